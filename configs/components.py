@@ -1,0 +1,143 @@
+"""Checks of a well-formed configuration against the things it names: registered heads and objectives, transformers bodies."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import Any
+
+import pydantic
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from model import HEADS, OBJECTIVES, SwapHeadConfig, blocks, final_norm
+
+from .errors import InputError
+from .load import nearest
+from .schema import BodyConfig, Choice, RunConfig
+
+# What building or instantiating a transformers configuration raises for values that do not fit together.
+_BODY_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+    StrictDataclassError,
+)
+_DERIVED = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
+
+
+def check_components(config: RunConfig) -> RunConfig:
+    """The configuration with the options of head and objective filled in. Raises InputError with every mistake found."""
+    problems: list[str] = []
+    head = _resolve("head", config.head, HEADS, problems)
+    objective = _resolve("objective", config.objective, OBJECTIVES, problems)
+    problems += _body_problems(config.body, config.data.sequence_length)
+    if problems:
+        raise InputError(*problems)
+    return config.model_copy(update={"head": head, "objective": objective})
+
+
+def _resolve(section: str, choice: Choice, table: dict[str, Any], problems: list[str]) -> Choice:
+    """``choice`` with all options of its kind; mistakes are appended to ``problems``."""
+    if choice.kind not in table:
+        known = ", ".join(sorted(table))
+        problems.append(f"{section}.kind: unknown kind {choice.kind!r}; registered: {known}{nearest(choice.kind, table)}")
+        return choice
+    plain = table[choice.kind].Options
+    strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    options = pydantic.dataclasses.dataclass(plain, config=strict, frozen=True)
+    try:
+        resolved = pydantic.TypeAdapter(options).validate_json(json.dumps(choice.options))
+    except pydantic.ValidationError as error:
+        problems += _option_problems(section, choice, [f.name for f in dataclasses.fields(plain)], error)
+        return choice
+    return Choice.model_validate({"kind": choice.kind, **dataclasses.asdict(resolved)})
+
+
+def _option_problems(section: str, choice: Choice, names: list[str], error: pydantic.ValidationError) -> list[str]:
+    """One line for each option that is wrong."""
+    messages: dict[str, list[str]] = {}
+    for e in error.errors():
+        key = f"{section}.{e['loc'][0]}" if e["loc"] else section
+        if e["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            has = f"it has {', '.join(names)}" if names else "it has no options"
+            text = f"no option of the kind {choice.kind}, {has}{nearest(str(e['loc'][0]), names)}"
+        elif e["type"] == "value_error":
+            text = str(e["ctx"]["error"])
+        else:
+            text = f"{e['msg'][:1].lower()}{e['msg'][1:]}, but is {json.dumps(e['input'])[:80]}"
+        messages.setdefault(key, []).append(text)
+    return [f"{key}: {'; or '.join(texts)}" for key, texts in messages.items()]
+
+
+def _body_problems(body: BodyConfig, sequence_length: int) -> list[str]:
+    if body.model_type is None:
+        return []
+    if body.model_type not in CONFIG_MAPPING:
+        hint = nearest(body.model_type, CONFIG_MAPPING.keys())
+        return [f"body.model_type: transformers knows no model type {body.model_type!r}{hint}"]
+    cls = CONFIG_MAPPING[body.model_type]
+    known = set(inspect.signature(cls.__init__).parameters) | set(getattr(cls, "attribute_map", {})) - {"self", "kwargs"}
+    known |= {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    problems = []
+    for field in body.fields:
+        if field in _DERIVED:
+            problems.append(f"body.{field}: follows from the data and the head; leave it out")
+        elif field not in known:
+            problems.append(f"body.{field}: no field of a {body.model_type} configuration{nearest(field, sorted(known))}")
+    if problems:
+        return problems
+    try:
+        text = body_config(body, sequence_length, vocab_size=512, special_id=0)
+        if text.max_position_embeddings < sequence_length:
+            return [
+                f"data.sequence_length: {sequence_length} is more than the body's {text.max_position_embeddings} positions"
+            ]
+        with torch.device("meta"):
+            skeleton = AutoModel.from_config(text)
+        final_norm(skeleton)
+        if len(blocks(skeleton)) == 0:
+            return ["body: this configuration has no transformer block; give it at least one layer"]
+    except _BODY_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return [f"body: transformers cannot build this {body.model_type}: {reason}"]
+    return []
+
+
+def body_config(body: BodyConfig, sequence_length: int, vocab_size: int, special_id: int) -> PreTrainedConfig:
+    """The transformers configuration of a new body. The number of positions is the sequence length unless stated.
+
+    Raises what transformers raises for fields of a wrong type or value.
+    """
+    assert body.model_type is not None
+    fields = body.fields
+    names = {"max_position_embeddings", CONFIG_MAPPING[body.model_type].attribute_map.get("max_position_embeddings")}
+    if not names & set(fields):
+        fields["max_position_embeddings"] = sequence_length
+    return AutoConfig.for_model(
+        body.model_type, vocab_size=vocab_size, bos_token_id=special_id, eos_token_id=special_id, **fields
+    )
+
+
+def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHeadConfig:
+    """The configuration of a run's model, its body new or (``body.checkpoint``) that of an existing checkpoint.
+
+    Raises InputError when the checkpoint cannot be read or its vocabulary is smaller than the tokenizer's.
+    """
+    if config.body.checkpoint is None:
+        text = body_config(config.body, config.data.sequence_length, vocab_size, special_id)
+    else:
+        try:
+            text = AutoConfig.from_pretrained(config.body.checkpoint, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"body.checkpoint: {config.body.checkpoint}: {str(error).splitlines()[0]}") from None
+        text = getattr(text, "text_config", text)
+        if text.vocab_size < vocab_size:
+            raise InputError(
+                f"body.checkpoint: {config.body.checkpoint} has {text.vocab_size} embeddings, the tokenizer {vocab_size} "
+                "tokens; set data.tokenizer to the checkpoint's own"
+            )
+    head = {"kind": config.head.kind, **config.head.options}
+    objective = {"kind": config.objective.kind, **config.objective.options}
+    return SwapHeadConfig(text, head=head, objective=objective)

@@ -1,0 +1,166 @@
+"""From a recipe file and dotted overrides to a checked :class:`RunConfig`, and back to YAML.
+
+All mistakes are reported at once, a line each: the key, what is wrong, and the nearest right key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pydantic
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import InputError
+from .schema import RunConfig, Section
+
+_KINDED = ("data", "head", "objective")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration in ``path``, on top of its ``base:`` recipe if it names one, with ``key.sub=value`` overrides.
+
+    An override that changes the kind of a section drops the file's options which the new kind does not have.
+    Raises InputError with every mistake found.
+    """
+    merged = _read_recipe(Path(path))
+    changes = _read_overrides(overrides)
+    _import_plugins(changes.get("plugins", merged.get("plugins")) or [])
+    for section in _KINDED:
+        old, new = merged.get(section), changes.get(section)
+        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+            known = _known_options(section, new["kind"])
+            merged[section] = {key: value for key, value in old.items() if key in known}
+    return validate(_merge(merged, changes))
+
+
+def validate(raw: dict[str, Any]) -> RunConfig:
+    """Check a plain dictionary against the schema, the registered heads and objectives, and the body's own configuration."""
+    try:
+        # Through JSON, because strict validation reads JSON types as they are and a Python dict more narrowly.
+        config = RunConfig.model_validate_json(json.dumps(raw))
+    except pydantic.ValidationError as error:
+        raise InputError(*(_problem(e) for e in error.errors())) from None
+    except TypeError as error:
+        raise InputError(f"configuration: a value has no place in a configuration: {error}") from None
+    from .components import check_components  # noqa: PLC0415  (imports torch: only for a configuration that is well formed)
+
+    return check_components(config)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads back to the same configuration."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise InputError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"--config {path}: not a valid YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"--config {path}: holds a {type(raw).__name__}, not a mapping of keys")
+    recipe: dict[str, Any] = {str(key): value for key, value in raw.items()}
+    base = recipe.pop("base", None)
+    if base is None:
+        return recipe
+    base_path = path.parent / str(base)
+    if base_path.resolve() == path.resolve():
+        raise InputError(f"--config {path}: base names the recipe itself")
+    return _merge(_read_recipe(base_path), recipe)
+
+
+def _read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    overrides = list(overrides)
+    wrong = [o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].strip() or o.startswith("-")]
+    if wrong:
+        raise InputError(*(f"{o}: an override has the form key.sub=value" for o in wrong))
+    try:
+        container = OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(f"overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _import_plugins(paths: Any) -> None:
+    """Import each plugin file, for what it registers."""
+    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
+        raise InputError("plugins: must be a list of Python files, for example plugins=[my_heads.py]")
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"plugins: {path}: no such file")
+        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"plugins: {path}: not a Python file (its name must end in .py)")
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+# --------------------------------------------------------------------------------------------------- telling the mistakes
+
+
+def _sections(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[pydantic.BaseModel]]]:
+    """Every section with its dotted name; each variant of a union comes under the same name."""
+    yield prefix, model
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            for variant in (kind, *get_args(kind)):
+                if isinstance(variant, type) and issubclass(variant, Section):
+                    yield from _sections(variant, f"{prefix}{name}.")
+
+
+def _known_options(section: str, kind: str) -> set[str]:
+    if section == "data":
+        variants = [m for name, m in _sections() if name == "data."]
+        return {f for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,) for f in m.model_fields}
+    from model.registry import HEADS, OBJECTIVES  # noqa: PLC0415
+    import model  # noqa: F401, PLC0415  isort:skip  (registers the built-in kinds)
+
+    registered: dict[str, Any] = {"head": HEADS, "objective": OBJECTIVES}[section]
+    return {f.name for f in dataclasses.fields(registered[kind].Options)} if kind in registered else set()
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """A hint for a misspelt word: '; did you mean x?', or nothing when nothing is near."""
+    candidates = [c for c in candidates if c != word]
+    leaf = word.rpartition(".")[2]
+    same_leaf = [c for c in candidates if "." in c and c.rpartition(".")[2] == leaf]
+    close = same_leaf[:1] or difflib.get_close_matches(word, candidates, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _problem(error: Any) -> str:
+    """One line for one pydantic error."""
+    tags = {get_args(m.model_fields["kind"].annotation)[0] for _, m in _sections() if "kind" in m.model_fields}
+    loc = [str(part) for part in error["loc"]]
+    key = ".".join(part for i, part in enumerate(loc) if i == 0 or part not in tags) or "configuration"
+    if error["type"] == "extra_forbidden":
+        keys = [prefix + field for prefix, model in _sections() for field in model.model_fields]
+        if key in keys:
+            return f"{key}: has no effect with this {key.rpartition('.')[0]}.kind; leave it out"
+        return f"{key}: unknown key{nearest(key, keys)}"
+    if error["type"] == "missing":
+        return f"{key}: is required and has no default; set it in the recipe or as {key}=..."
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    if error["type"].startswith("union_tag"):
+        return f"{key}.kind: {message}"
+    return f"{key}: {message}, but is {json.dumps(error['input'])[:80]}"

@@ -1,0 +1,173 @@
+"""The loss over a vocabulary, walked through in chunks of tokens.
+
+Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
+
+The gradient is computed in the forward pass, chunk by chunk, and only scaled in the backward pass: at any time C x V
+logits exist, never N x V. For a loss l(z_y, L, mean z) per token (see objectives.py), the gradient with respect to the
+logits is  dl/dL * exp(z_k - L) + dl/dmean / V  for k != y  and  dl/dz_y + dl/dmean / V  for k = y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .heads import Head, compute_dtype
+from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
+
+IGNORE_INDEX = -100
+CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
+
+
+@dataclass
+class TokenLosses:
+    """Sums and per-token values of one batch. Only ``objective_sum`` is differentiable."""
+
+    objective_sum: Tensor
+    """Sum of the objective over the valid tokens, ()."""
+    nll_sum: Tensor
+    """Sum of -log P_y in nats over the valid tokens, ()."""
+    valid_N: Tensor
+    """1.0 where the token counts, 0.0 where its label was -100."""
+    statistics: dict[str, Tensor]
+    """Per-token quantities (N,) by metric name; empty unless asked for. Where valid_N is 0 they mean nothing."""
+
+
+def chunked_loss(head: Head, objective: Objective, h_ND: Tensor, y_N: Tensor, statistics: bool = False) -> TokenLosses:
+    """Loss of hidden states h_ND against targets y_N (-100 is ignored) under a head and an objective.
+
+    With ``statistics``, quantities of the logits come along from the same pass. Gradients flow to h_ND and to the
+    parameters of the head; weight gradients are summed in float32.
+    """
+    dtype = compute_dtype(h_ND)
+    with torch.autocast(h_ND.device.type, enabled=False):
+        f_ND = head.features(h_ND, dtype)
+        objective_sum, nll_sum, valid_N, names, *values = _ChunkedLoss.apply(
+            head, objective, y_N, statistics, torch.is_grad_enabled(), f_ND, head.shift(f_ND), *head.classes(dtype)
+        )
+    return TokenLosses(objective_sum, nll_sum, valid_N, dict(zip(names, values, strict=True)))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: Head,
+        objective: Objective,
+        y_N: Tensor,
+        statistics: bool,
+        with_gradient: bool,
+        f_ND: Tensor,
+        shift_N: Tensor,
+        *classes: Tensor,
+    ) -> tuple[Any, ...]:
+        valid_N = (y_N != IGNORE_INDEX).to(shift_N.dtype)
+        y_N = y_N.clamp(min=0)
+        matrices = tuple(c.to(f_ND.dtype) if c.dim() == 2 else c for c in classes)
+        df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
+        gradients = [torch.zeros_like(c) for c in classes] if with_gradient else []
+        pieces: list[dict[str, Tensor]] = []
+        rows = CHUNK_ROWS.get(f_ND.device.type, CHUNK_ROWS["cuda"])
+        for start in range(0, y_N.shape[0], rows):
+            c = slice(start, start + rows)
+            chunk = _Chunk(head, objective, f_ND[c], shift_N[c], y_N[c], valid_N[c], matrices)
+            pieces.append(chunk.evaluate(statistics))
+            if with_gradient:
+                dz_CV, dshift_N[c] = chunk.logit_gradient()
+                df_ND[c] = head.accumulate_gradients(dz_CV, chunk.f_CD, matrices, gradients)
+        per_token = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        objective_sum = (per_token.pop("objective") * valid_N).sum()
+        nll_sum = (per_token.pop("nll") * valid_N).sum()
+        if with_gradient:
+            ctx.save_for_backward(df_ND, dshift_N, *gradients)
+        outputs = (nll_sum, valid_N, *per_token.values())
+        ctx.mark_non_differentiable(*outputs)
+        return objective_sum, nll_sum, valid_N, tuple(per_token), *per_token.values()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Any, ...]:
+        return None, None, None, None, None, *(g * d_objective.to(g.dtype) for g in ctx.saved_tensors)
+
+
+class _Chunk:
+    """The logits of C tokens and what follows from them."""
+
+    def __init__(
+        self,
+        head: Head,
+        objective: Objective,
+        f_CD: Tensor,
+        shift_C: Tensor,
+        y_C: Tensor,
+        valid_C: Tensor,
+        classes: tuple[Tensor, ...],
+    ) -> None:
+        self.head, self.objective = head, objective
+        self.f_CD, self.shift_C, self.y_C1, self.valid_C = f_CD, shift_C, y_C[:, None], valid_C
+        self.z_CV = head.logits(f_CD, *classes)
+        self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
+
+    def evaluate(self, statistics: bool) -> dict[str, Tensor]:
+        """Loss, NLL and (if asked for) statistics per token. Leaves exp(z - max) of the negatives in ``exp_CV``."""
+        # The target is masked before the log-sum-exp: subtracting exp(z_y) from the full sum afterwards would cancel.
+        self.z_CV.scatter_(1, self.y_C1, float("-inf"))
+        max_C1 = self.z_CV.amax(1, keepdim=True)
+        keep_logits = statistics or self.objective.uses_mean
+        self.exp_CV = (self.z_CV - max_C1 if keep_logits else self.z_CV.sub_(max_C1)).exp_()
+        self.sum_C = self.exp_CV.sum(1)
+        negatives_C = self.sum_C.log() + max_C1.squeeze(1) + self.shift_C
+        mean_C = negatives_C
+        if keep_logits:
+            self.z_CV.scatter_(1, self.y_C1, (self.true_C - self.shift_C)[:, None])
+            mean_C = self.z_CV.mean(1) + self.shift_C
+        with torch.enable_grad():
+            self.t = TokenLogits(*(x.detach().requires_grad_() for x in (self.true_C, negatives_C, mean_C)))
+            self.loss_C = self.objective.loss(self.t)
+        with torch.no_grad():
+            result = {"objective": self.loss_C.detach(), "nll": negative_log_likelihood(self.t)}
+            if statistics:
+                result |= self._statistics(max_C1.squeeze(1) + self.shift_C)
+        return result
+
+    def _statistics(self, negative_max_C: Tensor) -> dict[str, Tensor]:
+        t = self.t
+        vocab_size = self.z_CV.shape[1]
+        mean_square_C = torch.linalg.vector_norm(self.z_CV, dim=1).square() / vocab_size
+        # Entropy of the negatives alone; those of P and Q follow, as both share the same renormalised negatives.
+        mean_negative_C = torch.linalg.vecdot(self.exp_CV, self.z_CV) / self.sum_C + self.shift_C
+        entropy_negatives_C = t.negatives - mean_negative_C
+        log_odds_C = t.true - t.negatives
+        result = {
+            "logit/max": torch.maximum(negative_max_C, t.true),
+            "logit/mean": t.mean.detach(),
+            "logit/std": (mean_square_C - (t.mean - self.shift_C).square()).clamp(min=0).sqrt(),
+            "logit/logsumexp": log_partition(t),
+            "entropy/p": _mixture_entropy(log_odds_C, entropy_negatives_C),
+        }
+        if self.head.bounded or self.objective.uses_weight:
+            result["tfsd/weight"] = tfsd_weight(t)
+            result["tfsd/target_entropy"] = _mixture_entropy(-t.negatives, entropy_negatives_C)
+        return {name: value.detach() for name, value in (result | self.head.statistics(t.true)).items()}
+
+    def logit_gradient(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the summed loss with respect to the chunk's logits (C, V) and to the shift (C,). Consumes ``exp_CV``."""
+        leaves = (self.t.true, self.t.negatives, self.t.mean)
+        d_true_C, d_negatives_C, d_mean_C = torch.autograd.grad(
+            self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
+        )
+        dz_CV = self.exp_CV.mul_((d_negatives_C / self.sum_C)[:, None])
+        dz_CV.scatter_(1, self.y_C1, d_true_C[:, None])
+        if self.objective.uses_mean:
+            dz_CV += (d_mean_C / dz_CV.shape[1])[:, None]
+        return dz_CV, d_true_C + d_negatives_C + d_mean_C
+
+
+def _mixture_entropy(log_odds_true: Tensor, entropy_negatives: Tensor) -> Tensor:
+    """Entropy in nats of: the target with probability sigmoid(log_odds), else one of the negatives."""
+    p_negative = torch.sigmoid(-log_odds_true)
+    binary = torch.nn.functional.softplus(log_odds_true) - torch.sigmoid(log_odds_true) * log_odds_true
+    return binary + p_negative * entropy_negatives

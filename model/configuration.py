@@ -1,0 +1,33 @@
+"""The transformers configuration of a body with a swapped head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class SwapHeadConfig(PreTrainedConfig):
+    """A decoder's own configuration (``text_config``) plus the head and the objective by kind and options."""
+
+    model_type = "swap_head"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (the shape transformers asks for)
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        objective: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(text_config, dict):
+            fields = dict(text_config)
+            text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        # transformers builds a configuration without arguments to find out what differs from the defaults.
+        self.text_config = text_config if text_config is not None else AutoConfig.for_model("gpt2")
+        self.head = dict(head or {"kind": "linear"})
+        self.objective = dict(objective or {"kind": "ce"})
+        kwargs.setdefault("tie_word_embeddings", bool(self.head.get("tied", True)))
+        for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(self.text_config, name, None))
+        super().__init__(**kwargs)

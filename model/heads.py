@@ -1,0 +1,259 @@
+"""Output heads: from hidden states to one logit per token of the vocabulary.
+
+Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
+
+A head splits its work so that a loss can walk over the tokens in chunks and never hold N x V logits:
+
+- ``features(h_ND)``   token side, once: f_ND
+- ``classes()``        vocabulary side, once: the tensors that ``logits`` needs beside the features
+- ``logits(f_CD, *classes)``   the logits of a chunk *up to a constant per token*
+- ``shift(f_ND)``      that constant: what to add to the logits of a token to get its true logits
+- ``target_logits``    the true logit of each token's target, computed exactly
+
+All of it runs outside autocast. Matrices enter the matrix product in the compute dtype (bfloat16 under bf16 autocast);
+norms, distances and results are float32, computed from the same rounded values that enter the product.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .registry import register_head
+
+Normalization = Literal["none", "layernorm", "batchnorm"]
+CentroidInit = Literal["normal", "small_uniform", "unit"]
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for sums, norms and losses over values of ``dtype``: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def compute_dtype(h: Tensor) -> torch.dtype:
+    """The dtype of matrix products on ``h``: autocast's where autocast is on, else that of ``h``."""
+    device = h.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` as it looks after rounding to ``dtype``, in x's own dtype; the gradient passes unrounded."""
+    if x.dtype == dtype:
+        return x
+    return x + (x.detach().to(dtype).to(x.dtype) - x.detach())
+
+
+def product(a_CD: Tensor, b_VD: Tensor) -> Tensor:
+    """a @ b.T with a result in float32 (float64 for float64 inputs), whatever the inputs' dtype."""
+    wide = wide_dtype(a_CD.dtype)
+    if a_CD.is_cuda and a_CD.dtype != wide:
+        return torch.mm(a_CD, b_VD.T, out_dtype=wide)
+    return (a_CD @ b_VD.T).to(wide)
+
+
+class Head(nn.Module):
+    """Base of all heads. ``weight`` (V, D) is what is tied to the input embedding when ``options.tied`` is true.
+
+    A new head defines ``logits`` at least; ``features``, ``classes``, ``shift`` and ``target_logits`` have defaults that
+    suit a head whose logits need no constant per token. See "Adding a head" in the README.
+    """
+
+    bounded = False
+    """Whether logits are at most 0, reached where the hidden state equals the class vector: then TFSD's weight is in [0, 1)."""
+
+    @dataclass(frozen=True)
+    class Options:
+        tied: bool = True
+        """Share one parameter between input and output embedding."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Initialise what is the head's own, beside ``weight``, which starts like an embedding of the body."""
+
+    def features(self, h_ND: Tensor, dtype: torch.dtype) -> Tensor:
+        """Token side of the logits, in the compute dtype."""
+        return h_ND.to(dtype)
+
+    def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Vocabulary side of the logits, in the parameters' dtype (at least float32); ``dtype`` is the compute dtype."""
+        return (self.weight.to(wide_dtype(self.weight.dtype)),)
+
+    def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
+        """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32."""
+        raise TypeError(f"{type(self).__name__} must define logits()")
+
+    def shift(self, f_ND: Tensor) -> Tensor:
+        """The constant (N,) which ``logits`` leaves out for each token."""
+        return torch.zeros(f_ND.shape[0], dtype=wide_dtype(f_ND.dtype), device=f_ND.device)
+
+    @torch.no_grad()
+    def target_logits(self, f_CD: Tensor, y_C: Tensor, z_CV: Tensor, shift_C: Tensor, *classes: Tensor) -> Tensor:
+        """True logits (C,) of the targets; by default those among the chunk's logits."""
+        return z_CV.gather(1, y_C[:, None]).squeeze(1) + shift_C
+
+    def accumulate_gradients(
+        self, dz_CV: Tensor, f_CD: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]
+    ) -> Tensor:
+        """Add the gradients of the class tensors to ``gradients`` and return that of ``f_CD``, given that of the logits."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (f_CD, *classes)]
+            df_CD, *parts = torch.autograd.grad(self.logits(*leaves), leaves, dz_CV)
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient += part
+        return df_CD
+
+    def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
+        """Per-token quantities (N,) for telemetry which only this head has, by metric name; from the true targets' logits."""
+        return {}
+
+    def forward(self, h: Tensor) -> Tensor:
+        """True logits (..., V) in float32 of hidden states (..., D). For generation and probes; training never calls it."""
+        dtype = compute_dtype(h)
+        with torch.autocast(h.device.type, enabled=False):
+            f_ND = self.features(h.reshape(-1, h.shape[-1]), dtype)
+            classes = tuple(c.to(dtype) if c.dim() == 2 else c for c in self.classes(dtype))
+            logits_NV = self.logits(f_ND, *classes) + self.shift(f_ND)[:, None]
+        return logits_NV.view(*h.shape[:-1], -1)
+
+
+class AffineHead(Head):
+    """A head whose chunk logits are ``f @ A.T`` or ``f @ A.T + b`` with ``classes() == (A,)`` or ``(A, b)``."""
+
+    def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
+        z_CV = product(f_CD, classes[0])
+        return z_CV.add_(classes[1]) if len(classes) == 2 else z_CV
+
+    def accumulate_gradients(
+        self, dz_CV: Tensor, f_CD: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]
+    ) -> Tensor:
+        if len(classes) == 2:
+            gradients[1] += dz_CV.sum(0)
+        dz_CV = dz_CV.to(f_CD.dtype)
+        if gradients[0].dtype == f_CD.dtype:
+            gradients[0].addmm_(dz_CV.T, f_CD)
+        else:
+            gradients[0] += dz_CV.T @ f_CD  # the sum over chunks is float32 even where a chunk's product is not
+        return dz_CV @ classes[0]
+
+
+@register_head("linear")
+class LinearHead(AffineHead):
+    """z_k = h . w_k (+ b_k): the usual unembedding."""
+
+    @dataclass(frozen=True)
+    class Options:
+        tied: bool = True
+        bias: bool = False
+
+    def __init__(self, hidden_size: int, vocab_size: int, options: Options) -> None:
+        super().__init__(hidden_size, vocab_size, options)
+        self.bias = nn.Parameter(torch.empty(vocab_size)) if options.bias else None
+
+    def reset_parameters(self) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        (weight,) = super().classes(dtype)
+        return (weight,) if self.bias is None else (weight, self.bias.to(weight.dtype))
+
+
+@register_head("metric")
+class MetricHead(AffineHead):
+    """z_k = -g ||h - w_k||^2: logits from squared Euclidean distances to the token embeddings (mathematics in docs/mathematics.md).
+
+    Evaluated as f @ w_k + b_k + shift with f = 2 g h, b_k = -g ||w_k||^2, shift = -g ||h||^2: one matrix product, the
+    shift kept out of it. The target's logit is computed from the difference h - w_y itself and never positive.
+    """
+
+    bounded = True
+
+    @dataclass(frozen=True)
+    class Options:
+        tied: bool = True
+        scale: float | Literal["article", "linear_equivalent", "learned"] = "linear_equivalent"
+        """g: a number; article = 1/sqrt(8 D) (Pisoni 2026); linear_equivalent = 1/2, which gives the linear head's logits
+        plus the bias -||w_k||^2/2; learned = a parameter that starts at 1/2."""
+        feature_norm: Normalization = "none"
+        """Normalisation, without gain or bias, of the hidden states before the distance (tip 2 of the article)."""
+        centroid_norm: Normalization = "none"
+        """The same for the embeddings as centroids: per row (layernorm) or per dimension over the vocabulary (batchnorm)."""
+        init: CentroidInit = "normal"
+        """Centroids at the start: normal = as the body initialises embeddings; small_uniform = U(-1/D, 1/D) (tip 1);
+        unit = random directions of length 1."""
+
+        def __post_init__(self) -> None:
+            if not isinstance(self.scale, str) and not self.scale > 0:
+                raise ValueError(f"scale must be positive, not {self.scale}")
+
+    def __init__(self, hidden_size: int, vocab_size: int, options: Options) -> None:
+        super().__init__(hidden_size, vocab_size, options)
+        # Shape (1,), not (): FSDP2 refuses scalar parameters.
+        self.log_scale = nn.Parameter(torch.empty(1)) if options.scale == "learned" else None
+        fixed = {"article": 1 / math.sqrt(8 * hidden_size), "linear_equivalent": 0.5, "learned": 0.5}
+        self.initial_scale = fixed[options.scale] if isinstance(options.scale, str) else float(options.scale)
+        self.batch_norm: nn.BatchNorm1d | None = None
+        if options.feature_norm == "batchnorm":
+            warnings.warn(
+                "head.feature_norm=batchnorm mixes statistics over all positions of the batch: in a causal model the "
+                "prediction at one position then depends on later tokens, so training losses are not comparable",
+                stacklevel=2,
+            )
+            self.batch_norm = nn.BatchNorm1d(hidden_size, affine=False)
+
+    def reset_parameters(self) -> None:
+        if self.log_scale is not None:
+            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
+        if self.batch_norm is not None:
+            self.batch_norm.reset_running_stats()
+
+    @torch.no_grad()
+    def reset_centroids(self) -> None:
+        """Initialise ``weight`` as ``options.init`` says; "normal" leaves the body's own initialisation."""
+        if self.options.init == "small_uniform":
+            nn.init.uniform_(self.weight, -1 / self.weight.shape[1], 1 / self.weight.shape[1])
+        elif self.options.init == "unit":
+            nn.init.normal_(self.weight)
+            self.weight /= self.weight.norm(dim=1, keepdim=True)
+
+    def scale(self) -> float | Tensor:
+        """g, as a number or (learned) as a tensor of shape (1,)."""
+        return self.initial_scale if self.log_scale is None else self.log_scale.exp()
+
+    def features(self, h_ND: Tensor, dtype: torch.dtype) -> Tensor:
+        h_ND = h_ND.to(wide_dtype(h_ND.dtype))
+        if self.options.feature_norm == "layernorm":
+            h_ND = F.layer_norm(h_ND, h_ND.shape[-1:])
+        elif self.batch_norm is not None:
+            h_ND = self.batch_norm(h_ND)
+        return (2 * self.scale() * h_ND).to(dtype)
+
+    def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        (w_VD,) = super().classes(dtype)
+        if self.options.centroid_norm == "layernorm":
+            w_VD = F.layer_norm(w_VD, w_VD.shape[-1:])
+        elif self.options.centroid_norm == "batchnorm":
+            w_VD = F.batch_norm(w_VD, None, None, training=True)
+        return w_VD, -self.scale() * rounded(w_VD, dtype).square().sum(1)
+
+    def shift(self, f_ND: Tensor) -> Tensor:
+        return f_ND.to(wide_dtype(f_ND.dtype)).square().sum(1) / (-4 * self.scale())
+
+    @torch.no_grad()
+    def target_logits(self, f_CD: Tensor, y_C: Tensor, z_CV: Tensor, shift_C: Tensor, *classes: Tensor) -> Tensor:
+        wide, scale = shift_C.dtype, self.scale()
+        h_CD = f_CD.to(wide) / (2 * scale)
+        return -scale * (h_CD - classes[0][y_C].to(wide)).square().sum(1)
+
+    def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
+        return {"metric/true_distance": (-true_N / self.scale()).sqrt()}

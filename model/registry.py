@@ -1,0 +1,41 @@
+"""Heads and objectives by name.
+
+A head or an objective is a class with a nested frozen dataclass ``Options``; registering it makes ``head.kind`` or
+``objective.kind`` accept its name, and its options become configuration keys of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from .heads import Head
+    from .objectives import Objective
+
+HEADS: dict[str, type[Head]] = {}
+OBJECTIVES: dict[str, type[Objective]] = {}
+
+T = TypeVar("T", bound=type)
+
+
+def _register(table: dict[str, T], kind: str) -> Callable[[T], T]:
+    def add(cls: T) -> T:
+        known = table.get(kind)
+        # The same class may come twice under two module names: from the project and from a checkpoint's own copy.
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise ValueError(f"{kind!r} is already registered by {known.__module__}.{known.__qualname__}")
+        table[kind] = cls
+        return cls
+
+    return add
+
+
+def register_head(kind: str) -> Callable[[type[Head]], type[Head]]:
+    """Class decorator: make ``head.kind: <kind>`` build this head. Raises ValueError when the name is taken."""
+    return _register(HEADS, kind)
+
+
+def register_objective(kind: str) -> Callable[[type[Objective]], type[Objective]]:
+    """Class decorator: make ``objective.kind: <kind>`` build this objective. Raises ValueError when the name is taken."""
+    return _register(OBJECTIVES, kind)

@@ -1,0 +1,1 @@
+"""What is watched in a run, and what is done about it."""

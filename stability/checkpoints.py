@@ -1,0 +1,102 @@
+"""Checkpoints: complete or absent, never partial.
+
+A checkpoint directory is a transformers model directory (safetensors, tokenizer, the model's own code) with
+optimizer.safetensors and trainer_state.json beside it. It is written under another name, flushed to disk and renamed.
+Random streams need no state: each is a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+STATE_FILE = "trainer_state.json"
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run directory, oldest first."""
+    folder = run / "checkpoints"
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted((p for p in found if (p / STATE_FILE).is_file()), key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name, whole and on the CPU also when the parameters are sharded. All ranks call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def write_checkpoint(
+    run: Path, step: int, save_model: Callable[[Path], None], tensors: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of ``step``; ``save_model`` fills the directory it is given. Main process only."""
+    final = run / "checkpoints" / f"step_{step:08d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    for leftover in (temporary, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_model(temporary)
+    save_file(tensors, temporary / _OPTIMIZER_FILE)
+    (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n", encoding="utf-8")
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in temporary.iterdir():
+        path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
+        _flush(path)
+    _flush(temporary)
+    temporary.rename(final)
+    _flush(final.parent)
+    return final
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the one with the lowest validation NLL."""
+    checkpoints = list_checkpoints(run)
+    scores = {p: read_state(p)["validation_nll"] for p in checkpoints}
+    stays = {*checkpoints[-keep:], min(checkpoints, key=lambda p: scores[p])}
+    for path in checkpoints:
+        if path not in stays:
+            # Renamed first: a directory that is half deleted must not look like a checkpoint.
+            doomed = path.with_name(f".{path.name}.old")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """trainer_state.json of a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore the optimizer's state, for whatever sharding the model has now."""
+    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+    # The hyperparameters are the configuration's and not the checkpoint's.
+    current = get_optimizer_state_dict(model, optimizer, options=options)
+    tensors = load_file(checkpoint / _OPTIMIZER_FILE)
+    set_optimizer_state_dict(model, optimizer, {**current, **tensors}, options=options)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

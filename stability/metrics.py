@@ -1,0 +1,84 @@
+"""The one list of metric names: unit, reduction over tokens and ranks, meaning.
+
+``<group>`` stands for embedding, layer_NN, norm or head; ``NN`` for the index of a block, from 00.
+``python -m stability.metrics`` prints the list as the table in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["mean", "max", "same", "host"]
+"""mean, max: over all tokens of the step, on all ranks. same: already equal on all ranks (synchronised gradients,
+replicated parameters). host: known without a measurement, or measured on the main process."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the list."""
+
+    name: str
+    unit: str
+    reduction: Reduction
+    meaning: str
+
+
+METRICS = (
+    Metric("step", "1", "host", "optimizer steps taken, from 1"),
+    Metric("tokens", "tokens", "host", "target tokens seen up to and including this step"),
+    Metric("lr", "1", "host", "learning rate of this step"),
+    Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable over all heads and objectives"),
+    Metric("loss/objective", "nats/token", "mean", "the objective that is minimised"),
+    Metric("validation/nll", "nats/token", "mean", "loss/nll on the fixed validation set, after this step's update"),
+    Metric("validation/objective", "nats/token", "mean", "loss/objective on the fixed validation set"),
+    Metric("grad_norm/total", "nats", "same", "L2 norm of the whole gradient, before clipping"),
+    Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping"),
+    Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update"),
+    Metric("update_rms/<group>", "1", "same", "root mean square of the change the optimizer made to the group's parameters"),
+    Metric("hidden_norm/layer_NN/mean", "1", "mean", "L2 norm of the residual stream after block NN"),
+    Metric("hidden_norm/layer_NN/max", "1", "max", "the same, largest token"),
+    Metric("hidden_norm/pre_final/mean", "1", "mean", "L2 norm of the residual stream before the last normalisation"),
+    Metric("hidden_norm/pre_final/max", "1", "max", "the same, largest token"),
+    Metric("hidden_norm/final/mean", "1", "mean", "L2 norm of the hidden state after the last normalisation, as the head gets it"),
+    Metric("hidden_norm/final/max", "1", "max", "the same, largest token"),
+    Metric("embedding_norm/mean", "1", "same", "L2 norm of the output embeddings (centroids), mean over the vocabulary"),
+    Metric("embedding_norm/max", "1", "same", "the same, largest row"),
+    Metric("logit/max", "nats", "max", "largest logit of any token"),
+    Metric("logit/mean", "nats", "mean", "mean logit over the vocabulary"),
+    Metric("logit/std", "nats", "mean", "standard deviation of the logits over the vocabulary"),
+    Metric("logit/logsumexp", "nats", "mean", "log partition function"),
+    Metric("entropy/p", "nats", "mean", "entropy of the predicted distribution P"),
+    Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid"),
+    Metric("tfsd/weight_mean", "1", "mean", "TFSD weight c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of cross-entropy"),
+    Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 1%"),
+    Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),
+    Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q"),
+    Metric("throughput/tokens_per_second", "tokens/s", "host", "over the steps since the last transfer, evaluation and checkpoints left out"),
+    Metric("memory/peak_bytes", "bytes", "host", "peak memory of the main process: allocated on its GPU, else resident"),
+)  # fmt: skip
+
+_PATTERNS = [
+    (re.compile(re.escape(m.name).replace("<group>", r"(embedding|norm|head|layer_\d+)").replace("NN", r"\d+")), m)
+    for m in METRICS
+]
+
+
+def describe(name: str) -> Metric:
+    """The entry that covers ``name``. Raises KeyError for a name that is not on the list."""
+    for pattern, metric in _PATTERNS:
+        if pattern.fullmatch(name):
+            return metric
+    raise KeyError(f"{name!r} is not in stability/metrics.py")
+
+
+def table() -> str:
+    """The list as a Markdown table."""
+    rows = ["| metric | unit | reduction | meaning |", "| --- | --- | --- | --- |"]
+    rows += [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,239 @@
+"""What a training step measures, on the device and without waiting for it.
+
+Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P parameters (tensors).
+
+Hooks on the blocks and on the final normalisation keep norms per token; the loss brings its own per-token statistics;
+gradients, parameters and updates are summed up by group. At the end of a step :meth:`Telemetry.collect` reduces all of it
+over micro-batches and ranks into one dictionary of 0-d device tensors. Nothing here reads a value on the host.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .metrics import describe
+
+WEIGHT_BINS = 1600
+"""Histogram bins of log10 c between 1e-16 and 1: a bin is 2.3% wide, so a quantile is within 1.2%."""
+_WEIGHT_DECADES = 16
+
+
+class Losses(Protocol):
+    """What a forward pass reports about its tokens."""
+
+    objective_sum: Tensor
+    nll_sum: Tensor
+    valid_N: Tensor
+    statistics: dict[str, Tensor]
+
+
+def parameter_groups(
+    names: Sequence[str], embedding_prefix: str, blocks_prefix: str, head_prefix: str
+) -> dict[str, list[int]]:
+    """Indices of the parameters in each group: embedding, layer_NN, norm and head.
+
+    A tied output weight counts as embedding. Norms inside a block belong to its layer; ``norm`` is the final one.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        layer = re.match(re.escape(blocks_prefix) + r"\.(\d+)\.", name)
+        if layer:
+            group = f"layer_{int(layer[1]):02d}"
+        elif name.startswith(head_prefix):
+            group = "head"
+        elif name.startswith(embedding_prefix) or "emb" in name or re.search(r"\bwpe\b", name):
+            group = "embedding"
+        else:
+            group = "norm"
+        groups.setdefault(group, []).append(index)
+    return groups
+
+
+class GroupNorms:
+    """L2 norms of lists of tensors, by group, in two small device operations whatever the number of tensors."""
+
+    def __init__(self, groups: dict[str, list[int]], parameters: Sequence[Tensor]) -> None:
+        self.names = list(groups)
+        device = parameters[0].device
+        self.members_GP = torch.zeros(len(groups), len(parameters), device=device)
+        for row, indices in enumerate(groups.values()):
+            self.members_GP[row, indices] = 1
+        assert bool((self.members_GP.sum(0) == 1).all()), "every parameter must be in exactly one group"
+        counts = [sum(parameters[i].numel() for i in indices) for indices in groups.values()]
+        self.root_count_G = torch.tensor([math.sqrt(c) for c in counts], device=device)
+
+    @torch.no_grad()
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Norm of each group (G,) and of all tensors together (), in float32."""
+        norms = torch.stack(torch._foreach_norm(list(tensors)))
+        if isinstance(norms, DTensor):  # sharded parameters: the norms of the shards are combined here
+            norms = norms.full_tensor()
+        squares = norms.float().square()
+        return (self.members_GP @ squares).sqrt(), squares.sum().sqrt()
+
+
+class Telemetry:
+    """Measures of one training step at a time. See the module's docstring; names are those of metrics.py."""
+
+    def __init__(
+        self,
+        body: nn.Module,
+        blocks: Sequence[nn.Module],
+        final_norm: nn.Module,
+        head: nn.Module,
+        named_parameters: dict[str, nn.Parameter],
+        groups: dict[str, list[int]],
+        enabled: bool = True,
+    ) -> None:
+        self.body, self.head, self.enabled = body, head, enabled
+        self.parameters = list(named_parameters.values())
+        self.group_norms = GroupNorms(groups, self.parameters)
+        self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
+        self._reset()
+        self._handles = self._add_hooks(blocks, final_norm) if enabled else []
+
+    def _reset(self) -> None:
+        self.norms: dict[str, list[Tensor]] = {}
+        self.losses: list[Losses] = []
+        self.step_values: dict[str, Tensor] = {}
+
+    def _add_hooks(self, blocks: Sequence[nn.Module], final_norm: nn.Module) -> list[Any]:
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, arguments: Any, output: Any = None) -> None:
+                if module.training:  # an evaluation leaves no trace
+                    value = output if output is not None else arguments
+                    h_BTD = value[0] if isinstance(value, tuple) else value
+                    with torch.no_grad():
+                        self.norms.setdefault(name, []).append(torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten())
+
+            return hook
+
+        handles = [b.register_forward_hook(keep(f"hidden_norm/layer_{i:02d}")) for i, b in enumerate(blocks)]
+        handles.append(final_norm.register_forward_pre_hook(keep("hidden_norm/pre_final")))
+        handles.append(final_norm.register_forward_hook(keep("hidden_norm/final")))
+        return handles
+
+    def add_losses(self, losses: Losses) -> None:
+        """Take in the losses of one micro-batch."""
+        self.losses.append(losses)
+
+    @torch.no_grad()
+    def before_update(self) -> Tensor:
+        """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ()."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        groups, total = self.group_norms(gradients)
+        self.step_values["grad_norm/total"] = total
+        if self.enabled:
+            self._store("grad_norm", groups)
+            self._store("param_norm", self.group_norms(self.parameters)[0])
+            norms_V = torch.linalg.vector_norm(_full(self.head.weight), dim=1)
+            self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
+            torch._foreach_copy_(self.before, self.parameters)
+        return total
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Measure what the optimizer's step changed."""
+        if self.enabled:
+            torch._foreach_sub_(self.before, self.parameters)
+            self._store("update_rms", self.group_norms(self.before)[0] / self.group_norms.root_count_G)
+
+    def _store(self, kind: str, values_G: Tensor) -> None:
+        self.step_values |= {f"{kind}/{name}": v for name, v in zip(self.group_norms.names, values_G.unbind(), strict=True)}
+
+    @torch.no_grad()
+    def loss_values(self) -> dict[str, Tensor]:
+        """loss/nll and loss/objective of the step so far, reduced over micro-batches and ranks."""
+        sums = torch.stack(
+            [
+                sum((x.objective_sum.detach() for x in self.losses), start=torch.zeros_like(self.losses[0].nll_sum)),
+                sum((x.nll_sum for x in self.losses), start=torch.zeros_like(self.losses[0].nll_sum)),
+                torch.stack([x.valid_N.sum() for x in self.losses]).sum(),
+            ]
+        )
+        all_reduce(sums, "sum")
+        return {"loss/objective": sums[0] / sums[2], "loss/nll": sums[1] / sums[2]}
+
+    @torch.no_grad()
+    def collect(self) -> dict[str, Tensor]:
+        """Everything measured since the last call, by metric name, as 0-d tensors equal on all ranks."""
+        sums: dict[str, Tensor] = {}
+        maxima: dict[str, Tensor] = {}
+        histogram = None
+        if self.enabled:
+            for name, pieces in self.norms.items():
+                norms_N = torch.cat(pieces)
+                sums[f"{name}/mean"], maxima[f"{name}/max"] = norms_N.mean(), norms_N.max()
+            histogram = self._reduce_statistics(sums, maxima)
+        values = self.step_values | self._over_ranks(sums, maxima)
+        if histogram is not None:
+            all_reduce(histogram, "sum")
+            values["tfsd/weight_p10"] = weight_quantile(histogram, 0.1)
+        self._reset()
+        return values
+
+    def _reduce_statistics(self, sums: dict[str, Tensor], maxima: dict[str, Tensor]) -> Tensor | None:
+        """Fill in this rank's means and maxima of the per-token statistics; returns the histogram of the TFSD weight."""
+        valid_N = torch.cat([x.valid_N for x in self.losses]) > 0
+        count = valid_N.sum().clamp(min=1)
+        histogram = None
+        for name in self.losses[0].statistics:
+            value_N = torch.cat([x.statistics[name] for x in self.losses])
+            if name == "tfsd/weight":
+                sums["tfsd/weight_mean"] = torch.where(valid_N, value_N, 0).sum() / count
+                sums["tfsd/weight_below_1pct"] = (valid_N & (value_N < 0.01)).sum() / count
+                histogram = weight_histogram(value_N, valid_N)
+            elif describe(name).reduction == "max":
+                maxima[name] = torch.where(valid_N, value_N, -math.inf).max()
+            else:
+                sums[name] = torch.where(valid_N, value_N, 0).sum() / count
+        return histogram
+
+    def _over_ranks(self, means: dict[str, Tensor], maxima: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Token-weighted means and maxima over ranks, each kind in one collective."""
+        if world_size() == 1 or not means:
+            return means | maxima
+        count = torch.stack([x.valid_N.sum() for x in self.losses]).sum()
+        mean_values = torch.stack([*(v.float() * count for v in means.values()), count.float()])
+        max_values = torch.stack([v.float() for v in maxima.values()])
+        all_reduce(mean_values, "sum")
+        all_reduce(max_values, "max")
+        reduced = dict(zip(means, (mean_values[:-1] / mean_values[-1]).unbind(), strict=True))
+        return reduced | dict(zip(maxima, max_values.unbind(), strict=True))
+
+
+def weight_histogram(weight_N: Tensor, valid_N: Tensor) -> Tensor:
+    """Counts (WEIGHT_BINS,) of log10 of the valid weights, from 1e-16 (and below) to 1. Sums over ranks are exact."""
+    position = (weight_N.clamp(1e-16, 1).log10() + _WEIGHT_DECADES) * (WEIGHT_BINS / _WEIGHT_DECADES)
+    bins_N = position.nan_to_num(0).long().clamp(0, WEIGHT_BINS - 1)
+    return torch.zeros(WEIGHT_BINS, device=weight_N.device).scatter_add_(0, bins_N, valid_N.float())
+
+
+def weight_quantile(histogram: Tensor, q: float) -> Tensor:
+    """The centre of the bin that holds quantile ``q`` of the weights."""
+    cumulative = histogram.cumsum(0)
+    index = (cumulative < q * cumulative[-1]).sum()
+    return 10 ** ((index + 0.5) * (_WEIGHT_DECADES / WEIGHT_BINS) - _WEIGHT_DECADES)
+
+
+def world_size() -> int:
+    """Number of ranks, 1 outside distributed runs."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce(values: Tensor, operation: str) -> None:
+    """Sum or maximum over ranks, in place; nothing to do on one rank."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
+
+
+def _full(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
