@@ -13,21 +13,16 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED, InputError, exit_status
+from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, exit_status
 from configs.load import dump_config, load_config
 from configs.schema import Constant, Cosine, OptimizerConfig, RunConfig
-
-SPIKE_SIGNALS = ("loss/nll", "grad_norm/total")
-# What may change between a run and its continuation without changing its curves.
-FREE_KEYS = ("output_dir", "resume", "checkpoint", "trackers", "telemetry.flush_every", "train.micro_batch_size", "data.cache_dir")  # fmt: skip
+from configs.seeds import stream_seed
+from stability.signals import stop_signals
 
 
 def main() -> int:
@@ -40,7 +35,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(dump_config(config), end="")
-        return 0
+        return EXIT_FINISHED
     return train(config)
 
 
@@ -48,19 +43,18 @@ def train(config: RunConfig) -> int:
     """Run to the end, to divergence or to preemption."""
     run = set_up(config)
     if run is None:
-        return 0
+        return EXIT_FINISHED
     steps = config.train.steps
-    with stop_signals() as stop, run.progress() as bar:
+    with stop_signals() as stop, run.bar:
         for step in range(run.start_step + 1, steps + 1):
             training_step(run, step)
-            evaluation_due = step % config.train.eval_every == 0 or step == steps
             checkpoint_due = step % config.checkpoint.every == 0 or step == steps
-            # One process may stop at any step; several stop together, at a transfer.
-            stop_now = stop.is_set and run.accelerator.num_processes == 1
-            if not (step % config.telemetry.flush_every == 0 or evaluation_due or checkpoint_due or stop_now):
+            evaluation_due = step % config.train.eval_every == 0 or checkpoint_due
+            # A single process may stop at any step; several stop together, at a transfer.
+            stop_due = stop.is_set and run.accelerator.num_processes == 1
+            if not (step % config.telemetry.flush_every == 0 or evaluation_due or stop_due):
                 continue
-            diverged = flush(run, step, evaluate=evaluation_due or checkpoint_due or stop_now, bar=bar)
-            if diverged:
+            if not flush(run, evaluation_due):
                 return EXIT_DIVERGED
             stopping = run.any_rank(stop.is_set) and step < steps
             if checkpoint_due or stopping:
@@ -69,8 +63,11 @@ def train(config: RunConfig) -> int:
                 run.recorder.event("preempted", step, step=step)
                 run.recorder.status("preempted", step, "stopped by a signal; the same command goes on")
                 return EXIT_PREEMPTED
-    finish(run)
-    return 0
+    run.watch.finish(steps)
+    run.recorder.status("finished", steps)
+    run.accelerator.end_training()
+    run.accelerator.print(f"finished: validation NLL {run.validation_nll:.4f} nats/token; {run.recorder.directory}")
+    return EXIT_FINISHED
 
 
 # ---------------------------------------------------------------------------------------------------------------- set-up
@@ -82,20 +79,22 @@ class Run:
 
     config: RunConfig
     accelerator: Any
-    model: Any  # as prepared: possibly wrapped
-    optimizer: Any
     store: Any
     batches: Any
+    model: Any
+    """As prepared for the launch: possibly wrapped."""
+    optimizer: Any
     telemetry: Any
     recorder: Any
-    tokenizer: Any
-    directory: Path
+    watch: Any
+    bar: Any
+    alive: Any
+    """A device scalar: 1, and NaN from the first loss or gradient on that is not finite."""
     start_step: int = 0
     validation_nll: float = math.nan
-    detectors: list[Any] = field(default_factory=list)
-    alive: Any = None  # 1.0, and NaN from the first non-finite loss or gradient on
-    clock: float = 0.0  # seconds of training since the last transfer, without evaluation and checkpoints
-    clock_steps: int = 0
+    seconds: float = 0.0
+    """Training time since the last transfer, evaluation and checkpoints left out."""
+    timed_steps: int = 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -103,141 +102,65 @@ class Run:
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks call it."""
-        import torch
+        from stability.launch import any_rank
 
-        from stability.telemetry import all_reduce
-
-        value = torch.tensor(float(flag), device=self.accelerator.device)
-        all_reduce(value, "max")
-        return bool(value.item())
-
-    def progress(self) -> Any:
-        """Progress bar of the main process: step, NLL, tokens/s and time left."""
-        from tqdm import tqdm
-
-        return tqdm(
-            total=self.config.train.steps,
-            initial=self.start_step,
-            desc=self.config.name,
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
-        )
+        return any_rank(flag, self.accelerator.device)
 
 
 def set_up(config: RunConfig) -> Run | None:
-    """Build or restore everything; None when the run is finished already."""
-    # Imported here, so that --print-config and a mistake in the configuration answer at once.
+    """Build everything, or restore it from the last checkpoint; None when the run is finished already."""
+    import torch
+    from tqdm import tqdm
     from transformers.utils import logging as transformers_logging
 
     from configs.components import model_config
     from data.batches import Batches
     from data.store import open_store
-    from stability.checkpoints import list_checkpoints
+    from stability.launch import start_accelerator
     from stability.recorder import Recorder
-    from stability.spikes import SpikeDetector
+    from stability.resume import find_resume_point
+    from stability.watch import Watch
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     accelerator = start_accelerator(config)
+    rank, world_size, main_process = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     directory = Path(config.output_dir) / config.name
-    checkpoint = find_resume_point(config, directory, list_checkpoints(directory))
-    if checkpoint is not None and checkpoint.name == "finished":
+    point = find_resume_point(config, directory)
+    if point.finished:
         accelerator.print(f"{directory}: already finished")
         return None
 
-    with accelerator.main_process_first():
-        store = open_store(config.data, progress=accelerator.is_main_process)
+    store = open_store(config.data, progress=main_process)
+    order_seed = stream_seed(config.seed, "data")
     batches = Batches(
         store.train.ids,
         config.data.sequence_length,
         config.train.batch_size,
-        stream_seed(config.seed, "data"),
-        accelerator.process_index,
-        accelerator.num_processes,
+        order_seed,
+        rank=rank,
+        world_size=world_size,
     )
-    model = build_model(config, model_config(config, store.vocab_size, store.eos_id), checkpoint)
-    optimizer = build_optimizer(model, config.optimizer)
-    telemetry, model, optimizer = prepare(accelerator, config, model, optimizer)
+    model = build_model(config, model_config(config, store.vocab_size, store.eos_id), point.checkpoint)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
+    recorder = Recorder(directory, writes=main_process)
+    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=not main_process, dynamic_ncols=True)
+    say = tqdm.write if main_process else lambda _: None
     run = Run(
-        config, accelerator, model, optimizer, store, batches, telemetry,
-        Recorder(directory, accelerator.is_main_process), store.load_tokenizer(), directory,
-        detectors=[SpikeDetector(signal) for signal in SPIKE_SIGNALS],
-    )  # fmt: skip
-    run.alive = telemetry.group_norms.members_GP.new_ones(())
-    open_run_directory(run, checkpoint)
-    return run
-
-
-def start_accelerator(config: RunConfig) -> Any:
-    """Accelerate's launcher state, checked: the processes that were started are the ones that work together."""
-    import accelerate
-    import torch
-
-    known = {str(t) for t in accelerate.tracking.LOGGER_TYPE_TO_CLASS}
-    missing = [t for t in config.trackers if t not in known or not _tracker_available(t)]
-    if missing:
-        raise InputError(*(f"trackers: {t} is not installed, or unknown to Accelerate ({', '.join(sorted(known))})" for t in missing))  # fmt: skip
-    accelerator = accelerate.Accelerator(
-        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-        log_with=list(config.trackers) or None,
-        project_dir=config.output_dir,
+        config=config,
+        accelerator=accelerator,
+        store=store,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        telemetry=build_telemetry(accelerator.unwrap_model(model), config),
+        recorder=recorder,
+        watch=Watch(recorder, say, gradient_must_be_finite=accelerator.scaler is None),
+        bar=bar,
+        alive=torch.ones((), device=accelerator.device),
     )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
-        raise InputError(
-            f"launch: {started} processes were started but Accelerate works with {accelerator.num_processes}; "
-            "on CPU set ACCELERATE_USE_CPU=1 (configs/launch/ has files that work)"
-        )
-    if config.train.batch_size % started:
-        raise InputError(f"train.batch_size: {config.train.batch_size} sequences cannot be split evenly over {started} ranks")
-    if config.train.precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
-    torch.backends.cudnn.benchmark = False
-    return accelerator
-
-
-def _tracker_available(name: str) -> bool:
-    from accelerate.tracking import get_available_trackers
-
-    return name in [str(t) for t in get_available_trackers()]
-
-
-def find_resume_point(config: RunConfig, directory: Path, checkpoints: list[Path]) -> Path | None:
-    """The checkpoint to go on from, None to start anew, or a path named "finished". Refuses what ``resume`` forbids."""
-    status_file = directory / "status.json"
-    if config.resume == "never" and status_file.exists():
-        raise InputError(f"{directory}: holds a run already; choose another name, or resume=auto to go on with it")
-    if config.resume == "must" and not checkpoints:
-        raise InputError(f"{directory}: resume=must, but there is no complete checkpoint to go on from")
-    if not status_file.exists():
-        return None
-    refuse_other_configuration(config, directory)
-    if json.loads(status_file.read_text(encoding="utf-8"))["status"] == "finished":
-        return Path("finished")
-    return checkpoints[-1] if checkpoints else None
-
-
-def refuse_other_configuration(config: RunConfig, directory: Path) -> None:
-    """A run goes on only with the configuration it began with; the error names each key that differs."""
-    before, now = flat(load_config(directory / "config.yaml").model_dump()), flat(config.model_dump())
-    differing = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-    ]
-    if differing:
-        raise InputError(
-            *(f"{key}: the run in {directory} has {before.get(key)!r}, not {now.get(key)!r}; choose another name" for key in differing)  # fmt: skip
-        )
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
+    open_run_directory(run, point.checkpoint)
+    return run
 
 
 def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | None) -> Any:
@@ -247,7 +170,7 @@ def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | 
     from model import load_model, new_model
 
     if checkpoint is not None:
-        model = load_model(checkpoint)
+        model: Any = load_model(checkpoint)
     else:
         model = new_model(model_configuration, stream_seed(config.seed, "init"))
         if config.body.checkpoint is not None:
@@ -258,7 +181,6 @@ def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | 
         model.gradient_checkpointing_enable()
     if config.train.compile:
         model.model.compile()
-    assert not config.head.options.get("tied", True) or model.lm_head.weight is model.get_input_embeddings().weight
     return model
 
 
@@ -273,59 +195,52 @@ def build_optimizer(model: Any, config: OptimizerConfig) -> Any:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
-def prepare(accelerator: Any, config: RunConfig, model: Any, optimizer: Any) -> tuple[Any, Any, Any]:
-    """Wrap model and optimizer for the launch, and put the instruments on the model inside."""
+def build_telemetry(model: Any, config: RunConfig) -> Any:
+    """The instruments, on the model inside whatever wraps it."""
     from model import blocks, final_norm
     from stability.telemetry import Telemetry, parameter_groups
 
-    model, optimizer = accelerator.prepare(model, optimizer)
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    names = {id(module): name for name, module in plain.named_modules()}
-    named_parameters = dict(plain.named_parameters())
-    groups = parameter_groups(
-        list(named_parameters),
-        embedding_prefix=names[id(plain.get_input_embeddings())],
-        blocks_prefix=names[id(blocks(plain.model))],
-        head_prefix="lm_head",
+    tied = config.head.options.get("tied", True)
+    assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
+        "the launch broke the tied embedding"
     )
-    telemetry = Telemetry(
-        plain.model, blocks(plain.model), final_norm(plain.model), plain.lm_head, named_parameters, groups,
-        enabled=config.telemetry.enabled,
-    )  # fmt: skip
-    return telemetry, model, optimizer
+    names = {id(module): name for name, module in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    stack = blocks(model.model)
+    groups = parameter_groups(
+        list(parameters),
+        embedding_prefix=names[id(model.get_input_embeddings())],
+        blocks_prefix=names[id(stack)],
+        head_prefix=names[id(model.lm_head)],
+    )
+    return Telemetry(stack, final_norm(model.model), model.lm_head, parameters, groups, config.telemetry.enabled)
 
 
 def open_run_directory(run: Run, checkpoint: Path | None) -> None:
     """Restore the state of a run that goes on, and write what describes the run."""
     from stability.checkpoints import load_optimizer, read_state
     from stability.environment import environment
-    from stability.spikes import SpikeDetector
+    from stability.resume import flat
 
+    config, recorder, accelerator = run.config, run.recorder, run.accelerator
     if checkpoint is not None:
         state = read_state(checkpoint)
-        load_optimizer(checkpoint, run.model, _plain_optimizer(run))
-        run.start_step = state["step"]
-        run.detectors = [SpikeDetector.from_state(s) for s in state["spike_detectors"]]
-    run.recorder.write_text("config.yaml", dump_config(run.config))
-    facts = environment(run.accelerator.num_processes, run.accelerator.device, run.config.train.precision)
-    parameters = sum(p.numel() for p in run.telemetry.parameters)
-    facts |= {"parameters": parameters, "data": {"store": run.store.path.name, **_data_facts(run.store.manifest)}}
-    run.recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
-    run.recorder.status("running", run.start_step)
-    run.recorder.rewind(run.start_step)
+        load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+        run.start_step = run.bar.n = state["step"]
+        run.watch.restore(state["spike_detectors"])
+    facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
+    facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
+    manifest = json.dumps(run.store.manifest, sort_keys=True)
+    facts["data"] = {"store": run.store.path.name, "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest()}
+    recorder.write_text("config.yaml", dump_config(config))
+    recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
+    recorder.rewind(run.start_step)
+    recorder.status("running", run.start_step)
     if checkpoint is not None:
-        run.recorder.event("resume", run.start_step, step=run.start_step)
-    if run.config.trackers:
-        run.accelerator.init_trackers(run.config.name, config=flat(run.config.model_dump(mode="json")))
-    run.accelerator.wait_for_everyone()
-
-
-def _data_facts(manifest: dict[str, Any]) -> dict[str, str]:
-    return {"manifest_sha256": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
-
-
-def _plain_optimizer(run: Run) -> Any:
-    return getattr(run.optimizer, "optimizer", run.optimizer)
+        recorder.event("resume", run.start_step, step=run.start_step)
+    if config.trackers:
+        accelerator.init_trackers(config.name, config=flat(config.model_dump(mode="json")))
+    accelerator.wait_for_everyone()
 
 
 # -------------------------------------------------------------------------------------------------------------- the loop
@@ -359,51 +274,45 @@ def training_step(run: Run, step: int) -> None:
         group["lr"] = lr
     torch.manual_seed(stream_seed(config.seed, "dropout", step, accelerator.process_index))
 
-    micro_batches = split_batch(run, step)
+    x_BT, y_BT = run.batches.at(step)
+    rows = config.train.micro_batch_size or len(x_BT)
     # Every token of the step counts the same, whichever micro-batch or rank holds it.
-    valid = sum(((y_BT != -100).sum() for _, y_BT in micro_batches), start=torch.zeros((), dtype=torch.long)).to(accelerator.device)
+    valid = (y_BT != -100).sum().to(accelerator.device)
     all_reduce(valid, "sum")
-    for index, (x_BT, y_BT) in enumerate(micro_batches):
-        last = index == len(micro_batches) - 1
+    for start in range(0, len(x_BT), rows):
+        last = start + rows >= len(x_BT)
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             out = run.model(
-                input_ids=x_BT.to(accelerator.device, non_blocking=True),
-                shift_labels=y_BT.to(accelerator.device, non_blocking=True),
+                input_ids=x_BT[start : start + rows].to(accelerator.device, non_blocking=True),
+                shift_labels=y_BT[start : start + rows].to(accelerator.device, non_blocking=True),
                 num_items_in_batch=valid,
                 statistics=config.telemetry.enabled,
                 use_cache=False,
             )
-            # Gradients are averaged over ranks, hence the factor. Once NaN, ``alive`` keeps every later update from happening.
+            # Ranks average their gradients, hence the factor. Once ``alive`` is NaN, no update happens any more.
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
             run.telemetry.add_losses(out.losses)
     values = update(run)
     run.recorder.add({"step": step, "tokens": step * run.tokens_per_step, "lr": lr}, values)
-    run.clock += time.perf_counter() - began
-    run.clock_steps += 1
-
-
-def split_batch(run: Run, step: int) -> list[tuple[Any, Any]]:
-    """This rank's share of the step's batch in micro-batches of (x_BT, y_BT)."""
-    x_BT, y_BT = run.batches.at(step)
-    rows = run.config.train.micro_batch_size or x_BT.shape[0]
-    return list(zip(x_BT.split(rows), y_BT.split(rows), strict=True))
+    run.seconds += time.perf_counter() - began
+    run.timed_steps += 1
 
 
 def update(run: Run) -> dict[str, Any]:
-    """Clip, and step unless loss or gradient is not finite; returns what the step measured."""
+    """Clip, then step unless the loss or the gradient is not finite; returns what the step measured, on the device."""
     import torch
 
     telemetry, optimizer, clip_norm = run.telemetry, run.optimizer, run.config.optimizer.clip_norm
-    if run.accelerator.scaler is not None:
-        run.accelerator.unscale_gradients(optimizer)
     losses = telemetry.loss_values()
-    total = telemetry.before_update()
-    # The GradScaler of fp16 overflows now and then by design and skips those steps itself; there only the loss decides.
     healthy = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite()
+    if run.accelerator.scaler is not None:
+        # fp16 overflows now and then by design; its GradScaler skips those steps itself, and only the loss tells divergence.
+        run.accelerator.unscale_gradients(optimizer)
+    total = telemetry.before_update()
     if run.accelerator.scaler is None:
         healthy = healthy & total.isfinite()
         # The fused kernel leaves parameters and moments alone where found_inf is 1: no update, and no wait for the device.
-        _plain_optimizer(run).found_inf = (~healthy).float()
+        optimizer.optimizer.found_inf = (~healthy).float()
     run.alive = torch.where(healthy, run.alive, math.nan)
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(telemetry.parameters, clip_norm, total)
@@ -413,58 +322,36 @@ def update(run: Run) -> dict[str, Any]:
     return losses | telemetry.collect()
 
 
-def flush(run: Run, step: int, evaluate: bool, bar: Any) -> bool:
-    """Bring the buffered steps over, look for divergence and spikes, evaluate, write. True when the run has diverged."""
+def flush(run: Run, evaluation_due: bool) -> bool:
+    """Bring the buffered steps over, look at them, evaluate, write them. False when the run has diverged."""
     from stability.environment import peak_memory_bytes
 
-    rows = run.recorder.transfer()
-    speed = run.clock_steps * run.tokens_per_step / run.clock
-    run.clock, run.clock_steps = 0.0, 0
-    host = {"throughput/tokens_per_second": speed, "memory/peak_bytes": peak_memory_bytes(run.accelerator.device)}
-    rows = [row | host for row in rows]
-    bad = first_non_finite(rows, with_gradient=run.accelerator.scaler is None)
-    if bad is not None:
-        rows = rows[: bad + 1]  # what came after saw no update and means nothing
-    elif evaluate:
-        rows[-1] |= evaluation(run)
+    transferred = run.recorder.transfer()
+    speed = run.timed_steps * run.tokens_per_step / run.seconds
+    run.seconds, run.timed_steps = 0.0, 0
+    for row in transferred:
+        row["throughput/tokens_per_second"] = speed
+        row["memory/peak_bytes"] = peak_memory_bytes(run.accelerator.device)
+    rows = run.watch.healthy(transferred)
+    diverged = len(rows) < len(transferred)
+    if diverged:
+        rows = transferred[: len(rows) + 1]  # what came after the bad step saw no update and means nothing
+    elif evaluation_due:
+        rows[-1] |= evaluate(run)
         run.validation_nll = rows[-1]["validation/nll"]
-    find_spikes(run, rows, step)
+    run.watch.find_spikes(rows)
     run.recorder.write_rows(rows)
     for row in rows:
         run.accelerator.log(row, step=row["step"])
-    bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
-    bar.update(rows[-1]["step"] - bar.n)
-    return bad is not None and report_divergence(run, rows[-1])
+    run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
+    run.bar.update(rows[-1]["step"] - run.bar.n)
+    if diverged:
+        run.watch.report_divergence(rows[-1])
+        run.accelerator.end_training()
+    return not diverged
 
 
-def first_non_finite(rows: list[dict[str, Any]], with_gradient: bool) -> int | None:
-    """Index of the first row whose loss (or gradient) is not finite."""
-    signals = ("loss/objective", "loss/nll", *(("grad_norm/total",) if with_gradient else ()))
-    return next((i for i, row in enumerate(rows) if not all(math.isfinite(row[s]) for s in signals)), None)
-
-
-def report_divergence(run: Run, row: dict[str, Any]) -> bool:
-    """Write the event and the status of a run that ended in a non-finite value."""
-    signals = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-    step = row["step"]
-    reason = f"{signals[0]} is not finite at step {step}; the parameters are those before that step"
-    run.recorder.event("non_finite", step, step=step, signals=signals)
-    run.recorder.status("diverged", step, reason)
-    run.accelerator.end_training()
-    run.accelerator.print(f"diverged: {reason}")
-    return True
-
-
-def find_spikes(run: Run, rows: list[dict[str, Any]], step: int) -> None:
-    """Feed the detectors; write each spike that has ended."""
-    for detector in run.detectors:
-        for row in rows:
-            spike = detector.update(row["step"], row[detector.signal])
-            if spike is not None:
-                run.recorder.event("spike", step, **spike.event())
-
-
-def evaluation(run: Run) -> dict[str, float]:
+def evaluate(run: Run) -> dict[str, float]:
     """NLL and objective on the fixed validation set; touches no random stream."""
     import torch
 
@@ -473,89 +360,51 @@ def evaluation(run: Run) -> dict[str, float]:
 
     config, accelerator = run.config, run.accelerator
     rows = config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes)
+    batches = evaluation_batches(
+        run.store.validation.ids,
+        config.data.sequence_length,
+        config.train.eval_sequences,
+        rows,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    model = accelerator.unwrap_model(run.model)  # ranks may hold unequal parts of the set: no collectives in forward
     sums = torch.zeros(3, device=accelerator.device)
-    run.model.eval()
+    model.eval()
     with torch.no_grad():
-        for x_BT, y_BT in evaluation_batches(
-            run.store.validation.ids, config.data.sequence_length, config.train.eval_sequences, rows,
-            accelerator.process_index, accelerator.num_processes,
-        ):  # fmt: skip
-            out = run.model(input_ids=x_BT.to(accelerator.device), shift_labels=y_BT.to(accelerator.device), use_cache=False)
+        for x_BT, y_BT in batches:
+            out = model(
+                input_ids=x_BT.to(accelerator.device), shift_labels=y_BT.to(accelerator.device), use_cache=False
+            )
             sums += torch.stack([out.losses.nll_sum, out.losses.objective_sum, out.losses.valid_N.sum()])
-    run.model.train()
+    model.train()
     all_reduce(sums, "sum")
     nll, objective, count = sums.tolist()
     return {"validation/nll": nll / count, "validation/objective": objective / count}
-
-
-# ------------------------------------------------------------------------------------------------- checkpoints and endings
 
 
 def save_checkpoint(run: Run, step: int) -> None:
     """Write the checkpoint of ``step`` and delete the ones that need not stay. All ranks call it."""
     from stability.checkpoints import optimizer_tensors, prune, write_checkpoint
 
-    tensors = optimizer_tensors(run.model, _plain_optimizer(run))
-    weights = run.accelerator.get_state_dict(run.model)
-    if run.accelerator.is_main_process:
-        plain = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
+    config, accelerator = run.config, run.accelerator
+    tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
+    weights = accelerator.get_state_dict(run.model)
+    if accelerator.is_main_process:
+        model, tokenizer = accelerator.unwrap_model(run.model), run.store.load_tokenizer()
 
         def save_model(directory: Path) -> None:
-            plain.save_pretrained(directory, state_dict=weights)
-            run.tokenizer.save_pretrained(directory)
+            model.save_pretrained(directory, state_dict=weights)
+            tokenizer.save_pretrained(directory)
 
         state = {
             "tokens": step * run.tokens_per_step,
             "validation_nll": run.validation_nll,
-            "spike_detectors": [detector.state() for detector in run.detectors],
+            "spike_detectors": run.watch.state(),
         }
-        write_checkpoint(run.directory, step, save_model, tensors, state)
-        prune(run.directory, run.config.checkpoint.keep)
-    run.accelerator.wait_for_everyone()
-
-
-def finish(run: Run) -> None:
-    """Close what is open and say where the results are."""
-    steps = run.config.train.steps
-    for detector in run.detectors:
-        spike = detector.finish()
-        if spike is not None:
-            run.recorder.event("spike", steps, **spike.event())
-    run.recorder.status("finished", steps)
-    run.accelerator.end_training()
-    run.accelerator.print(f"finished: validation NLL {run.validation_nll:.4f} nats/token; {run.directory}")
-
-
-@dataclass
-class StopFlag:
-    """Whether a signal asked the run to stop."""
-
-    is_set: bool = False
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopFlag]:
-    """SIGTERM and SIGINT ask for a stop at the next step; a second one acts as usual."""
-    flag = StopFlag()
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, frame: Any) -> None:
-        flag.is_set = True
-        signal.signal(number, usual[signal.Signals(number)])
-
-    for number in usual:
-        signal.signal(number, ask)
-    try:
-        yield flag
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-
-def stream_seed(seed: int, purpose: str, *position: int) -> int:
-    """Seed of one named random stream (at one step and rank): 63 bits of a hash, so that streams do not overlap."""
-    key = ":".join([str(seed), purpose, *map(str, position)])
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+        write_checkpoint(run.recorder.directory, step, save_model, tensors, state)
+        prune(run.recorder.directory, config.checkpoint.keep)
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def _resolve(section: str, choice: Choice, table: dict[str, Any], problems: list
     """``choice`` with all options of its kind; mistakes are appended to ``problems``."""
     if choice.kind not in table:
         known = ", ".join(sorted(table))
-        problems.append(f"{section}.kind: unknown kind {choice.kind!r}; registered: {known}{nearest(choice.kind, table)}")
+        problems.append(
+            f"{section}.kind: unknown kind {choice.kind!r}; registered: {known}{nearest(choice.kind, table)}"
+        )
         return choice
     plain = table[choice.kind].Options
     strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -78,14 +80,19 @@ def _body_problems(body: BodyConfig, sequence_length: int) -> list[str]:
         hint = nearest(body.model_type, CONFIG_MAPPING.keys())
         return [f"body.model_type: transformers knows no model type {body.model_type!r}{hint}"]
     cls = CONFIG_MAPPING[body.model_type]
-    known = set(inspect.signature(cls.__init__).parameters) | set(getattr(cls, "attribute_map", {})) - {"self", "kwargs"}
+    known = set(inspect.signature(cls.__init__).parameters) | set(getattr(cls, "attribute_map", {})) - {
+        "self",
+        "kwargs",
+    }
     known |= {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
     problems = []
     for field in body.fields:
         if field in _DERIVED:
             problems.append(f"body.{field}: follows from the data and the head; leave it out")
         elif field not in known:
-            problems.append(f"body.{field}: no field of a {body.model_type} configuration{nearest(field, sorted(known))}")
+            problems.append(
+                f"body.{field}: no field of a {body.model_type} configuration{nearest(field, sorted(known))}"
+            )
     if problems:
         return problems
     try:

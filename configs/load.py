@@ -50,7 +50,7 @@ def validate(raw: dict[str, Any]) -> RunConfig:
         raise InputError(*(_problem(e) for e in error.errors())) from None
     except TypeError as error:
         raise InputError(f"configuration: a value has no place in a configuration: {error}") from None
-    from .components import check_components  # noqa: PLC0415  (imports torch: only for a configuration that is well formed)
+    from .components import check_components  # imports torch, so only for a configuration that is well formed
 
     return check_components(config)
 
@@ -130,10 +130,10 @@ def _known_options(section: str, kind: str) -> set[str]:
     if section == "data":
         variants = [m for name, m in _sections() if name == "data."]
         return {f for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,) for f in m.model_fields}
-    from model.registry import HEADS, OBJECTIVES  # noqa: PLC0415
-    import model  # noqa: F401, PLC0415  isort:skip  (registers the built-in kinds)
+    from model import HEADS, OBJECTIVES
 
-    registered: dict[str, Any] = {"head": HEADS, "objective": OBJECTIVES}[section]
+    tables: dict[str, dict[str, Any]] = {"head": {**HEADS}, "objective": {**OBJECTIVES}}
+    registered = tables[section]
     return {f.name for f in dataclasses.fields(registered[kind].Options)} if kind in registered else set()
 
 
@@ -152,7 +152,7 @@ def _problem(error: Any) -> str:
     loc = [str(part) for part in error["loc"]]
     key = ".".join(part for i, part in enumerate(loc) if i == 0 or part not in tags) or "configuration"
     if error["type"] == "extra_forbidden":
-        keys = [prefix + field for prefix, model in _sections() for field in model.model_fields]
+        keys = [prefix + name for prefix, model in _sections() for name in model.model_fields]
         if key in keys:
             return f"{key}: has no effect with this {key.rpartition('.')[0]}.kind; leave it out"
         return f"{key}: unknown key{nearest(key, keys)}"

@@ -209,7 +209,8 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Root of every random stream: initialisation, data order, dropout."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: go on from the last checkpoint if there is one; never: refuse a directory that holds a run; must: refuse without one."""
+    """auto: go on from the last checkpoint if there is one; never: refuse a directory that holds a run; must: refuse one
+    without a checkpoint."""
     data: DataConfig
     body: BodyConfig
     head: Choice

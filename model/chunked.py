@@ -71,10 +71,13 @@ class _ChunkedLoss(torch.autograd.Function):
         gradients = [torch.zeros_like(c) for c in classes] if with_gradient else []
         pieces: list[dict[str, Tensor]] = []
         rows = CHUNK_ROWS.get(f_ND.device.type, CHUNK_ROWS["cuda"])
+        keep_logits = statistics or objective.uses_mean
+        # One buffer for all chunks: fresh pages for each would cost more than the arithmetic on them.
+        scratch_CV = shift_N.new_empty(min(rows, y_N.shape[0]), head.weight.shape[0]) if keep_logits else None
         for start in range(0, y_N.shape[0], rows):
             c = slice(start, start + rows)
             chunk = _Chunk(head, objective, f_ND[c], shift_N[c], y_N[c], valid_N[c], matrices)
-            pieces.append(chunk.evaluate(statistics))
+            pieces.append(chunk.evaluate(statistics, scratch_CV))
             if with_gradient:
                 dz_CV, dshift_N[c] = chunk.logit_gradient()
                 df_ND[c] = head.accumulate_gradients(dz_CV, chunk.f_CD, matrices, gradients)
@@ -111,17 +114,20 @@ class _Chunk:
         self.z_CV = head.logits(f_CD, *classes)
         self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
 
-    def evaluate(self, statistics: bool) -> dict[str, Tensor]:
-        """Loss, NLL and (if asked for) statistics per token. Leaves exp(z - max) of the negatives in ``exp_CV``."""
+    def evaluate(self, statistics: bool, scratch_CV: Tensor | None) -> dict[str, Tensor]:
+        """Loss, NLL and (if asked for) statistics per token. Leaves exp(z - max) of the negatives in ``exp_CV``.
+
+        That takes the place of the logits, unless a ``scratch_CV`` is given for it; the logits serve the mean and the statistics.
+        """
         # The target is masked before the log-sum-exp: subtracting exp(z_y) from the full sum afterwards would cancel.
         self.z_CV.scatter_(1, self.y_C1, float("-inf"))
         max_C1 = self.z_CV.amax(1, keepdim=True)
-        keep_logits = statistics or self.objective.uses_mean
-        self.exp_CV = (self.z_CV - max_C1 if keep_logits else self.z_CV.sub_(max_C1)).exp_()
+        target_CV = self.z_CV if scratch_CV is None else scratch_CV[: len(self.z_CV)]
+        self.exp_CV = torch.sub(self.z_CV, max_C1, out=target_CV).exp_()
         self.sum_C = self.exp_CV.sum(1)
         negatives_C = self.sum_C.log() + max_C1.squeeze(1) + self.shift_C
         mean_C = negatives_C
-        if keep_logits:
+        if scratch_CV is not None:
             self.z_CV.scatter_(1, self.y_C1, (self.true_C - self.shift_C)[:, None])
             mean_C = self.z_CV.mean(1) + self.shift_C
         with torch.enable_grad():
@@ -134,19 +140,18 @@ class _Chunk:
         return result
 
     def _statistics(self, negative_max_C: Tensor) -> dict[str, Tensor]:
+        """Telemetry of the logits per token; the logits are used up."""
         t = self.t
-        vocab_size = self.z_CV.shape[1]
-        mean_square_C = torch.linalg.vector_norm(self.z_CV, dim=1).square() / vocab_size
+        mean_square_C = torch.linalg.vector_norm(self.z_CV, dim=1).square() / self.z_CV.shape[1]
         # Entropy of the negatives alone; those of P and Q follow, as both share the same renormalised negatives.
-        mean_negative_C = torch.linalg.vecdot(self.exp_CV, self.z_CV) / self.sum_C + self.shift_C
+        mean_negative_C = self.z_CV.mul_(self.exp_CV).sum(1) / self.sum_C + self.shift_C
         entropy_negatives_C = t.negatives - mean_negative_C
-        log_odds_C = t.true - t.negatives
         result = {
             "logit/max": torch.maximum(negative_max_C, t.true),
-            "logit/mean": t.mean.detach(),
+            "logit/mean": t.mean,
             "logit/std": (mean_square_C - (t.mean - self.shift_C).square()).clamp(min=0).sqrt(),
             "logit/logsumexp": log_partition(t),
-            "entropy/p": _mixture_entropy(log_odds_C, entropy_negatives_C),
+            "entropy/p": _mixture_entropy(t.true - t.negatives, entropy_negatives_C),
         }
         if self.head.bounded or self.objective.uses_weight:
             result["tfsd/weight"] = tfsd_weight(t)

@@ -108,8 +108,7 @@ class Head(nn.Module):
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (f_CD, *classes)]
             df_CD, *parts = torch.autograd.grad(self.logits(*leaves), leaves, dz_CV)
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient += part
+        torch._foreach_add_(gradients, parts)
         return df_CD
 
     def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
@@ -170,7 +169,7 @@ class LinearHead(AffineHead):
 
 @register_head("metric")
 class MetricHead(AffineHead):
-    """z_k = -g ||h - w_k||^2: logits from squared Euclidean distances to the token embeddings (mathematics in docs/mathematics.md).
+    """z_k = -g ||h - w_k||^2: logits from squared Euclidean distances to the token embeddings (docs/mathematics.md).
 
     Evaluated as f @ w_k + b_k + shift with f = 2 g h, b_k = -g ||w_k||^2, shift = -g ||h||^2: one matrix product, the
     shift kept out of it. The target's logit is computed from the difference h - w_y itself and never positive.
@@ -224,7 +223,7 @@ class MetricHead(AffineHead):
             nn.init.uniform_(self.weight, -1 / self.weight.shape[1], 1 / self.weight.shape[1])
         elif self.options.init == "unit":
             nn.init.normal_(self.weight)
-            self.weight /= self.weight.norm(dim=1, keepdim=True)
+            self.weight.div_(self.weight.norm(dim=1, keepdim=True))
 
     def scale(self) -> float | Tensor:
         """g, as a number or (learned) as a tensor of shape (1,)."""

@@ -29,11 +29,13 @@ class SwapHeadOutput(CausalLMOutputWithPast):
 
 
 def build(table: dict[str, Any], choice: dict[str, Any], *arguments: Any) -> Any:
-    """The registered class named by ``choice["kind"]``, built from ``arguments`` and its options. KeyError for an unknown kind."""
+    """The registered class named by ``choice["kind"]``, built from ``arguments`` and its options; KeyError if unknown."""
     options = dict(choice)
     kind = options.pop("kind")
     if kind not in table:
-        raise KeyError(f"unknown kind {kind!r}; registered: {', '.join(sorted(table))} (import the plugin that defines it)")
+        raise KeyError(
+            f"unknown kind {kind!r}; registered: {', '.join(sorted(table))} (import the plugin that defines it)"
+        )
     return table[kind](*arguments, table[kind].Options(**options))
 
 

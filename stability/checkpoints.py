@@ -39,7 +39,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, whole and on the CPU also when the parameters are sharded. All ranks call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-    state = get_optimizer_state_dict(model, optimizer, options=options)
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -89,9 +89,9 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
     """Restore the optimizer's state, for whatever sharding the model has now."""
     options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
     # The hyperparameters are the configuration's and not the checkpoint's.
-    current = get_optimizer_state_dict(model, optimizer, options=options)
-    tensors = load_file(checkpoint / _OPTIMIZER_FILE)
-    set_optimizer_state_dict(model, optimizer, {**current, **tensors}, options=options)
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    state |= load_file(checkpoint / _OPTIMIZER_FILE)
+    set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
 def _flush(path: Path) -> None:

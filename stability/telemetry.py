@@ -85,16 +85,15 @@ class Telemetry:
 
     def __init__(
         self,
-        body: nn.Module,
-        blocks: Sequence[nn.Module],
+        blocks: nn.ModuleList,
         final_norm: nn.Module,
         head: nn.Module,
         named_parameters: dict[str, nn.Parameter],
         groups: dict[str, list[int]],
         enabled: bool = True,
     ) -> None:
-        self.body, self.head, self.enabled = body, head, enabled
-        self.parameters = list(named_parameters.values())
+        self.head, self.enabled = head, enabled
+        self.parameters: list[Tensor] = list(named_parameters.values())
         self.group_norms = GroupNorms(groups, self.parameters)
         self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
         self._reset()
@@ -105,14 +104,16 @@ class Telemetry:
         self.losses: list[Losses] = []
         self.step_values: dict[str, Tensor] = {}
 
-    def _add_hooks(self, blocks: Sequence[nn.Module], final_norm: nn.Module) -> list[Any]:
+    def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: Any, output: Any = None) -> None:
                 if module.training:  # an evaluation leaves no trace
                     value = output if output is not None else arguments
                     h_BTD = value[0] if isinstance(value, tuple) else value
                     with torch.no_grad():
-                        self.norms.setdefault(name, []).append(torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten())
+                        self.norms.setdefault(name, []).append(
+                            torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
+                        )
 
             return hook
 
@@ -134,7 +135,7 @@ class Telemetry:
         if self.enabled:
             self._store("grad_norm", groups)
             self._store("param_norm", self.group_norms(self.parameters)[0])
-            norms_V = torch.linalg.vector_norm(_full(self.head.weight), dim=1)
+            norms_V = torch.linalg.vector_norm(_full(self.head.get_parameter("weight")), dim=1)
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
             torch._foreach_copy_(self.before, self.parameters)
         return total
@@ -147,7 +148,9 @@ class Telemetry:
             self._store("update_rms", self.group_norms(self.before)[0] / self.group_norms.root_count_G)
 
     def _store(self, kind: str, values_G: Tensor) -> None:
-        self.step_values |= {f"{kind}/{name}": v for name, v in zip(self.group_norms.names, values_G.unbind(), strict=True)}
+        self.step_values |= {
+            f"{kind}/{name}": v for name, v in zip(self.group_norms.names, values_G.unbind(), strict=True)
+        }
 
     @torch.no_grad()
     def loss_values(self) -> dict[str, Tensor]:

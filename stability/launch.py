@@ -1,0 +1,62 @@
+"""Starting Accelerate, and refusing launches that would not do what they look like."""
+
+from __future__ import annotations
+
+import os
+
+import accelerate
+import torch
+from accelerate import tracking
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+
+
+def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
+    """Accelerate for this launch: the processes that were started are the ones that work together.
+
+    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other, for a batch that
+    does not divide over the ranks, and for fp16 on a CPU.
+    """
+    _refuse_missing_trackers(config.trackers)
+    accelerator = accelerate.Accelerator(
+        mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
+        log_with=list(config.trackers) or None,
+        project_dir=config.output_dir,
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise InputError(
+            f"launch: {started} processes were started but Accelerate works with {accelerator.num_processes}; "
+            "on CPU set ACCELERATE_USE_CPU=1 (the files in configs/launch/ do)"
+        )
+    if config.train.batch_size % started:
+        raise InputError(
+            f"train.batch_size: {config.train.batch_size} sequences do not divide over {started} processes"
+        )
+    if config.train.precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
+    return accelerator
+
+
+def _refuse_missing_trackers(trackers: list[str]) -> None:
+    # Accelerate itself only warns about a tracker that is missing, and the run would go unlogged.
+    known = sorted(str(name) for name in tracking.LOGGER_TYPE_TO_CLASS)
+    available = [str(name) for name in tracking.get_available_trackers()]
+    problems = []
+    for tracker in trackers:
+        if tracker not in known:
+            problems.append(f"trackers: {tracker} is unknown to Accelerate; it knows {', '.join(known)}")
+        elif tracker not in available:
+            problems.append(f"trackers: {tracker} is not installed; install it or leave it out")
+    if problems:
+        raise InputError(*problems)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set on any rank. All ranks call it."""
+    if not torch.distributed.is_initialized():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return bool(value.item())
