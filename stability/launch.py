@@ -28,7 +28,7 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     if accelerator.num_processes != started:
         raise InputError(
             f"launch: {started} processes were started but Accelerate works with {accelerator.num_processes}; "
-            "on CPU set ACCELERATE_USE_CPU=1 (the files in configs/launch/ do)"
+            "on CPU set ACCELERATE_USE_CPU=1 as configs/launch/cpu_2proc.yaml says"
         )
     if config.train.batch_size % started:
         raise InputError(

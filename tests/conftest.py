@@ -1,13 +1,22 @@
 """Shared set-up of the tests: quiet, offline, one thread (the suite's runs are tiny; threads only get in each other's way)."""
 
+from __future__ import annotations
+
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 from hypothesis import settings
+from pydoc_data import topics
 from transformers.utils import logging
 
 torch.set_num_threads(1)
@@ -15,3 +24,54 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 settings.register_profile("project", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("project")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with real English text in text/, a recipe tiny.yaml, and the token store that all runs on them share."""
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / "text").mkdir()
+    for name, text in sorted(topics.topics.items()):
+        (folder / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+    recipe = f"""
+name: tiny
+output_dir: {folder}/runs
+data: {{kind: text, paths: [{folder}/text], vocab_size: 500, sequence_length: 32, cache_dir: {folder}/cache, validation_fraction: 0.1}}
+body: {{model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 32, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}}
+head: {{kind: metric}}
+objective: {{kind: tfsd}}
+optimizer: {{lr: 3.0e-3, warmup_steps: 5}}
+train: {{steps: 30, batch_size: 8, eval_every: 10, eval_sequences: 16}}
+checkpoint: {{every: 10}}
+telemetry: {{flush_every: 7}}
+"""
+    (folder / "tiny.yaml").write_text(recipe, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def recipe(workspace: Path, tmp_path: Path) -> dict[str, Any]:
+    """How to start a run of tiny.yaml that writes to this test's own directory: path and overrides."""
+    return {"path": workspace / "tiny.yaml", "overrides": [f"output_dir={tmp_path}"]}
+
+
+def python(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments in a process of its own."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run without what depends on the clock and the machine."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("throughput/", "memory/"))} for row in rows]
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    """The events of a run."""
+    path = run / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

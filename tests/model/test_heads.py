@@ -19,7 +19,9 @@ def metric_head(D, V, **options):
     return head
 
 
-@given(st.integers(1, 12), st.integers(2, 30), st.sampled_from([0.01, 0.5, 3.0, "article", "linear_equivalent", "learned"]))
+@given(
+    st.integers(1, 12), st.integers(2, 30), st.sampled_from([0.01, 0.5, 3.0, "article", "linear_equivalent", "learned"])
+)
 def test_metric_logits_are_scaled_squared_distances(D, V, scale):
     head = metric_head(D, V, scale=scale)
     h_ND = torch.randn(5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -57,7 +57,10 @@ def test_tfsd_is_the_kl_divergence(head_kind, V, D, N, seed, spread, g):
     expected = naive.tfsd(naive_logits(head, h_ND), y_N).sum()
     torch.testing.assert_close(losses.objective_sum, expected, rtol=1e-9, atol=1e-11)
     assert_same(
-        gradients(losses.objective_sum, h_ND, head.weight), gradients(expected, h_ND, head.weight), rtol=1e-7, atol=1e-11
+        gradients(losses.objective_sum, h_ND, head.weight),
+        gradients(expected, h_ND, head.weight),
+        rtol=1e-7,
+        atol=1e-11,
     )
 
 
@@ -98,7 +101,10 @@ def test_cross_entropy_with_its_options(head_kind, smoothing, V, D, N, seed):
     torch.testing.assert_close(losses.objective_sum, expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(losses.nll_sum, naive.cross_entropy(z_NV, y_N).sum(), rtol=1e-9, atol=1e-10)
     assert_same(
-        gradients(losses.objective_sum, h_ND, head.weight), gradients(expected, h_ND, head.weight), rtol=1e-7, atol=1e-10
+        gradients(losses.objective_sum, h_ND, head.weight),
+        gradients(expected, h_ND, head.weight),
+        rtol=1e-7,
+        atol=1e-10,
     )
 
 
@@ -160,7 +166,10 @@ def test_chunks_and_ignored_tokens_change_nothing(head_kind, objective_kind, mon
     chunked = chunked_loss(head, objective, h_ND, y_N, statistics=True)
     only_valid = chunked_loss(head, objective, h_ND[keep], y_N[keep])
     assert_same(
-        gradients(chunked.objective_sum, h_ND, head.weight), gradients(whole.objective_sum, h_ND, head.weight), 1e-12, 1e-14
+        gradients(chunked.objective_sum, h_ND, head.weight),
+        gradients(whole.objective_sum, h_ND, head.weight),
+        1e-12,
+        1e-14,
     )
     torch.testing.assert_close(chunked.objective_sum, only_valid.objective_sum)
     torch.testing.assert_close(chunked.nll_sum, only_valid.nll_sum)

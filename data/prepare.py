@@ -1,0 +1,58 @@
+"""Build the token store of a configuration, or find it built, and say what it holds.
+
+python -m data.prepare --config FILE [key.sub=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from configs.errors import exit_status
+from data.store import TokenStore, open_store
+
+
+def summary(store: TokenStore) -> str:
+    """Return a few lines for a reader: where the store is and what is in it."""
+    manifest = store.manifest
+    tokens = len(store.train.ids) + len(store.validation.ids)
+    lines = [
+        f"store       {store.path}",
+        f"corpus      {manifest['data']['kind']}, text sha256 {manifest['text_sha256'][:16]}",
+        f"text        {manifest['bytes'] / 1e6:.2f} MB in {manifest['documents']:,} documents",
+        f"vocabulary  {store.vocab_size:,} tokens, {manifest['bytes'] / tokens:.2f} bytes per token",
+    ]
+    for name, counts in manifest["splits"].items():
+        lines.append(f"{name:<12}{counts['tokens']:,} tokens in {counts['documents']:,} documents")
+    lines.append("sources")
+    lines += [f"  {line}" for line in _sources(manifest)]
+    return "\n".join(lines)
+
+
+def _sources(manifest: dict) -> list[str]:
+    source = manifest["source"]
+    if "packages" in source:
+        packages = sorted(source["packages"].items(), key=lambda item: -item[1]["bytes"])
+        return [
+            f"{name:<16} {counts['version']:<14} {counts['bytes'] / 1e6:6.2f} MB  {counts['documents']:5} documents  "
+            f"{counts['files_not_parsed']} of {counts['files']} files not parsed"
+            for name, counts in packages
+        ]
+    if "files" in source:
+        return [f"{file['path']}  {file['size'] / 1e6:.2f} MB" for file in source["files"]]
+    return [f"{source['dataset']} at {source['commit'] or 'the local copy'}"]
+
+
+def main() -> None:
+    """Read the command line and the configuration, open the store, print its summary."""
+    from configs.load import load_config  # keeps --help free of what a configuration may load
+
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Build the token store of a recipe.")
+    parser.add_argument("--config", required=True, help="the recipe, a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="keys to set over the recipe's")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    print(summary(open_store(config.data)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))

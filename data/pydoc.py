@@ -1,0 +1,239 @@
+"""The default corpus: the docstrings of the Python standard library and of the packages named in requirements.txt.
+
+Real technical English on every machine that can run the project, with nothing downloaded. The packages are found on
+``sys.path`` and their sources read in place by :mod:`data.docstrings`, so none of them is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.machinery
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from data import docstrings
+
+RULES_VERSION = 1
+"""Version of the rules here and in data/docstrings.py; raise it with any change to what they extract."""
+
+STANDARD_LIBRARY = "python"
+"""The name under which the standard library goes among the packages."""
+
+PACKAGES = (
+    "accelerate",
+    "datasets",
+    "filelock",
+    "huggingface_hub",
+    "matplotlib",
+    "numpy",
+    "omegaconf",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "tqdm",
+    "transformers",
+)
+"""The packages of requirements.txt, by their one name for import and distribution; any not installed is left out."""
+
+REPEATED_PARAGRAPH_CHARACTERS = 60
+"""A paragraph this long is kept once: repeated argument descriptions fill a tenth of these packages' docstrings."""
+
+_LEFT_OUT_FOLDERS = frozenset(
+    {
+        *("__pycache__", "dist-packages", "site-packages"),
+        *("test", "tests", "_tests", "idle_test"),
+        *("vendor", "vendored", "_vendor", "_vendored"),
+    }
+)
+_PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
+_CHUNK_BYTES = 2_000_000
+"""Source that one worker process reads: half a second of work, so that its start hardly counts."""
+
+
+class SourceFile(NamedTuple):
+    """A source file and the package and relative path it goes by."""
+
+    package: str
+    name: str
+    path: Path
+    size: int
+
+
+class PydocCorpus:
+    """Docstrings by source file, deduplicated, in the order of package and path.
+
+    Args:
+        max_documents: keep only this many documents, taking the files by the hash of their names: a cross-section.
+        packages: package name -> its folder or module file; by default the standard library and the installed PACKAGES.
+    """
+
+    max_tokens = None
+    tokenizer_documents = None
+
+    def __init__(self, max_documents: int | None = None, packages: Mapping[str, Path] | None = None) -> None:
+        self._max_documents = max_documents
+        self._packages = installed_packages() if packages is None else dict(sorted(packages.items()))
+        self._counts: dict[str, dict[str, Any]] = {
+            name: {"version": version(name), "files": 0, "files_not_parsed": 0, "documents": 0, "bytes": 0}
+            for name in self._packages
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return the extraction rules' version, the packages' versions and the number of documents asked for."""
+        return {
+            "kind": "pydoc",
+            "rules": RULES_VERSION,
+            "versions": {name: version(name) for name in self._packages},
+            "max_documents": self._max_documents,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return version, files, files that did not parse, documents and bytes of each package."""
+        return {"packages": self._counts}
+
+    def documents(self, *, progress: bool) -> Iterator[str]:
+        """Yield a document a source file: its docstrings that were not seen before, joined by blank lines."""
+        files = [file for package, place in self._packages.items() for file in source_files(package, place)]
+        if self._max_documents is not None:
+            files.sort(key=lambda file: hashlib.sha256(f"{file.package}/{file.name}".encode()).digest())
+        unseen = _Unseen()
+        yielded = 0
+        with (
+            contextlib.closing(_extract(files)) as extracted,
+            tqdm(total=len(files), desc="docstrings", unit="file", disable=not progress) as bar,
+        ):
+            for file, documents in extracted:
+                bar.update()
+                counts = self._counts[file.package]
+                counts["files"] += 1
+                counts["files_not_parsed"] += documents is None
+                for texts in documents or []:
+                    document = "\n\n".join(kept for text in texts if (kept := unseen.part(text)))
+                    if not document:
+                        continue
+                    counts["documents"] += 1
+                    counts["bytes"] += len(document.encode())
+                    yield document
+                    yielded += 1
+                    if yielded == self._max_documents:
+                        return
+
+
+def installed_packages() -> dict[str, Path]:
+    """Return name -> folder (or module file) of the standard library and of those PACKAGES that are installed."""
+    found = {STANDARD_LIBRARY: Path(sysconfig.get_path("stdlib"))}
+    for name in PACKAGES:
+        spec = importlib.machinery.PathFinder.find_spec(name)  # searches sys.path and runs no code of the package
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin)
+            found[name] = origin.parent if origin.name == "__init__.py" else origin
+    return dict(sorted(found.items()))
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed distribution, of Python for the standard library, None for other names."""
+    if package == STANDARD_LIBRARY:
+        return platform.python_version()
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def source_files(package: str, place: Path) -> list[SourceFile]:
+    """Return the source files below ``place``, sorted by relative path, without tests and vendored code."""
+    if place.is_file():
+        return [SourceFile(package, place.name, place, place.stat().st_size)]
+    files = []
+    for folder, subfolders, names in os.walk(place):
+        left_out = _LEFT_OUT_FOLDERS
+        if Path(folder).name == "testing":  # numpy.testing and its like are public; torch.testing._internal is tests
+            left_out = left_out | {"_internal"}
+        subfolders[:] = [name for name in subfolders if name not in left_out]
+        paths = [Path(folder, name) for name in names if name.endswith(".py") and not _is_test(name)]
+        files += [SourceFile(package, path.relative_to(place).as_posix(), path, path.stat().st_size) for path in paths]
+    return sorted(files, key=lambda file: file.name)
+
+
+def _is_test(name: str) -> bool:
+    return name.startswith("test_") or name.endswith("_test.py") or name == "conftest.py"
+
+
+class _Unseen:
+    """Passes on each docstring, and each long paragraph, the first time it comes; white space makes no difference."""
+
+    def __init__(self) -> None:
+        self._docstrings: set[bytes] = set()
+        self._paragraphs: set[bytes] = set()
+
+    def part(self, docstring: str) -> str:
+        """Return what of a docstring is prose and new; empty if too little of it is.
+
+        Paragraphs that open with a doctest prompt are code and its output, not prose, and go.
+        """
+        if not _add(self._docstrings, docstring):
+            return ""
+        kept = [paragraph for paragraph in _PARAGRAPH_BREAK.split(docstring) if self._is_wanted(paragraph)]
+        text = "\n\n".join(kept).strip()
+        return text if len(text) >= docstrings.MINIMUM_CHARACTERS else ""
+
+    def _is_wanted(self, paragraph: str) -> bool:
+        if paragraph.lstrip().startswith(">>>"):
+            return False
+        return len(paragraph) < REPEATED_PARAGRAPH_CHARACTERS or _add(self._paragraphs, paragraph)
+
+
+def _add(seen: set[bytes], text: str) -> bool:
+    """Note a text by a hash that ignores white space; True if it was not noted before."""
+    key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+    before = len(seen)
+    seen.add(key)
+    return len(seen) > before
+
+
+def _extract(files: Sequence[SourceFile]) -> Generator[tuple[SourceFile, list[list[str]] | None]]:
+    """Yield each file with what read_docstrings finds in it, in order, read by as many processes as there are cores."""
+    chunks = list(_chunks(files))
+    executor = ThreadPoolExecutor(max_workers=os.cpu_count())  # its threads only wait for their worker process
+    try:
+        for chunk, found in zip(chunks, executor.map(_read_chunk, chunks), strict=True):
+            yield from zip(chunk, found, strict=True)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _chunks(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+    chunk: list[SourceFile] = []
+    size = 0
+    for file in files:
+        chunk.append(file)
+        size += file.size
+        if size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _read_chunk(chunk: Sequence[SourceFile]) -> list[list[list[str]] | None]:
+    worker = [sys.executable, "-I", docstrings.__file__]
+    paths = json.dumps([str(file.path) for file in chunk])
+    finished = subprocess.run(worker, input=paths, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - our own file
+    return [json.loads(line) for line in finished.stdout.splitlines()]

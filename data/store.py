@@ -1,0 +1,170 @@
+"""The token store: a corpus, tokenised once, as memory-mapped files with a manifest.
+
+    <cache_dir>/<key>/train.bin, validation.bin       token ids, uint16 or uint32, little-endian
+                      train_documents.npy, ...        int64: where each document starts
+                      tokenizer/                      in the transformers format
+                      manifest.json                   what it was made from, and hashes of what it holds
+
+The key is a hash of the corpus's identity and the tokenizer's: a source that changed is another store, and one that did
+not is never tokenised again. A store is built in a sibling folder and renamed when complete: it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import numpy as np
+
+from configs.errors import InputError
+from configs.schema import DataConfig
+from data.build import MANIFEST, SPLITS, build_store
+from data.corpora import make_corpus
+from data.files import digest_of, flush_to_disk
+from data.tokenizer import tokenizer_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT_VERSION = 1
+"""Version of the files' layout and of the rule that splits documents; raise it with any change to either."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The tokens of one split, 1-D and on disk, and the int64 index in them of each document's first token."""
+
+    ids: np.memmap
+    document_starts: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An open token store. Every document ends with ``eos_id``; every id is below ``vocab_size``."""
+
+    path: Path
+    manifest: dict[str, Any]
+    train: Split
+    validation: Split
+    vocab_size: int
+    eos_id: int
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer whose ids the store holds."""
+        from transformers import AutoTokenizer  # two seconds
+
+        return AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
+
+
+def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
+    """Open the store of a configuration, building it first if its source or tokenizer is new.
+
+    Any number of processes may call this at once: one builds, the others wait for it.
+
+    Raises:
+        InputError: for a source that cannot be read, fewer than two documents, or a store that was damaged since.
+    """
+    corpus = make_corpus(data)
+    identity = {
+        "format": FORMAT_VERSION,
+        "corpus": corpus.identity(),
+        "tokenizer": tokenizer_identity(data),
+        "validation_fraction": data.validation_fraction,
+    }
+    path = Path(data.cache_dir) / digest_of(identity)[:16]
+    if not path.exists():
+        _create(path, lambda folder: build_store(folder, data, corpus, identity, progress=progress))
+    return read_store(path)
+
+
+def read_store(path: Path) -> TokenStore:
+    """Open the store in a folder. Raises InputError naming the file that is missing or not of the manifest's size."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path / MANIFEST}: not a store's manifest ({error}); delete the folder {path}") from None
+    train, validation = (_read_split(path, name, manifest) for name in SPLITS)
+    return TokenStore(path, manifest, train, validation, manifest["vocab_size"], manifest["eos_id"])
+
+
+def _read_split(path: Path, name: str, manifest: dict[str, Any]) -> Split:
+    counts, dtype = manifest["splits"][name], np.dtype(manifest["dtype"])
+    ids_file, starts_file = path / f"{name}.bin", path / f"{name}_documents.npy"
+    size = ids_file.stat().st_size if ids_file.is_file() else 0
+    if size != counts["tokens"] * dtype.itemsize:
+        raise InputError(f"{ids_file}: {size} bytes where the manifest counts {counts['tokens']} tokens; delete {path}")
+    try:
+        starts = np.load(starts_file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{starts_file}: cannot be read ({error}); delete {path}") from None
+    if len(starts) != counts["documents"]:
+        raise InputError(
+            f"{starts_file}: {len(starts)} documents where the manifest counts {counts['documents']}; delete {path}"
+        )
+    return Split(np.memmap(ids_file, dtype=dtype, mode="r"), starts)
+
+
+# ---------------------------------------------------------------------------------------- whole or absent
+
+
+def _create(path: Path, build: Callable[[Path], None]) -> None:
+    """Let ``build`` fill a folder that becomes ``path`` once complete, unless another process was quicker."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if path.exists():
+                return
+            _remove_remains(path.parent, held=path)
+            folder = _building(path)
+            try:
+                folder.mkdir()
+                build(folder)
+                for file in sorted(folder.rglob("*")):
+                    flush_to_disk(file)
+                flush_to_disk(folder)
+                folder.rename(path)
+                flush_to_disk(path.parent)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"data.cache_dir={path.parent}: the store cannot be written: {error}") from None
+
+
+def _building(path: Path) -> Path:
+    return path.with_suffix(".building")
+
+
+def _lock_of(path: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(path.with_suffix(".lock"))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a store; the system releases it when its holder dies."""
+    lock = _lock_of(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"waiting for another process that is building {path}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_remains(cache_dir: Path, held: Path) -> None:
+    """Remove the folders of killed builds: those whose lock nobody holds, and that of ``held``, which we hold."""
+    for remains in cache_dir.glob("*.building"):
+        store = remains.with_suffix("")
+        with contextlib.suppress(filelock.Timeout), contextlib.ExitStack() as stack:
+            if store != held:
+                stack.enter_context(_lock_of(store).acquire(blocking=False))
+            shutil.rmtree(remains)

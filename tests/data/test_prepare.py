@@ -1,0 +1,43 @@
+"""The command that builds a store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import exit_status
+from data.prepare import main
+from tests.data.corpus import sentences, write_jsonl
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = REPOSITORY / "configs" / "pydoc_micro.yaml"
+
+
+def test_a_store_is_built_and_summarised(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", sentences(200))
+    overrides = [
+        "data.kind=text",
+        f"data.paths=[{tmp_path}]",
+        "data.vocab_size=300",
+        f"data.cache_dir={tmp_path}/cache",
+    ]
+    command = [sys.executable, "-m", "data.prepare", "--config", str(RECIPE), *overrides]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    (manifest,) = (tmp_path / "cache").glob("*/manifest.json")
+    assert f"store       {manifest.parent}" in finished.stdout
+    assert "in 200 documents" in finished.stdout
+    assert "vocabulary  300 tokens" in finished.stdout
+
+
+def test_a_mistake_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["data.kind=text", f"data.paths=[{tmp_path}/none.txt]", f"data.cache_dir={tmp_path}/cache"]
+    monkeypatch.setattr(sys, "argv", ["prepare", "--config", str(RECIPE), *overrides])
+    assert exit_status(main) == 2
+    line = f"error: data.paths: {tmp_path}/none.txt matches no .txt, .jsonl, .parquet file (each may end in .gz)\n"
+    assert capsys.readouterr().err == line

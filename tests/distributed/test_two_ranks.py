@@ -1,0 +1,50 @@
+"""Two real processes (gloo, CPU), started by the launch file that the README names."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stability.checkpoints import list_checkpoints
+
+from ..conftest import ROOT, events_of, python, rows_of
+
+
+def launch(recipe, *overrides, **environment):
+    accelerate = Path(sys.executable).with_name("accelerate")
+    assert accelerate.exists(), "accelerate's command is not installed beside this Python"
+    return python(
+        *(accelerate, "launch", "--config_file", ROOT / "configs/launch/cpu_2proc.yaml"),
+        *(ROOT / "train_lm.py", "--config", recipe["path"], *recipe["overrides"], *overrides),
+        **environment,
+    )
+
+
+def test_two_ranks_follow_one(recipe, tmp_path):
+    """The same global batch on one and two ranks, the latter stopped half-way and resumed: the same curves but for rounding."""
+    one = python(ROOT / "train_lm.py", "--config", recipe["path"], *recipe["overrides"], "name=one")
+    assert one.returncode == 0, one.stderr
+    two = launch(recipe, "name=two", "train.micro_batch_size=2", ACCELERATE_USE_CPU="1")
+    assert two.returncode == 0, two.stderr
+    a, b = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert [r["step"] for r in b] == list(range(1, 31))
+    assert [r.keys() for r in a] == [r.keys() for r in b]
+    for name in sorted(a[0].keys() - {"tfsd/weight_p10"}):
+        assert a[0][name] == pytest.approx(b[0][name], rel=1e-4, abs=1e-6), name
+    for x, y in zip(a, b, strict=True):
+        assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=1e-3)
+    assert a[-1]["validation/nll"] == pytest.approx(b[-1]["validation/nll"], rel=1e-3)
+    assert events_of(tmp_path / "two") == []
+    assert [p.name for p in list_checkpoints(tmp_path / "two")] == [p.name for p in list_checkpoints(tmp_path / "one")]
+
+
+def test_ranks_that_do_not_see_each_other_are_refused(recipe, tmp_path):
+    """Without ACCELERATE_USE_CPU Accelerate would start two runs that write the same files."""
+    import torch
+
+    if torch.cuda.device_count() >= 2:
+        pytest.skip("with two GPUs this launch is a good one")
+    result = launch(recipe, "name=apart")
+    assert result.returncode != 0
+    assert "error: launch: 2 processes were started but Accelerate works with 1" in result.stderr
+    assert not (tmp_path / "apart").exists()

@@ -1,0 +1,135 @@
+"""The model as a transformers model: saving, loading, tying, generating, checkpointing activations, carrying its code."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+
+from model import SwapHeadConfig, load_model, new_model
+
+SMALL = {"vocab_size": 120, "bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 32}
+BODIES = {
+    "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32},
+    "qwen3": {
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+        **{"head_dim": 8, "hidden_size": 16, "intermediate_size": 32},
+    },
+}
+HEADS = {
+    "linear": {"kind": "linear"},
+    "untied": {"kind": "linear", "tied": False, "bias": True},
+    "metric": {"kind": "metric"},
+    "learned": {"kind": "metric", "scale": "learned", "feature_norm": "layernorm", "init": "unit"},
+}
+
+
+def make(body="gpt2", head="metric", objective="tfsd", seed=0):
+    text = AutoConfig.for_model(body, **SMALL, **BODIES[body])
+    return new_model(SwapHeadConfig(text, head=HEADS[head], objective={"kind": objective}), seed)
+
+
+def tokens(rows=2, length=12):
+    return torch.randint(1, 120, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("head", HEADS)
+def test_round_trip_through_safetensors(body, head, tmp_path):
+    model = make(body, head)
+    tied = HEADS[head].get("tied", True)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "model.safetensors", "heads.py", "modeling.py"}
+    again = load_model(tmp_path)
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == tied
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("head", ["linear", "learned"])
+def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
+    model = make(body, head).eval()
+    prompt = tokens(length=4)
+    with_cache, without = (model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=c) for c in (True, False))
+    assert torch.equal(with_cache, without)
+    assert with_cache.shape[1] > 4
+
+
+def test_loss_follows_the_transformers_convention():
+    """Labels are shifted inside; the loss is a mean, or a sum over num_items_in_batch; it equals that of GPT2LMHeadModel."""
+    text = GPT2Config(**SMALL, **BODIES["gpt2"])
+    reference = GPT2LMHeadModel(text).eval()
+    model = make(head="linear", objective="ce").eval()
+    model.model.load_state_dict(reference.transformer.state_dict())
+    labels = tokens()
+    labels[0, 5:] = -100
+    expected = reference(input_ids=tokens(), labels=labels)
+    found = model(input_ids=tokens(), labels=labels)
+    torch.testing.assert_close(found.loss, expected.loss)
+    count = (labels[:, 1:] != -100).sum()
+    torch.testing.assert_close(model(input_ids=tokens(), labels=labels, num_items_in_batch=7).loss, expected.loss * count / 7)
+    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    assert torch.equal(model(input_ids=tokens(), shift_labels=shifted).loss, found.loss)
+    assert found.logits is None
+    torch.testing.assert_close(model(input_ids=tokens()).logits, expected.logits)
+    assert model(input_ids=tokens(), logits_to_keep=1).logits.shape == (2, 1, 120)
+
+
+def test_the_body_starts_the_same_under_every_head():
+    bodies = [make(head=head).model.state_dict() for head in ("linear", "untied", "metric")]
+    for other in bodies[1:]:
+        assert all(torch.equal(other[name], value) for name, value in bodies[0].items())
+
+
+def test_linear_and_metric_start_with_the_same_loss_at_the_equivalent_scale():
+    """At g = 1/2 the logits differ by the bias -||w_k||^2/2, which is next to nothing at initialisation."""
+    linear, metric = (make(head=head, objective="ce")(input_ids=tokens(), labels=tokens()).loss for head in ("linear", "metric"))
+    assert abs(float(linear.detach() - metric.detach())) < 0.01
+
+
+@pytest.mark.parametrize("head", ["linear", "metric"])
+def test_activation_checkpointing_changes_no_gradient(head):
+    gradients = []
+    for checkpointing in (False, True):
+        model = make(head=head).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_checkpoint_carries_its_own_code(tmp_path):
+    """A process that knows nothing of the project loads it with trust_remote_code and generates the same tokens."""
+    model = make(head="learned").eval()
+    model.save_pretrained(tmp_path / "checkpoint")
+    script = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('checkpoint', trust_remote_code=True).eval()\n"
+        "assert type(model).__module__.startswith('transformers_modules'), type(model)\n"
+        "print(model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False).tolist())\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    expected = model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False).tolist()
+    assert result.stdout.strip().splitlines()[-1] == str(expected)
+
+
+def test_loading_never_runs_a_checkpoints_own_code(tmp_path):
+    make().save_pretrained(tmp_path)
+    (tmp_path / "modeling.py").write_text("raise SystemExit('the code in the checkpoint was run')\n")
+    assert type(load_model(tmp_path)).__module__ == "model.modeling"
+
+
+def test_a_plain_transformers_checkpoint_loads_too(tmp_path):
+    GPT2LMHeadModel(GPT2Config(**SMALL, **BODIES["gpt2"])).save_pretrained(tmp_path)
+    assert isinstance(load_model(tmp_path), GPT2LMHeadModel)

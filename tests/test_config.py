@@ -1,0 +1,163 @@
+"""Recipes, overrides, and mistakes in them."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import InputError
+from configs.load import dump_config, load_config, validate
+
+from .conftest import ROOT, python
+
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+MICRO = ROOT / "configs" / "pydoc_micro.yaml"
+
+
+def problems(*overrides, recipe=MICRO):
+    with pytest.raises(InputError) as caught:
+        load_config(recipe, overrides)
+    assert all("\n" not in line for line in caught.value.problems)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_is_valid_and_survives_its_own_dump(recipe, tmp_path):
+    config = load_config(recipe)
+    assert config.name == recipe.stem
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.yaml") == config
+
+
+def test_a_recipe_on_top_of_another_states_only_what_differs():
+    article, base = load_config(ROOT / "configs/pydoc_micro_article.yaml"), load_config(MICRO)
+    assert article.head.options["scale"] == "article"
+    assert article.model_copy(update={"name": base.name, "head": base.head}) == base
+
+
+def test_numbers_in_yaml_and_on_the_command_line_are_numbers():
+    assert load_config(MICRO, ["optimizer.lr=1e-3"]).optimizer.lr == 1e-3
+    assert load_config(MICRO, ["head.scale=2"]).head.options["scale"] == 2
+
+
+def test_another_kind_drops_the_options_it_does_not_have():
+    config = load_config(ROOT / "configs/pydoc_micro_article.yaml", ["head.kind=linear"])
+    assert config.head.model_dump() == {"kind": "linear", "tied": True, "bias": False}
+
+
+MISTAKES = [
+    (["optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
+    (["train.lr=1"], "train.lr: unknown key; did you mean optimizer.lr?"),
+    (["train.steps=many"], 'train.steps: input should be a valid integer, but is "many"'),
+    (["train.steps=true"], "train.steps: input should be a valid integer, but is true"),
+    (["train.steps=0"], "train.steps: input should be greater than or equal to 1, but is 0"),
+    (["optimizer.lr=.nan"], "optimizer.lr: input should be a finite number, but is NaN"),
+    (["optimizer.warmup_steps=9999"], "optimizer.warmup_steps (9999) must be smaller than train.steps"),
+    (["head.kind=metrc"], "head.kind: unknown kind 'metrc'; registered: linear, metric; did you mean metric?"),
+    (["head.scale=-1"], "head: scale must be positive, not -1.0"),
+    (["head.scael=1"], "head.scael: no option of the kind metric"),
+    (["head.kind=linear", "head.scale=1"], "head.scale: no option of the kind linear, it has tied, bias"),
+    (["objective.label_smoothing=0.1"], "objective.label_smoothing: no option of the kind tfsd, it has no options"),
+    (["data.paths=[x]"], "data.paths: has no effect with this data.kind"),
+    (["data.kind=text"], "data.paths: is required and has no default"),
+    (["data.kind=texts"], "data.kind: input tag 'texts'"),
+    (["data.tokenizer=gpt2"], "data: give exactly one of vocab_size"),
+    (["body.n_layers=2"], "body.n_layers: no field of a gpt2 configuration; did you mean n_layer?"),
+    (["body.n_layer=two"], "body: transformers cannot build this gpt2"),
+    (["body.n_layer=0"], "body: this configuration has no transformer block"),
+    (["body.n_head=3"], "body: transformers cannot build this gpt2"),
+    (["body.vocab_size=9"], "body.vocab_size: follows from the data"),
+    (["body.model_type=gpt22"], "body.model_type: transformers knows no model type 'gpt22'; did you mean gpt2?"),
+    (["body.n_positions=64"], "data.sequence_length: 128 is more than the body's 64 positions"),
+    (["name=../elsewhere"], "name: string should match pattern"),
+    (["steps"], "steps: an override has the form key.sub=value"),
+    (["plugins=[nowhere.py]"], "plugins: nowhere.py: no such file"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_mistake_is_one_line_that_names_the_key(overrides, expected):
+    assert any(expected in line for line in problems(*overrides)), problems(*overrides)
+
+
+def test_all_mistakes_are_told_at_once():
+    assert len(problems("optimizer.lrr=1", "train.steps=many", "data.paths=[x]", "foo=1")) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "not a valid YAML recipe"),
+        ("- a\n- b\n", "holds a list, not a mapping"),
+        ("name: !!python/object/apply:os.system ['true']\n", "not a valid YAML recipe"),
+        ("base: self.yaml\n", "base names the recipe itself"),
+        ("name: x\n", "data: is required"),
+        ("name: ${nowhere}\n", "not a valid YAML recipe"),
+    ],
+)
+def test_broken_recipe_files(text, expected, tmp_path):
+    (tmp_path / "self.yaml").write_text(text)
+    assert any(expected in line for line in problems(recipe=tmp_path / "self.yaml"))
+
+
+def test_a_missing_recipe():
+    assert problems(recipe=Path("nowhere.yaml")) == ["--config nowhere.yaml: no such file"]
+
+
+LEAVES = [
+    *("seed", "resume", "name", "data.kind", "data.sequence_length", "body.n_embd", "head.kind", "head.scale", "objective.kind"),
+    *("optimizer.lr", "optimizer.schedule", "train.batch_size", "train.precision", "checkpoint.keep", "trackers", "data.new"),
+]
+VALUES = [None, -1, 0, 1.5, 10**30, "", "x", "ce", [], [1], {}, {"kind": "ce"}, True]
+
+
+@given(st.dictionaries(st.sampled_from(LEAVES), st.sampled_from(VALUES), min_size=1, max_size=4))
+def test_any_configuration_is_either_valid_or_explained(changes):
+    raw = yaml.safe_load(MICRO.read_text())
+    for key, value in changes.items():
+        *path, leaf = key.split(".")
+        section = raw
+        for part in path:
+            section = section.get(part) if isinstance(section.get(part), dict) else section.setdefault(part + "_", {})
+        section[leaf] = value
+    try:
+        validate(raw)
+    except InputError as error:
+        assert error.problems
+        assert all(line and "\n" not in line for line in error.problems)
+
+
+def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback_and_writes_nothing(tmp_path):
+    result = python(
+        ROOT / "train_lm.py", "--config", MICRO, "optimizer.lrr=1", "head.kind=nothing", f"output_dir={tmp_path}/runs", cwd=tmp_path
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == ["error: optimizer.lrr: unknown key; did you mean optimizer.lr?"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_print_config_prints_what_would_run(tmp_path):
+    result = python(ROOT / "train_lm.py", "--config", MICRO, "seed=7", "--print-config", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "printed.yaml").write_text(result.stdout)
+    assert load_config(tmp_path / "printed.yaml") == load_config(MICRO, ["seed=7"])
+
+
+def test_readme_keys_exist():
+    """Keys that the README names in overrides are keys of the schema."""
+    import re
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"\b((?:data|train|optimizer|checkpoint|telemetry)\.[a-z_]+)=", text))
+    known = set(itertools.chain(*(_keys(load_config(r).model_dump()) for r in RECIPES)))
+    assert found <= known | {"data.paths", "data.tokenizer"}
+
+
+def _keys(tree, prefix=""):
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,322 @@
+"""Real runs of train_lm.py: what they write, that they repeat, resume, stop and diverge as the README says."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED, InputError
+from configs.load import load_config
+from configs.schema import OptimizerConfig
+from data.batches import evaluation_batches
+from data.store import open_store
+from model import load_model
+from stability.checkpoints import list_checkpoints, read_state
+from stability.metrics import describe
+from train_lm import learning_rate, train
+
+from .conftest import ROOT, events_of, python, rows_of
+
+
+@pytest.fixture
+def start(recipe):
+    """Run tiny.yaml with these overrides in this process; returns (exit status, run directory)."""
+
+    def run(*overrides):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
+        from pathlib import Path
+
+        return train(config), Path(config.output_dir) / config.name
+
+    return run
+
+
+def weights(run):
+    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_directory_is_complete(start):
+    status, run = start("name=complete")
+    assert status == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    for row in rows:
+        assert all(describe(name) for name in row)
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["tokens"] == row["step"] * 8 * 32
+        assert ("validation/nll" in row) == (row["step"] % 10 == 0)
+    wanted = {
+        *("step", "tokens", "lr", "loss/nll", "loss/objective", "grad_norm/total", "grad_norm/embedding", "param_norm/layer_01"),
+        *("update_rms/norm", "hidden_norm/layer_00/mean", "hidden_norm/pre_final/max", "hidden_norm/final/mean"),
+        *("embedding_norm/mean", "embedding_norm/max", "logit/max", "logit/mean", "logit/std", "logit/logsumexp", "entropy/p"),
+        *("metric/true_distance", "tfsd/weight_mean", "tfsd/weight_p10", "tfsd/weight_below_1pct", "tfsd/target_entropy"),
+        *("throughput/tokens_per_second", "memory/peak_bytes"),
+    }
+    assert wanted <= rows[0].keys()
+    assert rows[-1]["loss/nll"] < rows[0]["loss/nll"] - 0.5
+    config = load_config(run / "config.yaml")
+    assert config.name == "complete"
+    assert json.loads((run / "status.json").read_text()) == {"status": "finished", "step": 30, "reason": ""}
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"packages", "device", "git", "world_size", "data", "parameters"} <= environment.keys()
+
+
+def test_the_last_checkpoint_is_the_model_whose_validation_nll_was_recorded(start):
+    _, run = start("name=evaluated")
+    checkpoint = list_checkpoints(run)[-1]
+    model, config = load_model(checkpoint), load_config(run / "config.yaml")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    store = open_store(config.data, progress=False)
+    total = count = 0.0
+    for x_BT, y_BT in evaluation_batches(store.validation.ids, 32, 16, 4):
+        logits_NV = model(input_ids=x_BT).logits.flatten(0, 1).double()
+        total += torch.nn.functional.cross_entropy(logits_NV, y_BT.flatten(), reduction="sum").item()
+        count += y_BT.numel()
+    assert rows_of(run)[-1]["validation/nll"] == pytest.approx(total / count, rel=1e-5)
+    assert read_state(checkpoint)["validation_nll"] == rows_of(run)[-1]["validation/nll"]
+
+
+def test_the_same_configuration_gives_the_same_metrics_to_the_bit(start):
+    runs = [start(f"name={name}", "body.resid_pdrop=0.1")[1] for name in ("first", "second")]
+    assert rows_of(runs[0]) == rows_of(runs[1])
+    assert_same_weights(weights(runs[0]), weights(runs[1]))
+    other = start("name=other", "body.resid_pdrop=0.1", "seed=1")[1]
+    assert rows_of(other)[0]["loss/nll"] != rows_of(runs[0])[0]["loss/nll"]
+
+
+def test_tfsd_and_its_ablation_train_identically(start):
+    """weighted_ce has another value but the same gradient, so the whole run is the same to the bit."""
+    tfsd, ablation = (start(f"name={k}", f"objective.kind={k}", "head.scale=0.02")[1] for k in ("tfsd", "weighted_ce"))
+    value = "loss/objective"
+    assert rows_of(tfsd)[0][value] != rows_of(ablation)[0][value]
+    strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("objective")} for r in rows]  # noqa: E731
+    assert strip(rows_of(tfsd)) == strip(rows_of(ablation))
+    assert_same_weights(weights(tfsd), weights(ablation))
+
+
+def test_arms_are_paired_by_the_seed(start):
+    """Linear and metric arms of one seed see the same first batch from the same body: the first NLL all but agrees."""
+    linear, metric = start("name=l", "head.kind=linear", "objective.kind=ce")[1], start("name=m", "objective.kind=ce")[1]
+    assert rows_of(linear)[0]["loss/nll"] == pytest.approx(rows_of(metric)[0]["loss/nll"], abs=0.01)
+    assert "metric/true_distance" not in rows_of(linear)[0]
+
+
+def test_gradient_accumulation_changes_nothing_but_rounding(start):
+    whole, split = start("name=whole")[1], start("name=split", "train.micro_batch_size=3")[1]
+    for a, b in zip(rows_of(whole), rows_of(split), strict=True):
+        for name in ("loss/nll", "grad_norm/total", "hidden_norm/pre_final/mean", "logit/std", "tfsd/weight_mean"):
+            assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
+    assert rows_of(whole)[0]["grad_norm/total"] == pytest.approx(rows_of(split)[0]["grad_norm/total"], rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["train.gradient_checkpointing=true", "telemetry.enabled=false", "telemetry.flush_every=1"])
+def test_options_that_must_not_change_the_run(option, start):
+    plain, other = start("name=plain")[1], start("name=other", option)[1]
+    common = lambda row: {k: row[k] for k in ("step", "loss/nll", "grad_norm/total")}  # noqa: E731
+    assert [common(r) for r in rows_of(plain)] == [common(r) for r in rows_of(other)]
+    assert_same_weights(weights(plain), weights(other))
+
+
+def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(recipe, start, tmp_path):
+    """A real process, a real signal, dropout on; then the same command again: rows and weights equal an unbroken run's."""
+    overrides = [*recipe["overrides"], "train.steps=400", "optimizer.warmup_steps=10", "body.resid_pdrop=0.1", "checkpoint.every=150"]
+    command = [sys.executable, "train_lm.py", "--config", str(recipe["path"]), *overrides, "name=broken"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") > 20:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == EXIT_PREEMPTED, process.stderr.read()
+    stopped = json.loads((tmp_path / "broken" / "status.json").read_text())
+    assert stopped["status"] == "preempted"
+    assert 20 < stopped["step"] < 400
+    assert list_checkpoints(tmp_path / "broken")[-1].name == f"step_{stopped['step']:08d}"
+    # What a killed process may leave behind: rows after the checkpoint, the last one torn.
+    with metrics.open("a") as file:
+        file.write(json.dumps({"step": stopped["step"] + 1, "loss/nll": 1.0}) + '\n{"step": ')
+
+    assert start(*overrides[1:], "name=broken")[0] == 0
+    assert start(*overrides[1:], "name=unbroken")[0] == 0
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    validation = {"validation/nll", "validation/objective"}  # evaluated once more at the stop? then the rows would differ
+    assert rows_of(broken) == rows_of(unbroken), validation
+    assert_same_weights(weights(broken), weights(unbroken))
+    assert [e["event"] for e in events_of(broken)] == ["preempted", "resume"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(start):
+    """An absurd learning rate makes the loss overflow; the run stops with an event, keeps no later row and no later checkpoint."""
+    status, run = start("name=diverged", "optimizer.lr=1e18", "optimizer.clip_norm=null", "checkpoint.every=1", "checkpoint.keep=99")
+    assert status == EXIT_DIVERGED
+    (event,) = [e for e in events_of(run) if e["event"] == "non_finite"]
+    state = json.loads((run / "status.json").read_text())
+    assert (state["status"], state["step"]) == ("diverged", event["step"])
+    rows = rows_of(run)
+    assert rows[-1]["step"] == event["step"]
+    assert not all(math.isfinite(rows[-1][s]) if not isinstance(rows[-1][s], str) else False for s in event["signals"])
+    checkpoints = list_checkpoints(run)
+    assert [int(c.name[5:]) for c in checkpoints] == list(range(1, event["step"]))
+    for checkpoint in checkpoints:
+        assert all(bool(v.isfinite().all()) for v in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_a_bad_step_leaves_the_parameters_alone(start, tmp_path, recipe):
+    """With one flush for many steps, the steps after the bad one must not move the parameters either."""
+    from train_lm import set_up, training_step
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = set_up(load_config(recipe["path"], [*recipe["overrides"], "name=guarded"]))
+    for step in (1, 2):
+        training_step(run, step)
+    with torch.no_grad():
+        run.model.model.h[0].mlp.c_fc.bias[3] = math.inf
+    before = [p.detach().clone() for p in run.model.parameters()]
+    training_step(run, 3)
+    with torch.no_grad():
+        run.model.model.h[0].mlp.c_fc.bias[3] = before[0].flatten()[0]  # sound again, but the run is over all the same
+    before = [p.detach().clone() for p in run.model.parameters()]
+    training_step(run, 4)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+    rows = run.recorder.transfer()
+    assert [r["step"] for r in run.watch.healthy(rows)] == [1, 2]
+    run.bar.close()
+
+
+def test_checkpoints_keep_the_newest_and_the_best(start):
+    _, run = start("name=pruned", "checkpoint.every=2", "checkpoint.keep=3", "train.steps=20", "train.eval_every=2")
+    left = list_checkpoints(run)
+    scores = {r["step"]: r["validation/nll"] for r in rows_of(run) if "validation/nll" in r}
+    best = min(scores, key=lambda step: scores[step])
+    assert {int(p.name[5:]) for p in left} == {16, 18, 20, best}
+    assert not [p for p in (run / "checkpoints").iterdir() if p not in left]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["resume=never"], "holds a run already"),
+        (["optimizer.lr=1.0e-3"], "optimizer.lr: the run in"),
+        (["name=new", "resume=must"], "there is no complete checkpoint"),
+        (["train.precision=fp16", "name=half"], "train.precision: fp16 needs a GPU"),
+        (["trackers=[nothing]", "name=tracked"], "trackers: nothing is unknown to Accelerate"),
+    ],
+)
+def test_refusals(overrides, expected, start, tmp_path):
+    start("name=taken", "train.steps=6")
+    with pytest.raises(InputError, match=expected):
+        start("name=taken", "train.steps=6", *overrides)
+    assert {p.name for p in tmp_path.iterdir()} == {"taken"}
+
+
+def test_a_finished_run_is_left_alone(start, capsys):
+    _, run = start("name=done", "train.steps=6")
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    assert start("name=done", "train.steps=6")[0] == 0
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_bf16_trains(start):
+    _, run = start("name=bf16", "train.precision=bf16", "train.steps=12", "train.batch_size=4")
+    rows = rows_of(run)
+    assert rows[-1]["loss/nll"] < rows[0]["loss/nll"]
+    assert all(v.dtype == torch.float32 for v in weights(run).values())
+
+
+def test_a_tracker_gets_every_row(start, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    start("name=tracked", "trackers=[tensorboard]", "train.steps=9")
+    (folder,) = {p.parent for p in tmp_path.rglob("events.out.tfevents.*") if "tracked" in str(p)}
+    scalars = accumulator.EventAccumulator(str(folder)).Reload().Scalars("loss/nll")
+    assert [s.step for s in scalars] == list(range(1, 10))
+
+
+def test_the_body_of_an_existing_checkpoint_under_another_head(start, tmp_path):
+    _, first = start("name=first", "head.kind=linear", "objective.kind=ce")
+    checkpoint = list_checkpoints(first)[-1]
+    _, second = start(
+        "name=second", "body={checkpoint: " + str(checkpoint) + "}", f"data.tokenizer={checkpoint}", "data.vocab_size=null"
+    )
+    assert rows_of(second)[0]["loss/nll"] < rows_of(first)[0]["loss/nll"] - 0.5
+    assert load_config(second / "config.yaml").head.kind == "metric"
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+
+import torch
+
+from model import Head, Objective, register_head, register_objective
+
+
+@register_head("harmonic")
+class HarmonicHead(Head):
+    """z_k = -(n/2) log ||h - w_k||^2"""
+
+    @dataclass(frozen=True)
+    class Options(Head.Options):
+        exponent: float = 4.0
+
+    def logits(self, f_CD, w_VD):
+        squares_CV = f_CD.square().sum(1)[:, None] - 2 * f_CD @ w_VD.T + w_VD.square().sum(1)
+        return -self.options.exponent / 2 * squares_CV.clamp(min=1e-6).log()
+
+
+@register_objective("focal")
+class Focal(Objective):
+    def loss(self, t):
+        return torch.sigmoid(t.negatives - t.true) ** 2 * torch.nn.functional.softplus(t.negatives - t.true)
+'''
+
+
+def test_a_head_and_an_objective_of_ones_own_without_touching_the_project(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    result = python(
+        *(ROOT / "train_lm.py", "--config", recipe["path"], *recipe["overrides"], "name=own", f"plugins=[{tmp_path}/mine.py]"),
+        *("head.kind=harmonic", "head.exponent=8.0", "objective.kind=focal"),
+    )
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(tmp_path / "own")
+    assert rows[-1]["loss/nll"] < rows[0]["loss/nll"] - 0.3
+    assert json.loads((list_checkpoints(tmp_path / "own")[-1] / "config.json").read_text())["head"]["exponent"] == 8.0
+
+
+@pytest.mark.parametrize("schedule", [{"kind": "cosine"}, {"kind": "wsd", "decay_fraction": 0.3}, {"kind": "constant"}])
+def test_learning_rate_schedules(schedule):
+    config = OptimizerConfig.model_validate({"lr": 2.0, "warmup_steps": 10, "schedule": schedule})
+    rates = [learning_rate(config, 100, step) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.2 * s for s in range(1, 11)])
+    assert max(rates) == pytest.approx(2.0)
+    assert all(a >= b - 1e-12 for a, b in zip(rates[9:], rates[10:], strict=False))
+    last = {"cosine": 0.2, "wsd": 0.0, "constant": 2.0}[schedule["kind"]]
+    assert rates[-1] == pytest.approx(last)
+    if schedule["kind"] == "wsd":
+        assert rates[:70][-1] == 2.0
+        assert rates[84] == pytest.approx(1.0)
+
+
+def test_compiled_training_agrees_with_eager(start):
+    if os.system("cc --version > /dev/null 2>&1"):  # noqa: S605, S607
+        pytest.skip("torch.compile needs a C compiler on the CPU")
+    eager, compiled = start("name=eager", "train.steps=6")[1], start("name=compiled", "train.steps=6", "train.compile=true")[1]
+    for a, b in zip(rows_of(eager), rows_of(compiled), strict=True):
+        assert a.keys() == b.keys()
+        assert a["loss/nll"] == pytest.approx(b["loss/nll"], rel=1e-3)
+        assert a["hidden_norm/pre_final/mean"] == pytest.approx(b["hidden_norm/pre_final/mean"], rel=1e-3)
