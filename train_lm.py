@@ -165,7 +165,7 @@ def set_up(config: RunConfig) -> Run | None:
 
 def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | None) -> Any:
     """The model: new, with the body of an existing checkpoint, or as the run's own checkpoint left it."""
-    from transformers import AutoModel
+    from transformers import AutoModelForCausalLM
 
     from model import load_model, new_model
 
@@ -174,11 +174,13 @@ def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | 
     else:
         model = new_model(model_configuration, stream_seed(config.seed, "init"))
         if config.body.checkpoint is not None:
-            body = AutoModel.from_pretrained(config.body.checkpoint, dtype="float32", trust_remote_code=False)
-            model.model.load_state_dict(body.state_dict())
+            existing = AutoModelForCausalLM.from_pretrained(config.body.checkpoint, dtype="float32", trust_remote_code=False)
+            model.model.load_state_dict(existing.base_model.state_dict())
     model.train()
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
     if config.train.compile:
         model.model.compile()
     return model
@@ -239,7 +241,8 @@ def open_run_directory(run: Run, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         recorder.event("resume", run.start_step, step=run.start_step)
     if config.trackers:
-        accelerator.init_trackers(config.name, config=flat(config.model_dump(mode="json")))
+        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config.model_dump()).items()}
+        accelerator.init_trackers(config.name, config=settings)
     accelerator.wait_for_everyone()
 
 

@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import InputError
 from .schema import RunConfig, Section
 
-_KINDED = ("data", "head", "objective")
+_KIND_KEYS = {"data": "kind", "head": "kind", "objective": "kind", "body": "model_type"}
+"""The key of each section that decides which other keys it has."""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -33,11 +34,13 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     merged = _read_recipe(Path(path))
     changes = _read_overrides(overrides)
     _import_plugins(changes.get("plugins", merged.get("plugins")) or [])
-    for section in _KINDED:
+    for section, key in _KIND_KEYS.items():
         old, new = merged.get(section), changes.get(section)
-        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
-            known = _known_options(section, new["kind"])
-            merged[section] = {key: value for key, value in old.items() if key in known}
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            continue
+        if "checkpoint" in new or new.get(key, old.get(key)) != old.get(key):
+            known = _known_options(section, new.get(key, ""))
+            merged[section] = {name: value for name, value in old.items() if name in known}
     return validate(_merge(merged, changes))
 
 
@@ -127,6 +130,9 @@ def _sections(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[tu
 
 
 def _known_options(section: str, kind: str) -> set[str]:
+    """Keys of a section that keep their meaning under another kind."""
+    if section == "body":
+        return set()
     if section == "data":
         variants = [m for name, m in _sections() if name == "data."]
         return {f for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,) for f in m.model_fields}

@@ -37,10 +37,14 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, whole and on the CPU also when the parameters are sharded. All ranks call it."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    """The optimizer's state as ``<parameter>.<slot>``, whole and on the CPU also when sharded.
+
+    All ranks call it; the main process gets the tensors, the others nothing.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    state: dict[str, dict[str, Tensor]] = nested.get("state", {})
+    return {f"{name}.{slot}": value for name, slots in state.items() for slot, value in slots.items()}
 
 
 def write_checkpoint(
@@ -86,12 +90,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the optimizer's state, for whatever sharding the model has now."""
-    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
-    # The hyperparameters are the configuration's and not the checkpoint's.
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
-    state |= load_file(checkpoint / _OPTIMIZER_FILE)
-    set_optimizer_state_dict(model, optimizer, state, options=options)
+    """Restore the optimizer's state, for whatever sharding the model has now. Hyperparameters stay the configuration's."""
+    options = StateDictOptions(full_state_dict=True)
+    nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(checkpoint / _OPTIMIZER_FILE).items():
+        name, _, slot = key.rpartition(".")
+        state.setdefault(name, {})[slot] = value
+    set_optimizer_state_dict(model, optimizer, {**nested, "state": state}, options=options)
 
 
 def _flush(path: Path) -> None:
