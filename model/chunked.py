@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .heads import Head, compute_dtype
@@ -69,11 +70,11 @@ class _ChunkedLoss(torch.autograd.Function):
         matrices = tuple(c.to(f_ND.dtype) if c.dim() == 2 else c for c in classes)
         df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
         gradients = [torch.zeros_like(c) for c in classes] if with_gradient else []
-        pieces: list[dict[str, Tensor]] = []
         rows = CHUNK_ROWS.get(f_ND.device.type, CHUNK_ROWS["cuda"])
         keep_logits = statistics or objective.uses_mean
         # One buffer for all chunks: fresh pages for each would cost more than the arithmetic on them.
         scratch_CV = shift_N.new_empty(min(rows, y_N.shape[0]), head.weight.shape[0]) if keep_logits else None
+        pieces: list[dict[str, Tensor]] = []
         for start in range(0, y_N.shape[0], rows):
             c = slice(start, start + rows)
             chunk = _Chunk(head, objective, f_ND[c], shift_N[c], y_N[c], valid_N[c], matrices)
@@ -81,13 +82,14 @@ class _ChunkedLoss(torch.autograd.Function):
             if with_gradient:
                 dz_CV, dshift_N[c] = chunk.logit_gradient()
                 df_ND[c] = head.accumulate_gradients(dz_CV, chunk.f_CD, matrices, gradients)
-        per_token = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        objective_sum = (per_token.pop("objective") * valid_N).sum()
-        nll_sum = (per_token.pop("nll") * valid_N).sum()
+        raw = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        t = TokenLogits(raw["true"], raw["negatives"], raw["mean"])
+        objective_sum = (raw["objective"] * valid_N).sum()
+        nll_sum = (negative_log_likelihood(t) * valid_N).sum()
+        per_token = _statistics(head, objective, t, raw) if statistics else {}
         if with_gradient:
             ctx.save_for_backward(df_ND, dshift_N, *gradients)
-        outputs = (nll_sum, valid_N, *per_token.values())
-        ctx.mark_non_differentiable(*outputs)
+        ctx.mark_non_differentiable(nll_sum, valid_N, *per_token.values())
         return objective_sum, nll_sum, valid_N, tuple(per_token), *per_token.values()
 
     @staticmethod
@@ -115,9 +117,10 @@ class _Chunk:
         self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
 
     def evaluate(self, statistics: bool, scratch_CV: Tensor | None) -> dict[str, Tensor]:
-        """Loss, NLL and (if asked for) statistics per token. Leaves exp(z - max) of the negatives in ``exp_CV``.
+        """The objective's value and the logits' few numbers per token, more of them for statistics.
 
-        That takes the place of the logits, unless a ``scratch_CV`` is given for it; the logits serve the mean and the statistics.
+        Leaves exp(z - max) of the negatives in ``exp_CV``, in the place of the logits unless ``scratch_CV`` is given for it; the
+        logits then serve the mean and the statistics.
         """
         # The target is masked before the log-sum-exp: subtracting exp(z_y) from the full sum afterwards would cancel.
         self.z_CV.scatter_(1, self.y_C1, float("-inf"))
@@ -133,30 +136,13 @@ class _Chunk:
         with torch.enable_grad():
             self.t = TokenLogits(*(x.detach().requires_grad_() for x in (self.true_C, negatives_C, mean_C)))
             self.loss_C = self.objective.loss(self.t)
-        with torch.no_grad():
-            result = {"objective": self.loss_C.detach(), "nll": negative_log_likelihood(self.t)}
-            if statistics:
-                result |= self._statistics(max_C1.squeeze(1) + self.shift_C)
-        return result
-
-    def _statistics(self, negative_max_C: Tensor) -> dict[str, Tensor]:
-        """Telemetry of the logits per token; the logits are used up."""
-        t = self.t
-        mean_square_C = torch.linalg.vector_norm(self.z_CV, dim=1).square() / self.z_CV.shape[1]
-        # Entropy of the negatives alone; those of P and Q follow, as both share the same renormalised negatives.
-        mean_negative_C = self.z_CV.mul_(self.exp_CV).sum(1) / self.sum_C + self.shift_C
-        entropy_negatives_C = t.negatives - mean_negative_C
-        result = {
-            "logit/max": torch.maximum(negative_max_C, t.true),
-            "logit/mean": t.mean,
-            "logit/std": (mean_square_C - (t.mean - self.shift_C).square()).clamp(min=0).sqrt(),
-            "logit/logsumexp": log_partition(t),
-            "entropy/p": _mixture_entropy(t.true - t.negatives, entropy_negatives_C),
-        }
-        if self.head.bounded or self.objective.uses_weight:
-            result["tfsd/weight"] = tfsd_weight(t)
-            result["tfsd/target_entropy"] = _mixture_entropy(-t.negatives, entropy_negatives_C)
-        return {name: value.detach() for name, value in (result | self.head.statistics(t.true)).items()}
+        raw = {"objective": self.loss_C.detach(), "true": self.true_C, "negatives": negatives_C, "mean": mean_C}
+        if statistics:
+            raw["largest_negative"] = max_C1.squeeze(1) + self.shift_C
+            mean_square_C = torch.linalg.vector_norm(self.z_CV, dim=1).square() / self.z_CV.shape[1]
+            raw["variance"] = mean_square_C - (mean_C - self.shift_C).square()
+            raw["expected_negative"] = self.z_CV.mul_(self.exp_CV).sum(1) / self.sum_C + self.shift_C
+        return raw
 
     def logit_gradient(self) -> tuple[Tensor, Tensor]:
         """Gradients of the summed loss with respect to the chunk's logits (C, V) and to the shift (C,). Consumes ``exp_CV``."""
@@ -171,8 +157,24 @@ class _Chunk:
         return dz_CV, d_true_C + d_negatives_C + d_mean_C
 
 
+def _statistics(head: Head, objective: Objective, t: TokenLogits, raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Telemetry of the logits (N,), by metric name."""
+    # P and Q share the same renormalised negatives, so the entropy of these is all that takes a pass over the vocabulary.
+    entropy_negatives_N = t.negatives - raw["expected_negative"]
+    result = {
+        "logit/max": torch.maximum(raw["largest_negative"], t.true),
+        "logit/mean": t.mean,
+        "logit/std": raw["variance"].clamp(min=0).sqrt(),
+        "logit/logsumexp": log_partition(t),
+        "entropy/p": _mixture_entropy(t.true - t.negatives, entropy_negatives_N),
+    }
+    if head.bounded or objective.uses_weight:
+        result["tfsd/weight"] = tfsd_weight(t)
+        result["tfsd/target_entropy"] = _mixture_entropy(-t.negatives, entropy_negatives_N)
+    return result | head.statistics(t.true)
+
+
 def _mixture_entropy(log_odds_true: Tensor, entropy_negatives: Tensor) -> Tensor:
     """Entropy in nats of: the target with probability sigmoid(log_odds), else one of the negatives."""
-    p_negative = torch.sigmoid(-log_odds_true)
-    binary = torch.nn.functional.softplus(log_odds_true) - torch.sigmoid(log_odds_true) * log_odds_true
-    return binary + p_negative * entropy_negatives
+    binary = F.softplus(log_odds_true) - torch.sigmoid(log_odds_true) * log_odds_true
+    return binary + torch.sigmoid(-log_odds_true) * entropy_negatives
