@@ -20,7 +20,7 @@ from .heads import Head, compute_dtype
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
 
 IGNORE_INDEX = -100
-CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
+CHUNK_ROWS = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass
@@ -115,6 +115,7 @@ class _Chunk:
         self.f_CD, self.shift_C, self.y_C1, self.valid_C = f_CD, shift_C, y_C[:, None], valid_C
         self.z_CV = head.logits(f_CD, *classes)
         self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
+        self.classes = classes
 
     def evaluate(self, statistics: bool, scratch_CV: Tensor | None) -> dict[str, Tensor]:
         """The objective's value and the logits' few numbers per token, more of them for statistics.
@@ -132,7 +133,7 @@ class _Chunk:
         mean_C = negatives_C
         if scratch_CV is not None:
             self.z_CV.scatter_(1, self.y_C1, (self.true_C - self.shift_C)[:, None])
-            mean_C = self.z_CV.mean(1) + self.shift_C
+            mean_C = self.head.mean_logits(self.f_CD, self.z_CV, *self.classes) + self.shift_C
         with torch.enable_grad():
             self.t = TokenLogits(*(x.detach().requires_grad_() for x in (self.true_C, negatives_C, mean_C)))
             self.loss_C = self.objective.loss(self.t)

@@ -101,6 +101,10 @@ class Head(nn.Module):
         """True logits (C,) of the targets; by default those among the chunk's logits."""
         return z_CV.gather(1, y_C[:, None]).squeeze(1) + shift_C
 
+    def mean_logits(self, f_CD: Tensor, z_CV: Tensor, *classes: Tensor) -> Tensor:
+        """Mean over the vocabulary (C,) of the chunk's logits ``z_CV``."""
+        return z_CV.mean(1)
+
     def accumulate_gradients(
         self, dz_CV: Tensor, f_CD: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]
     ) -> Tensor:
@@ -131,6 +135,11 @@ class AffineHead(Head):
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
         z_CV = product(f_CD, classes[0])
         return z_CV.add_(classes[1]) if len(classes) == 2 else z_CV
+
+    def mean_logits(self, f_CD: Tensor, z_CV: Tensor, *classes: Tensor) -> Tensor:
+        # The mean over the vocabulary of an affine function needs the mean class only, not another pass over the logits.
+        mean_C = f_CD.to(z_CV.dtype) @ classes[0].mean(0, dtype=z_CV.dtype)
+        return mean_C + classes[1].mean() if len(classes) == 2 else mean_C
 
     def accumulate_gradients(
         self, dz_CV: Tensor, f_CD: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]
