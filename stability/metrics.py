@@ -52,7 +52,7 @@ METRICS = (
     Metric("entropy/p", "nats", "mean", "entropy of the predicted distribution P"),
     Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid"),
     Metric("tfsd/weight_mean", "1", "mean", "c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of CE"),
-    Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 1%"),
+    Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 0.12%"),
     Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),
     Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q"),
     Metric("throughput/tokens_per_second", "tokens/s", "host", "since the last transfer, without evaluation and checkpoints"),
