@@ -84,7 +84,9 @@ def expand(word: str, paths: dict[str, str], out: Path) -> list[str]:
     try:
         return [word.format(out=out, **paths)]
     except (KeyError, IndexError, ValueError):
-        raise InputError(f"analyses: {word}: unknown placeholder; there are {{out}}, {{runs}} and the runs' names") from None
+        raise InputError(
+            f"analyses: {word}: unknown placeholder; there are {{out}}, {{runs}} and the runs' names"
+        ) from None
 
 
 def run(command: list[str]) -> int:

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ from configs.load import dump_config, load_config
 from configs.schema import Constant, Cosine, OptimizerConfig, RunConfig
 from configs.seeds import stream_seed
 from stability.signals import stop_signals
+
+# Threads that wait for each other sleep instead of spinning: with one busy neighbour on the cores, spinning made a step on
+# two cores several times slower (RESULTS.md). Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> int:
@@ -174,7 +179,9 @@ def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | 
     else:
         model = new_model(model_configuration, stream_seed(config.seed, "init"))
         if config.body.checkpoint is not None:
-            existing = AutoModelForCausalLM.from_pretrained(config.body.checkpoint, dtype="float32", trust_remote_code=False)
+            existing = AutoModelForCausalLM.from_pretrained(
+                config.body.checkpoint, dtype="float32", trust_remote_code=False
+            )
             model.model.load_state_dict(existing.base_model.state_dict())
     model.train()
     if config.train.gradient_checkpointing:

@@ -108,8 +108,26 @@ def test_a_missing_recipe():
 
 
 LEAVES = [
-    *("seed", "resume", "name", "data.kind", "data.sequence_length", "body.n_embd", "head.kind", "head.scale", "objective.kind"),
-    *("optimizer.lr", "optimizer.schedule", "train.batch_size", "train.precision", "checkpoint.keep", "trackers", "data.new"),
+    *(
+        "seed",
+        "resume",
+        "name",
+        "data.kind",
+        "data.sequence_length",
+        "body.n_embd",
+        "head.kind",
+        "head.scale",
+        "objective.kind",
+    ),
+    *(
+        "optimizer.lr",
+        "optimizer.schedule",
+        "train.batch_size",
+        "train.precision",
+        "checkpoint.keep",
+        "trackers",
+        "data.new",
+    ),
 ]
 VALUES = [None, -1, 0, 1.5, 10**30, "", "x", "ce", [], [1], {}, {"kind": "ce"}, True]
 
@@ -132,7 +150,13 @@ def test_any_configuration_is_either_valid_or_explained(changes):
 
 def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback_and_writes_nothing(tmp_path):
     result = python(
-        ROOT / "train_lm.py", "--config", MICRO, "optimizer.lrr=1", "head.kind=nothing", f"output_dir={tmp_path}/runs", cwd=tmp_path
+        ROOT / "train_lm.py",
+        "--config",
+        MICRO,
+        "optimizer.lrr=1",
+        "head.kind=nothing",
+        f"output_dir={tmp_path}/runs",
+        cwd=tmp_path,
     )
     assert result.returncode == 2
     assert result.stderr.splitlines() == ["error: optimizer.lrr: unknown key; did you mean optimizer.lr?"]

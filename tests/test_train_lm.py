@@ -60,10 +60,33 @@ def test_a_run_directory_is_complete(start):
         assert row["tokens"] == row["step"] * 8 * 32
         assert ("validation/nll" in row) == (row["step"] % 10 == 0)
     wanted = {
-        *("step", "tokens", "lr", "loss/nll", "loss/objective", "grad_norm/total", "grad_norm/embedding", "param_norm/layer_01"),
+        *(
+            "step",
+            "tokens",
+            "lr",
+            "loss/nll",
+            "loss/objective",
+            "grad_norm/total",
+            "grad_norm/embedding",
+            "param_norm/layer_01",
+        ),
         *("update_rms/norm", "hidden_norm/layer_00/mean", "hidden_norm/pre_final/max", "hidden_norm/final/mean"),
-        *("embedding_norm/mean", "embedding_norm/max", "logit/max", "logit/mean", "logit/std", "logit/logsumexp", "entropy/p"),
-        *("metric/true_distance", "tfsd/weight_mean", "tfsd/weight_p10", "tfsd/weight_below_1pct", "tfsd/target_entropy"),
+        *(
+            "embedding_norm/mean",
+            "embedding_norm/max",
+            "logit/max",
+            "logit/mean",
+            "logit/std",
+            "logit/logsumexp",
+            "entropy/p",
+        ),
+        *(
+            "metric/true_distance",
+            "tfsd/weight_mean",
+            "tfsd/weight_p10",
+            "tfsd/weight_below_1pct",
+            "tfsd/target_entropy",
+        ),
         *("throughput/tokens_per_second", "memory/peak_bytes"),
     }
     assert wanted <= rows[0].keys()
@@ -110,7 +133,10 @@ def test_tfsd_and_its_ablation_train_identically(start):
 
 def test_arms_are_paired_by_the_seed(start):
     """Linear and metric arms of one seed see the same first batch from the same body: the first NLL all but agrees."""
-    linear, metric = start("name=l", "head.kind=linear", "objective.kind=ce")[1], start("name=m", "objective.kind=ce")[1]
+    linear, metric = (
+        start("name=l", "head.kind=linear", "objective.kind=ce")[1],
+        start("name=m", "objective.kind=ce")[1],
+    )
     assert rows_of(linear)[0]["loss/nll"] == pytest.approx(rows_of(metric)[0]["loss/nll"], abs=0.01)
     assert "metric/true_distance" not in rows_of(linear)[0]
 
@@ -123,7 +149,9 @@ def test_gradient_accumulation_changes_nothing_but_rounding(start):
     assert rows_of(whole)[0]["grad_norm/total"] == pytest.approx(rows_of(split)[0]["grad_norm/total"], rel=1e-5)
 
 
-@pytest.mark.parametrize("option", ["train.gradient_checkpointing=true", "telemetry.enabled=false", "telemetry.flush_every=1"])
+@pytest.mark.parametrize(
+    "option", ["train.gradient_checkpointing=true", "telemetry.enabled=false", "telemetry.flush_every=1"]
+)
 def test_options_that_must_not_change_the_run(option, start):
     plain, other = start("name=plain")[1], start("name=other", option)[1]
     common = lambda row: {k: row[k] for k in ("step", "loss/nll", "grad_norm/total")}  # noqa: E731
@@ -135,7 +163,9 @@ def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(recipe, star
     """A real process, a real signal, dropout on; then the same command again: rows and weights equal an unbroken run's."""
     overrides = [*recipe["overrides"], "train.steps=150", "body.resid_pdrop=0.1", "checkpoint.every=60"]
     command = [sys.executable, "train_lm.py", "--config", str(recipe["path"]), *overrides, "name=broken"]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "broken" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -164,7 +194,9 @@ def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(recipe, star
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(start):
     """An absurd learning rate makes the loss overflow; the run stops with an event, keeps no later row and no later checkpoint."""
-    status, run = start("name=diverged", "optimizer.lr=1e18", "optimizer.clip_norm=null", "checkpoint.every=1", "checkpoint.keep=99")
+    status, run = start(
+        "name=diverged", "optimizer.lr=1e18", "optimizer.clip_norm=null", "checkpoint.every=1", "checkpoint.keep=99"
+    )
     assert status == EXIT_DIVERGED
     (event,) = [e for e in events_of(run) if e["event"] == "non_finite"]
     state = json.loads((run / "status.json").read_text())
@@ -289,7 +321,14 @@ class Focal(Objective):
 def test_a_head_and_an_objective_of_ones_own_without_touching_the_project(recipe, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     result = python(
-        *(ROOT / "train_lm.py", "--config", recipe["path"], *recipe["overrides"], "name=own", f"plugins=[{tmp_path}/mine.py]"),
+        *(
+            ROOT / "train_lm.py",
+            "--config",
+            recipe["path"],
+            *recipe["overrides"],
+            "name=own",
+            f"plugins=[{tmp_path}/mine.py]",
+        ),
         *("head.kind=harmonic", "head.exponent=8.0", "objective.kind=focal"),
     )
     assert result.returncode == 0, result.stderr

@@ -55,7 +55,9 @@ def test_round_trip_through_safetensors(body, head, tmp_path):
 def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
     model = make(body, head).eval()
     prompt = tokens(length=4)
-    with_cache, without = (model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=c) for c in (True, False))
+    with_cache, without = (
+        model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=c) for c in (True, False)
+    )
     assert torch.equal(with_cache, without)
     assert with_cache.shape[1] > 4
 
@@ -72,7 +74,9 @@ def test_loss_follows_the_transformers_convention():
     found = model(input_ids=tokens(), labels=labels)
     torch.testing.assert_close(found.loss, expected.loss)
     count = (labels[:, 1:] != -100).sum()
-    torch.testing.assert_close(model(input_ids=tokens(), labels=labels, num_items_in_batch=7).loss, expected.loss * count / 7)
+    torch.testing.assert_close(
+        model(input_ids=tokens(), labels=labels, num_items_in_batch=7).loss, expected.loss * count / 7
+    )
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
     assert torch.equal(model(input_ids=tokens(), shift_labels=shifted).loss, found.loss)
     assert found.logits is None
@@ -88,7 +92,9 @@ def test_the_body_starts_the_same_under_every_head():
 
 def test_linear_and_metric_start_with_the_same_loss_at_the_equivalent_scale():
     """At g = 1/2 the logits differ by the bias -||w_k||^2/2, which is next to nothing at initialisation."""
-    linear, metric = (make(head=head, objective="ce")(input_ids=tokens(), labels=tokens()).loss for head in ("linear", "metric"))
+    linear, metric = (
+        make(head=head, objective="ce")(input_ids=tokens(), labels=tokens()).loss for head in ("linear", "metric")
+    )
     assert abs(float(linear.detach() - metric.detach())) < 0.01
 
 

@@ -31,7 +31,9 @@ CONFIG = RunConfig.model_validate(RAW)
 def model():
     fields = {"n_layer": 2, "n_head": 2, "n_embd": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     text = AutoConfig.for_model("gpt2", vocab_size=90, bos_token_id=0, eos_token_id=0, **fields)
-    return new_model(SwapHeadConfig(text, head={"kind": "metric", "scale": 0.05}, objective={"kind": "tfsd"}), 0).train()
+    return new_model(
+        SwapHeadConfig(text, head={"kind": "metric", "scale": 0.05}, objective={"kind": "tfsd"}), 0
+    ).train()
 
 
 def batch():
@@ -140,7 +142,11 @@ def test_the_histogram_quantile_is_within_its_resolution(weights, q):
 @pytest.mark.parametrize("body", ["gpt2", "llama"])
 def test_every_parameter_is_in_the_group_a_reader_would_expect(body):
     prefixes = {
-        "gpt2": ("model.wte", "model.h", ["model.wte.weight", "model.wpe.weight", "model.h.11.mlp.c_fc.bias", "model.ln_f.bias"]),
+        "gpt2": (
+            "model.wte",
+            "model.h",
+            ["model.wte.weight", "model.wpe.weight", "model.h.11.mlp.c_fc.bias", "model.ln_f.bias"],
+        ),
         "llama": (
             "model.embed_tokens",
             "model.layers",

@@ -1,0 +1,1 @@
+"""Reads run directories and checkpoints: tables, figures, measurements. Each script is ``python -m analysis.NAME``."""

@@ -1,0 +1,251 @@
+"""Reading what a run has left: its configuration, metrics, events, status and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+
+from configs.errors import InputError
+
+NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+"""How strict JSON spells the numbers it has no literal for."""
+
+_ROWS_PER_CHUNK = 20_000  # dictionaries are large: a long run is turned into columns piece by piece
+_STEP_DIRECTORY = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, read whole."""
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+    """Float64 columns indexed by step (ascending). NaN where a step has no value; see :attr:`non_finite`."""
+    non_finite: dict[str, npt.NDArray[np.int64]]
+    """For each metric, the steps at which the run wrote NaN or an infinity (as opposed to writing nothing)."""
+    events: list[dict[str, Any]]
+    status: dict[str, Any]
+
+    def series(self, key: str) -> pd.Series:
+        """The values the run has written for ``key``, NaN and infinities among them; empty if it has written none."""
+        if key not in self.metrics:
+            return pd.Series(dtype="float64", index=pd.Index([], dtype="int64", name="step"))
+        column = self.metrics[key]
+        return column[column.notna() | column.index.isin(self.non_finite.get(key, []))]
+
+    def spikes(self, signal: str) -> list[dict[str, Any]]:
+        """The spike events found on ``signal``."""
+        return [event for event in self.events if event.get("event") == "spike" and event.get("signal") == signal]
+
+    def setting(self, section: str, key: str) -> Any:
+        """``config[section][key]``, or None if the configuration does not have it."""
+        values = self.config.get(section)
+        return values.get(key) if isinstance(values, dict) else None
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run directory, or the run that a checkpoint directory belongs to.
+
+    config.yaml, metrics.jsonl (at least one complete row) and status.json must be there; events.jsonl need not be.
+    A torn last line of a .jsonl file is left out. If a step was written twice (a resumed run), the later row counts.
+
+    Raises :class:`InputError`, one line, if something is missing or cannot be read.
+    """
+    directory = run_directory(path)
+    config = _read_config(directory / "config.yaml")
+    metrics, non_finite = read_metrics(directory / "metrics.jsonl")
+    events_file = directory / "events.jsonl"
+    return Run(
+        path=directory,
+        name=str(config.get("name") or directory.name),
+        config=config,
+        metrics=metrics,
+        non_finite=non_finite,
+        events=[row for _, row in _json_lines(events_file)] if events_file.exists() else [],
+        status=_read_status(directory / "status.json"),
+    )
+
+
+def run_directory(path: str | Path) -> Path:
+    """The run directory that ``path`` is, or that the checkpoint directory ``path`` belongs to."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
+    for candidate in (path, path.absolute().parent.parent):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+        if not _is_checkpoint(path):
+            break
+    raise InputError(f"{path} has no config.yaml and belongs to no run; give a directory that train_lm.py has written")
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint directory that ``path`` is, or the last complete checkpoint of the run directory ``path``.
+
+    Complete means config.json and weights in safetensors. Raises :class:`InputError` if there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
+    if _is_checkpoint(path):
+        return path
+    folder = path / "checkpoints"
+    found = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = _STEP_DIRECTORY.fullmatch(entry.name)
+        if match and _is_checkpoint(entry):
+            found.append((int(match[1]), entry))
+    if not found:
+        raise InputError(
+            f"{path} has no complete checkpoint (checkpoints/step_*/ with config.json and model.safetensors); "
+            "train with checkpoint.every, or name a checkpoint directory"
+        )
+    return max(found)[1]
+
+
+def unique_labels(names: Sequence[str], paths: Sequence[str | Path]) -> list[str]:
+    """A label for each arm: its name, or its path where arms share a name, numbered where they share the path too."""
+    base = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    return [
+        label if label not in base[:index] else f"{label} ({base[:index].count(label) + 1})"
+        for index, label in enumerate(base)
+    ]
+
+
+def load_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
+    """Read several runs, keyed by unique label in the order given; all problems are reported at once."""
+    runs: list[Run] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            runs.append(load_run(path))
+        except InputError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise InputError(*problems)
+    return dict(zip(unique_labels([run.name for run in runs], paths), runs, strict=True))
+
+
+def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int64]]]:
+    """Read metrics.jsonl: (float64 columns indexed by step, steps with non-finite values for each metric).
+
+    Raises :class:`InputError` naming file and line for a torn line that is not the last, a row without a step, or a
+    value that is not a number.
+    """
+    frames: list[pd.DataFrame] = []
+    written: dict[str, list[npt.NDArray[np.int64]]] = {}
+    rows: list[dict[str, Any]] = []
+    for number, row in _json_lines(path):
+        if type(row.get("step")) is not int:
+            raise InputError(f"{path} line {number} has no whole number under 'step'; remove the line")
+        rows.append(row)
+        if len(rows) == _ROWS_PER_CHUNK:
+            frames.append(_columns(rows, path, written))
+            rows = []
+    if rows:
+        frames.append(_columns(rows, path, written))
+    if not frames:
+        raise InputError(f"{path} has no complete row; wait until the run has taken a step, or start it again")
+    metrics = pd.concat(frames)
+    metrics = metrics[~metrics.index.duplicated(keep="last")].sort_index()
+    non_finite = {key: np.unique(np.concatenate(steps)) for key, steps in written.items()}
+    # A step that was taken again after a resume may have turned finite.
+    kept = {key: steps[~np.isfinite(metrics.loc[steps, key].to_numpy())] for key, steps in non_finite.items()}
+    return metrics, {key: steps for key, steps in kept.items() if steps.size}
+
+
+def _columns(rows: list[dict[str, Any]], path: Path, written: dict[str, list[npt.NDArray[np.int64]]]) -> pd.DataFrame:
+    """Rows to float64 columns indexed by step; the steps of spelled-out non-finite values are added to ``written``."""
+    frame = pd.DataFrame.from_records(rows, index="step")
+    frame.index = frame.index.astype("int64")
+    for key in frame.columns:
+        if pd.api.types.is_numeric_dtype(frame[key].dtype):
+            frame[key] = frame[key].astype("float64")
+            continue
+        values = frame[key].to_numpy(dtype=object)
+        numbers = np.empty(len(values))
+        for index, value in enumerate(values):
+            numbers[index] = _number(value, key, frame.index[index], path)
+        spelled = np.fromiter((isinstance(value, str) for value in values), dtype=bool, count=len(values))
+        written.setdefault(key, []).append(frame.index.to_numpy()[spelled])
+        frame[key] = numbers
+    return frame
+
+
+def _number(value: Any, key: str, step: int, path: Path) -> float:
+    if value is None:
+        return float("nan")
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str) and value in NON_FINITE:
+        return NON_FINITE[value]
+    raise InputError(f"{path} step {step}: {key} is {value!r}, not a number; correct or remove the row")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
+    torn: int | None = None
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if torn is not None:
+                    raise InputError(f"{path} line {torn} is torn or not a JSON object; remove that line")
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    yield number, row
+                else:
+                    torn = number
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text; restore the file or start the run again") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML; restore the file or start the run again") from error
+    if not isinstance(config, dict) or not config:
+        raise InputError(f"{path} holds no configuration; restore the file or start the run again")
+    return config
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    try:
+        status = json.loads(_read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON; restore the file or start the run again") from error
+    if not isinstance(status, dict) or not isinstance(status.get("status"), str):
+        raise InputError(f"{path} has no text under 'status'; restore the file or start the run again")
+    return status
+
+
+def _is_checkpoint(path: Path) -> bool:
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (path / "config.json").is_file() and any((path / name).is_file() for name in weights)

@@ -1,0 +1,165 @@
+"""One row for each run: what it was, how far it came, how stable it was.
+
+    python -m analysis.summary RUN... [--out DIR]
+
+Prints a table; with --out also writes summary.json (strict), summary.csv and summary.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import exit_status
+
+from .files import write_json, write_text
+from .runs import Run, load_runs
+from .tables import markdown_table, terminal_table
+
+TAIL = 0.05
+"""Share of the steps, at the end, over which the final training values are averaged."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A value of each run: its key in JSON and CSV, its printed heading, how it is printed, and what it means."""
+
+    key: str
+    heading: str
+    form: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("arm", "arm", "s", "name of the run"),
+    Column("head", "head", "s", "head.kind"),
+    Column("objective", "objective", "s", "objective.kind"),
+    Column("scale", "scale", "s", "head.scale as configured"),
+    Column("steps", "steps", "d", "last step recorded"),
+    Column("tokens", "tokens", "tokens", "training tokens up to then"),
+    Column("train_nll", "train NLL", ".4f", f"training NLL, nats per token, mean of the last {TAIL:.0%} of the steps"),
+    Column("validation_nll", "val NLL", ".4f", "validation NLL in nats per token at the last evaluation"),
+    Column("best_validation_nll", "best val", ".4f", "lowest validation NLL of any evaluation"),
+    Column("validation_nll_difference", "Δ val", "+.4f", "final validation NLL minus that of the first run listed"),
+    Column("status", "status", "s", "status.json"),
+    Column("nll_spikes", "NLL spikes", "d", "spike events on loss/nll"),
+    Column("gradient_spikes", "grad spikes", "d", "spike events on grad_norm/total"),
+    Column("non_finite", "NaN/inf", "d", "steps with a NaN or infinite value in any metric"),
+    Column("residual_norm_first", "resid first", ".4g", "residual stream before the last norm, mean L2, first step"),
+    Column("residual_norm_last", "resid last", ".4g", "the same at the last step"),
+    Column("embedding_norm_last", "embed last", ".4g", "mean L2 norm of the output embeddings, last step"),
+    Column("tfsd_weight", "mean c", ".4g", f"TFSD weight c, mean of the last {TAIL:.0%} of the steps"),
+    Column("tokens_per_second", "tokens/s", ",.0f", "throughput, median over the steps"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.summary", description="A row for each run.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (or a checkpoint directory in one)")
+    parser.add_argument("--out", type=Path, help="folder for summary.json, summary.csv and summary.md")
+    options = parser.parse_args(arguments)
+    summaries = summarise(load_runs(options.runs))
+    header, rows = formatted(summaries)
+    print(terminal_table(header, rows))
+    print(f"\n{_legend(summaries)}")
+    if options.out:
+        used = {column.key: column.meaning for column in _used(summaries)}
+        write_json(options.out / "summary.json", {"columns": used, "runs": summaries})
+        table = pd.DataFrame(summaries)[list(used)]
+        write_text(options.out / "summary.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_text(options.out / "summary.md", f"{markdown_table(header, rows)}\n{_legend(summaries)}\n")
+        print(f"written to {options.out}: summary.json, summary.csv, summary.md")
+
+
+def summarise(runs: dict[str, Run]) -> list[dict[str, Any]]:
+    """The values of :data:`COLUMNS` for each labelled run; None where a run has not recorded what is asked for.
+
+    A NaN that the run has recorded stays NaN: the mean over a diverged tail is not a number.
+    """
+    rows = [_row(label, run) for label, run in runs.items()]
+    first = rows[0]["validation_nll"]
+    for row in rows:
+        own = row["validation_nll"]
+        row["validation_nll_difference"] = None if own is None or first is None or len(rows) == 1 else own - first
+    return rows
+
+
+def formatted(summaries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and printed cells; columns in which no run has a value are left out."""
+    used = _used(summaries)
+    return [column.heading for column in used], [[_cell(row[c.key], c.form) for c in used] for row in summaries]
+
+
+def tail(run: Run, key: str) -> float | None:
+    """The mean of ``key`` over the last :data:`TAIL` of the run's steps (at least one); None without a value there."""
+    last = int(run.metrics.index[-1])
+    series = run.series(key)
+    values = series[series.index > last - max(1, math.ceil(TAIL * last))].to_numpy()
+    return float(np.mean(values)) if values.size else None
+
+
+def _row(label: str, run: Run) -> dict[str, Any]:
+    scale = run.setting("head", "scale")
+    validation = run.series("validation/nll")
+    finite = validation[np.isfinite(validation)]
+    residual = run.series("hidden_norm/pre_final/mean")
+    tokens = _at(run.series("tokens"), -1)
+    throughput = run.series("throughput/tokens_per_second")
+    return {
+        "arm": label,
+        "head": run.setting("head", "kind"),
+        "objective": run.setting("objective", "kind"),
+        "scale": None if scale is None else str(scale),
+        "steps": int(run.metrics.index[-1]),
+        "tokens": None if tokens is None else int(tokens),
+        "train_nll": tail(run, "loss/nll"),
+        "validation_nll": _at(validation, -1),
+        "best_validation_nll": float(finite.min()) if len(finite) else None,
+        "validation_nll_difference": None,
+        "status": run.status["status"],
+        "nll_spikes": len(run.spikes("loss/nll")),
+        "gradient_spikes": len(run.spikes("grad_norm/total")),
+        "non_finite": len(np.unique(np.concatenate([[], *run.non_finite.values()]))),
+        "residual_norm_first": _at(residual, 0),
+        "residual_norm_last": _at(residual, -1),
+        "embedding_norm_last": _at(run.series("embedding_norm/mean"), -1),
+        "tfsd_weight": tail(run, "tfsd/weight_mean"),
+        "tokens_per_second": float(throughput.median()) if len(throughput) else None,
+    }
+
+
+def _at(series: pd.Series, position: int) -> float | None:
+    return float(series.iloc[position]) if len(series) else None
+
+
+def _used(summaries: Sequence[dict[str, Any]]) -> list[Column]:
+    return [column for column in COLUMNS if any(row[column.key] is not None for row in summaries)]
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    if form == "tokens":
+        return f"{value / 1e9:.2f}B" if value >= 1e9 else f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value:d}"
+    return format(value, form)
+
+
+def _legend(summaries: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"NLL in nats per token. train NLL, mean c: mean of the last {TAIL:.0%} of the steps. val NLL: last evaluation."
+    ]
+    if len(summaries) > 1:
+        lines.append(f"Δ val: val NLL minus that of {summaries[0]['arm']}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))
