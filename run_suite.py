@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pydantic
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
 
 from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, InputError, exit_status
 from configs.schema import Section
@@ -36,7 +38,7 @@ class Suite(Section):
     """Directory of the runs and of what is made from them."""
     runs: dict[str, list[str]]
     """Name of each run, and its overrides of the recipe."""
-    analyses: list[str] = []
+    analyses: list[str] = Field(default=[])
     """Commands of analysis/ to run afterwards; {out} is the suite's directory, {runs} all runs, {name} one of them."""
 
 
@@ -50,7 +52,7 @@ def main() -> int:
     out = Path(arguments.out or suite.out)
     recipe = arguments.suite.parent / suite.recipe
     for name, overrides in suite.runs.items():
-        command = ["train_lm.py", "--config", str(recipe), f"name={name}", f"output_dir={out}", *overrides]
+        command = [str(ROOT / "train_lm.py"), "--config", str(recipe), f"name={name}", f"output_dir={out}", *overrides]
         status = run(command)
         if status not in (EXIT_FINISHED, EXIT_DIVERGED):  # a run that diverges is a result
             if status == EXIT_PREEMPTED:
@@ -90,9 +92,10 @@ def expand(word: str, paths: dict[str, str], out: Path) -> list[str]:
 
 
 def run(command: list[str]) -> int:
-    """Run Python with this command line from the project's root, pass SIGTERM on to it, and return its exit status."""
+    """Run Python with this command line, pass SIGTERM on to it, and return its exit status."""
     print(f"\n$ python {shlex.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)  # noqa: S603  (this project's own commands)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # for -m analysis.<name> from any directory
+    process = subprocess.Popen([sys.executable, *command], env=environment)  # noqa: S603  (this project's own commands)
     # Ctrl-C reaches the child by itself, which then writes its checkpoint; this process has to wait for that.
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -49,7 +49,19 @@ def train(config: RunConfig) -> int:
     run = set_up(config)
     if run is None:
         return EXIT_FINISHED
-    steps = config.train.steps
+    try:
+        return loop(run)
+    except Exception as error:
+        run.recorder.status("failed", run.bar.n, f"{type(error).__name__}: {error}")
+        raise
+
+
+def loop(run: Run) -> int:
+    """All steps that are left; returns the exit status."""
+    config, steps = run.config, run.config.train.steps
+    from stability.distributed import any_rank
+
+    run.began = time.perf_counter()
     with stop_signals() as stop, run.bar:
         for step in range(run.start_step + 1, steps + 1):
             training_step(run, step)
@@ -61,9 +73,10 @@ def train(config: RunConfig) -> int:
                 continue
             if not flush(run, evaluation_due):
                 return EXIT_DIVERGED
-            stopping = run.any_rank(stop.is_set) and step < steps
+            stopping = any_rank(stop.is_set, run.accelerator.device) and step < steps
             if checkpoint_due or stopping:
                 save_checkpoint(run, step)
+            run.began = time.perf_counter()
             if stopping:
                 run.recorder.event("preempted", step, step=step)
                 run.recorder.status("preempted", step, "stopped by a signal; the same command goes on")
@@ -96,20 +109,14 @@ class Run:
     alive: Any
     """A device scalar: 1, and NaN from the first loss or gradient on that is not finite."""
     start_step: int = 0
-    validation_nll: float = math.nan
-    seconds: float = 0.0
-    """Training time since the last transfer, evaluation and checkpoints left out."""
-    timed_steps: int = 0
+    validation_nll: float | None = None
+    """Of the last row, if that was an evaluation's."""
+    began: float = 0.0
+    """Clock time at which the steps since the last transfer began; evaluation and checkpoints come before it."""
 
     @property
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.config.data.sequence_length
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; all ranks call it."""
-        from stability.launch import any_rank
-
-        return any_rank(flag, self.accelerator.device)
 
 
 def set_up(config: RunConfig) -> Run | None:
@@ -118,9 +125,9 @@ def set_up(config: RunConfig) -> Run | None:
     from tqdm import tqdm
     from transformers.utils import logging as transformers_logging
 
-    from configs.components import model_config
     from data.batches import Batches
     from data.store import open_store
+    from model import load_model
     from stability.launch import start_accelerator
     from stability.recorder import Recorder
     from stability.resume import find_resume_point
@@ -146,7 +153,8 @@ def set_up(config: RunConfig) -> Run | None:
         rank=rank,
         world_size=world_size,
     )
-    model = build_model(config, model_config(config, store.vocab_size, store.eos_id), point.checkpoint)
+    model = load_model(point.checkpoint) if point.checkpoint else build_model(config, store.vocab_size, store.eos_id)
+    model = prepare_model(config, model)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
     recorder = Recorder(directory, writes=main_process)
     bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=not main_process, dynamic_ncols=True)
@@ -168,21 +176,24 @@ def set_up(config: RunConfig) -> Run | None:
     return run
 
 
-def build_model(config: RunConfig, model_configuration: Any, checkpoint: Path | None) -> Any:
-    """The model: new, with the body of an existing checkpoint, or as the run's own checkpoint left it."""
+def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
+    """A new model, its body new too or that of an existing checkpoint."""
     from transformers import AutoModelForCausalLM
 
-    from model import load_model, new_model
+    from configs.components import model_config
+    from model import new_model
 
-    if checkpoint is not None:
-        model: Any = load_model(checkpoint)
-    else:
-        model = new_model(model_configuration, stream_seed(config.seed, "init"))
-        if config.body.checkpoint is not None:
-            existing = AutoModelForCausalLM.from_pretrained(
-                config.body.checkpoint, dtype="float32", trust_remote_code=False
-            )
-            model.model.load_state_dict(existing.base_model.state_dict())
+    model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
+    if config.body.checkpoint is not None:
+        existing = AutoModelForCausalLM.from_pretrained(
+            config.body.checkpoint, dtype="float32", trust_remote_code=False
+        )
+        model.model.load_state_dict(existing.base_model.state_dict())
+    return model
+
+
+def prepare_model(config: RunConfig, model: Any) -> Any:
+    """The model as the configuration wants it trained."""
     model.train()
     if config.train.gradient_checkpointing:
         # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.
@@ -199,7 +210,6 @@ def build_optimizer(model: Any, config: OptimizerConfig) -> Any:
 
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    assert len(matrices) + len(vectors) == len(list(model.parameters())), "every parameter is in exactly one group"
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
@@ -235,7 +245,8 @@ def open_run_directory(run: Run, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         state = read_state(checkpoint)
         load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
-        run.start_step = run.bar.n = state["step"]
+        run.start_step = run.bar.n = run.bar.initial = run.bar.last_print_n = state["step"]
+        run.validation_nll = state["validation_nll"]
         run.watch.restore(state["spike_detectors"])
     facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
     facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
@@ -275,9 +286,8 @@ def training_step(run: Run, step: int) -> None:
     """One optimizer step over all micro-batches. Reads nothing back from the device."""
     import torch
 
-    from stability.telemetry import all_reduce
+    from stability.distributed import all_reduce
 
-    began = time.perf_counter()
     config, accelerator = run.config, run.accelerator
     lr = learning_rate(config.optimizer, config.train.steps, step)
     for group in run.optimizer.param_groups:
@@ -285,9 +295,11 @@ def training_step(run: Run, step: int) -> None:
     torch.manual_seed(stream_seed(config.seed, "dropout", step, accelerator.process_index))
 
     x_BT, y_BT = run.batches.at(step)
+    if accelerator.device.type == "cuda":
+        x_BT, y_BT = x_BT.pin_memory(), y_BT.pin_memory()  # only from pinned memory does a copy not wait
     rows = config.train.micro_batch_size or len(x_BT)
     # Every token of the step counts the same, whichever micro-batch or rank holds it.
-    valid = (y_BT != -100).sum().to(accelerator.device)
+    valid = torch.full((), int((y_BT != -100).sum()), device=accelerator.device)
     all_reduce(valid, "sum")
     for start in range(0, len(x_BT), rows):
         last = start + rows >= len(x_BT)
@@ -304,8 +316,6 @@ def training_step(run: Run, step: int) -> None:
             run.telemetry.add_losses(out.losses)
     values = update(run)
     run.recorder.add({"step": step, "tokens": step * run.tokens_per_step, "lr": lr}, values)
-    run.seconds += time.perf_counter() - began
-    run.timed_steps += 1
 
 
 def update(run: Run) -> dict[str, Any]:
@@ -337,8 +347,7 @@ def flush(run: Run, evaluation_due: bool) -> bool:
     from stability.environment import peak_memory_bytes
 
     transferred = run.recorder.transfer()
-    speed = run.timed_steps * run.tokens_per_step / run.seconds
-    run.seconds, run.timed_steps = 0.0, 0
+    speed = len(transferred) * run.tokens_per_step / (time.perf_counter() - run.began)
     for row in transferred:
         row["throughput/tokens_per_second"] = speed
         row["memory/peak_bytes"] = peak_memory_bytes(run.accelerator.device)
@@ -348,7 +357,7 @@ def flush(run: Run, evaluation_due: bool) -> bool:
         rows = transferred[: len(rows) + 1]  # what came after the bad step saw no update and means nothing
     elif evaluation_due:
         rows[-1] |= evaluate(run)
-        run.validation_nll = rows[-1]["validation/nll"]
+    run.validation_nll = rows[-1].get("validation/nll")
     run.watch.find_spikes(rows)
     run.recorder.write_rows(rows)
     for row in rows:
@@ -356,6 +365,7 @@ def flush(run: Run, evaluation_due: bool) -> bool:
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
     if diverged:
+        run.watch.finish(rows[-1]["step"])
         run.watch.report_divergence(rows[-1])
         run.accelerator.end_training()
     return not diverged
@@ -366,7 +376,7 @@ def evaluate(run: Run) -> dict[str, float]:
     import torch
 
     from data.batches import evaluation_batches
-    from stability.telemetry import all_reduce
+    from stability.distributed import all_reduce
 
     config, accelerator = run.config, run.accelerator
     rows = config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes)
@@ -378,7 +388,7 @@ def evaluate(run: Run) -> dict[str, float]:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    model = accelerator.unwrap_model(run.model)  # ranks may hold unequal parts of the set: no collectives in forward
+    model = accelerator.unwrap_model(run.model)
     sums = torch.zeros(3, device=accelerator.device)
     model.eval()
     with torch.no_grad():
@@ -395,13 +405,18 @@ def evaluate(run: Run) -> dict[str, float]:
 
 def save_checkpoint(run: Run, step: int) -> None:
     """Write the checkpoint of ``step`` and delete the ones that need not stay. All ranks call it."""
+    import torch
+
+    from model import SwapHeadForCausalLM
     from stability.checkpoints import optimizer_tensors, prune, write_checkpoint
 
     config, accelerator = run.config, run.accelerator
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
-        model, tokenizer = accelerator.unwrap_model(run.model), run.store.load_tokenizer()
+        tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
+        with torch.device("meta"):  # of the project's own class: sharding swaps the class of the model it wraps
+            model = SwapHeadForCausalLM(accelerator.unwrap_model(run.model).config)
 
         def save_model(directory: Path) -> None:
             model.save_pretrained(directory, state_dict=weights)
@@ -409,7 +424,7 @@ def save_checkpoint(run: Run, step: int) -> None:
 
         state = {
             "tokens": step * run.tokens_per_step,
-            "validation_nll": run.validation_nll,
+            "validation_nll": nll if nll is not None and math.isfinite(nll) else None,
             "spike_detectors": run.watch.state(),
         }
         write_checkpoint(run.recorder.directory, step, save_model, tensors, state)

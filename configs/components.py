@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -36,6 +37,17 @@ def check_components(config: RunConfig) -> RunConfig:
     if problems:
         raise InputError(*problems)
     return config.model_copy(update={"head": head, "objective": objective})
+
+
+def component_problems(raw: dict[str, Any]) -> list[str]:
+    """What can be said about head, objective and body of a configuration that is wrong elsewhere."""
+    problems: list[str] = []
+    for section, table in (("head", HEADS), ("objective", OBJECTIVES)):
+        with contextlib.suppress(pydantic.ValidationError):
+            _resolve(section, Choice.model_validate(raw.get(section)), table, problems)
+    with contextlib.suppress(pydantic.ValidationError):
+        problems += _body_problems(BodyConfig.model_validate(raw.get("body")), sequence_length=2)
+    return problems
 
 
 def _resolve(section: str, choice: Choice, table: dict[str, Any], problems: list[str]) -> Choice:
@@ -96,19 +108,23 @@ def _body_problems(body: BodyConfig, sequence_length: int) -> list[str]:
     if problems:
         return problems
     try:
-        text = body_config(body, sequence_length, vocab_size=512, special_id=0)
-        if text.max_position_embeddings < sequence_length:
-            return [
-                f"data.sequence_length: {sequence_length} is more than the body's {text.max_position_embeddings} positions"
-            ]
-        with torch.device("meta"):
-            skeleton = AutoModel.from_config(text)
-        final_norm(skeleton)
-        if len(blocks(skeleton)) == 0:
-            return ["body: this configuration has no transformer block; give it at least one layer"]
+        return _skeleton_problems(body_config(body, sequence_length, vocab_size=512, special_id=0), sequence_length)
     except _BODY_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return [f"body: transformers cannot build this {body.model_type}: {reason}"]
+
+
+def _skeleton_problems(text: PreTrainedConfig, sequence_length: int) -> list[str]:
+    """Build the body without memory and look at its parts. Raises what transformers raises."""
+    if text.max_position_embeddings < sequence_length:
+        return [
+            f"data.sequence_length: {sequence_length} is more than the body's {text.max_position_embeddings} positions"
+        ]
+    with torch.device("meta"):
+        skeleton = AutoModel.from_config(text)
+    final_norm(skeleton)
+    if len(blocks(skeleton)) == 0:
+        return ["body: this configuration has no transformer block; give it at least one layer"]
     return []
 
 
@@ -145,6 +161,9 @@ def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHea
                 f"body.checkpoint: {config.body.checkpoint} has {text.vocab_size} embeddings, the tokenizer {vocab_size} "
                 "tokens; set data.tokenizer to the checkpoint's own"
             )
+        problems = _skeleton_problems(text, config.data.sequence_length)
+        if problems:
+            raise InputError(*problems)
     head = {"kind": config.head.kind, **config.head.options}
     objective = {"kind": config.objective.kind, **config.objective.options}
     return SwapHeadConfig(text, head=head, objective=objective)

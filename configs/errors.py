@@ -13,6 +13,7 @@ EXIT_FINISHED = 0
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
 
 
 class InputError(Exception):
@@ -31,3 +32,6 @@ def exit_status(body: Callable[[], int | None]) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -50,10 +51,12 @@ def validate(raw: dict[str, Any]) -> RunConfig:
         # Through JSON, because strict validation reads JSON types as they are and a Python dict more narrowly.
         config = RunConfig.model_validate_json(json.dumps(raw))
     except pydantic.ValidationError as error:
-        raise InputError(*(_problem(e) for e in error.errors())) from None
+        from .components import component_problems
+
+        raise InputError(*(_problem(e) for e in error.errors()), *component_problems(raw)) from None
     except TypeError as error:
         raise InputError(f"configuration: a value has no place in a configuration: {error}") from None
-    from .components import check_components  # imports torch, so only for a configuration that is well formed
+    from .components import check_components
 
     return check_components(config)
 
@@ -63,7 +66,7 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:
@@ -79,9 +82,9 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if base is None:
         return recipe
     base_path = path.parent / str(base)
-    if base_path.resolve() == path.resolve():
-        raise InputError(f"--config {path}: base names the recipe itself")
-    return _merge(_read_recipe(base_path), recipe)
+    if base_path.resolve() in (*above, path.resolve()):
+        raise InputError(f"--config {path}: its base, {base}, leads back to itself")
+    return _merge(_read_recipe(base_path, (*above, path.resolve())), recipe)
 
 
 def _read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -110,10 +113,15 @@ def _import_plugins(paths: Any) -> None:
     for path in paths:
         if not Path(path).is_file():
             raise InputError(f"plugins: {path}: no such file")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+        spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}", path)
         if spec is None or spec.loader is None:
             raise InputError(f"plugins: {path}: not a Python file (its name must end in .py)")
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # noqa: BLE001  (anything may go wrong in a file of the user's own)
+            raise InputError(f"plugins: {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 # --------------------------------------------------------------------------------------------------- telling the mistakes

@@ -19,6 +19,9 @@ from configs.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+IGNORED = -100
+"""The target of a position that does not count."""
+
 
 class Batches:
     """The training batches of one rank.
@@ -92,8 +95,9 @@ def evaluation_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (x_RT, y_RT), int64, R = ``rows_per_batch`` or less: this rank's part of the first ``sequences`` windows.
 
-    The parts of all ranks cover each window once; they differ by one window at most. A split that holds fewer than
-    ``sequences`` windows is taken whole. Raises InputError, at the call, for a split without one window.
+    The parts of all ranks cover each window once and have the same shapes, so that sharded models may communicate in
+    every forward pass: a rank that is short of a window repeats one with all targets -100. A split that holds fewer
+    than ``sequences`` windows is taken whole. Raises InputError, at the call, for a split without one window.
     """
     windows_ST = _windows(split_ids, sequence_length)[:sequences]
     if len(windows_ST) == 0:
@@ -101,8 +105,18 @@ def evaluation_batches(
             f"data.validation_fraction: the validation split has only {len(split_ids)} tokens, too few for one "
             f"sequence of data.sequence_length={sequence_length}; hold out more"
         )
-    own_ST = np.array_split(windows_ST, world_size)[rank]
-    return (_inputs_and_targets(own_ST[row : row + rows_per_batch]) for row in range(0, len(own_ST), rows_per_batch))
+    share = -(-len(windows_ST) // world_size)
+    return _evaluation_rows(windows_ST, range(rank * share, (rank + 1) * share), rows_per_batch)
+
+
+def _evaluation_rows(
+    windows_ST: np.ndarray, own: range, rows_per_batch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(own.start, own.stop, rows_per_batch):
+        index_R = np.arange(start, min(start + rows_per_batch, own.stop))
+        x_RT, y_RT = _inputs_and_targets(windows_ST[np.minimum(index_R, len(windows_ST) - 1)])
+        y_RT[index_R >= len(windows_ST)] = IGNORED
+        yield x_RT, y_RT
 
 
 def _windows(split_ids: np.ndarray, sequence_length: int) -> np.ndarray:

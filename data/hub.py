@@ -6,6 +6,8 @@ A folder that holds a copy of a dataset repository is read in place and needs no
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import threading
 import urllib.error
 import urllib.request
@@ -78,7 +80,7 @@ class HubCorpus:
             self._commit = self._commit_on_hub()
             revision = self._commit or data.revision
             return load_dataset(data.dataset, data.config, split=data.split, revision=revision, streaming=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except _transport_errors() + (OSError, ValueError, RuntimeError) as error:
             raise self._problem(error) from None
 
     def _commit_on_hub(self) -> str | None:
@@ -94,7 +96,7 @@ class HubCorpus:
 
         try:
             yield from rows
-        except (OSError, ValueError, DatasetsError) as error:
+        except _transport_errors() + (OSError, ValueError, DatasetsError) as error:
             raise self._problem(error) from None
 
     def _problem(self, error: Exception) -> InputError:
@@ -124,6 +126,12 @@ def check_hub_reachable(wanted: str, otherwise: str) -> None:
             f"{wanted}: {constants.ENDPOINT} does not answer; {otherwise}, "
             "or set HF_HUB_OFFLINE=1 and HF_HOME to a cache that holds it"
         )
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises for time-outs and broken connections: its HTTP library's, whichever that is."""
+    names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
+    return tuple(importlib.import_module(name).HTTPError for name in names)
 
 
 def _probe(address: str, answered: threading.Event) -> None:

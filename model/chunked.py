@@ -68,8 +68,9 @@ class _ChunkedLoss(torch.autograd.Function):
         valid_N = (y_N != IGNORE_INDEX).to(shift_N.dtype)
         y_N = y_N.clamp(min=0)
         matrices = tuple(c.to(f_ND.dtype) if c.dim() == 2 else c for c in classes)
-        df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
-        gradients = [torch.zeros_like(c) for c in classes] if with_gradient else []
+        if with_gradient:
+            df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
+            gradients = [torch.zeros_like(c) for c in classes]
         rows = CHUNK_ROWS.get(f_ND.device.type, CHUNK_ROWS["cuda"])
         keep_logits = statistics or objective.uses_mean
         # One buffer for all chunks: fresh pages for each would cost more than the arithmetic on them.
@@ -113,7 +114,7 @@ class _Chunk:
     ) -> None:
         self.head, self.objective = head, objective
         self.f_CD, self.shift_C, self.y_C1, self.valid_C = f_CD, shift_C, y_C[:, None], valid_C
-        self.z_CV = head.logits(f_CD, *classes)
+        self.z_CV = head.logits(f_CD, *classes).to(shift_C.dtype)
         self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
         self.classes = classes
 
@@ -127,8 +128,13 @@ class _Chunk:
         self.z_CV.scatter_(1, self.y_C1, float("-inf"))
         max_C1 = self.z_CV.amax(1, keepdim=True)
         target_CV = self.z_CV if scratch_CV is None else scratch_CV[: len(self.z_CV)]
-        self.exp_CV = torch.sub(self.z_CV, max_C1, out=target_CV).exp_()
-        self.sum_C = self.exp_CV.sum(1)
+        self.exp_CV = torch.sub(self.z_CV, max_C1, out=target_CV)
+        if statistics:
+            # The spread is taken around the maximum, which the logits' common drift does not move away from them.
+            self.exp_CV.scatter_(1, self.y_C1, (self.true_C - self.shift_C)[:, None] - max_C1)
+            mean_square_C = torch.linalg.vector_norm(self.exp_CV, dim=1).square() / self.z_CV.shape[1]
+            self.exp_CV.scatter_(1, self.y_C1, float("-inf"))
+        self.sum_C = self.exp_CV.exp_().sum(1)
         negatives_C = self.sum_C.log() + max_C1.squeeze(1) + self.shift_C
         mean_C = negatives_C
         if scratch_CV is not None:
@@ -140,8 +146,7 @@ class _Chunk:
         raw = {"objective": self.loss_C.detach(), "true": self.true_C, "negatives": negatives_C, "mean": mean_C}
         if statistics:
             raw["largest_negative"] = max_C1.squeeze(1) + self.shift_C
-            mean_square_C = torch.linalg.vector_norm(self.z_CV, dim=1).square() / self.z_CV.shape[1]
-            raw["variance"] = mean_square_C - (mean_C - self.shift_C).square()
+            raw["variance"] = mean_square_C - (mean_C - raw["largest_negative"]).square()
             raw["expected_negative"] = self.z_CV.mul_(self.exp_CV).sum(1) / self.sum_C + self.shift_C
         return raw
 

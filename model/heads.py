@@ -111,8 +111,11 @@ class Head(nn.Module):
         """Add the gradients of the class tensors to ``gradients`` and return that of ``f_CD``, given that of the logits."""
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (f_CD, *classes)]
-            df_CD, *parts = torch.autograd.grad(self.logits(*leaves), leaves, dz_CV)
-        torch._foreach_add_(gradients, parts)
+            z_CV = self.logits(*leaves)
+            df_CD, *parts = torch.autograd.grad(z_CV, leaves, dz_CV.to(z_CV.dtype))
+        torch._foreach_add_(
+            gradients, [part.to(gradient.dtype) for part, gradient in zip(parts, gradients, strict=True)]
+        )
         return df_CD
 
     def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
@@ -125,7 +128,8 @@ class Head(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             f_ND = self.features(h.reshape(-1, h.shape[-1]), dtype)
             classes = tuple(c.to(dtype) if c.dim() == 2 else c for c in self.classes(dtype))
-            logits_NV = self.logits(f_ND, *classes) + self.shift(f_ND)[:, None]
+            shift_N = self.shift(f_ND)
+            logits_NV = self.logits(f_ND, *classes).to(shift_N.dtype) + shift_N[:, None]
         return logits_NV.view(*h.shape[:-1], -1)
 
 

@@ -122,20 +122,19 @@ def new_model(config: SwapHeadConfig, seed: int) -> SwapHeadForCausalLM:
     return model
 
 
-def final_norm(body: nn.Module) -> nn.Module:
-    """The normalisation after the last block of a transformers decoder: its last direct child that is one.
-
-    Raises AttributeError, naming the body's class, when there is none.
-    """
-    norms = [m for n, m in body.named_children() if "norm" in type(m).__name__.lower() or n in ("ln_f", "norm")]
-    if not norms:
-        raise AttributeError(f"{type(body).__name__} has no final normalisation layer among its direct children")
-    return norms[-1]
-
-
 def blocks(body: nn.Module) -> nn.ModuleList:
-    """The stack of transformer blocks of a decoder: its longest direct child that is a ModuleList."""
-    stacks = [m for m in body.children() if isinstance(m, nn.ModuleList)]
+    """The stack of transformer blocks of a decoder: its longest ModuleList. Raises AttributeError when it has none."""
+    stacks = [m for m in body.modules() if isinstance(m, nn.ModuleList)]
     if not stacks:
-        raise AttributeError(f"{type(body).__name__} has no stack of blocks among its direct children")
+        raise AttributeError(f"{type(body).__name__} has no stack of transformer blocks")
     return max(stacks, key=len)
+
+
+def final_norm(body: nn.Module) -> nn.Module:
+    """The normalisation after the last block: the last one beside the stack of blocks. AttributeError when there is none."""
+    stack = blocks(body)
+    parent = next(m for m in body.modules() if stack in m.children())
+    norms = [m for name, m in parent.named_children() if "norm" in type(m).__name__.lower() or "norm" in name]
+    if not norms:
+        raise AttributeError(f"{type(body).__name__} has no normalisation after its last block")
+    return norms[-1]

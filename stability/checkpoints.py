@@ -58,7 +58,7 @@ def write_checkpoint(
     temporary.mkdir(parents=True)
     save_model(temporary)
     save_file(tensors, temporary / _OPTIMIZER_FILE)
-    (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n", encoding="utf-8")
+    (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n", "utf-8")
     mask = os.umask(0)
     os.umask(mask)
     for path in temporary.iterdir():
@@ -71,10 +71,10 @@ def write_checkpoint(
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the one with the lowest validation NLL."""
+    """Delete all but the newest ``keep`` checkpoints and, of those evaluated, the one with the lowest validation NLL."""
     checkpoints = list_checkpoints(run)
-    scores = {p: read_state(p)["validation_nll"] for p in checkpoints}
-    stays = {*checkpoints[-keep:], min(checkpoints, key=lambda p: scores[p])}
+    scores = {p: score for p in checkpoints if (score := read_state(p)["validation_nll"]) is not None}
+    stays = {*checkpoints[-keep:], *sorted(scores, key=lambda p: scores[p])[:1]}
     for path in checkpoints:
         if path not in stays:
             # Renamed first: a directory that is half deleted must not look like a checkpoint.
@@ -97,7 +97,8 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
     for key, value in load_file(checkpoint / _OPTIMIZER_FILE).items():
         name, _, slot = key.rpartition(".")
         state.setdefault(name, {})[slot] = value
-    set_optimizer_state_dict(model, optimizer, {**nested, "state": state}, options=options)
+    nested["state"] = state
+    set_optimizer_state_dict(model, optimizer, nested, options=options)
 
 
 def _flush(path: Path) -> None:

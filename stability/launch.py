@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import accelerate
-import torch
 from accelerate import tracking
 
 from configs.errors import InputError
@@ -15,8 +14,8 @@ from configs.schema import RunConfig
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
-    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other, for a batch that
-    does not divide over the ranks, and for fp16 on a CPU.
+    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other or that accumulates
+    gradients by itself, and for fp16 on a CPU.
     """
     _refuse_missing_trackers(config.trackers)
     accelerator = accelerate.Accelerator(
@@ -51,12 +50,3 @@ def _refuse_missing_trackers(trackers: list[str]) -> None:
             problems.append(f"trackers: {tracker} is not installed; install it or leave it out")
     if problems:
         raise InputError(*problems)
-
-
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set on any rank. All ranks call it."""
-    if not torch.distributed.is_initialized():
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item())

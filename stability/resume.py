@@ -19,7 +19,6 @@ FREE_KEYS = (
     "checkpoint",
     "trackers",
     "telemetry.flush_every",
-    "train.micro_batch_size",
     "data.cache_dir",
 )
 """What may change between a run and its continuation: none of it changes the curves."""

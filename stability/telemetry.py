@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .distributed import all_reduce, world_size
 from .metrics import describe
 
 WEIGHT_BINS = 16_000
@@ -137,7 +137,10 @@ class Telemetry:
             self._store("param_norm", self.group_norms(self.parameters)[0])
             norms_V = torch.linalg.vector_norm(_full(self.head.get_parameter("weight")), dim=1)
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
-            torch._foreach_copy_(self.before, self.parameters)
+            for copy, parameter in zip(
+                self.before, self.parameters, strict=True
+            ):  # foreach_copy_ cannot take sharded ones
+                copy.copy_(parameter)
         return total
 
     @torch.no_grad()
@@ -225,17 +228,6 @@ def weight_quantile(histogram: Tensor, q: float) -> Tensor:
     cumulative = histogram.cumsum(0)
     index = (cumulative < q * cumulative[-1]).sum()
     return 10 ** ((index + 0.5) * (_WEIGHT_DECADES / WEIGHT_BINS) - _WEIGHT_DECADES)
-
-
-def world_size() -> int:
-    """Number of ranks, 1 outside distributed runs."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def all_reduce(values: Tensor, operation: str) -> None:
-    """Sum or maximum over ranks, in place; nothing to do on one rank."""
-    if world_size() > 1:
-        dist.all_reduce(values, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
 
 
 def _full(weight: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ACCELERATE_USE_CPU", "1")  # the same runs everywhere: bit for bit holds on the CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pydoc_data import topics
 
 import pytest
 import torch
 from hypothesis import settings
-from pydoc_data import topics
 from transformers.utils import logging
 
 torch.set_num_threads(1)
@@ -38,7 +40,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = f"""
 name: tiny
 output_dir: {folder}/runs
-data: {{kind: text, paths: [{folder}/text], vocab_size: 500, sequence_length: 32, cache_dir: {folder}/cache, validation_fraction: 0.1}}
+data:
+  kind: text
+  paths: [{folder}/text]
+  cache_dir: {folder}/cache
+  vocab_size: 500
+  sequence_length: 32
+  validation_fraction: 0.1
 body: {{model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 32, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}}
 head: {{kind: metric}}
 objective: {{kind: tfsd}}

@@ -104,11 +104,17 @@ def test_evaluation_covers_the_first_windows_once(
 ) -> None:
     ids = ids_for(available, length)
     firsts: list[int] = []
+    shapes = []
     for rank in range(world):
+        shapes.append([])
         for x_RT, y_RT in evaluation_batches(ids, length, wanted, rows, rank=rank, world_size=world):
             assert 1 <= len(x_RT) <= rows
-            assert torch.equal(x_RT + 1, y_RT)
-            firsts += x_RT[:, 0].tolist()
+            counts_R = (y_RT != -100).all(1)
+            assert torch.equal(counts_R, (y_RT != -100).any(1))
+            assert torch.equal((x_RT + 1)[counts_R], y_RT[counts_R])
+            firsts += x_RT[counts_R, 0].tolist()
+            shapes[-1].append(x_RT.shape)
+    assert all(own == shapes[0] for own in shapes), "ranks that communicate must make the same number of passes"
     assert sorted(firsts) == [window * length for window in range(min(wanted, available))]
 
 

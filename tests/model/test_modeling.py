@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel
 
-from model import SwapHeadConfig, load_model, new_model
+from model import SwapHeadConfig, blocks, final_norm, load_model, new_model
 
 SMALL = {"vocab_size": 120, "bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 32}
 BODIES = {
@@ -139,3 +139,19 @@ def test_loading_never_runs_a_checkpoints_own_code(tmp_path):
 def test_a_plain_transformers_checkpoint_loads_too(tmp_path):
     GPT2LMHeadModel(GPT2Config(**SMALL, **BODIES["gpt2"])).save_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path), GPT2LMHeadModel)
+
+
+@pytest.mark.parametrize("body", ["gpt2", "llama", "qwen3", "opt", "gpt_neox", "mistral", "gemma2"])
+def test_blocks_and_final_norm_are_found_in_any_decoder(body):
+    """The final norm is what the last hidden state comes out of, and the last block what goes in."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "vocab_size": 50, "pad_token_id": 0}
+    grouped = {"intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 8}
+    small = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 16}, "gpt2": {}, "gpt_neox": {"intermediate_size": 32}}
+    model = AutoModel.from_config(AutoConfig.for_model(body, **sizes, **small.get(body, grouped))).eval()
+    seen = {}
+    final_norm(model).register_forward_hook(lambda module, x, y: seen.update(norm=(x[0], y)))
+    blocks(model)[-1].register_forward_hook(lambda module, x, y: seen.update(block=y[0] if isinstance(y, tuple) else y))
+    out = model(input_ids=torch.randint(1, 50, (1, 6)))
+    assert len(blocks(model)) == 2
+    assert torch.equal(seen["norm"][1], out.last_hidden_state)
+    assert torch.equal(seen["norm"][0], seen["block"])

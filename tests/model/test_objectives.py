@@ -141,8 +141,8 @@ class _Loss(torch.nn.Module):
         return chunked_loss(self.head, self.objective, h_ND, self.y_N).objective_sum
 
 
-def test_tfsd_gradients_pass_gradcheck_against_their_surrogate():
-    """TFSD's teacher is detached, so finite differences must hold the weight c fixed: those of c x CE."""
+def test_tfsd_gradients_of_every_parameter():
+    """TFSD's teacher is detached, so its gradient is that of c x CE with c held fixed, the learned scale included."""
     head, objective = make("metric", "tfsd", 4, 7, {"scale": "learned"})
     h_ND, y_N = data(7, 4, 5, 0, head)
     c_N = naive.tfsd_weight(naive_logits(head, h_ND).detach(), y_N).detach()
@@ -150,8 +150,6 @@ def test_tfsd_gradients_pass_gradcheck_against_their_surrogate():
     z_NV = naive.metric_logits(h_ND, head.weight, head.scale())
     expected = gradients((c_N * naive.cross_entropy(z_NV, y_N)).sum(), h_ND, head.weight, head.log_scale)
     assert_same(actual, expected, rtol=1e-9, atol=1e-12)
-    fixed = lambda h, w: (c_N * naive.cross_entropy(naive.metric_logits(h, w, 0.5), y_N)).sum()  # noqa: E731
-    assert torch.autograd.gradcheck(fixed, (h_ND, head.weight))
 
 
 @pytest.mark.parametrize("objective_kind", ["ce", "tfsd", "weighted_ce"])
@@ -202,6 +200,18 @@ def test_statistics_against_full_logits(head_kind):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-8, msg=name)
+
+
+def test_the_spread_of_the_logits_survives_their_drift():
+    """Logits around 320 with a standard deviation of 0.15, in float32: a drift that a testbed for stability must see through."""
+    head, objective = make("linear", "ce", 8, 500, dtype=torch.float32)
+    h_ND, y_N = data(500, 8, 20, 0, head, spread=0.05, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight[:, 0], h_ND[:, 0] = 320.0, 1.0
+        head.weight[:, 1:] *= 10
+    found = chunked_loss(head, objective, h_ND, y_N, statistics=True).statistics["logit/std"]
+    exact = (h_ND.double() @ head.weight.double().T).std(1, correction=0)
+    torch.testing.assert_close(found.double(), exact, rtol=5e-3, atol=0)  # a float32 near 320 is 3e-5 from the next
 
 
 EXTREMES = [
