@@ -194,9 +194,11 @@ def check_tokenizers(tokenizer: Any, sources: Sequence[Source]) -> None:
 def measure(study: Study, sources: Sequence[Source], *, seed: int, progress: bool = True) -> Result:
     """Ask every model, the baseline first, and compare. Raises :class:`InputError` for a model that cannot be used."""
     import torch
+    from transformers.utils import logging
 
     from model import load_model
 
+    logging.disable_progress_bar()  # of the weights: the one worth seeing is that of the contexts
     questions = Questions.of(study)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     per_pair: dict[str, pd.DataFrame] = {}
