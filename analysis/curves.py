@@ -41,6 +41,8 @@ class Panel:
     key: str
     faint: str | None = None
     log: bool = False
+    share: bool = False
+    """Values between 0 and 1, of which a linear axis shows the whole range."""
 
 
 PANELS = (
@@ -50,7 +52,7 @@ PANELS = (
     Panel("Output embeddings (thin: max)", "L2 norm, mean over rows", "embedding_norm/mean", "embedding_norm/max"),
     Panel("Scale of the logits", "standard deviation", "logit/std"),
     Panel("Entropy of P", "nats", "entropy/p"),
-    Panel("TFSD weight c (thin: p10)", "mean over tokens", "tfsd/weight_mean", "tfsd/weight_p10", log=True),
+    Panel("TFSD weight c (thin: p10)", "mean over tokens", "tfsd/weight_mean", "tfsd/weight_p10", log=True, share=True),
 )
 
 
@@ -218,6 +220,8 @@ def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
     log = _needs_log(panel, drawing.runs)
     if log:
         axes.set_yscale("log")
+    elif panel.share:
+        axes.set_ylim(0, 1.05)
     hidden = 0
     for label, run in drawing.runs.items():
         for key, width in ((panel.key, 1.7), (panel.faint, 0.7)):
@@ -247,7 +251,7 @@ def _needs_log(panel: Panel, runs: dict[str, Run]) -> bool:
 
 
 def _finish(axes: Axes, axis: str) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.set_xlabel(axis)
     axes.margins(x=0.015)
@@ -258,6 +262,9 @@ def _finish(axes: Axes, axis: str) -> None:
         if high / low > 30:
             axes.yaxis.set_major_locator(LogLocator(numticks=6))
             axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.6, not 6 x 10^-1
 
 
 def _legend(drawing: _Drawing) -> list[Any]:
