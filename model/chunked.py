@@ -1,6 +1,6 @@
 """The loss over a vocabulary, walked through in chunks of tokens.
 
-Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
+Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width.
 
 The gradient is computed in the forward pass, chunk by chunk, and only scaled in the backward pass: at any time C x V
 logits exist, never N x V. For a loss l(z_y, L, mean z) per token (see objectives.py), the gradient with respect to the
@@ -21,6 +21,8 @@ from .objectives import Objective, TokenLogits, log_partition, negative_log_like
 
 IGNORE_INDEX = -100
 CHUNK_ROWS = {"cpu": 512, "cuda": 4096}
+SAMPLING = 4
+"""The spread and the entropies of the logits take passes over the vocabulary: they are measured on every 4th token."""
 
 
 @dataclass
@@ -35,6 +37,8 @@ class TokenLosses:
     """1.0 where the token counts, 0.0 where its label was -100."""
     statistics: dict[str, Tensor]
     """Per-token quantities (N,) by metric name; empty unless asked for. Where valid_N is 0 they mean nothing."""
+    sampled: dict[str, Tensor]
+    """The same for the tokens of valid_N[::SAMPLING]."""
 
 
 def chunked_loss(head: Head, objective: Objective, h_ND: Tensor, y_N: Tensor, statistics: bool = False) -> TokenLosses:
@@ -46,10 +50,13 @@ def chunked_loss(head: Head, objective: Objective, h_ND: Tensor, y_N: Tensor, st
     dtype = compute_dtype(h_ND)
     with torch.autocast(h_ND.device.type, enabled=False):
         f_ND = head.features(h_ND, dtype)
-        objective_sum, nll_sum, valid_N, names, *values = _ChunkedLoss.apply(
+        objective_sum, nll_sum, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
             head, objective, y_N, statistics, torch.is_grad_enabled(), f_ND, head.shift(f_ND), *head.classes(dtype)
         )
-    return TokenLosses(objective_sum, nll_sum, valid_N, dict(zip(names, values, strict=True)))
+    every = dict(zip(names, values[: len(names)], strict=True))
+    return TokenLosses(
+        objective_sum, nll_sum, valid_N, every, dict(zip(sampled_names, values[len(names) :], strict=True))
+    )
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -72,14 +79,11 @@ class _ChunkedLoss(torch.autograd.Function):
             df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
             gradients = [torch.zeros_like(c) for c in classes]
         rows = CHUNK_ROWS.get(f_ND.device.type, CHUNK_ROWS["cuda"])
-        keep_logits = statistics or objective.uses_mean
-        # One buffer for all chunks: fresh pages for each would cost more than the arithmetic on them.
-        scratch_CV = shift_N.new_empty(min(rows, y_N.shape[0]), head.weight.shape[0]) if keep_logits else None
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, y_N.shape[0], rows):
             c = slice(start, start + rows)
             chunk = _Chunk(head, objective, f_ND[c], shift_N[c], y_N[c], valid_N[c], matrices)
-            pieces.append(chunk.evaluate(statistics, scratch_CV))
+            pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 dz_CV, dshift_N[c] = chunk.logit_gradient()
                 df_ND[c] = head.accumulate_gradients(dz_CV, chunk.f_CD, matrices, gradients)
@@ -87,11 +91,12 @@ class _ChunkedLoss(torch.autograd.Function):
         t = TokenLogits(raw["true"], raw["negatives"], raw["mean"])
         objective_sum = (raw["objective"] * valid_N).sum()
         nll_sum = (negative_log_likelihood(t) * valid_N).sum()
-        per_token = _statistics(head, objective, t, raw) if statistics else {}
+        per_token, sampled = _statistics(head, objective, t, raw) if statistics else ({}, {})
         if with_gradient:
             ctx.save_for_backward(df_ND, dshift_N, *gradients)
-        ctx.mark_non_differentiable(nll_sum, valid_N, *per_token.values())
-        return objective_sum, nll_sum, valid_N, tuple(per_token), *per_token.values()
+        values = (*per_token.values(), *sampled.values())
+        ctx.mark_non_differentiable(nll_sum, valid_N, *values)
+        return objective_sum, nll_sum, valid_N, tuple(per_token), tuple(sampled), *values
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -118,37 +123,41 @@ class _Chunk:
         self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
         self.classes = classes
 
-    def evaluate(self, statistics: bool, scratch_CV: Tensor | None) -> dict[str, Tensor]:
-        """The objective's value and the logits' few numbers per token, more of them for statistics.
+    def evaluate(self, sampled: slice | None) -> dict[str, Tensor]:
+        """The objective's value and the logits' few numbers per token; with ``sampled``, more of them for those tokens.
 
-        Leaves exp(z - max) of the negatives in ``exp_CV``, in the place of the logits unless ``scratch_CV`` is given for it; the
-        logits then serve the mean and the statistics.
+        Leaves exp(z - max) of the negatives in ``exp_CV``, in the place of the logits.
         """
+        mean_C = self.shift_C
+        if sampled is not None or self.objective.uses_mean:
+            mean_C = self.head.mean_logits(self.f_CD, self.z_CV, *self.classes) + self.shift_C
         # The target is masked before the log-sum-exp: subtracting exp(z_y) from the full sum afterwards would cancel.
         self.z_CV.scatter_(1, self.y_C1, float("-inf"))
         max_C1 = self.z_CV.amax(1, keepdim=True)
-        target_CV = self.z_CV if scratch_CV is None else scratch_CV[: len(self.z_CV)]
-        self.exp_CV = torch.sub(self.z_CV, max_C1, out=target_CV)
-        if statistics:
-            # The spread is taken around the maximum, which the logits' common drift does not move away from them.
-            self.exp_CV.scatter_(1, self.y_C1, (self.true_C - self.shift_C)[:, None] - max_C1)
-            mean_square_C = torch.linalg.vector_norm(self.exp_CV, dim=1).square() / self.z_CV.shape[1]
-            self.exp_CV.scatter_(1, self.y_C1, float("-inf"))
+        largest_C = max_C1.squeeze(1) + self.shift_C
+        self.exp_CV = self.z_CV.sub_(max_C1)
+        sample_SV = self.exp_CV[sampled].clone() if sampled is not None else None
         self.sum_C = self.exp_CV.exp_().sum(1)
-        negatives_C = self.sum_C.log() + max_C1.squeeze(1) + self.shift_C
-        mean_C = negatives_C
-        if scratch_CV is not None:
-            self.z_CV.scatter_(1, self.y_C1, (self.true_C - self.shift_C)[:, None])
-            mean_C = self.head.mean_logits(self.f_CD, self.z_CV, *self.classes) + self.shift_C
+        negatives_C = self.sum_C.log() + largest_C
         with torch.enable_grad():
             self.t = TokenLogits(*(x.detach().requires_grad_() for x in (self.true_C, negatives_C, mean_C)))
             self.loss_C = self.objective.loss(self.t)
         raw = {"objective": self.loss_C.detach(), "true": self.true_C, "negatives": negatives_C, "mean": mean_C}
-        if statistics:
-            raw["largest_negative"] = max_C1.squeeze(1) + self.shift_C
-            raw["variance"] = mean_square_C - (mean_C - raw["largest_negative"]).square()
-            raw["expected_negative"] = self.z_CV.mul_(self.exp_CV).sum(1) / self.sum_C + self.shift_C
+        if sample_SV is not None:
+            raw["largest_negative"] = largest_C
+            raw |= self._sample(sample_SV, sampled, mean_C, largest_C)
         return raw
+
+    def _sample(self, z_SV: Tensor, sampled: slice | None, mean_C: Tensor, largest_C: Tensor) -> dict[str, Tensor]:
+        """Spread and mean negative logit of the sampled tokens; uses up ``z_SV``, their logits less the largest negative."""
+        y_S1, largest_S = self.y_C1[sampled], largest_C[sampled]
+        z_SV.scatter_(1, y_S1, (self.true_C - largest_C)[sampled][:, None])
+        # The spread is taken around the maximum, which the logits' common drift does not move away from them.
+        mean_square_S = torch.linalg.vector_norm(z_SV, dim=1).square() / z_SV.shape[1]
+        variance_S = mean_square_S - (mean_C[sampled] - largest_S).square()
+        z_SV.scatter_(1, y_S1, 0.0)  # exp_CV is 0 there
+        expected_S = z_SV.mul_(self.exp_CV[sampled]).sum(1) / self.sum_C[sampled] + largest_S
+        return {"variance": variance_S, "expected_negative": expected_S}
 
     def logit_gradient(self) -> tuple[Tensor, Tensor]:
         """Gradients of the summed loss with respect to the chunk's logits (C, V) and to the shift (C,). Consumes ``exp_CV``."""
@@ -163,21 +172,27 @@ class _Chunk:
         return dz_CV, d_true_C + d_negatives_C + d_mean_C
 
 
-def _statistics(head: Head, objective: Objective, t: TokenLogits, raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Telemetry of the logits (N,), by metric name."""
-    # P and Q share the same renormalised negatives, so the entropy of these is all that takes a pass over the vocabulary.
-    entropy_negatives_N = t.negatives - raw["expected_negative"]
-    result = {
+def _statistics(
+    head: Head, objective: Objective, t: TokenLogits, raw: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Telemetry of the logits by metric name: of every token (N,), and of the sampled ones (S,)."""
+    every = {
         "logit/max": torch.maximum(raw["largest_negative"], t.true),
         "logit/mean": t.mean,
-        "logit/std": raw["variance"].clamp(min=0).sqrt(),
         "logit/logsumexp": log_partition(t),
-        "entropy/p": _mixture_entropy(t.true - t.negatives, entropy_negatives_N),
+        **head.statistics(t.true),
+    }
+    true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]
+    # P and Q share the same renormalised negatives, so the entropy of these is all that takes a pass over the vocabulary.
+    entropy_negatives_S = negatives_S - raw["expected_negative"]
+    sampled = {
+        "logit/std": raw["variance"].clamp(min=0).sqrt(),
+        "entropy/p": _mixture_entropy(true_S - negatives_S, entropy_negatives_S),
     }
     if head.bounded or objective.uses_weight:
-        result["tfsd/weight"] = tfsd_weight(t)
-        result["tfsd/target_entropy"] = _mixture_entropy(-t.negatives, entropy_negatives_N)
-    return result | head.statistics(t.true)
+        every["tfsd/weight"] = tfsd_weight(t)
+        sampled["tfsd/target_entropy"] = _mixture_entropy(-negatives_S, entropy_negatives_S)
+    return every, sampled
 
 
 def _mixture_entropy(log_odds_true: Tensor, entropy_negatives: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Losses(Protocol):
     nll_sum: Tensor
     valid_N: Tensor
     statistics: dict[str, Tensor]
+    sampled: dict[str, Tensor]
 
 
 def parameter_groups(
@@ -201,6 +202,11 @@ class Telemetry:
                 maxima[name] = torch.where(valid_N, value_N, -math.inf).max()
             else:
                 sums[name] = torch.where(valid_N, value_N, 0).sum() / count
+        for name in self.losses[0].sampled:
+            value_S = torch.cat([x.sampled[name] for x in self.losses])
+            # Evenly spaced, so their distance follows from their number.
+            valid_S = torch.cat([x.valid_N[:: -(-len(x.valid_N) // len(x.sampled[name]))] for x in self.losses]) > 0
+            sums[name] = torch.where(valid_S, value_S, 0).sum() / valid_S.sum().clamp(min=1)
         return histogram
 
     def _over_ranks(self, means: dict[str, Tensor], maxima: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import HEADS, OBJECTIVES
-from model.chunked import CHUNK_ROWS, chunked_loss
+from model.chunked import CHUNK_ROWS, SAMPLING, chunked_loss
 from model.objectives import TokenLogits, tfsd_value
 
 from . import naive
@@ -172,8 +172,8 @@ def test_chunks_and_ignored_tokens_change_nothing(head_kind, objective_kind, mon
     torch.testing.assert_close(chunked.objective_sum, only_valid.objective_sum)
     torch.testing.assert_close(chunked.nll_sum, only_valid.nll_sum)
     assert chunked.valid_N.sum() == keep.sum()
-    for name, value in whole.statistics.items():
-        torch.testing.assert_close(chunked.statistics[name], value, msg=name)
+    for name, value in (whole.statistics | whole.sampled).items():
+        torch.testing.assert_close((chunked.statistics | chunked.sampled)[name], value, msg=name)
     dh_ND = gradients(chunked_loss(head, objective, h_ND, y_N).objective_sum, h_ND)[0]
     assert bool((dh_ND[~keep] == 0).all())
 
@@ -182,7 +182,9 @@ def test_chunks_and_ignored_tokens_change_nothing(head_kind, objective_kind, mon
 def test_statistics_against_full_logits(head_kind):
     head, objective = make(head_kind, "weighted_ce", 6, 30, {"scale": 0.2} if head_kind == "metric" else {})
     h_ND, y_N = data(30, 6, 11, 3, head)
-    found = chunked_loss(head, objective, h_ND, y_N, statistics=True).statistics
+    losses = chunked_loss(head, objective, h_ND, y_N, statistics=True)
+    found = losses.statistics | losses.sampled
+    assert losses.sampled.keys() == {"logit/std", "entropy/p", "tfsd/target_entropy"}
     z_NV = naive_logits(head, h_ND).detach()
     q_NV = z_NV.clone()
     q_NV[torch.arange(11), y_N] = 0
@@ -199,7 +201,8 @@ def test_statistics_against_full_logits(head_kind):
         expected["metric/true_distance"] = (h_ND - head.weight[y_N]).norm(dim=1).detach()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-8, msg=name)
+        expected_here = value[::SAMPLING] if name in losses.sampled else value
+        torch.testing.assert_close(found[name], expected_here, rtol=1e-8, atol=1e-8, msg=name)
 
 
 def test_the_spread_of_the_logits_survives_their_drift():
@@ -209,8 +212,8 @@ def test_the_spread_of_the_logits_survives_their_drift():
     with torch.no_grad():
         head.weight[:, 0], h_ND[:, 0] = 320.0, 1.0
         head.weight[:, 1:] *= 10
-    found = chunked_loss(head, objective, h_ND, y_N, statistics=True).statistics["logit/std"]
-    exact = (h_ND.double() @ head.weight.double().T).std(1, correction=0)
+    found = chunked_loss(head, objective, h_ND, y_N, statistics=True).sampled["logit/std"]
+    exact = (h_ND.double() @ head.weight.double().T).std(1, correction=0)[::SAMPLING]
     torch.testing.assert_close(found.double(), exact, rtol=5e-3, atol=0)  # a float32 near 320 is 3e-5 from the next
 
 
