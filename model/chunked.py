@@ -38,7 +38,12 @@ class TokenLosses:
     statistics: dict[str, Tensor]
     """Per-token quantities (N,) by metric name; empty unless asked for. Where valid_N is 0 they mean nothing."""
     sampled: dict[str, Tensor]
-    """The same for the tokens of valid_N[::SAMPLING]."""
+    """The same for every SAMPLING-th token."""
+
+    @property
+    def sampled_valid(self) -> Tensor:
+        """valid_N of the sampled tokens."""
+        return self.valid_N[::SAMPLING]
 
 
 def chunked_loss(head: Head, objective: Objective, h_ND: Tensor, y_N: Tensor, statistics: bool = False) -> TokenLosses:

@@ -35,6 +35,11 @@ class Losses(Protocol):
     statistics: dict[str, Tensor]
     sampled: dict[str, Tensor]
 
+    @property
+    def sampled_valid(self) -> Tensor:
+        """valid_N of the tokens that ``sampled`` is about."""
+        ...
+
 
 def parameter_groups(
     names: Sequence[str], embedding_prefix: str, blocks_prefix: str, head_prefix: str
@@ -204,8 +209,7 @@ class Telemetry:
                 sums[name] = torch.where(valid_N, value_N, 0).sum() / count
         for name in self.losses[0].sampled:
             value_S = torch.cat([x.sampled[name] for x in self.losses])
-            # Evenly spaced, so their distance follows from their number.
-            valid_S = torch.cat([x.valid_N[:: -(-len(x.valid_N) // len(x.sampled[name]))] for x in self.losses]) > 0
+            valid_S = torch.cat([x.sampled_valid for x in self.losses]) > 0
             sums[name] = torch.where(valid_S, value_S, 0).sum() / valid_S.sum().clamp(min=1)
         return histogram
 

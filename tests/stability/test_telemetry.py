@@ -125,6 +125,20 @@ def test_a_step_reads_nothing_back_from_the_device(model):
     assert reads.found == []
 
 
+def test_ignored_tokens_do_not_count_whatever_the_number_of_tokens(model):
+    """Nine tokens, of which the sampled ones are 0, 4 and 8; token 4 is ignored."""
+    telemetry = build_telemetry(model, CONFIG)
+    x_BT = torch.randint(0, 90, (1, 9), generator=torch.Generator().manual_seed(0))
+    y_BT = x_BT.clone()
+    y_BT[0, 4] = -100
+    out = model(input_ids=x_BT, shift_labels=y_BT, statistics=True, use_cache=False)
+    telemetry.add_losses(out.losses)
+    found, entropy_S = telemetry.collect(), out.losses.sampled["entropy/p"]
+    assert found["entropy/p"].item() == pytest.approx(entropy_S[[0, 2]].mean().item(), rel=1e-6)
+    mean_N = out.losses.statistics["logit/mean"][[i for i in range(9) if i != 4]]
+    assert found["logit/mean"].item() == pytest.approx(mean_N.mean().item(), rel=1e-6)
+
+
 def test_an_evaluation_leaves_no_trace(model):
     telemetry = build_telemetry(model, CONFIG)
     model.eval()(input_ids=batch())
