@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from .attention import attend_causally, attention_probe
 from .configuration import SwapHeadConfig
 from .heads import AffineHead, Head, LinearHead, MetricHead
 from .modeling import SwapHeadForCausalLM, SwapHeadOutput, blocks, final_norm, new_model
@@ -22,6 +23,8 @@ __all__ = [
     "SwapHeadForCausalLM",
     "SwapHeadOutput",
     "TokenLogits",
+    "attend_causally",
+    "attention_probe",
     "blocks",
     "final_norm",
     "load_model",

@@ -1,0 +1,108 @@
+"""How the body attends: without reading the device while it trains, and looked into now and then.
+
+Shapes: B sequences, H heads, Q query positions, K key positions, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+CAUSAL = "causal"
+QUERIES = 256
+"""A probe looks at no more query positions of a sequence than this, evenly spaced, so that long ones stay affordable."""
+
+_PROBED: list[dict[str, Tensor]] = []
+
+
+def attend_causally(body: nn.Module, sequence_length: int) -> bool:
+    """Let the body attend to all earlier positions without a mask; False, and nothing changed, where it would not do so.
+
+    transformers makes its masks after looking whether sequences are packed, which reads the device once in every forward
+    pass. Sequences here are never padded or packed, so a body whose layers all attend to everything before them in
+    ``sequence_length`` positions needs no mask. For training and whole sequences only: not for generation.
+    """
+    config: Any = body.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    everything = window is None or window >= sequence_length
+    usual = config._attn_implementation == "sdpa" and getattr(body, "_supports_attention_backend", False)
+    if not (usual and everything and kinds <= {"full_attention", "sliding_attention"}):
+        return False
+    config._attn_implementation = CAUSAL
+    return True
+
+
+@contextmanager
+def attention_probe(body: nn.Module) -> Iterator[list[dict[str, Tensor]]]:
+    """Within it, every layer of ``body`` that attends appends its statistics to the list.
+
+    Each is {"logit_max": (), "entropy": ()}: the largest attention logit (after scaling and masking) and the mean entropy of
+    the attention weights in nats, over heads and queries. The list stays empty for bodies that do not attend through
+    transformers' attention interface. Compiled bodies run uncompiled within it.
+    """
+    config: Any = body.config
+    usual = config._attn_implementation
+    _PROBED.clear()
+    if f"{usual}_probe" not in ALL_ATTENTION_FUNCTIONS:
+        yield _PROBED
+        return
+    config._attn_implementation = f"{usual}_probe"
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield _PROBED
+    finally:
+        config._attn_implementation = usual
+
+
+def attention_statistics(
+    query_BHQd: Tensor,
+    key_BHKd: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+) -> dict[str, Tensor]:
+    """Largest logit and mean entropy (nats) of causal attention, in float32. ``mask`` is boolean or additive; None: causal.
+
+    At most QUERIES query positions are looked at, the last one always among them.
+    """
+    length = query_BHQd.shape[2]
+    positions_Q = torch.arange(length - 1, -1, -max(1, -(-length // QUERIES)), device=query_BHQd.device)
+    z_BHQK = query_BHQd[:, :, positions_Q].float() @ key_BHKd.float().transpose(2, 3) * scaling
+    if softcap is not None:
+        z_BHQK = softcap * torch.tanh(z_BHQK / softcap)
+    if mask is None:
+        seen_QK = torch.arange(key_BHKd.shape[2], device=z_BHQK.device) <= positions_Q[:, None]
+        z_BHQK = z_BHQK.masked_fill(~seen_QK, -torch.inf)
+    elif mask.dtype == torch.bool:
+        z_BHQK = z_BHQK.masked_fill(~mask[:, :, positions_Q], -torch.inf)
+    else:
+        z_BHQK = z_BHQK + mask[:, :, positions_Q].float()
+    p_BHQK = z_BHQK.softmax(-1)
+    return {"logit_max": z_BHQK.max(), "entropy": torch.special.entr(p_BHQK).sum(-1).mean()}
+
+
+def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    groups = query.shape[1] // key.shape[1]  # queries may share keys
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        key_BHKd = key.repeat_interleave(groups, dim=1)
+        _PROBED.append(attention_statistics(query, key_BHKd, attention_mask, scaling, kwargs.get("softcap")))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(CAUSAL, _causal)
+AttentionInterface.register(f"{CAUSAL}_probe", _probe)
+AttentionInterface.register("sdpa_probe", _probe)
+AttentionMaskInterface.register("sdpa_probe", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
