@@ -1,0 +1,39 @@
+"""Real telemetry for the benchmark of detectors: the loss and the gradient norm of healthy runs of this project.
+
+    python -m benchmarks.curves RUN...        # writes benchmarks/curves.csv, once; made from runs/scale/*
+
+A column for each run and signal, five significant digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.files import write_text
+from analysis.runs import load_runs
+from configs.errors import exit_status
+
+CURVES = Path(__file__).with_name("curves.csv")
+SIGNALS = ("loss/nll", "grad_norm/total")
+
+
+def load_curves() -> pd.DataFrame:
+    """Values by step; columns are pairs (run, signal)."""
+    return pd.read_csv(CURVES, header=[0, 1], index_col=0)
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Write benchmarks/curves.csv from runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    runs = load_runs(parser.parse_args().runs)
+    curves = pd.DataFrame({(name, signal): run.series(signal) for name, run in runs.items() for signal in SIGNALS})
+    write_text(CURVES, curves.to_csv(float_format="%.5g", lineterminator="\n"))
+    print(f"{CURVES}: {', '.join(runs)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import spikes
+from analysis.spikes import read_numbers
+from configs.errors import InputError
+from stability.spikes import DETECTORS, detect
+from tests.analysis.written import training_rows, write_run
+from tests.conftest import ROOT, python
+
+
+@pytest.fixture
+def eventful(tmp_path: Path) -> Path:
+    """A run with a spike of the loss at steps 201 to 205, of which the gradient norm tells two steps before, and a NaN."""
+    rows = training_rows(400)
+    noise = np.random.default_rng(0).standard_normal(400)
+    for index, row in enumerate(rows):
+        row["grad_norm/total"] = 0.5 * math.exp(0.1 * noise[index]) * (5 if 198 <= index < 205 else 1)
+        row["loss/nll"] += 1.0 if 200 <= index < 205 else 0.0
+    rows[300]["loss/nll"] = "NaN"
+    return write_run(tmp_path / "eventful", rows)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A file of another project: text among its columns, NaN as Python writes it, a row twice, a torn last line."""
+    values = 3 + 0.05 * np.random.default_rng(0).standard_normal(300)
+    values[150:160] += 1
+    rows: list[dict[str, Any]] = [
+        {"step": i, "train_loss": v, "phase": "train", "ok": True} for i, v in enumerate(values)
+    ]
+    rows[250]["train_loss"] = math.nan
+    rows.append({"step": 299, "train_loss": 9.0})
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 300, "train_l')
+    return path
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return json.loads(
+        (folder / "events.json").read_text(), parse_constant=lambda name: pytest.fail(f"not strict: {name}")
+    )
+
+
+def test_a_run_directory_gives_events_table_and_figure(eventful: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    done = python("-m", "analysis.spikes", eventful, "--out", out)
+    assert done.returncode == 0, done.stderr
+    by_signal = {event["signal"]: event for event in events(out)}
+    loss, gradient = by_signal["loss/nll"], by_signal["grad_norm/total"]
+    assert (loss["start_step"], loss["end_step"], loss["recovered"]) == (201, 205, True)
+    assert loss["height"] == pytest.approx(1.0, abs=0.3)
+    assert (gradient["start_step"], gradient["end_step"]) == (199, 205)
+    (before,) = [p for p in loss["precursors"] if p["signal"] == "grad_norm/total"]
+    assert (before["first_step"], before["lead_steps"]) == (199, 2)
+    assert {"run", "kind", "detector", "peak_step", "sigmas"} <= set(loss)
+    assert "201 to 205" in done.stdout
+    assert "1 values are not finite" in done.stdout
+    assert (out / "spikes.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == ["events.json", "spikes.png"]
+
+
+def test_a_foreign_file_needs_only_step_and_the_signal(foreign: Path, tmp_path: Path) -> None:
+    spikes.main([str(foreign), "--signal", "train_loss", "--out", str(tmp_path / "out")])
+    first, last = events(tmp_path / "out")
+    assert (first["run"], first["start_step"], first["end_step"]) == ("log", 150, 159)
+    assert (last["start_step"], last["recovered"]) == (299, False)  # the later of two rows of a step counts
+
+
+def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> None:
+    spikes.main([str(eventful), "--detector", "all", "--signal", "loss/nll", "--out", str(tmp_path)])
+    rows = read_numbers(eventful / "metrics.jsonl")
+    found = [event for event in events(tmp_path) if event["detector"] not in ("stall", "non_finite")]
+    expected = [
+        event.event()
+        for name in DETECTORS
+        if name not in ("stall", "non_finite")
+        for event in detect("loss/nll", [row["step"] for row in rows], [row["loss/nll"] for row in rows], name)
+    ]
+    assert expected
+    assert [{key: event[key] for key in one} for event, one in zip(found, expected, strict=True)] == expected
+    (nan,) = [event for event in events(tmp_path) if event["kind"] == "non_finite"]
+    assert (nan["start_step"], nan["end_step"], nan["height"]) == (301, 301, None)
+
+
+def test_the_spike_score_is_printed(eventful: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spikes.main([str(eventful), "--detector", "olmo2", "--signal", "loss/nll", "--out", str(tmp_path)])
+    assert "OLMo 2 spike score of eventful, loss/nll: " in capsys.readouterr().out
+
+
+def test_a_quiet_run_has_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "quiet", training_rows(200))
+    spikes.main([str(run), "--signal", "loss/nll", "--out", str(tmp_path / "out")])
+    assert events(tmp_path / "out") == []
+    assert "no events" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["RUN", "--detector", "olmo3"], "--detector olmo3"),
+        (["RUN", "--signal", "loss/nll", "loss/nil"], "no loss/nil"),
+        (["RUN", "/nowhere"], "/nowhere"),
+        (["RUN", "BAD"], "line 1"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    eventful: Path, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"step": 1.5, "loss/nll": 2}\n')
+    names = {"RUN": str(eventful), "BAD": str(bad)}
+    done = python("-m", "analysis.spikes", *(names.get(a, a) for a in arguments), "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_the_usual_signals_says_what_it_has(foreign: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither loss/nll nor grad_norm/total; --signal takes one of train_loss"):
+        spikes.main([str(foreign), "--out", str(tmp_path / "out")])
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys, analysis.spikes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
