@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from configs.errors import InputError
+from configs.files import strict
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -43,14 +43,3 @@ def _write_bytes(file: BinaryIO, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as strict, indented JSON; non-finite numbers become the strings a run's metrics use for them."""
     write_text(path, json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def strict(value: Any) -> Any:
-    """A copy of nested dicts, lists and tuples in which NaN and infinities are "NaN", "Infinity" and "-Infinity"."""
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value

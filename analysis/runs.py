@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,13 @@ class Run:
         column = self.metrics[key]
         return column[column.notna() | column.index.isin(self.non_finite.get(key, []))]
 
+    def value(self, key: str, step: int) -> float | None:
+        """What the run wrote for ``key`` at ``step``, NaN and infinities included; None if it wrote nothing."""
+        if key == "step" or step not in self.metrics.index:
+            return float(step) if step in self.metrics.index else None
+        value = float(self.metrics[key][step]) if key in self.metrics else math.nan
+        return None if math.isnan(value) and step not in self.non_finite.get(key, ()) else value
+
     def spikes(self, signal: str) -> list[dict[str, Any]]:
         """The spike events found on ``signal``."""
         return [event for event in self.events if event.get("event") == "spike" and event.get("signal") == signal]
@@ -72,7 +80,7 @@ def load_run(path: str | Path) -> Run:
         config=config,
         metrics=metrics,
         non_finite=non_finite,
-        events=[row for _, row in _json_lines(events_file)] if events_file.exists() else [],
+        events=[row for _, row in json_lines(events_file)] if events_file.exists() else [],
         status=_read_status(directory / "status.json"),
     )
 
@@ -146,7 +154,7 @@ def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int
     frames: list[pd.DataFrame] = []
     written: dict[str, list[npt.NDArray[np.int64]]] = {}
     rows: list[dict[str, Any]] = []
-    for number, row in _json_lines(path):
+    for number, row in json_lines(path):
         if type(row.get("step")) is not int:
             raise InputError(f"{path} line {number} has no whole number under 'step'; remove the line")
         rows.append(row)
@@ -193,7 +201,7 @@ def _number(value: Any, key: str, step: int, path: Path) -> float:
     raise InputError(f"{path} step {step}: {key} is {value!r}, not a number; correct or remove the row")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
     torn: int | None = None
     try:

@@ -157,3 +157,30 @@ def note(axes: Axes, text: str) -> None:
         0.99, 0.92, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5, color="#444444",
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}, zorder=6,
     )  # fmt: skip
+
+
+def presence(values: Sequence[float | None]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The values, NaN for None, and which of them are there at all."""
+    there = np.array([value is not None for value in values], dtype=bool)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64), there
+
+
+def log_if_spread(axes: Axes, values: Floats) -> None:
+    """A log axis with ticks in plain numbers, if the positive values spread by more than a factor of 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not positive.size or positive.max() <= 5 * positive.min():
+        return
+    axes.set_yscale("log")
+    near = positive.max() < 300 * positive.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def whole_ticks(axes: Axes) -> None:
+    """At most seven ticks on the horizontal axis, at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model import HEADS, OBJECTIVES, SwapHeadConfig, blocks, final_norm
+from stability.metrics import describe
+from stability.spikes import DETECTORS
 
 from .errors import InputError
 from .load import nearest
-from .schema import BodyConfig, Choice, RunConfig
+from .schema import BodyConfig, Choice, DetectionConfig, RunConfig
 
 # What building or instantiating a transformers configuration raises for values that do not fit together.
 _BODY_ERRORS = (
@@ -34,9 +36,25 @@ def check_components(config: RunConfig) -> RunConfig:
     head = _resolve("head", config.head, HEADS, problems)
     objective = _resolve("objective", config.objective, OBJECTIVES, problems)
     problems += _body_problems(config.body, config.data.sequence_length)
+    problems += _detection_problems(config.detection)
     if problems:
         raise InputError(*problems)
     return config.model_copy(update={"head": head, "objective": objective})
+
+
+def _detection_problems(detection: DetectionConfig) -> list[str]:
+    problems = []
+    if detection.detector not in DETECTORS:
+        hint = nearest(detection.detector, DETECTORS)
+        problems.append(
+            f"detection.detector: no detector {detection.detector!r}; there are {', '.join(sorted(DETECTORS))}{hint}"
+        )
+    for signal in detection.signals:
+        try:
+            describe(signal)
+        except KeyError:
+            problems.append(f"detection.signals: no metric {signal!r}; docs/metrics.md lists them")
+    return problems
 
 
 def component_problems(raw: dict[str, Any]) -> list[str]:

@@ -131,10 +131,18 @@ def _sections(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[tu
     """Every section with its dotted name; each variant of a union comes under the same name."""
     yield prefix, model
     for name, field in model.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):
-            for variant in (kind, *get_args(kind)):
-                if isinstance(variant, type) and issubclass(variant, Section):
-                    yield from _sections(variant, f"{prefix}{name}.")
+        for variant in _leaves(field.annotation):
+            if isinstance(variant, type) and issubclass(variant, Section):
+                yield from _sections(variant, f"{prefix}{name}.")
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of: of unions, lists and Annotated their parts."""
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from _leaves(part)
 
 
 def _known_options(section: str, kind: str) -> set[str]:
@@ -167,9 +175,10 @@ def _problem(error: Any) -> str:
     key = ".".join(part for i, part in enumerate(loc) if i == 0 or part not in tags) or "configuration"
     if error["type"] == "extra_forbidden":
         keys = [prefix + name for prefix, model in _sections() for name in model.model_fields]
-        if key in keys:
+        unnumbered = ".".join(part for part in key.split(".") if not part.isdigit())
+        if unnumbered in keys:
             return f"{key}: has no effect with this {key.rpartition('.')[0]}.kind; leave it out"
-        return f"{key}: unknown key{nearest(key, keys)}"
+        return f"{key}: unknown key{nearest(unnumbered, keys)}"
     if error["type"] == "missing":
         return f"{key}: is required and has no default; set it in the recipe or as {key}=..."
     if error["type"] == "value_error":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -18,6 +18,15 @@ class Section(BaseModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
+
+
+def _ordered(steps: list[int]) -> list[int]:
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+        raise ValueError(f"a range of steps is [first, last] with 1 <= first <= last, not {steps}")
+    return steps
+
+
+StepRange = Annotated[list[int], AfterValidator(_ordered)]
 
 
 class _Data(Section):
@@ -33,6 +42,8 @@ class _Data(Section):
     """Share of the documents (not of the tokens) held out for validation."""
     cache_dir: str = "data_cache"
     """Where token stores are kept; one subdirectory for each (corpus, tokenizer) pair."""
+    skip_steps: list[StepRange] = []
+    """Batches left out, as [first, last] in the order of batches: [[312, 320]] goes on with batch 321 at step 312."""
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> _Data:
@@ -189,6 +200,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always writes one. Each checkpoint's step is evaluated too."""
     keep: int = Field(default=2, ge=1)
     """The newest checkpoints that stay. The one with the lowest validation NLL stays beside them."""
+    keep_before_spikes: int = Field(default=2, ge=0)
+    """Beside those, the last checkpoint before each of the so many highest spikes stays, for replays to begin at."""
 
 
 class TelemetryConfig(Section):
@@ -198,6 +211,70 @@ class TelemetryConfig(Section):
     """Off: only loss, learning rate and total gradient norm (for timing the telemetry itself)."""
     flush_every: int = Field(default=20, ge=1)
     """Steps between transfers from the device to metrics.jsonl; every step's row arrives all the same."""
+    attention_every: int | None = Field(default=20, ge=1)
+    """Steps between probes of the attention logits; null switches them off."""
+    attention_sequences: int = Field(default=2, ge=1)
+    """Validation sequences each rank probes; always the same ones."""
+
+
+class DetectionConfig(Section):
+    """What is watched for spikes while the run goes on. Any detector can be run afterwards: python -m analysis.spikes."""
+
+    detector: str = "median_mad"
+    """A detector of stability/detectors.py."""
+    signals: list[str] = ["loss/nll", "grad_norm/total"]
+    """Metrics that are logged at every step."""
+
+
+# ------------------------------------------------------------------------------------------------- faults and interventions
+
+
+class _Fault(Section):
+    """What all planted faults share: when."""
+
+    step: int = Field(ge=1)
+    """First step at which the fault acts."""
+    steps: int = Field(default=1, ge=1)
+    """How many steps it lasts."""
+
+
+class CorruptSequences(_Fault):
+    """Replaces the first sequences of a batch, inputs and targets, by tokens that are no language.
+
+    ``step`` counts in the order of batches, so that a batch that is skipped takes its fault with it.
+    """
+
+    kind: Literal["corrupt_sequences"]
+    sequences: int = Field(ge=1)
+    """How many, counted over all ranks."""
+    pattern: Literal["random", "repeated"]
+    """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over."""
+    period: int = Field(default=4, ge=1)
+    """Length of what is repeated, in tokens."""
+
+
+class ScaleLearningRate(_Fault):
+    """Multiplies the learning rate."""
+
+    kind: Literal["scale_lr"]
+    factor: float = Field(gt=0)
+
+
+StressConfig = Annotated[CorruptSequences | ScaleLearningRate, Field(discriminator="kind")]
+
+
+class Rewind(Section):
+    """On a spike, go back to the last checkpoint before it and go on without the batches it was met at (PaLM, section 5.1)."""
+
+    kind: Literal["rewind"]
+    signal: str = "loss/nll"
+    """One of ``detection.signals``. A value that is not finite, of any signal that ends a run, counts as well."""
+    min_sigmas: float = Field(default=10.0, gt=0)
+    """Spikes lower than this are let pass."""
+    margin: int = Field(default=0, ge=0)
+    """Batches left out on either side of the spike's own."""
+    most: int = Field(default=3, ge=1)
+    """After so many rewinds the run goes on whatever comes."""
 
 
 class RunConfig(Section):
@@ -219,6 +296,11 @@ class RunConfig(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    detection: DetectionConfig = DetectionConfig()
+    stress: list[StressConfig] = []
+    """Faults planted on purpose (stability/stress.py)."""
+    interventions: list[Rewind] = []
+    """What the run does about what it detects."""
     trackers: list[str] = []
     """Experiment trackers of Accelerate to report to as well: tensorboard, wandb, trackio, ..."""
     plugins: list[str] = []
@@ -230,4 +312,19 @@ class RunConfig(Section):
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be smaller than train.steps ({self.train.steps})"
             )
+        for number, fault in enumerate(self.stress):
+            if fault.step > self.train.steps:
+                raise ValueError(
+                    f"stress.{number}.step: {fault.step} comes after the last step, train.steps={self.train.steps}"
+                )
+            if isinstance(fault, CorruptSequences) and fault.sequences > self.train.batch_size:
+                raise ValueError(
+                    f"stress.{number}.sequences: {fault.sequences} is more than train.batch_size={self.train.batch_size}"
+                )
+        for number, rewind in enumerate(self.interventions):
+            if rewind.signal not in self.detection.signals:
+                watched = ", ".join(self.detection.signals)
+                raise ValueError(
+                    f"interventions.{number}.signal: {rewind.signal} is not among detection.signals ({watched})"
+                )
         return self

@@ -1,14 +1,15 @@
-"""Batches as a pure function of (seed, step, rank, world size): no loader state, nothing to skip or to restore.
+"""Batches as a pure function of (seed, number, rank, world size): no loader state, nothing to restore.
 
 Sequences are the windows of T + 1 tokens at multiples of T. Each epoch is a permutation of all of them, drawn from the
-seed and the epoch's number; a step takes the next B of that endless row, and each rank an equal part of the step.
+seed and the epoch's number; a batch is the next B of that endless row, and each rank takes an equal part of it. Step n
+draws batch n, or a later one when batches are skipped.
 
-Shapes: B sequences of a step over all ranks, R = B / W rows of one rank, T positions.
+Shapes: B sequences of a batch over all ranks, R = B / W rows of one rank, T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The target of a position that does not count."""
+
+
+def batch_number(step: int, skipped: Iterable[Sequence[int]]) -> int:
+    """Which batch (from 1) a step draws when the batches of the ranges ``skipped``, [first, last], are left out."""
+    batch, counted_to = step, 0
+    for first, last in sorted((first, last) for first, last in skipped):
+        new = range(max(first, counted_to + 1), last + 1)  # ranges may overlap
+        if new and batch >= new.start:
+            batch += len(new)
+            counted_to = last
+    return batch
 
 
 class Batches:
@@ -67,9 +79,9 @@ class Batches:
         """How many sequences the split holds; an epoch visits each once."""
         return len(self._windows_ST)
 
-    def sequences(self, step: int) -> np.ndarray:
-        """Return the indices (int64, shape R) of this rank's sequences in a step; steps count from 1."""
-        first = (step - 1) * self._batch_size + self._rank * self._rows
+    def sequences(self, batch: int) -> np.ndarray:
+        """Return the indices (int64, shape R) of this rank's sequences in a batch; batches count from 1."""
+        first = (batch - 1) * self._batch_size + self._rank * self._rows
         epoch_R, place_R = np.divmod(np.arange(first, first + self._rows), self.sequences_per_epoch)
         epochs = range(int(epoch_R[0]), int(epoch_R[-1]) + 1)
         self._orders = {epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch) for epoch in epochs}
@@ -79,9 +91,9 @@ class Batches:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, epoch])))
         return generator.permutation(self.sequences_per_epoch)
 
-    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (x_RT, y_RT), int64, of a step (counted from 1): what this rank feeds, and the tokens that follow."""
-        return _inputs_and_targets(self._windows_ST[self.sequences(step)])
+    def at(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (x_RT, y_RT), int64, of a batch (counted from 1): what this rank feeds, and the tokens that follow."""
+        return _inputs_and_targets(self._windows_ST[self.sequences(batch)])
 
 
 def evaluation_batches(

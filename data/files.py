@@ -1,10 +1,9 @@
-"""Small helpers for files that must be complete and unchanged: hashes, and writes that survive a power cut."""
+"""Hashes by which files and values are known to be unchanged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,3 @@ def sha256_of(path: Path) -> str:
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a JSON value in its canonical spelling (sorted keys, no spaces), in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Ask the system to write a file, or a folder's list of entries, to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,10 +24,11 @@ import filelock
 import numpy as np
 
 from configs.errors import InputError
+from configs.files import flush_to_disk
 from configs.schema import DataConfig
 from data.build import MANIFEST, SPLITS, build_store
 from data.corpora import make_corpus
-from data.files import digest_of, flush_to_disk
+from data.files import digest_of
 from data.tokenizer import tokenizer_identity
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class TokenStore:
     validation: Split
     vocab_size: int
     eos_id: int
+
+    def manifest_hash(self) -> str:
+        """Return the SHA-256 of the manifest, which holds the hashes of everything else."""
+        return digest_of(self.manifest)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer whose ids the store holds."""

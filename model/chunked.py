@@ -27,12 +27,16 @@ SAMPLING = 4
 
 @dataclass
 class TokenLosses:
-    """Sums and per-token values of one batch. Only ``objective_sum`` is differentiable."""
+    """Sums (over valid tokens) and per-token values of one batch. Only ``objective_sum`` is differentiable."""
 
     objective_sum: Tensor
     """Sum of the objective over the valid tokens, ()."""
     nll_sum: Tensor
     """Sum of -log P_y in nats over the valid tokens, ()."""
+    objective_N: Tensor
+    """The objective of each token. Where valid_N is 0 it means nothing."""
+    nll_N: Tensor
+    """-log P_y of each token, likewise."""
     valid_N: Tensor
     """1.0 where the token counts, 0.0 where its label was -100."""
     statistics: dict[str, Tensor]
@@ -55,13 +59,12 @@ def chunked_loss(head: Head, objective: Objective, h_ND: Tensor, y_N: Tensor, st
     dtype = compute_dtype(h_ND)
     with torch.autocast(h_ND.device.type, enabled=False):
         f_ND = head.features(h_ND, dtype)
-        objective_sum, nll_sum, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
+        objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
             head, objective, y_N, statistics, torch.is_grad_enabled(), f_ND, head.shift(f_ND), *head.classes(dtype)
         )
     every = dict(zip(names, values[: len(names)], strict=True))
-    return TokenLosses(
-        objective_sum, nll_sum, valid_N, every, dict(zip(sampled_names, values[len(names) :], strict=True))
-    )
+    sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
+    return TokenLosses(objective_sum, (nll_N * valid_N).sum(), objective_N, nll_N, valid_N, every, sampled)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -95,13 +98,13 @@ class _ChunkedLoss(torch.autograd.Function):
         raw = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         t = TokenLogits(raw["true"], raw["negatives"], raw["mean"])
         objective_sum = (raw["objective"] * valid_N).sum()
-        nll_sum = (negative_log_likelihood(t) * valid_N).sum()
+        nll_N = negative_log_likelihood(t)
         per_token, sampled = _statistics(head, objective, t, raw) if statistics else ({}, {})
         if with_gradient:
             ctx.save_for_backward(df_ND, dshift_N, *gradients)
         values = (*per_token.values(), *sampled.values())
-        ctx.mark_non_differentiable(nll_sum, valid_N, *values)
-        return objective_sum, nll_sum, valid_N, tuple(per_token), tuple(sampled), *values
+        ctx.mark_non_differentiable(raw["objective"], nll_N, valid_N, *values)
+        return objective_sum, raw["objective"], nll_N, valid_N, tuple(per_token), tuple(sampled), *values
 
     @staticmethod
     @torch.autograd.function.once_differentiable

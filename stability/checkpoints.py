@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from configs.files import flush_to_disk
+
 STATE_FILE = "trainer_state.json"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _NAME = re.compile(r"step_(\d{8,})")
@@ -33,7 +35,12 @@ def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run directory, oldest first."""
     folder = run / "checkpoints"
     found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted((p for p in found if (p / STATE_FILE).is_file()), key=lambda p: int(p.name.removeprefix("step_")))
+    return sorted((p for p in found if (p / STATE_FILE).is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written, read off its name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -63,24 +70,37 @@ def write_checkpoint(
     os.umask(mask)
     for path in temporary.iterdir():
         path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
-        _flush(path)
-    _flush(temporary)
+        flush_to_disk(path)
+    flush_to_disk(temporary)
     temporary.rename(final)
-    _flush(final.parent)
+    flush_to_disk(final.parent)
     return final
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and, of those evaluated, the one with the lowest validation NLL."""
+def checkpoint_before(run: Path, step: int) -> Path | None:
+    """The newest complete checkpoint from which ``step`` can be taken again: that of an earlier step. None: the start."""
+    earlier = [path for path in list_checkpoints(run) if step_of(path) < step]
+    return earlier[-1] if earlier else None
+
+
+def prune(run: Path, keep: int, before: Collection[int] = ()) -> None:
+    """Delete all checkpoints but these: the newest ``keep``, of those evaluated the one with the lowest validation NLL,
+    and the last one earlier than each step of ``before``.
+    """
     checkpoints = list_checkpoints(run)
     scores = {p: score for p in checkpoints if (score := read_state(p)["validation_nll"]) is not None}
     stays = {*checkpoints[-keep:], *sorted(scores, key=lambda p: scores[p])[:1]}
+    stays |= {path for step in before if (path := checkpoint_before(run, step)) is not None}
     for path in checkpoints:
         if path not in stays:
-            # Renamed first: a directory that is half deleted must not look like a checkpoint.
-            doomed = path.with_name(f".{path.name}.old")
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            delete(path)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first: a directory that is half deleted must not look like a checkpoint."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -99,11 +119,3 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
         state.setdefault(name, {})[slot] = value
     nested["state"] = state
     set_optimizer_state_dict(model, optimizer, nested, options=options)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

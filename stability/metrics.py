@@ -29,6 +29,7 @@ METRICS = (
     Metric("step", "1", "host", "optimizer steps taken, from 1"),
     Metric("tokens", "tokens", "host", "target tokens seen up to and including this step"),
     Metric("lr", "1", "host", "learning rate of this step"),
+    Metric("data/batch", "1", "host", "place of this step's batch in the order of batches: the step, unless some are skipped"),
     Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable over all heads and objectives"),
     Metric("loss/objective", "nats/token", "mean", "the objective that is minimised"),
     Metric("validation/nll", "nats/token", "mean", "loss/nll on the fixed validation set, after this step's update"),
@@ -55,6 +56,10 @@ METRICS = (
     Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 0.12%"),
     Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),
     Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q, on every 4th token"),
+    Metric("attention/logit_max", "nats", "max", "largest attention logit on fixed validation sequences; every k steps"),
+    Metric("attention/entropy", "nats", "mean", "entropy of the attention weights there, over layers, heads and queries"),
+    Metric("attention/layer_NN/logit_max", "nats", "max", "attention/logit_max of one layer"),
+    Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
     Metric("throughput/tokens_per_second", "tokens/s", "host", "since the last transfer, without evaluation and checkpoints"),
     Metric("memory/peak_bytes", "bytes", "host", "peak memory of the main process: allocated on its GPU, else resident"),
 )  # fmt: skip

@@ -7,7 +7,6 @@ Rows stay on the device until :meth:`Recorder.transfer` brings all buffered step
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,21 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.files import strict
+
 Row = dict[str, Any]
-
-
-def json_number(value: float) -> float | str:
-    """``value``, or its name as a string when JSON has no number for it."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    return value
 
 
 def json_line(row: Row) -> str:
     """One strict-JSON line; floats that are not finite become strings."""
-    return json.dumps({k: json_number(v) if isinstance(v, float) else v for k, v in row.items()}, allow_nan=False)
+    return json.dumps(strict(row), allow_nan=False)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -101,10 +93,15 @@ class Recorder:
             with (self.directory / name).open("a", encoding="utf-8") as file:
                 file.writelines(json_line(row) + "\n" for row in rows)
 
-    def rewind(self, step: int) -> None:
-        """Drop rows and events after ``step``: the run goes on from a checkpoint there and will write them again."""
+    def rewind(self, step: int, archive: str | None = None) -> None:
+        """Drop rows and events after ``step``: the run goes on from a checkpoint there and will write them again.
+
+        With ``archive``, the rows dropped are appended to that file first.
+        """
         if not self.writes:
             return
         for name, key in (("metrics.jsonl", "step"), ("events.jsonl", "written_at")):
-            kept = [row for row in read_rows(self.directory / name) if row[key] <= step]
-            write_atomically(self.directory / name, "".join(json_line(row) + "\n" for row in kept))
+            rows = read_rows(self.directory / name)
+            if archive is not None and name == "metrics.jsonl":
+                self._append(archive, (row for row in rows if row[key] > step))
+            write_atomically(self.directory / name, "".join(json_line(row) + "\n" for row in rows if row[key] <= step))

@@ -108,6 +108,7 @@ class Telemetry:
     def _reset(self) -> None:
         self.norms: dict[str, list[Tensor]] = {}
         self.losses: list[Losses] = []
+        self.attention: list[dict[str, Tensor]] = []
         self.step_values: dict[str, Tensor] = {}
 
     def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
@@ -131,6 +132,10 @@ class Telemetry:
     def add_losses(self, losses: Losses) -> None:
         """Take in the losses of one micro-batch."""
         self.losses.append(losses)
+
+    def add_attention(self, layers: Sequence[dict[str, Tensor]]) -> None:
+        """Take in what a probe found in each layer: {"logit_max": (), "entropy": ()}. May be empty."""
+        self.attention = list(layers)
 
     @torch.no_grad()
     def before_update(self) -> Tensor:
@@ -185,6 +190,7 @@ class Telemetry:
                 norms_N = torch.cat(pieces)
                 sums[f"{name}/mean"], maxima[f"{name}/max"] = norms_N.mean(), norms_N.max()
             histogram = self._reduce_statistics(sums, maxima)
+            self._reduce_attention(sums, maxima)
         values = self.step_values | self._over_ranks(sums, maxima)
         if histogram is not None:
             all_reduce(histogram, "sum")
@@ -212,6 +218,14 @@ class Telemetry:
             valid_S = torch.cat([x.sampled_valid for x in self.losses]) > 0
             sums[name] = torch.where(valid_S, value_S, 0).sum() / valid_S.sum().clamp(min=1)
         return histogram
+
+    def _reduce_attention(self, sums: dict[str, Tensor], maxima: dict[str, Tensor]) -> None:
+        for index, layer in enumerate(self.attention):
+            sums[f"attention/layer_{index:02d}/entropy"] = layer["entropy"]
+            maxima[f"attention/layer_{index:02d}/logit_max"] = layer["logit_max"]
+        if self.attention:
+            sums["attention/entropy"] = torch.stack([layer["entropy"] for layer in self.attention]).mean()
+            maxima["attention/logit_max"] = torch.stack([layer["logit_max"] for layer in self.attention]).max()
 
     def _over_ranks(self, means: dict[str, Tensor], maxima: dict[str, Tensor]) -> dict[str, Tensor]:
         """Token-weighted means and maxima over ranks, each kind in one collective."""

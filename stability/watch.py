@@ -3,60 +3,125 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from .recorder import Recorder, Row
-from .spikes import Spike, SpikeDetector
+from configs.schema import DetectionConfig
 
-SPIKE_SIGNALS = ("loss/nll", "grad_norm/total")
+from .checkpoints import checkpoint_before, step_of
+from .detectors import Event, Spike
+from .precursors import LOOK_BACK, precursors
+from .recorder import Recorder, Row, read_rows
+from .rewind import Alarm
+from .spikes import detector_from_state, make_detector
 
 
 class Watch:
     """Looks at every row once, in order. ``say`` prints a line for people (on the main process)."""
 
-    def __init__(self, recorder: Recorder, say: Callable[[str], None], gradient_must_be_finite: bool) -> None:
-        self.recorder, self.say = recorder, say
+    def __init__(
+        self,
+        recorder: Recorder,
+        say: Callable[[str], None],
+        detection: DetectionConfig,
+        gradient_must_be_finite: bool,
+    ) -> None:
+        self.recorder, self.say, self.detection = recorder, say, detection
         self.must_be_finite = ["loss/objective", "loss/nll"] + ["grad_norm/total"] * gradient_must_be_finite
-        self.detectors = [SpikeDetector(signal) for signal in SPIKE_SIGNALS]
+        self.restore(None, step=0)
+
+    def restore(self, state: list[dict[str, Any]] | None, step: int) -> None:
+        """Go on exactly from what :meth:`state` returned after ``step``; None: from the start."""
+        if state is None:
+            self.detectors = [make_detector(self.detection.detector, signal) for signal in self.detection.signals]
+            self.detectors.append(make_detector("stall", "loss/nll"))
+        else:
+            self.detectors = [detector_from_state(s) for s in state]
+        self.recent: deque[Row] = deque(maxlen=LOOK_BACK)
+        if step > 0:
+            rows = read_rows(self.recorder.directory / "metrics.jsonl")
+            self.recent.extend(row for row in rows if row["step"] <= step)
+        self.alarms: list[Alarm] = []
+
+    def state(self) -> list[dict[str, Any]]:
+        """JSON state for a checkpoint."""
+        return [detector.state() for detector in self.detectors]
 
     def healthy(self, rows: list[Row]) -> list[Row]:
         """The rows before the first one whose loss or gradient is not finite."""
         bad = (i for i, row in enumerate(rows) if not all(math.isfinite(row[name]) for name in self.must_be_finite))
         return rows[: next(bad, len(rows))]
 
-    def find_spikes(self, rows: list[Row]) -> None:
-        """Feed the detectors; report each spike that has ended."""
-        for detector in self.detectors:
-            for row in rows:
-                self._report(detector.update(row["step"], row[detector.signal]), rows[-1]["step"])
+    def look(self, rows: list[Row], drew: Callable[[int], int]) -> None:
+        """Feed the detectors; report each spike that has ended. ``drew``: the batch that a step drew.
 
-    def finish(self, step: int) -> None:
-        """Report the spikes that are still open at the end of the run."""
-        for detector in self.detectors:
-            self._report(detector.finish(), step)
+        ``alarms`` are then the spikes among these rows, over or not, and a last row that is not finite.
+        """
+        self.alarms = []
+        for row in rows:
+            self.recent.append(row)
+            for detector in self.detectors:
+                for found in detector.update(row):
+                    self._report(found, written_at=rows[-1]["step"], drew=drew)
+        self.alarms += [_alarm(d.open) for d in self.detectors if d.open is not None]
+        if not self.healthy(rows[-1:]):
+            step = rows[-1]["step"]
+            self.alarms.append(Alarm("non_finite", step, step, math.inf))
 
-    def _report(self, spike: Spike | None, written_at: int) -> None:
-        if spike is not None:
-            self.recorder.event("spike", written_at, **spike.event())
-            end = "recovered" if spike.recovered else "not recovered"
-            self.say(
-                f"spike in {spike.signal}: steps {spike.start_step} to {spike.end_step}, peak at {spike.peak_step}, "
-                f"{spike.height:+.3g} ({spike.sigmas:.1f} sigma), {end}"
-            )
+    def first_steps(self, highest: int) -> list[int]:
+        """First steps of the ``highest`` spikes of the run so far, and of those going on: where a replay may want to begin."""
+        events = [e for e in read_rows(self.recorder.directory / "events.jsonl") if e["event"] == "spike"]
+        events.sort(key=lambda e: float(e["sigmas"]), reverse=True)
+        return [e["start_step"] for e in events[:highest]] + [d.open.start_step for d in self.detectors if d.open]
+
+    def finish(self, step: int, drew: Callable[[int], int]) -> None:
+        """Report what is still open at the end of the run."""
+        for detector in self.detectors:
+            for found in detector.finish():
+                self._report(found, written_at=step, drew=drew)
+
+    def _report(self, found: Event, written_at: int, drew: Callable[[int], int]) -> None:
+        if not isinstance(found, Spike):
+            self.recorder.event(found.kind, written_at, **found.event())
+            self.say(str(found))
+            return
+        self.alarms.append(_alarm(found))
+        steps = [row["step"] for row in self.recent]
+        names = {name for row in self.recent for name in row}
+        signals = {name: [row.get(name, math.nan) for row in self.recent] for name in sorted(names)}
+        before = checkpoint_before(self.recorder.directory, found.start_step)
+        command = replay_command(self.recorder.directory, found.start_step)
+        self.recorder.event(
+            "spike",
+            written_at,
+            **found.event(),
+            precursors=[asdict(p) for p in precursors(found, steps, signals)],
+            batches=[drew(found.start_step), drew(found.end_step)],
+            checkpoint=step_of(before) if before else 0,
+            replay=command,
+        )
+        self.say(f"{found}\n  what happened? {command}")
 
     def report_divergence(self, row: Row) -> None:
         """Write the event and the status of a run that ended in a loss or a gradient that is not finite."""
         signals = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         reason = f"{signals[0]} is not finite at step {row['step']}; the parameters stay those before that step"
-        self.recorder.event("non_finite", row["step"], step=row["step"], signals=signals)
+        command = replay_command(self.recorder.directory, row["step"])
+        self.recorder.event("non_finite", row["step"], step=row["step"], signals=signals, replay=command)
         self.recorder.status("diverged", row["step"], reason)
-        self.say(f"diverged: {reason}")
+        self.say(f"diverged: {reason}\n  what happened? {command}")
 
-    def state(self) -> list[dict[str, Any]]:
-        """JSON state for a checkpoint."""
-        return [detector.state() for detector in self.detectors]
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        """Go on exactly from what :meth:`state` returned."""
-        self.detectors = [SpikeDetector.from_state(s) for s in state]
+def replay_command(run: Path, step: int) -> str:
+    """The command that replays ``step`` of a run and explains it."""
+    return shlex.join(
+        ["python", "-m", "analysis.replay", str(run), "--step", str(step), "--out", f"{run}/replay_{step}"]
+    )
+
+
+def _alarm(spike: Spike) -> Alarm:
+    return Alarm(spike.signal, spike.start_step, spike.end_step, spike.sigmas)

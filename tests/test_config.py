@@ -49,6 +49,21 @@ def test_another_kind_drops_the_options_it_does_not_have():
 
 
 MISTAKES = [
+    (["data.skip_steps=[[3,2]]"], "data.skip_steps.0: a range of steps is [first, last]"),
+    (
+        ["stress=[{kind: scale_lr, step: 501, factor: 2.0}]"],
+        "stress.0.step: 501 comes after the last step, train.steps=500",
+    ),
+    (["stress=[{kind: scale_lr, stp: 5, factor: 2.0}]"], "stress.0.stp: unknown key; did you mean stress.step?"),
+    (["stress=[{kind: scale_lr, step: 5, sequences: 2}]"], "stress.0.sequences: has no effect with this stress.0.kind"),
+    (["stress=[{kind: earthquake, step: 5}]"], "'corrupt_sequences', 'scale_lr'"),
+    (
+        ["stress=[{kind: corrupt_sequences, step: 5, sequences: 17, pattern: random}]"],
+        "stress.0.sequences: 17 is more than train.batch_size=16",
+    ),
+    (["interventions=[{kind: rewind, signal: logit/max}]"], "logit/max is not among detection.signals"),
+    (["detection.detector=median_max"], "did you mean median_mad?"),
+    (["detection.signals=[loss/nl]"], "detection.signals: no metric 'loss/nl'"),
     (["optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
     (["train.lr=1"], "train.lr: unknown key; did you mean optimizer.lr?"),
     (["train.steps=many"], 'train.steps: input should be a valid integer, but is "many"'),

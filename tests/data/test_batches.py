@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from data.batches import Batches, evaluation_batches
+from data.batches import Batches, batch_number, evaluation_batches
 
 SHAPES = {
     "sequences": st.integers(1, 40),
@@ -125,3 +125,13 @@ def test_what_cannot_be_batched_is_told() -> None:
         Batches(np.arange(8, dtype=np.uint16), 8, 4, 0)
     with pytest.raises(InputError, match=r"data.validation_fraction: the validation split has only 8 tokens"):
         evaluation_batches(np.arange(8, dtype=np.uint16), 8, 4, 4)
+
+
+RANGES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 12)).map(lambda r: [r[0], r[0] + r[1]]), max_size=5)
+
+
+@given(skipped=RANGES)
+def test_skipped_batches_are_left_out_and_no_other(skipped: list[list[int]]) -> None:
+    left_out = {batch for first, last in skipped for batch in range(first, last + 1)}
+    kept = [batch for batch in range(1, 200) if batch not in left_out]
+    assert [batch_number(step, skipped) for step in range(1, 101)] == kept[:100]

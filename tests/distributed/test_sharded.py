@@ -13,7 +13,7 @@ SCRIPT = """
     from configs.load import load_config
     from model import SwapHeadConfig, new_model
     from stability.checkpoints import optimizer_tensors
-    from train_lm import build_optimizer, build_telemetry
+    from training.run import build_optimizer, build_telemetry
 
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
     config = load_config("configs/pydoc_micro.yaml")

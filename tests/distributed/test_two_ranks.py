@@ -38,6 +38,19 @@ def test_two_ranks_follow_one(recipe, tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path / "two")] == [p.name for p in list_checkpoints(tmp_path / "one")]
 
 
+def test_two_ranks_go_back_together(recipe, tmp_path):
+    """A spike that both ranks meet: they go back to one checkpoint, leave out the same batches and go on."""
+    fault = "stress=[{kind: corrupt_sequences, step: 65, steps: 3, sequences: 8, pattern: random}]"
+    long = ["train.steps=80", "checkpoint.every=20", "interventions=[{kind: rewind}]"]
+    result = launch(recipe, "name=rewound", fault, *long)
+    assert result.returncode == 0, result.stderr
+    (back,) = [e for e in events_of(tmp_path / "rewound") if e["event"] == "rewind"]
+    assert (back["to_step"], back["skipped"]) == (60, [[65, 67]])
+    rows = rows_of(tmp_path / "rewound")
+    assert [r["data/batch"] for r in rows[60:70]] == [61, 62, 63, 64, 68, 69, 70, 71, 72, 73]
+    assert max(r["loss/nll"] for r in rows[60:]) < 6
+
+
 def test_ranks_that_do_not_see_each_other_are_refused(recipe, tmp_path):
     """Without ACCELERATE_USE_CPU Accelerate would start two runs that write the same files."""
     result = launch(recipe, "name=apart", ACCELERATE_USE_CPU="0", CUDA_VISIBLE_DEVICES="")

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from configs.schema import DetectionConfig
 from stability.recorder import Recorder, json_line, read_rows
 from stability.watch import Watch
 
@@ -64,7 +65,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 def test_watch_stops_at_the_first_value_that_is_not_finite(tmp_path):
     said = []
-    watch = Watch(Recorder(tmp_path, writes=True), said.append, gradient_must_be_finite=True)
+    watch = Watch(Recorder(tmp_path, writes=True), said.append, DetectionConfig(), gradient_must_be_finite=True)
     rows = [{"step": s, "loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": 1.0} for s in (1, 2, 3)]
     assert watch.healthy(rows) == rows
     rows[1]["grad_norm/total"] = math.inf

@@ -1,0 +1,62 @@
+"""Faults planted on purpose: pure functions of the configuration, the seed and the step, so that a replay meets them too.
+
+Shapes: R rows of this rank, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import CorruptSequences, ScaleLearningRate, StressConfig
+from configs.seeds import stream_seed
+
+
+def acts(fault: StressConfig, step: int) -> bool:
+    """Whether the fault acts at ``step``."""
+    return fault.step <= step < fault.step + fault.steps
+
+
+def lr_factor(faults: Sequence[StressConfig], step: int) -> float:
+    """What the faults multiply the learning rate of ``step`` by."""
+    factor = 1.0
+    for fault in faults:
+        if isinstance(fault, ScaleLearningRate) and acts(fault, step):
+            factor *= fault.factor
+    return factor
+
+
+def corrupt(
+    x_RT: Tensor,
+    y_RT: Tensor,
+    faults: Sequence[StressConfig],
+    batch: int,
+    *,
+    seed: int,
+    vocab_size: int,
+    first_row: int,
+) -> None:
+    """Write the faults of ``batch`` into its rows, in place. ``first_row``: place of this rank's first row in the batch."""
+    for number, fault in enumerate(faults):
+        if not isinstance(fault, CorruptSequences) or not acts(fault, batch):
+            continue
+        rows, length = min(fault.sequences - first_row, len(x_RT)), x_RT.shape[1] + 1
+        for row in range(rows):
+            generator = np.random.default_rng(stream_seed(seed, "stress", number, batch, first_row + row))
+            drawn = generator.integers(vocab_size, size=length if fault.pattern == "random" else fault.period)
+            window = torch.from_numpy(np.resize(drawn, length))
+            x_RT[row], y_RT[row] = window[:-1], window[1:]
+
+
+def describe_faults(faults: Sequence[StressConfig], step: int, batch: int) -> list[str]:
+    """One line for each fault that acts at ``step``, which draws ``batch``."""
+    found = []
+    for fault in faults:
+        if isinstance(fault, CorruptSequences) and acts(fault, batch):
+            found.append(f"{fault.sequences} sequences of batch {batch} replaced by {fault.pattern} tokens")
+        if isinstance(fault, ScaleLearningRate) and acts(fault, step):
+            found.append(f"learning rate times {fault.factor:g}")
+    return found

@@ -1,0 +1,124 @@
+"""Rewinding: what is decided, and real runs that go back, are killed on the way, and agree."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from configs.load import load_config
+from configs.schema import Rewind
+from stability.checkpoints import delete, list_checkpoints, step_of
+from stability.recorder import read_rows
+from stability.rewind import Alarm, GoingBack, decide, last_rewind
+from train_lm import train
+
+from ..conftest import events_of, rows_of
+
+FAULT = "stress=[{kind: corrupt_sequences, step: 85, steps: 3, sequences: 8, pattern: random}]"
+LONG = ["train.steps=110", "checkpoint.every=20", "train.eval_every=20"]
+
+
+@pytest.fixture
+def start(recipe):
+    def run(*overrides):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = load_config(recipe["path"], [*recipe["overrides"], *LONG, *overrides])
+        return train(config), Path(config.output_dir) / config.name
+
+    return run
+
+
+def checkpoints(run, *steps):
+    for step in steps:
+        folder = run / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+
+
+POLICY = Rewind(kind="rewind", min_sigmas=10.0, margin=2, most=2)
+SPIKE = Alarm("loss/nll", 57, 60, 12.0)
+
+
+def test_the_checkpoint_before_the_spike_and_the_batches_around_it(tmp_path):
+    checkpoints(tmp_path, 20, 40, 60)
+    back = decide([POLICY], [SPIKE], None, [], step=70, run=tmp_path)
+    assert (back.number, back.from_step, back.to_step, back.skipped) == (1, 70, 40, [[55, 62]])
+
+
+def test_what_the_checkpoint_has_seen_is_not_skipped(tmp_path):
+    checkpoints(tmp_path, 56)
+    assert decide([POLICY], [SPIKE], None, [], step=70, run=tmp_path).skipped == [[57, 62]]
+
+
+def test_batches_are_counted_past_those_left_out_already(tmp_path):
+    checkpoints(tmp_path, 40)
+    last = GoingBack(1, 30, 20, [[21, 30]], {})
+    back = decide([POLICY], [SPIKE], last, [[1, 5]], step=70, run=tmp_path)
+    assert back.skipped == [[21, 30], [57 + 15 - 2, 60 + 15 + 2]]
+    assert back.number == 2
+    assert decide([POLICY], [SPIKE], back, [], step=70, run=tmp_path) is None, "two rewinds were the most"
+
+
+@pytest.mark.parametrize(
+    ("alarm", "goes_back"),
+    [
+        (Alarm("loss/nll", 57, 60, 9.9), False),
+        (Alarm("grad_norm/total", 57, 60, 99.0), False),
+        (Alarm("non_finite", 57, 57, math.inf), True),
+    ],
+)
+def test_what_a_run_goes_back_for(alarm, goes_back, tmp_path):
+    back = decide([POLICY], [alarm], None, [], step=70, run=tmp_path)
+    assert (back is not None) == goes_back
+    assert back is None or back.to_step == 0, "without a checkpoint, to the start"
+
+
+def test_a_run_goes_back_and_never_meets_the_spike_again(start):
+    status, run = start("name=rewound", FAULT, "interventions=[{kind: rewind}]")
+    assert status == 0
+    (back,) = [e for e in events_of(run) if e["event"] == "rewind"]
+    assert back["to_step"] == 80
+    assert back["cause"]["signal"] == "loss/nll"
+    (skipped,) = back["skipped"]
+    assert skipped[0] <= 85
+    assert skipped[1] >= 87
+    rows = rows_of(run)
+    assert [r["step"] for r in rows] == list(range(1, 111))
+    assert not {r["data/batch"] for r in rows} & set(range(85, 88))
+    assert not [e for e in events_of(run) if e["event"] == "spike" and e["signal"] == "loss/nll"]
+    abandoned = read_rows(run / "abandoned.jsonl")
+    met = [r["loss/nll"] for r in abandoned if r["step"] in (85, 86, 87)]
+    assert len(met) == 3
+    assert min(met) > 1 + max(r["loss/nll"] for r in rows[60:])
+
+    # The same batches skipped from the beginning: the same run, to the bit.
+    _, told = start("name=told", FAULT, f"data.skip_steps={[skipped]}")
+    assert rows_of(told) == rows
+
+
+def test_a_rewound_run_that_is_interrupted_goes_on_as_if_it_had_not_been(start):
+    """Killed after the rewind and before the next checkpoint: what it skips is known from the event alone."""
+    _, unbroken = start("name=unbroken", FAULT, "interventions=[{kind: rewind}]")
+    _, broken = start("name=broken", FAULT, "interventions=[{kind: rewind}]")
+    state = json.loads((broken / "status.json").read_text())
+    (broken / "status.json").write_text(json.dumps({**state, "status": "running"}))
+    for checkpoint in list_checkpoints(broken):
+        if step_of(checkpoint) > 80:
+            delete(checkpoint)
+    lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (broken / "metrics.jsonl").write_text("".join(lines[:95]))
+    assert start("name=broken", FAULT, "interventions=[{kind: rewind}]")[0] == 0
+    assert rows_of(broken) == rows_of(unbroken)
+    assert last_rewind(broken) == last_rewind(unbroken)
+
+
+def test_the_checkpoint_before_a_spike_stays(start):
+    _, run = start("name=kept", FAULT, "checkpoint.every=5", "checkpoint.keep=1", "checkpoint.keep_before_spikes=1")
+    (spike,) = [e for e in events_of(run) if e["event"] == "spike" and e["signal"] == "loss/nll"]
+    assert spike["start_step"] == 85
+    assert spike["checkpoint"] == 80
+    assert 80 in {step_of(path) for path in list_checkpoints(run)}
+    assert spike["batches"] == [spike["start_step"], spike["end_step"]]
+    assert f"--step {spike['start_step']}" in spike["replay"]

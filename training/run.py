@@ -1,0 +1,209 @@
+"""A run: everything that train_lm.py's loop holds on to, built at the start of the run or at one of its checkpoints.
+
+Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint, and take steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from configs.components import model_config
+from configs.schema import OptimizerConfig, RunConfig
+from configs.seeds import stream_seed
+from data.batches import Batches, batch_number, evaluation_batches
+from data.store import TokenStore, open_store
+from model import attend_causally, blocks, final_norm, load_model, new_model
+from stability.checkpoints import load_optimizer, read_state
+from stability.recorder import Recorder
+from stability.rewind import GoingBack, last_rewind
+from stability.telemetry import Telemetry, parameter_groups
+from stability.watch import Watch
+
+
+@dataclass
+class Run:
+    """A run in this process. ``directory`` is where its rows, events and checkpoints are."""
+
+    config: RunConfig
+    directory: Path
+    accelerator: Accelerator
+    store: TokenStore
+    batches: Batches
+    recorder: Recorder
+    watch: Watch
+    bar: Any
+    probe_BT: Tensor
+    """The validation sequences of this rank whose attention is probed."""
+    # From here on: what go_to() sets.
+    model: nn.Module
+    """As prepared for the launch: possibly wrapped."""
+    optimizer: AcceleratedOptimizer
+    telemetry: Telemetry
+    alive: Tensor
+    """A device scalar: 1, and NaN from the first loss or gradient on that is not finite."""
+    step: int = 0
+    """Optimizer steps taken."""
+    rewind: GoingBack | None = None
+    """The last rewind."""
+    validation_nll: float | None = None
+    """Of the last row, if that was an evaluation's."""
+    began: float = 0.0
+    """Clock time at which the steps since the last transfer began; evaluation and checkpoints come before it."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.train.batch_size * self.config.data.sequence_length
+
+    @property
+    def skipped(self) -> list[list[int]]:
+        """The ranges of batches that are left out: by the configuration and by rewinds."""
+        return [*self.config.data.skip_steps, *(self.rewind.skipped if self.rewind else [])]
+
+    def batch_number(self, step: int) -> int:
+        """The batch that ``step`` draws."""
+        return batch_number(step, self.skipped)
+
+    def bare_model(self) -> Any:
+        """The model inside whatever the launch wrapped it in."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+def build_run(
+    config: RunConfig,
+    accelerator: Accelerator,
+    directory: Path,
+    checkpoint: Path | None,
+    *,
+    writes: bool = True,
+    store: TokenStore | None = None,
+) -> Run:
+    """A run at ``checkpoint``, or at its start.
+
+    Only if ``writes``, and on the main process, does it write to ``directory``. ``store``: the tokens, if not those that the
+    configuration leads to now.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    rank, main_process = accelerator.process_index, accelerator.is_main_process
+    store = store or open_store(config.data, progress=main_process)
+    batches = Batches(
+        store.train.ids,
+        config.data.sequence_length,
+        config.train.batch_size,
+        stream_seed(config.seed, "data"),
+        rank=rank,
+        world_size=accelerator.num_processes,
+    )
+    recorder = Recorder(directory, writes=writes and main_process)
+    quiet = not (writes and main_process)
+    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
+    watch = Watch(
+        recorder,
+        say=(lambda _: None) if quiet else tqdm.write,
+        detection=config.detection,
+        gradient_must_be_finite=accelerator.scaler is None,
+    )
+    probe = evaluation_batches(
+        store.validation.ids,
+        config.data.sequence_length,
+        config.telemetry.attention_sequences * accelerator.num_processes,
+        config.telemetry.attention_sequences,
+        rank=rank,
+        world_size=accelerator.num_processes,
+    )
+    probe_BT = next(probe)[0].to(accelerator.device)
+    parts = (store, batches, recorder, watch, bar, probe_BT)
+    run = Run(config, directory, accelerator, *parts, *_trainable(config, accelerator, store, checkpoint))
+    _restore(run, checkpoint)
+    return run
+
+
+def go_to(run: Run, checkpoint: Path | None) -> None:
+    """Bring ``run`` to ``checkpoint`` (None: to its start), whatever it has become since. All ranks call it."""
+    run.accelerator.free_memory()
+    run.model, run.optimizer, run.telemetry, run.alive = _trainable(run.config, run.accelerator, run.store, checkpoint)
+    _restore(run, checkpoint)
+
+
+def _trainable(
+    config: RunConfig, accelerator: Accelerator, store: TokenStore, checkpoint: Path | None
+) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Tensor]:
+    """Model and optimizer as prepared for the launch, their telemetry, and the flag that they are alive."""
+    model = load_model(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
+    model = prepare_model(config, model)
+    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
+    telemetry = build_telemetry(accelerator.unwrap_model(wrapped), config)
+    return wrapped, optimizer, telemetry, torch.ones((), device=accelerator.device)
+
+
+def _restore(run: Run, checkpoint: Path | None) -> None:
+    """Optimizer, detectors and counters as they were at ``checkpoint``, or as they are at the start."""
+    run.step, run.validation_nll = 0, None
+    detectors = None
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+        run.step, run.validation_nll, detectors = state["step"], state["validation_nll"], state["detectors"]
+    run.rewind = last_rewind(run.directory, run.step)
+    run.watch.restore(detectors, run.step)
+    run.bar.n = run.bar.initial = run.bar.last_print_n = run.step
+
+
+def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
+    """A new model, its body new too or that of an existing checkpoint."""
+    model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
+    if config.body.checkpoint is not None:
+        existing = AutoModelForCausalLM.from_pretrained(
+            config.body.checkpoint, dtype="float32", trust_remote_code=False
+        )
+        model.model.load_state_dict(existing.base_model.state_dict())
+    return model
+
+
+def prepare_model(config: RunConfig, model: Any) -> Any:
+    """The model as the configuration wants it trained."""
+    model.train()
+    attend_causally(model.model, config.data.sequence_length)
+    if config.train.gradient_checkpointing:
+        # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
+    if config.train.compile:
+        model.model.compile()
+    return model
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Fused AdamW with two explicit groups: matrices decay, vectors do not."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
+    """The instruments, on the model inside whatever wraps it."""
+    tied = config.head.options.get("tied", True)
+    assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
+        "the launch broke the tied embedding"
+    )
+    names = {id(module): name for name, module in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    stack = blocks(model.model)
+    groups = parameter_groups(
+        list(parameters),
+        embedding_prefix=names[id(model.get_input_embeddings())],
+        blocks_prefix=names[id(stack)],
+        head_prefix=names[id(model.lm_head)],
+    )
+    return Telemetry(stack, final_norm(model.model), model.lm_head, parameters, groups, config.telemetry.enabled)
