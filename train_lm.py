@@ -83,7 +83,9 @@ def loop(run: Run) -> int:
             if not (step % config.telemetry.flush_every == 0 or evaluation_due or stop_due):
                 continue
             rows = flush(run, evaluation_due)
-            if rewind(run):
+            # Not where only a signal made the run look: an unbroken run would not have looked here.
+            regular = evaluation_due or step % config.telemetry.flush_every == 0
+            if regular and rewind(run):
                 continue
             if not run.watch.healthy(rows[-1:]):
                 run.watch.finish(step, run.batch_number)
@@ -113,7 +115,8 @@ def open_run_directory(run: Run, resumed: bool) -> None:
     config, recorder, accelerator = run.config, run.recorder, run.accelerator
     facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
     facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
-    facts["data"] = {"store": run.store.path.name, "manifest_sha256": run.store.manifest_hash()}
+    path = run.store.path.resolve()
+    facts["data"] = {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()}
     recorder.write_text("config.yaml", dump_config(config))
     recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
     recorder.rewind(run.step)
@@ -258,7 +261,7 @@ def flush(run: Run, evaluation_due: bool) -> list[dict[str, Any]]:
 def rewind(run: Run) -> bool:
     """Go back before what was just seen, if the configuration asks for that; whether it did."""
     from stability.checkpoints import checkpoint_before
-    from stability.rewind import decide, take_back
+    from stability.rewind import ABANDONED, decide, take_back
     from training.run import go_to
 
     config, accelerator = run.config, run.accelerator
@@ -271,7 +274,7 @@ def rewind(run: Run) -> bool:
     accelerator.wait_for_everyone()
     run.watch.say(
         f"rewind {back.number}: from step {back.from_step} to {back.to_step}, without batches "
-        f"{back.skipped[-1][0]} to {back.skipped[-1][1]}"
+        f"{back.skipped[-1][0]} to {back.skipped[-1][1]}; the steps taken back are in {ABANDONED}"
     )
     go_to(run, checkpoint_before(run.directory, back.to_step + 1))
     run.began = time.perf_counter()

@@ -69,7 +69,7 @@ def take_both(
     The values are put side by side by batch: where one is skipped, the changed run sees the others a step earlier.
     """
     first = before["step"] + 1
-    last = min(first + window - 1, int(logged.metrics.index[-1]))
+    last = min(first + window - 1, config.train.steps)
     factual_config, factual_objective = run.config, run.bare_model().objective
     batch_of = {s: run.batch_number(s) for s in range(first, last + 1)}
     _go_back(run, before)

@@ -41,6 +41,7 @@ from .runs import Run as LoggedRun
 from .runs import load_run
 
 if TYPE_CHECKING:
+    from data.store import TokenStore
     from training.run import Run
 
 USUAL = 64
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     changes = {change: changed_config(logged, options.step, change) for change in options.counterfactual}
     run = open_replay(logged, options.step)
-    explanation, tokens, before = explain(run, logged, options.step, options.sequences)
+    explanation, tokens, before = explain(run, logged, options.step, options.sequences, keep_state=bool(changes))
     _write(explanation, tokens, out)
     if changes:
         found = [take_both(run, logged, before, change, config, options.window) for change, config in changes.items()]
@@ -103,7 +104,6 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
     """The run at its nearest checkpoint before ``step``, on one process; nothing is written to its directory."""
     import torch
 
-    from data.store import open_store, read_store
     from stability.checkpoints import checkpoint_before
     from stability.launch import start_accelerator
     from stability.rewind import last_rewind
@@ -113,17 +113,31 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
     facts = environment_of(logged)
     if facts["device"]["type"] == "cpu":
         torch.set_num_threads(facts["threads"])
-    recorded = Path(config.data.cache_dir) / facts["data"]["store"]
-    store = read_store(recorded) if recorded.is_dir() else open_store(config.data)
-    if store.manifest_hash() != facts["data"]["manifest_sha256"]:
-        raise InputError(
-            f"{logged.path}: the tokens it was made of are gone ({recorded}), and its text has changed since; "
-            "restore either to replay it"
-        )
-    checkpoint = checkpoint_before(logged.path, step)
-    run = build_run(config, start_accelerator(config), logged.path, checkpoint, writes=False, store=store)
+    if config.train.precision == "fp16":
+        raise InputError(f"{logged.path}: a run in fp16 cannot be replayed, its gradient scale is not kept")
+    checkpoint, store = checkpoint_before(logged.path, step), _recorded_store(logged, config.data.cache_dir)
+    run = build_run(
+        config,
+        start_accelerator(config),
+        logged.path,
+        checkpoint,
+        writes=False,
+        store=store,
+        probed_by=facts["world_size"],
+    )
     run.rewind = last_rewind(logged.path)  # what it skipped in the end holds for every step before, too
     return run
+
+
+def _recorded_store(logged: LoggedRun, cache_dir: str) -> TokenStore:
+    """The tokens of the run, where it found them or where its configuration leads from here."""
+    from data.store import read_store
+
+    recorded = environment_of(logged)["data"]
+    for path in (Path(recorded["path"]), Path(cache_dir) / recorded["store"]):
+        if path.is_dir() and (store := read_store(path)).manifest_hash() == recorded["manifest_sha256"]:
+            return store
+    raise InputError(f"{logged.path}: the tokens it was made of are not in {recorded['path']} any more; restore them")
 
 
 def environment_of(logged: LoggedRun) -> dict[str, Any]:
@@ -143,6 +157,8 @@ def tolerance_for(run: Run, logged: LoggedRun) -> tuple[float, str]:
         for name, key in (("the number of processes", "world_size"), ("the number of threads", "threads"))
         if then[key] != now[key]
     ]
+    if then["world_size"] != now["world_size"]:
+        differing.append("dropout, if any, draws by process")
     if then["device"] != now["device"]:
         differing.append(f"the device was {then['device']['name']} and is {now['device']['name']}")
     if then["packages"]["torch"] != now["packages"]["torch"]:
@@ -185,8 +201,10 @@ def agrees(logged: float, replayed: float, tolerance: float) -> bool:
     return logged == replayed or math.isclose(logged, replayed, rel_tol=tolerance, abs_tol=tolerance * 1e-3)
 
 
-def explain(run: Run, logged: LoggedRun, step: int, detailed: int) -> tuple[Explanation, TokenTable, dict[str, Any]]:
-    """Replay to ``step`` and take it apart. Also returns the state before it (see counterfactual.py)."""
+def explain(
+    run: Run, logged: LoggedRun, step: int, detailed: int, keep_state: bool
+) -> tuple[Explanation, TokenTable, dict[str, Any]]:
+    """Replay to ``step`` and take it apart. Also returns, if asked for, the state before it (see counterfactual.py)."""
     import torch
 
     from stability.stress import describe_faults
@@ -197,7 +215,7 @@ def explain(run: Run, logged: LoggedRun, step: int, detailed: int) -> tuple[Expl
 
     begun, (tolerance, reason) = run.step, tolerance_for(run, logged)
     rows = list(replay(run, step - 1))
-    before = snapshot(run, begun)
+    before = snapshot(run, begun) if keep_state else {}
     model, tokenizer = run.bare_model(), run.store.load_tokenizer()
     x_BT, y_BT = (ids.to(run.accelerator.device) for ids in step_batch(run, step))
     found = anatomy.sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT)
@@ -234,7 +252,7 @@ def explain(run: Run, logged: LoggedRun, step: int, detailed: int) -> tuple[Expl
         nll_before=nll_before,
         nll_after=nll_after,
         sequences=sequences,
-        groups=[_group(name, metrics) for name in run.telemetry.group_norms.names],
+        groups=[_group(name, metrics) for name in run.telemetry.group_norms.names if f"grad_norm/{name}" in metrics],
         embeddings=embeddings,
         layers=anatomy.layers(norms_before, norms_after),
         history=_history(logged, step),

@@ -47,8 +47,10 @@ class Run:
 
     def value(self, key: str, step: int) -> float | None:
         """What the run wrote for ``key`` at ``step``, NaN and infinities included; None if it wrote nothing."""
-        if key == "step" or step not in self.metrics.index:
-            return float(step) if step in self.metrics.index else None
+        if step not in self.metrics.index:
+            return None
+        if key == "step":
+            return float(step)
         value = float(self.metrics[key][step]) if key in self.metrics else math.nan
         return None if math.isnan(value) and step not in self.non_finite.get(key, ()) else value
 

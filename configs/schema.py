@@ -321,6 +321,8 @@ class RunConfig(Section):
                 raise ValueError(
                     f"stress.{number}.sequences: {fault.sequences} is more than train.batch_size={self.train.batch_size}"
                 )
+        if self.interventions and self.train.precision == "fp16":
+            raise ValueError("interventions: not with train.precision=fp16, whose gradient scale is not kept; use bf16")
         for number, rewind in enumerate(self.interventions):
             if rewind.signal not in self.detection.signals:
                 watched = ", ".join(self.detection.signals)

@@ -99,6 +99,7 @@ def prune(run: Path, keep: int, before: Collection[int] = ()) -> None:
 def delete(checkpoint: Path) -> None:
     """Delete a checkpoint. It is renamed first: a directory that is half deleted must not look like a checkpoint."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)  # what a killed run may have left
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
 

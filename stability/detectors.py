@@ -132,6 +132,10 @@ class Detector(ABC):
         """At the end of the run: what is still open, as not recovered."""
         return self._close(recovered=False)
 
+    def suspected_since(self) -> int | None:
+        """First step of what is, or may turn out to be, a spike going on; None if there is nothing of the kind."""
+        return None if self.open is None else self.open.start_step
+
     def state(self) -> dict[str, Any]:
         """Strict JSON from which :meth:`from_state` goes on exactly."""
         opened = None if self.open is None else self.open.event()

@@ -93,15 +93,14 @@ class Recorder:
             with (self.directory / name).open("a", encoding="utf-8") as file:
                 file.writelines(json_line(row) + "\n" for row in rows)
 
-    def rewind(self, step: int, archive: str | None = None) -> None:
-        """Drop rows and events after ``step``: the run goes on from a checkpoint there and will write them again.
+    def archive(self, step: int, name: str) -> None:
+        """Append the rows after ``step`` to the file ``name`` of the run directory."""
+        self._append(name, [row for row in read_rows(self.directory / "metrics.jsonl") if row["step"] > step])
 
-        With ``archive``, the rows dropped are appended to that file first.
-        """
+    def rewind(self, step: int) -> None:
+        """Drop rows and events after ``step``: the run goes on from a checkpoint there and will write them again."""
         if not self.writes:
             return
         for name, key in (("metrics.jsonl", "step"), ("events.jsonl", "written_at")):
-            rows = read_rows(self.directory / name)
-            if archive is not None and name == "metrics.jsonl":
-                self._append(archive, (row for row in rows if row[key] > step))
-            write_atomically(self.directory / name, "".join(json_line(row) + "\n" for row in rows if row[key] <= step))
+            kept = [row for row in read_rows(self.directory / name) if row[key] <= step]
+            write_atomically(self.directory / name, "".join(json_line(row) + "\n" for row in kept))

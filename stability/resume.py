@@ -22,6 +22,8 @@ FREE_KEYS = (
     "data.cache_dir",
 )
 """What may change between a run and its continuation: none of it changes the curves."""
+REWIND_KEYS = ("checkpoint", "telemetry.flush_every")
+"""Those of them that do change what a run with interventions does."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
 
 def _refuse_other_configuration(config: RunConfig, directory: Path) -> None:
     before, now = flat(load_config(directory / "config.yaml").model_dump()), flat(config.model_dump())
+    free_keys = [key for key in FREE_KEYS if not (config.interventions and key in REWIND_KEYS)]
     differing = [
         f"{key}: the run in {directory} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in free_keys)
     ]
     if differing:
         raise InputError(*differing)

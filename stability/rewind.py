@@ -54,7 +54,7 @@ def decide(
     step: int,
     run: Path,
 ) -> GoingBack | None:
-    """Where the run, which has come to ``step``, goes back to; None if it goes on.
+    """Where the run, which has come to ``step``, goes back to; None if it goes on, as it must when no checkpoint is old enough.
 
     ``last``: its last rewind, if any. ``always_skipped``: the batches that its configuration leaves out.
     """
@@ -68,6 +68,8 @@ def decide(
             continue
         alarm = min(serious, key=lambda a: a.start_step)
         checkpoint = checkpoint_before(run, alarm.start_step)
+        if checkpoint is None and list_checkpoints(run):
+            continue  # the one before it has been pruned: a creep's beginning may lie far back
         to_step = step_of(checkpoint) if checkpoint else 0
         drawn = [batch_number(s, [*always_skipped, *earlier]) for s in (to_step, alarm.start_step, alarm.end_step)]
         # What the checkpoint has seen cannot be left out any more.
@@ -80,13 +82,14 @@ def decide(
 def take_back(recorder: Recorder, back: GoingBack) -> None:
     """Make the run directory that of a run which has come to ``back.to_step`` only, and write the event. Main process only.
 
-    The newer checkpoints go first: a run killed in between meets the spike again and decides again.
+    The rows are kept aside first. Then the newer checkpoints go: a run killed in between meets the spike again and decides again.
     """
+    recorder.archive(back.to_step, ABANDONED)
     for checkpoint in list_checkpoints(recorder.directory):
         if step_of(checkpoint) > back.to_step:
             delete(checkpoint)
     recorder.event("rewind", back.to_step, **asdict(back))
-    recorder.rewind(back.to_step, archive=ABANDONED)
+    recorder.rewind(back.to_step)
 
 
 def last_rewind(run: Path, step: int | None = None) -> GoingBack | None:

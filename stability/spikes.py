@@ -277,6 +277,9 @@ class MedianMad(Detector):
             self._grow([since + 1, self.baseline.values[-1], level - self.creep, (level - self.creep) / sigma])
             self._grow([step, self.baseline.values[-1], level - self.creep, (level - self.creep) / sigma])
 
+    def suspected_since(self) -> int | None:
+        return int(self.held[0][0]) if self.open is None and self.held else super().suspected_since()
+
     def state(self) -> dict[str, Any]:
         return super().state() | {"baseline": copy.deepcopy(vars(self.baseline))}
 

@@ -44,7 +44,8 @@ class Watch:
         self.recent: deque[Row] = deque(maxlen=LOOK_BACK)
         if step > 0:
             rows = read_rows(self.recorder.directory / "metrics.jsonl")
-            self.recent.extend(row for row in rows if row["step"] <= step)
+            # Numbers that JSON has no literal for are written as words.
+            self.recent.extend({k: float(v) for k, v in row.items()} for row in rows if row["step"] <= step)
         self.alarms: list[Alarm] = []
 
     def state(self) -> list[dict[str, Any]]:
@@ -76,7 +77,9 @@ class Watch:
         """First steps of the ``highest`` spikes of the run so far, and of those going on: where a replay may want to begin."""
         events = [e for e in read_rows(self.recorder.directory / "events.jsonl") if e["event"] == "spike"]
         events.sort(key=lambda e: float(e["sigmas"]), reverse=True)
-        return [e["start_step"] for e in events[:highest]] + [d.open.start_step for d in self.detectors if d.open]
+        return [e["start_step"] for e in events[:highest]] + [
+            step for d in self.detectors if (step := d.suspected_since()) is not None
+        ]
 
     def finish(self, step: int, drew: Callable[[int], int]) -> None:
         """Report what is still open at the end of the run."""

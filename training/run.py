@@ -86,11 +86,12 @@ def build_run(
     *,
     writes: bool = True,
     store: TokenStore | None = None,
+    probed_by: int | None = None,
 ) -> Run:
     """A run at ``checkpoint``, or at its start.
 
-    Only if ``writes``, and on the main process, does it write to ``directory``. ``store``: the tokens, if not those that the
-    configuration leads to now.
+    Only if ``writes``, and on the main process, does it write to ``directory``. For a replay: ``store``, the tokens, if not
+    those that the configuration leads to now; ``probed_by``, the number of ranks among which the probed sequences were.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -113,11 +114,12 @@ def build_run(
         detection=config.detection,
         gradient_must_be_finite=accelerator.scaler is None,
     )
+    ranks = probed_by or accelerator.num_processes
     probe = evaluation_batches(
         store.validation.ids,
         config.data.sequence_length,
-        config.telemetry.attention_sequences * accelerator.num_processes,
-        config.telemetry.attention_sequences,
+        config.telemetry.attention_sequences * ranks,
+        config.telemetry.attention_sequences * ranks // accelerator.num_processes,
         rank=rank,
         world_size=accelerator.num_processes,
     )
@@ -130,6 +132,7 @@ def build_run(
 
 def go_to(run: Run, checkpoint: Path | None) -> None:
     """Bring ``run`` to ``checkpoint`` (None: to its start), whatever it has become since. All ranks call it."""
+    del run.model, run.optimizer, run.telemetry  # before the new ones need their memory
     run.accelerator.free_memory()
     run.model, run.optimizer, run.telemetry, run.alive = _trainable(run.config, run.accelerator, run.store, checkpoint)
     _restore(run, checkpoint)

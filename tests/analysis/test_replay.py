@@ -202,11 +202,11 @@ def test_changed_text_is_refused(run, tmp_path):
     (forged / "environment.json").unlink()
     (forged / "environment.json").write_text(json.dumps(facts))
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(InputError, match="the tokens it was made of are gone"):
+    with pytest.raises(InputError, match="the tokens it was made of are not in"):
         main([str(forged), "--step", "35", "--out", str(tmp_path / "out")])
 
 
-def test_the_command_that_a_spike_event_prints_works(run, tmp_path):
+def test_the_command_line(run, tmp_path):
     """In a process of its own, as a user runs it."""
     command = python("-m", "analysis.replay", run, "--step", "35", "--out", tmp_path / "out", cwd=ROOT)
     assert command.returncode == 0, command.stderr
@@ -231,3 +231,41 @@ def test_what_counts_as_agreement(logged, replayed, tolerance, expected):
 def test_threads_are_set_as_the_run_had_them(replay, run):
     replay(35)
     assert torch.get_num_threads() == json.loads((Path(run) / "environment.json").read_text())["threads"]
+
+
+@pytest.fixture
+def trained(workspace, tmp_path):
+    def call(*overrides):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = load_config(workspace / "tiny.yaml", [f"output_dir={tmp_path}", "train.steps=12", *overrides])
+        train(config)
+        return tmp_path / config.name
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["telemetry.enabled=false"],
+        ["train.micro_batch_size=3", "train.gradient_checkpointing=true", "body.resid_pdrop=0.1"],
+        ["data.skip_steps=[[4,6]]", "head.kind=linear", "objective.kind=ce"],
+        ["train.precision=bf16", "train.batch_size=2"],
+    ],
+)
+def test_runs_of_all_kinds_are_reproduced(options, trained, replay):
+    found = replay(12, path=trained(*options))
+    assert (found["reproduced"], found["steps_compared"]) == (True, 2)
+    assert found["batch"] == (15 if options[0].startswith("data.skip_steps") else 12)
+
+
+def test_a_diverged_run_is_replayed_to_its_last_step_and_would_have_gone_on(trained, replay, tmp_path):
+    """A rate of 1e18 from step 7 on; with the usual rate the run goes on past the end of the log."""
+    run = trained("stress=[{kind: scale_lr, step: 7, steps: 99, factor: 1e21}]", "optimizer.clip_norm=null")
+    last = int(load_run(run).metrics.index[-1])
+    assert last < 12
+    found = replay(last, "--counterfactual", "lr=1e-24", "--window", "9", path=run)
+    assert found["reproduced"] is True
+    (c,) = json.loads((tmp_path / "out" / "counterfactuals.json").read_text())
+    assert c["last_step"] == 12
+    assert c["factual"]["loss/nll"][-1] is None

@@ -1,5 +1,6 @@
 """Two real processes (gloo, CPU), started by the launch file that the README names."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def test_two_ranks_follow_one(recipe, tmp_path):
         assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=1e-3)
     assert a[-1]["validation/nll"] == pytest.approx(b[-1]["validation/nll"], rel=1e-3)
     assert events_of(tmp_path / "two") == []
+    replayed = python("-m", "analysis.replay", tmp_path / "two", "--step", "25", "--out", tmp_path / "out")
+    assert replayed.returncode == 0, replayed.stderr
+    found = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert found["tolerance_reason"].startswith("the number of processes was 2 and is 1")
+    assert found["reproduced"] is True, found["disagreements"]
     assert [p.name for p in list_checkpoints(tmp_path / "two")] == [p.name for p in list_checkpoints(tmp_path / "one")]
 
 

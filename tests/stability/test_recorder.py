@@ -75,3 +75,19 @@ def test_watch_stops_at_the_first_value_that_is_not_finite(tmp_path):
     assert (event["event"], event["step"], event["signals"]) == ("non_finite", 2, ["grad_norm/total"])
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "diverged"
     assert "step 2" in said[0]
+
+
+def test_what_was_not_finite_does_not_trouble_a_watch_that_goes_on(tmp_path):
+    """An infinite gradient in fp16 is logged as a word; a spike soon after a resume looks back at it."""
+    recorder = Recorder(tmp_path, writes=True)
+    row = {"loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": 1.0, "logit/std": 1.0}
+    recorder.write_rows({**row, "step": s, "logit/std": math.inf if s == 90 else 1.0} for s in range(1, 101))
+    watch = Watch(recorder, lambda _: None, DetectionConfig(), gradient_must_be_finite=False)
+    watch.look([{**row, "step": s} for s in range(1, 101)], drew=lambda step: step)
+    state = watch.state()
+    watch.restore(state, 100)
+    watch.look(
+        [{**row, "step": s, "loss/nll": 9.0 if s < 104 else 2.0} for s in range(101, 110)], drew=lambda step: step
+    )
+    (event,) = [e for e in read_rows(tmp_path / "events.jsonl") if e["event"] == "spike"]
+    assert (event["start_step"], event["end_step"]) == (101, 103)

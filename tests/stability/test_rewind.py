@@ -2,8 +2,10 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
@@ -12,9 +14,10 @@ from configs.schema import Rewind
 from stability.checkpoints import delete, list_checkpoints, step_of
 from stability.recorder import read_rows
 from stability.rewind import Alarm, GoingBack, decide, last_rewind
+from stability.spikes import make_detector
 from train_lm import train
 
-from ..conftest import events_of, rows_of
+from ..conftest import events_of, python, rows_of
 
 FAULT = "stress=[{kind: corrupt_sequences, step: 85, steps: 3, sequences: 8, pattern: random}]"
 LONG = ["train.steps=110", "checkpoint.every=20", "train.eval_every=20"]
@@ -121,4 +124,35 @@ def test_the_checkpoint_before_a_spike_stays(start):
     assert spike["checkpoint"] == 80
     assert 80 in {step_of(path) for path in list_checkpoints(run)}
     assert spike["batches"] == [spike["start_step"], spike["end_step"]]
-    assert f"--step {spike['start_step']}" in spike["replay"]
+    _, *command = shlex.split(spike["replay"])
+    replayed = python(*command)
+    assert replayed.returncode == 0, replayed.stderr
+    found = json.loads((run / "replay_85" / "explanation.json").read_text())
+    assert (found["step"], found["checkpoint"], found["reproduced"]) == (85, 80, True)
+    assert found["spike"]["start_step"] == 85
+
+
+def test_a_run_never_goes_back_over_checkpoints_that_it_has_pruned(tmp_path):
+    """A creep may have begun long before the oldest checkpoint: starting afresh would delete the whole run."""
+    checkpoints(tmp_path, 60, 80)
+    assert decide([POLICY], [SPIKE], None, [], step=90, run=tmp_path) is None
+
+
+def test_what_may_become_a_spike_keeps_its_checkpoint():
+    """The value of step 399 is held as evidence when checkpoint 400 prunes; the spike opens at 400."""
+    detector = make_detector("median_mad", "loss/nll")
+    noise = 0.01 * np.random.default_rng(0).standard_normal(401)
+    for step in range(1, 400):
+        detector.update({"step": step, "loss/nll": 3.0 + noise[step] + 0.06 * (step == 399)})
+    assert detector.open is None
+    assert detector.suspected_since() == 399
+    detector.update({"step": 400, "loss/nll": 3.06})
+    assert detector.open.start_step == detector.suspected_since() == 399
+
+
+def test_a_checkpoint_half_deleted_by_a_killed_run_is_in_nobodys_way(tmp_path):
+    checkpoints(tmp_path, 20)
+    (path,) = list_checkpoints(tmp_path)
+    (path.parent / ".step_00000020.old" / "rest").mkdir(parents=True)
+    delete(path)
+    assert list(path.parent.iterdir()) == []
