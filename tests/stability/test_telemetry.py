@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from configs.schema import RunConfig
 from model import SwapHeadConfig, new_model
+from model.chunked import SAMPLING
 from stability.metrics import METRICS, describe, table
 from stability.telemetry import parameter_groups, weight_histogram, weight_quantile
 from training.run import build_optimizer, build_telemetry
@@ -71,6 +72,10 @@ def test_values_against_their_definitions(model, micro_batches):
     norm = lambda tensors: math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))  # noqa: E731
     moved = {n: after[n] - b for n, b in zip(names, before, strict=True)}
     stats = out.losses.statistics
+    z_NV = twin(input_ids=batch()).logits.flatten(0, 1)
+    # Of each micro-batch every 16th token, the first one first.
+    z_SV = torch.cat([part[::SAMPLING] for part in z_NV.split(32 // micro_batches)]).detach().double()
+    log_p_SV = z_SV.log_softmax(1)
     residual = out.hidden_states[1].norm(dim=-1)  # after block 0; transformers' last entry is after the final norm
     final = out.hidden_states[-1].norm(dim=-1)
     c_N = stats["tfsd/weight"]
@@ -89,8 +94,8 @@ def test_values_against_their_definitions(model, micro_batches):
         "hidden_norm/final/max": final.max().item(),
         "embedding_norm/max": before[names.index("model.wte.weight")].norm(dim=1).max().item(),
         "logit/max": stats["logit/max"].max().item(),
-        "logit/std": out.losses.sampled["logit/std"].mean().item(),
-        "entropy/p": out.losses.sampled["entropy/p"].mean().item(),
+        "logit/std": z_SV.std(1, correction=0).mean().item(),
+        "entropy/p": -(log_p_SV.exp() * log_p_SV).sum(1).mean().item(),
         "tfsd/weight_mean": c_N.mean().item(),
         "tfsd/weight_below_1pct": (c_N < 0.01).float().mean().item(),
         "metric/true_distance": stats["metric/true_distance"].mean().item(),
@@ -103,16 +108,17 @@ def test_values_against_their_definitions(model, micro_batches):
 
 
 def test_ignored_tokens_do_not_count_whatever_the_number_of_tokens(model):
-    """Nine tokens, of which the sampled ones are 0, 4 and 8; token 4 is ignored."""
+    """33 tokens, of which the sampled ones are 0, 16 and 32; token 16 is ignored."""
+    assert SAMPLING == 16
     telemetry = build_telemetry(model, CONFIG)
-    x_BT = torch.randint(0, 90, (1, 9), generator=torch.Generator().manual_seed(0))
+    x_BT = torch.randint(0, 90, (1, 33), generator=torch.Generator().manual_seed(0))
     y_BT = x_BT.clone()
-    y_BT[0, 4] = -100
+    y_BT[0, 16] = -100
     out = model(input_ids=x_BT, shift_labels=y_BT, statistics=True, use_cache=False)
     telemetry.add_losses(out.losses)
     found, entropy_S = telemetry.collect(), out.losses.sampled["entropy/p"]
     assert found["entropy/p"].item() == pytest.approx(entropy_S[[0, 2]].mean().item(), rel=1e-6)
-    mean_N = out.losses.statistics["logit/mean"][[i for i in range(9) if i != 4]]
+    mean_N = out.losses.statistics["logit/mean"][[i for i in range(33) if i != 16]]
     assert found["logit/mean"].item() == pytest.approx(mean_N.mean().item(), rel=1e-6)
 
 
