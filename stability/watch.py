@@ -45,7 +45,11 @@ class Watch:
         if step > 0:
             rows = read_rows(self.recorder.directory / "metrics.jsonl")
             # Numbers that JSON has no literal for are written as words.
-            self.recent.extend({k: float(v) for k, v in row.items()} for row in rows if row["step"] <= step)
+            self.recent.extend(
+                {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
+                for row in rows
+                if row["step"] <= step
+            )
         self.alarms: list[Alarm] = []
 
     def state(self) -> list[dict[str, Any]]:

@@ -91,3 +91,4 @@ def test_what_was_not_finite_does_not_trouble_a_watch_that_goes_on(tmp_path):
     )
     (event,) = [e for e in read_rows(tmp_path / "events.jsonl") if e["event"] == "spike"]
     assert (event["start_step"], event["end_step"]) == (101, 103)
+    assert all(type(p["first_step"]) is int for p in event["precursors"])
