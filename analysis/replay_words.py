@@ -110,6 +110,7 @@ def reproduction(e: Explanation) -> tuple[bool | None, str]:
 
 
 def update_words(e: Explanation) -> str:
+    """What the update did to the NLL of its own batch, and what clipping did to the update."""
     words = f"The update took the NLL of its own batch from {number(e.nll_before)} to {number(e.nll_after)}"
     difference = e.nll_after - e.nll_before
     words += f" ({difference:+.3g} nats)" if math.isfinite(difference) else ""
@@ -124,6 +125,7 @@ def update_words(e: Explanation) -> str:
 
 
 def window_words(e: Explanation) -> str:
+    """Which steps "usual" is taken from."""
     first, last = e.usual_window
     return f"Usual: median of the logged steps {first} to {last}" if last else "Usual: nothing was logged before"
 
@@ -142,10 +144,12 @@ def group_words(e: Explanation) -> str:
 
 
 def ratio(value: float, usual: float | None) -> float | None:
+    """How many times its usual a value is; None where that cannot be told."""
     return value / usual if usual and math.isfinite(value / usual) else None
 
 
 def spike_words(e: Explanation) -> str:
+    """The spike that the step belongs to; only for an explanation that has one."""
     spike = e.spike or {}
     end = "" if spike.get("recovered", True) else ", from which the run did not recover"
     return (
@@ -200,11 +204,13 @@ def _wrapped(text: str) -> list[str]:
 
 
 def first_of(items: Sequence[str], count: int) -> str:
+    """The first ``count`` items, and how many more there are."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(items[:count]) + more
 
 
 def own_numbers(s: Example, shares: dict[int, float]) -> str:
+    """A sequence's part in the gradient, and its NLL."""
     share = f"{percent(shares[s.row])} of the gradient" if shares else f"gradient {number(s.grad_norm, 3)}"
     return f"{share}, NLL {number(s.nll)}"
 
