@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import math
 from typing import Any
 
 import pydantic
@@ -167,7 +168,9 @@ def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHea
     Raises InputError when the checkpoint cannot be read or its vocabulary is smaller than the tokenizer's.
     """
     if config.body.checkpoint is None:
-        text = body_config(config.body, config.data.sequence_length, vocab_size, special_id)
+        multiple = config.body.pad_vocab_to_multiple_of
+        padded = math.ceil(vocab_size / multiple) * multiple
+        text, n_classes = body_config(config.body, config.data.sequence_length, padded, special_id), vocab_size
     else:
         try:
             text = AutoConfig.from_pretrained(config.body.checkpoint, trust_remote_code=False)
@@ -182,6 +185,7 @@ def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHea
         problems = _skeleton_problems(text, config.data.sequence_length)
         if problems:
             raise InputError(*problems)
+        n_classes = text.vocab_size
     head = {"kind": config.head.kind, **config.head.options}
     objective = {"kind": config.objective.kind, **config.objective.options}
-    return SwapHeadConfig(text, head=head, objective=objective)
+    return SwapHeadConfig(text, head=head, objective=objective, n_classes=n_classes)

@@ -106,6 +106,8 @@ class BodyConfig(BaseModel):
     """A decoder known to transformers: gpt2, llama, qwen3, ..."""
     checkpoint: str | None = None
     """A local checkpoint (or hub name) whose body and weights are taken instead; ``data.tokenizer`` must fit it."""
+    pad_vocab_to_multiple_of: int = Field(default=1, ge=1)
+    """Rows are added to the embedding up to a multiple of this; they are never predicted. 64 suits a GPU's matrix products."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BodyConfig:
@@ -113,6 +115,8 @@ class BodyConfig(BaseModel):
             raise ValueError("give exactly one of model_type (a new body) and checkpoint (an existing one)")
         if self.checkpoint is not None and self.fields:
             raise ValueError(f"a body from a checkpoint takes no further keys, but found {', '.join(self.fields)}")
+        if self.checkpoint is not None and self.pad_vocab_to_multiple_of != 1:
+            raise ValueError("pad_vocab_to_multiple_of is for a new body; that of a checkpoint has its own vocabulary")
         return self
 
     @property

@@ -4,11 +4,13 @@ Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width
 
 The gradient is computed in the forward pass, chunk by chunk, and only scaled in the backward pass: at any time C x V
 logits exist, never N x V. For a loss l(z_y, L, mean z) per token (see objectives.py), the gradient with respect to the
-logits is  dl/dL * exp(z_k - L) + dl/dmean / V  for k != y  and  dl/dz_y + dl/dmean / V  for k = y.
+logits is  dl/dL * exp(z_k - L) + dl/dmean / V  for k != y  and  dl/dz_y + dl/dmean / V  for k = y. It is kept in factors
+(:class:`LogitGradient`), so that the matrix products are all that follows: no further pass over the chunk.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .heads import Head, compute_dtype
+from .classes import Classes, LogitGradient
+from .heads import Head
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
+from .precision import compute_dtype
+from .rows import negatives
 
 IGNORE_INDEX = -100
-CHUNK_ROWS = {"cpu": 512, "cuda": 4096}
+MAX_ROWS = {"cpu": 512, "cuda": 4096}
+"""Most tokens of a chunk: where the matrix products are near their full speed (RESULTS.md)."""
 SAMPLING = 16
-"""The spread and the entropies of the logits take passes over the vocabulary: they are measured on every 16th token."""
+"""The spread and the entropies of the logits take extra reads of them: they are measured on every 16th token."""
+
+
+def chunk_rows(tokens: int, device: str) -> int:
+    """Tokens of a chunk: as many as the products need for their speed, but a fifth of all if that is not too few.
+
+    Chunks are of equal size, so that none is a small remainder.
+    """
+    rows = min(MAX_ROWS.get(device, MAX_ROWS["cuda"]), max(128, math.ceil(tokens / 5)))
+    return math.ceil(tokens / math.ceil(tokens / rows)) if tokens else 1
 
 
 @dataclass
@@ -50,17 +65,30 @@ class TokenLosses:
         return self.valid_N[::SAMPLING]
 
 
-def chunked_loss(head: Head, objective: Objective, h_ND: Tensor, y_N: Tensor, statistics: bool = False) -> TokenLosses:
+@torch.compiler.disable
+def chunked_loss(
+    head: Head,
+    objective: Objective,
+    h_ND: Tensor,
+    y_N: Tensor,
+    statistics: bool = False,
+    rows: int | None = None,
+) -> TokenLosses:
     """Loss of hidden states h_ND against targets y_N (-100 is ignored) under a head and an objective.
 
     With ``statistics``, quantities of the logits come along from the same pass. Gradients flow to h_ND and to the
-    parameters of the head; weight gradients are summed in float32.
+    parameters of the head; weight gradients are summed in float32. ``rows`` is the size of a chunk, by default
+    :func:`chunk_rows`.
     """
     dtype = compute_dtype(h_ND)
+    rows = rows or chunk_rows(y_N.shape[0], h_ND.device.type)
     with torch.autocast(h_ND.device.type, enabled=False):
         f_ND = head.features(h_ND, dtype)
+        shift_N = head.shift(f_ND)
+        if objective.shift_invariant:
+            shift_N = shift_N.detach()
         objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-            head, objective, y_N, statistics, torch.is_grad_enabled(), f_ND, head.shift(f_ND), *head.classes(dtype)
+            head, objective, y_N, statistics, rows, torch.is_grad_enabled(), f_ND, shift_N, *head.classes(dtype)
         )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
@@ -75,6 +103,7 @@ class _ChunkedLoss(torch.autograd.Function):
         objective: Objective,
         y_N: Tensor,
         statistics: bool,
+        rows: int,
         with_gradient: bool,
         f_ND: Tensor,
         shift_N: Tensor,
@@ -82,26 +111,25 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         valid_N = (y_N != IGNORE_INDEX).to(shift_N.dtype)
         y_N = y_N.clamp(min=0)
-        matrices = tuple(c.to(f_ND.dtype) if c.dim() == 2 else c for c in classes)
+        vocabulary = head.vocabulary(classes, f_ND.dtype, with_gradient)
         if with_gradient:
             df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
-            gradients = [torch.zeros_like(c) for c in classes]
-        rows = CHUNK_ROWS.get(f_ND.device.type, CHUNK_ROWS["cuda"])
+        buffer_CV = None
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, y_N.shape[0], rows):
             c = slice(start, start + rows)
-            chunk = _Chunk(head, objective, f_ND[c], shift_N[c], y_N[c], valid_N[c], matrices)
+            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c])
+            buffer_CV = chunk.form_logits(buffer_CV)
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
-                dz_CV, dshift_N[c] = chunk.logit_gradient()
-                df_ND[c] = head.accumulate_gradients(dz_CV, chunk.f_CD, matrices, gradients)
+                df_ND[c], dshift_N[c] = chunk.gradient()
         raw = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         t = TokenLogits(raw["true"], raw["negatives"], raw["mean"])
         objective_sum = (raw["objective"] * valid_N).sum()
         nll_N = negative_log_likelihood(t)
         per_token, sampled = _statistics(head, objective, t, raw) if statistics else ({}, {})
         if with_gradient:
-            ctx.save_for_backward(df_ND, dshift_N, *gradients)
+            ctx.gradients = [df_ND, dshift_N, *vocabulary.finish()]
         values = (*per_token.values(), *sampled.values())
         ctx.mark_non_differentiable(raw["objective"], nll_N, valid_N, *values)
         return objective_sum, raw["objective"], nll_N, valid_N, tuple(per_token), tuple(sampled), *values
@@ -109,7 +137,15 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Any, ...]:
-        return None, None, None, None, None, *(g * d_objective.to(g.dtype) for g in ctx.saved_tensors)
+        gradients = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("the loss's gradient is used a second time; the first time lacks retain_graph=True")
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            gradients = [g.clone() for g in gradients]
+        else:
+            # The only reference goes to autograd, which then need not copy: no second weight gradient exists.
+            ctx.gradients = None
+        return None, None, None, None, None, None, *(g.mul_(d_objective.to(g.dtype)) for g in gradients)
 
 
 class _Chunk:
@@ -119,65 +155,78 @@ class _Chunk:
         self,
         head: Head,
         objective: Objective,
+        vocabulary: Classes,
         f_CD: Tensor,
         shift_C: Tensor,
         y_C: Tensor,
         valid_C: Tensor,
-        classes: tuple[Tensor, ...],
     ) -> None:
-        self.head, self.objective = head, objective
-        self.f_CD, self.shift_C, self.y_C1, self.valid_C = f_CD, shift_C, y_C[:, None], valid_C
-        self.z_CV = head.logits(f_CD, *classes).to(shift_C.dtype)
-        self.true_C = head.target_logits(f_CD, y_C, self.z_CV, shift_C, *classes)
-        self.classes = classes
+        self.head, self.objective, self.vocabulary = head, objective, vocabulary
+        self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
+
+    def form_logits(self, buffer_CV: Tensor | None) -> Tensor:
+        """The logits but for bias and shift, in the memory of the last chunk's if there was one; returns that memory."""
+        z_CV = self.vocabulary.logits(self.f_CD, buffer_CV[: len(self.y_C)] if buffer_CV is not None else None)
+        self.z_CV = z_CV.to(self.shift_C.dtype)
+        return self.z_CV if buffer_CV is None else buffer_CV
 
     def evaluate(self, sampled: slice | None) -> dict[str, Tensor]:
         """The objective's value and the logits' few numbers per token; with ``sampled``, more of them for those tokens.
 
-        Leaves exp(z - max) of the negatives in ``exp_CV``, in the place of the logits.
+        Uses up the logits and leaves the exponentials of the negatives.
         """
+        bias_V, y_C1 = self.vocabulary.bias_V, self.y_C[:, None]
+        z_C = self.z_CV.gather(1, y_C1).squeeze(1) + self.shift_C
+        true_C = self.head.target_logits(
+            self.f_CD, self.y_C, z_C if bias_V is None else z_C + bias_V[self.y_C], *self.vocabulary.tensors
+        )
         mean_C = self.shift_C
         if sampled is not None or self.objective.uses_mean:
-            mean_C = self.head.mean_logits(self.f_CD, self.z_CV, *self.classes) + self.shift_C
-        # The target is masked before the log-sum-exp: subtracting exp(z_y) from the full sum afterwards would cancel.
-        self.z_CV.scatter_(1, self.y_C1, float("-inf"))
-        max_C1 = self.z_CV.amax(1, keepdim=True)
-        largest_C = max_C1.squeeze(1) + self.shift_C
-        self.exp_CV = self.z_CV.sub_(max_C1)
-        sample_SV = self.exp_CV[sampled].clone() if sampled is not None else None
-        self.sum_C = self.exp_CV.exp_().sum(1)
-        negatives_C = self.sum_C.log() + largest_C
+            mean_C = self.vocabulary.mean_logits(self.f_CD, self.z_CV) + self.shift_C
+        sample_SV = None
+        if sampled is not None:
+            sample_SV = self.z_CV[sampled].clone() if bias_V is None else self.z_CV[sampled] + bias_V
+        self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype)
         with torch.enable_grad():
-            self.t = TokenLogits(*(x.detach().requires_grad_() for x in (self.true_C, negatives_C, mean_C)))
+            logits = (true_C, self.negatives.logsumexp_C + self.shift_C, mean_C)
+            self.t = TokenLogits(*(x.detach().requires_grad_() for x in logits))
             self.loss_C = self.objective.loss(self.t)
-        raw = {"objective": self.loss_C.detach(), "true": self.true_C, "negatives": negatives_C, "mean": mean_C}
-        if sample_SV is not None:
-            raw["largest_negative"] = largest_C
-            raw |= self._sample(sample_SV, sampled, mean_C, largest_C)
+        raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": logits[1], "mean": mean_C}
+        if sample_SV is not None and sampled is not None:
+            raw["largest_negative"] = self.negatives.max_C + self.shift_C
+            raw |= self._sample(sample_SV, sampled, true_C, mean_C)
         return raw
 
-    def _sample(self, z_SV: Tensor, sampled: slice | None, mean_C: Tensor, largest_C: Tensor) -> dict[str, Tensor]:
-        """Spread and mean negative logit of the sampled tokens; uses up ``z_SV``, their logits less the largest negative."""
-        y_S1, largest_S = self.y_C1[sampled], largest_C[sampled]
-        z_SV.scatter_(1, y_S1, (self.true_C - largest_C)[sampled][:, None])
+    def _sample(self, z_SV: Tensor, sampled: slice, true_C: Tensor, mean_C: Tensor) -> dict[str, Tensor]:
+        """Spread and mean negative logit of the sampled tokens; uses up ``z_SV``, their logits but for the shift."""
+        y_S1, shift_S, max_S = self.y_C[sampled, None], self.shift_C[sampled], self.negatives.max_C[sampled]
         # The spread is taken around the maximum, which the logits' common drift does not move away from them.
+        z_SV.sub_(max_S[:, None]).scatter_(1, y_S1, (true_C[sampled] - shift_S - max_S)[:, None])
         mean_square_S = torch.linalg.vector_norm(z_SV, dim=1).square() / z_SV.shape[1]
-        variance_S = mean_square_S - (mean_C[sampled] - largest_S).square()
-        z_SV.scatter_(1, y_S1, 0.0)  # exp_CV is 0 there
-        expected_S = z_SV.mul_(self.exp_CV[sampled]).sum(1) / self.sum_C[sampled] + largest_S
+        variance_S = mean_square_S - (mean_C[sampled] - shift_S - max_S).square()
+        z_SV.scatter_(1, y_S1, 0.0)  # the weight is 0 there
+        weights_SV = self.negatives.weights_CV[sampled].to(z_SV.dtype)
+        expected_S = z_SV.mul_(weights_SV).sum(1) / self.negatives.total_C[sampled] + max_S + shift_S
         return {"variance": variance_S, "expected_negative": expected_S}
 
-    def logit_gradient(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the summed loss with respect to the chunk's logits (C, V) and to the shift (C,). Consumes ``exp_CV``."""
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the summed loss with respect to features (C, D) and shift (C,); those of the classes are added up."""
         leaves = (self.t.true, self.t.negatives, self.t.mean)
         d_true_C, d_negatives_C, d_mean_C = torch.autograd.grad(
             self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
         )
-        dz_CV = self.exp_CV.mul_((d_negatives_C / self.sum_C)[:, None])
-        dz_CV.scatter_(1, self.y_C1, d_true_C[:, None])
-        if self.objective.uses_mean:
-            dz_CV += (d_mean_C / dz_CV.shape[1])[:, None]
-        return dz_CV, d_true_C + d_negatives_C + d_mean_C
+        weights_CV, total_C = self.negatives.weights_CV, self.negatives.total_C
+        # The target's gradient becomes one more weight of its row. Where that of the negatives is 0 and the target's is not,
+        # a scale far below rounding stands for 0.
+        most = 1e4 if weights_CV.dtype == torch.float16 else 1e25
+        scale_C = d_negatives_C / total_C
+        least_C = d_true_C.abs() / most
+        scale_C = torch.where(scale_C.abs() < least_C, least_C, scale_C)
+        target_C = torch.where(scale_C == 0, 0, d_true_C / scale_C)
+        weights_CV.scatter_(1, self.y_C[:, None], target_C.to(weights_CV.dtype)[:, None])
+        uniform_C = d_mean_C / weights_CV.shape[1] if self.objective.uses_mean else None
+        df_CD = self.vocabulary.accumulate(LogitGradient(weights_CV, scale_C, uniform_C), self.f_CD)
+        return df_CD, d_true_C + d_negatives_C + d_mean_C
 
 
 def _statistics(

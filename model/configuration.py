@@ -8,7 +8,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 
 class SwapHeadConfig(PreTrainedConfig):
-    """A decoder's own configuration (``text_config``) plus the head and the objective by kind and options."""
+    """A decoder's own configuration (``text_config``) plus the head and the objective by kind and options.
+
+    ``n_classes`` is the number of tokens that can be predicted: all of the vocabulary, unless it ends in padding.
+    """
 
     model_type = "swap_head"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (the shape transformers asks for)
@@ -18,6 +21,7 @@ class SwapHeadConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         head: dict[str, Any] | None = None,
         objective: dict[str, Any] | None = None,
+        n_classes: int | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -27,6 +31,7 @@ class SwapHeadConfig(PreTrainedConfig):
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("gpt2")
         self.head = dict(head or {"kind": "linear"})
         self.objective = dict(objective or {"kind": "ce"})
+        self.n_classes = n_classes if n_classes is not None else self.text_config.vocab_size
         kwargs.setdefault("tie_word_embeddings", bool(self.head.get("tied", True)))
         for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(self.text_config, name, None))

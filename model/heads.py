@@ -25,36 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .classes import AffineClasses, Classes, SoftCappedClasses
+from .precision import compute_dtype, product, wide_dtype
 from .registry import register_head
 
 Normalization = Literal["none", "layernorm", "batchnorm"]
 CentroidInit = Literal["normal", "small_uniform", "unit"]
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype for sums, norms and losses over values of ``dtype``: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def compute_dtype(h: Tensor) -> torch.dtype:
-    """The dtype of matrix products on ``h``: autocast's where autocast is on, else that of ``h``."""
-    device = h.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
-
-
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` as it looks after rounding to ``dtype``, in x's own dtype; the gradient passes unrounded."""
-    if x.dtype == dtype:
-        return x
-    return x + (x.detach().to(dtype).to(x.dtype) - x.detach())
-
-
-def product(a_CD: Tensor, b_VD: Tensor) -> Tensor:
-    """a @ b.T with a result in float32 (float64 for float64 inputs), whatever the inputs' dtype."""
-    wide = wide_dtype(a_CD.dtype)
-    if a_CD.is_cuda and a_CD.dtype != wide:
-        return torch.mm(a_CD, b_VD.T, out_dtype=wide)
-    return (a_CD @ b_VD.T).to(wide)
 
 
 class Head(nn.Module):
@@ -76,6 +52,8 @@ class Head(nn.Module):
         super().__init__()
         self.options = options
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.n_classes = vocab_size
+        """Rows of ``weight`` that are classes. Those after them only pad the vocabulary; they are never predicted."""
 
     def reset_parameters(self) -> None:
         """Initialise what is the head's own, beside ``weight``, which starts like an embedding of the body."""
@@ -96,27 +74,13 @@ class Head(nn.Module):
         """The constant (N,) which ``logits`` leaves out for each token."""
         return torch.zeros(f_ND.shape[0], dtype=wide_dtype(f_ND.dtype), device=f_ND.device)
 
-    @torch.no_grad()
-    def target_logits(self, f_CD: Tensor, y_C: Tensor, z_CV: Tensor, shift_C: Tensor, *classes: Tensor) -> Tensor:
-        """True logits (C,) of the targets; by default those among the chunk's logits."""
-        return z_CV.gather(1, y_C[:, None]).squeeze(1) + shift_C
+    def target_logits(self, f_CD: Tensor, y_C: Tensor, z_C: Tensor, *classes: Tensor) -> Tensor:
+        """True logits (C,) of the targets; by default ``z_C``, those among the chunk's logits. Needs no gradient."""
+        return z_C
 
-    def mean_logits(self, f_CD: Tensor, z_CV: Tensor, *classes: Tensor) -> Tensor:
-        """Mean over the vocabulary (C,) of the chunk's logits ``z_CV``."""
-        return z_CV.mean(1)
-
-    def accumulate_gradients(
-        self, dz_CV: Tensor, f_CD: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]
-    ) -> Tensor:
-        """Add the gradients of the class tensors to ``gradients`` and return that of ``f_CD``, given that of the logits."""
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (f_CD, *classes)]
-            z_CV = self.logits(*leaves)
-            df_CD, *parts = torch.autograd.grad(z_CV, leaves, dz_CV.to(z_CV.dtype))
-        torch._foreach_add_(
-            gradients, [part.to(gradient.dtype) for part, gradient in zip(parts, gradients, strict=True)]
-        )
-        return df_CD
+    def vocabulary(self, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> Classes:
+        """What chunks of tokens meet, made once per evaluation from what ``classes`` returned."""
+        return Classes(self, tensors, dtype, with_gradient)
 
     def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
         """Per-token quantities (N,) for telemetry which only this head has, by metric name; from the true targets' logits."""
@@ -130,45 +94,50 @@ class Head(nn.Module):
             classes = tuple(c.to(dtype) if c.dim() == 2 else c for c in self.classes(dtype))
             shift_N = self.shift(f_ND)
             logits_NV = self.logits(f_ND, *classes).to(shift_N.dtype) + shift_N[:, None]
+        logits_NV[:, self.n_classes :] = float("-inf")
         return logits_NV.view(*h.shape[:-1], -1)
 
 
 class AffineHead(Head):
-    """A head whose chunk logits are ``f @ A.T`` or ``f @ A.T + b`` with ``classes() == (A,)`` or ``(A, b)``."""
+    """A head whose chunk logits are f @ A.T + b: ``classes()`` begins with A, and ``offsets`` makes b, if there is one."""
+
+    soft_cap: float | None = None
+    """Logits z become soft_cap * tanh(z / soft_cap)."""
+
+    def offsets(self, *classes: Tensor) -> Tensor | None:
+        """b (V,), in float32."""
+        return None
+
+    def add_offset_gradients(self, db_V: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]) -> None:
+        """Add to ``gradients``, those of ``classes``, what follows from the gradient of b."""
 
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
-        z_CV = product(f_CD, classes[0])
-        return z_CV.add_(classes[1]) if len(classes) == 2 else z_CV
+        z_CV, b_V = product(f_CD, classes[0].T), self.offsets(*classes)
+        z_CV = z_CV if b_V is None else z_CV.add_(b_V)
+        return z_CV if self.soft_cap is None else z_CV.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
-    def mean_logits(self, f_CD: Tensor, z_CV: Tensor, *classes: Tensor) -> Tensor:
-        # The mean over the vocabulary of an affine function needs the mean class only, not another pass over the logits.
-        mean_C = f_CD.to(z_CV.dtype) @ classes[0].mean(0, dtype=z_CV.dtype)
-        return mean_C + classes[1].mean() if len(classes) == 2 else mean_C
-
-    def accumulate_gradients(
-        self, dz_CV: Tensor, f_CD: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]
-    ) -> Tensor:
-        if len(classes) == 2:
-            gradients[1] += dz_CV.sum(0)
-        dz_CV = dz_CV.to(f_CD.dtype)
-        if gradients[0].dtype == f_CD.dtype:
-            gradients[0].addmm_(dz_CV.T, f_CD)
-        else:
-            gradients[0] += dz_CV.T @ f_CD  # the sum over chunks is float32 even where a chunk's product is not
-        return dz_CV @ classes[0]
+    def vocabulary(self, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> Classes:
+        kind = AffineClasses if self.soft_cap is None else SoftCappedClasses
+        return kind(self, tensors, dtype, with_gradient)
 
 
 @register_head("linear")
 class LinearHead(AffineHead):
-    """z_k = h . w_k (+ b_k): the usual unembedding."""
+    """z_k = h . w_k (+ b_k): the usual unembedding; with a soft cap c (Gemma 2, arXiv 2408.00118) then c tanh(z_k / c)."""
 
     @dataclass(frozen=True)
     class Options:
         tied: bool = True
         bias: bool = False
+        soft_cap: float | None = None
+
+        def __post_init__(self) -> None:
+            if self.soft_cap is not None and not self.soft_cap > 0:
+                raise ValueError(f"soft_cap must be positive, not {self.soft_cap}")
 
     def __init__(self, hidden_size: int, vocab_size: int, options: Options) -> None:
         super().__init__(hidden_size, vocab_size, options)
+        self.soft_cap = options.soft_cap
         self.bias = nn.Parameter(torch.empty(vocab_size)) if options.bias else None
 
     def reset_parameters(self) -> None:
@@ -178,6 +147,12 @@ class LinearHead(AffineHead):
     def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         (weight,) = super().classes(dtype)
         return (weight,) if self.bias is None else (weight, self.bias.to(weight.dtype))
+
+    def offsets(self, *classes: Tensor) -> Tensor | None:
+        return classes[1] if len(classes) == 2 else None
+
+    def add_offset_gradients(self, db_V: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]) -> None:
+        gradients[1] += db_V
 
 
 @register_head("metric")
@@ -255,17 +230,32 @@ class MetricHead(AffineHead):
         if self.options.centroid_norm == "layernorm":
             w_VD = F.layer_norm(w_VD, w_VD.shape[-1:])
         elif self.options.centroid_norm == "batchnorm":
-            w_VD = F.batch_norm(w_VD, None, None, training=True)
-        return w_VD, -self.scale() * rounded(w_VD, dtype).square().sum(1)
+            real_VD = w_VD[: self.n_classes]
+            w_VD = (w_VD - real_VD.mean(0)) / (real_VD.var(0, correction=0) + 1e-5).sqrt()
+        g = self.scale()
+        return w_VD, g if isinstance(g, Tensor) else w_VD.new_full((1,), g)
+
+    def offsets(self, *classes: Tensor) -> Tensor | None:
+        return -classes[1] * _squared_norms(classes[0])
+
+    def add_offset_gradients(self, db_V: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]) -> None:
+        w_VD, g = classes
+        gradients[0].addcmul_(w_VD.to(db_V.dtype), (-2 * g * db_V)[:, None])
+        if self.log_scale is not None:
+            gradients[1] -= db_V @ _squared_norms(w_VD)
 
     def shift(self, f_ND: Tensor) -> Tensor:
         return f_ND.to(wide_dtype(f_ND.dtype)).square().sum(1) / (-4 * self.scale())
 
-    @torch.no_grad()
-    def target_logits(self, f_CD: Tensor, y_C: Tensor, z_CV: Tensor, shift_C: Tensor, *classes: Tensor) -> Tensor:
-        wide, scale = shift_C.dtype, self.scale()
-        h_CD = f_CD.to(wide) / (2 * scale)
-        return -scale * (h_CD - classes[0][y_C].to(wide)).square().sum(1)
+    def target_logits(self, f_CD: Tensor, y_C: Tensor, z_C: Tensor, *classes: Tensor) -> Tensor:
+        w_VD, g = classes
+        difference_CD = (f_CD.to(z_C.dtype) / (2 * g)).sub_(w_VD.index_select(0, y_C))
+        return -g * _squared_norms(difference_CD)
 
     def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
         return {"metric/true_distance": (-true_N / self.scale()).sqrt()}
+
+
+def _squared_norms(w_VD: Tensor) -> Tensor:
+    """||w_k||^2 (V,) in float32, without a second matrix."""
+    return torch.linalg.vector_norm(w_VD, dim=1, dtype=wide_dtype(w_VD.dtype)).square()

@@ -58,6 +58,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         text = config.text_config
         self.model = AutoModel.from_config(text, attn_implementation=config._attn_implementation)
         self.lm_head: Head = build(HEADS, config.head, text.hidden_size, text.vocab_size)
+        self.lm_head.n_classes = config.n_classes
         self.objective: Objective = build(OBJECTIVES, config.objective)
         if config.tie_word_embeddings:
             # The name of the input embedding differs between bodies: wte, embed_tokens, ...

@@ -67,6 +67,8 @@ class Objective:
     """Whether ``loss`` reads ``TokenLogits.mean``."""
     uses_weight = False
     """Whether the TFSD weight takes part in the loss."""
+    shift_invariant = False
+    """Whether a constant added to all logits of a token has no gradient; that of the rounding is then not computed."""
 
     @dataclass(frozen=True)
     class Options:
@@ -98,6 +100,7 @@ class CrossEntropy(Objective):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.uses_mean = options.label_smoothing > 0
+        self.shift_invariant = options.z_loss == 0
 
     def loss(self, t: TokenLogits) -> Tensor:
         loss = negative_log_likelihood(t)
@@ -114,6 +117,7 @@ class WeightedCrossEntropy(Objective):
     """c * (-log P_y) with c, the TFSD weight, detached: the ablation that must train exactly as TFSD does."""
 
     uses_weight = True
+    shift_invariant = True
 
     def loss(self, t: TokenLogits) -> Tensor:
         return tfsd_weight(t).detach() * negative_log_likelihood(t)

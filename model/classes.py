@@ -1,0 +1,150 @@
+"""The vocabulary's side of one evaluation of the loss: what chunks of tokens meet, and where their gradients add up.
+
+Shapes: C tokens of one chunk, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .precision import product
+
+if TYPE_CHECKING:
+    from .heads import AffineHead, Head
+
+
+@dataclass
+class LogitGradient:
+    """Gradient of C tokens' losses with respect to their logits, in factors: scale_C1 * weights_CV + uniform_C1."""
+
+    weights_CV: Tensor
+    scale_C: Tensor
+    uniform_C: Tensor | None = None
+    """What every class of a token gets."""
+
+    def dense(self) -> Tensor:
+        """The gradient (C, V) itself, in the place of the weights."""
+        dz_CV = self.weights_CV.mul_(self.scale_C[:, None])
+        return dz_CV if self.uniform_C is None else dz_CV.add_(self.uniform_C[:, None])
+
+
+class Classes:
+    """Class tensors of any head; their gradients by autograd, which evaluates the chunk's logits a second time."""
+
+    bias_V: Tensor | None = None
+    """What is yet to be added to each row of ``logits``."""
+
+    def __init__(self, head: Head, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
+        self.head = head
+        padded = len(head.weight)
+        real = [t[: head.n_classes] if len(t) == padded else t for t in tensors]
+        self.tensors = tuple(t.to(dtype) if t.dim() == 2 else t for t in real)
+        self.padded_gradients = [torch.zeros_like(t) for t in tensors] if with_gradient else []
+        self.gradients = [total[: len(t)] for total, t in zip(self.padded_gradients, real, strict=False)]
+
+    def logits(self, f_CD: Tensor, out_CV: Tensor | None) -> Tensor:
+        """Logits (C, V) of a chunk up to a constant per token and ``bias_V``; in ``out_CV`` where that serves."""
+        return self.head.logits(f_CD, *self.tensors)
+
+    def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
+        """Mean over the vocabulary (C,) of the chunk's logits, bias included."""
+        return z_CV.mean(1)
+
+    def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
+        """Add the gradients of the class tensors and return that of ``f_CD``. Uses up ``gradient``."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (f_CD, *self.tensors)]
+            z_CV = self.head.logits(*leaves)
+            df_CD, *parts = torch.autograd.grad(z_CV, leaves, gradient.dense().to(z_CV.dtype))
+        for total, part in zip(self.gradients, parts, strict=True):
+            total.add_(part)
+        return df_CD
+
+    def finish(self) -> list[Tensor]:
+        """The gradients of the class tensors, after the last chunk."""
+        return self.padded_gradients
+
+
+class AffineClasses(Classes):
+    """Classes of a head with logits f @ A.T + b, where A is the first class tensor: matrix products are all a chunk costs."""
+
+    head: AffineHead
+
+    def __init__(self, head: AffineHead, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
+        super().__init__(head, tensors, dtype, with_gradient)
+        self.bias_V = self.b_V = head.offsets(*self.tensors)
+        self.db_V = tensors[0].new_zeros(len(self.tensors[0]))
+        # Sums over tokens of what every class gets alike, for A and for b; None as long as there is nothing.
+        self.uniform_D: Tensor | None = None
+        self.uniform = tensors[0].new_zeros(())
+
+    def logits(self, f_CD: Tensor, out_CV: Tensor | None) -> Tensor:
+        return product(f_CD, self.tensors[0].T, out_CV)
+
+    @functools.cached_property
+    def mean_class(self) -> tuple[Tensor, Tensor | float]:
+        """Mean over the vocabulary of A (D,) and of b."""
+        return self.tensors[0].mean(0, dtype=self.db_V.dtype), 0.0 if self.b_V is None else self.b_V.mean()
+
+    def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
+        # The mean of an affine function needs the mean class only, not a pass over the logits.
+        mean_D, mean_b = self.mean_class
+        return f_CD.to(mean_D.dtype) @ mean_D + mean_b
+
+    def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
+        weights_CV, scale_C1 = gradient.weights_CV, gradient.scale_C[:, None]
+        df_CD = product(weights_CV, self.tensors[0]).mul_(scale_C1)
+        if f_CD.dtype == self.db_V.dtype:
+            self.gradients[0].addmm_(weights_CV.T, f_CD * scale_C1)
+            if self.b_V is not None:
+                self.db_V.addmv_(weights_CV.T, gradient.scale_C)
+        else:
+            # In half precision small scales would round to 0, so the largest is brought to 1. Sums are float32.
+            largest = gradient.scale_C.abs().amax().clamp(min=torch.finfo(self.db_V.dtype).tiny)
+            scale_C1 = (scale_C1 / largest).to(f_CD.dtype)
+            self.gradients[0].addcmul_(product(weights_CV.T, f_CD * scale_C1), largest)
+            if self.b_V is not None:
+                self.db_V.addcmul_(product(weights_CV.T, scale_C1).squeeze(1), largest)
+        if gradient.uniform_C is not None:
+            df_CD.addcmul_(gradient.uniform_C[:, None], self.mean_class[0] * len(self.db_V))
+            sum_D = gradient.uniform_C @ f_CD.to(self.db_V.dtype)
+            self.uniform_D = sum_D if self.uniform_D is None else self.uniform_D + sum_D
+            self.uniform += gradient.uniform_C.sum()
+        return df_CD
+
+    def finish(self) -> list[Tensor]:
+        if self.uniform_D is not None:
+            self.gradients[0] += self.uniform_D
+        if self.b_V is not None:
+            self.head.add_offset_gradients(self.db_V + self.uniform, self.tensors, self.gradients)
+        return super().finish()
+
+
+class SoftCappedClasses(AffineClasses):
+    """The same where logits z become c tanh(z / c); holds a second buffer as large as the chunk, for the slopes."""
+
+    def __init__(self, head: AffineHead, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
+        super().__init__(head, tensors, dtype, with_gradient)
+        self.bias_V = None  # added below, before the cap
+        self.slope_CV: Tensor | None = None
+
+    def logits(self, f_CD: Tensor, out_CV: Tensor | None) -> Tensor:
+        assert self.head.soft_cap is not None
+        z_CV = super().logits(f_CD, out_CV)
+        z_CV = z_CV if self.b_V is None else z_CV.add_(self.b_V)
+        z_CV.div_(self.head.soft_cap).tanh_()
+        self.slope_CV = 1 - z_CV.square()
+        return z_CV.mul_(self.head.soft_cap)
+
+    def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
+        return z_CV.mean(1)
+
+    def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
+        assert self.slope_CV is not None
+        dz_CV = gradient.dense().mul_(self.slope_CV)
+        return super().accumulate(LogitGradient(dz_CV, torch.ones_like(gradient.scale_C)), f_CD)

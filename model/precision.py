@@ -1,0 +1,27 @@
+"""Which dtype what is computed in. Shapes: C tokens of one chunk, V vocabulary, D width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for sums, norms and losses over values of ``dtype``: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def compute_dtype(h: Tensor) -> torch.dtype:
+    """The dtype of matrix products on ``h``: autocast's where autocast is on, else that of ``h``."""
+    device = h.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b with a result in float32 (float64 for float64 inputs), whatever the inputs' dtype; in ``out`` if given."""
+    wide = wide_dtype(a.dtype)
+    if a.dtype == wide:
+        return torch.mm(a, b, out=out)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=wide) if out is None else torch.mm(a, b, out_dtype=wide, out=out)
+    return (a @ b).to(wide) if out is None else out.copy_(a @ b)

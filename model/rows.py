@@ -1,0 +1,59 @@
+"""What happens to each row of logits between the matrix products: exp(z - max), the target left out.
+
+Shapes: C tokens of one chunk, V vocabulary.
+
+Elementwise work is bound by memory, so a row should come from memory once. On CPU a block of rows small enough for a core's
+cache goes through all steps before the next; on CUDA one Triton kernel holds a row (kernels.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .kernels import masked_softmax, triton_available
+
+BLOCK_BYTES = 1 << 20
+"""Logits per thread that go through all steps together on CPU: they fit a core's second-level cache, with room to spare."""
+
+
+@dataclass
+class Negatives:
+    """The logits of all classes but the target, as exponentials of each row."""
+
+    weights_CV: Tensor
+    """exp(z_k - L) times ``total_C``; 0 at the target."""
+    total_C: Tensor
+    """Row sums of the weights."""
+    max_C: Tensor
+    """The largest logit but the target's."""
+    logsumexp_C: Tensor
+    """L = log sum_{k != y} exp(z_k)"""
+
+
+def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype) -> Negatives:
+    """The exponentials of ``z_CV + bias_V`` without the targets ``y_C``, in ``dtype``. Uses up ``z_CV``.
+
+    The target is masked before the sum: subtracting exp(z_y) from the full sum afterwards would cancel.
+    """
+    if z_CV.is_cuda and triton_available():
+        return Negatives(*masked_softmax(z_CV, bias_V, y_C, dtype))
+    z_CV.scatter_(1, y_C[:, None], float("-inf"))
+    max_C1, total_C = z_CV.new_empty(len(z_CV), 1), z_CV.new_empty(len(z_CV))
+    rows = len(z_CV)
+    if z_CV.device.type == "cpu":
+        rows = max(1, BLOCK_BYTES * torch.get_num_threads() // (z_CV.shape[1] * z_CV.element_size()))
+    for start in range(0, len(z_CV), rows):
+        block = slice(start, start + rows)
+        z_RV = z_CV[block]
+        if bias_V is not None:
+            z_RV.add_(bias_V)
+        torch.amax(z_RV, 1, keepdim=True, out=max_C1[block])
+        torch.sum(z_RV.sub_(max_C1[block]).exp_(), 1, out=total_C[block])
+    max_C, logsumexp_C = max_C1.squeeze(1), total_C.log() + max_C1.squeeze(1)
+    if dtype != z_CV.dtype:
+        # Probabilities: what half precision cannot tell from 0 is then what matters least.
+        return Negatives(z_CV.div_(total_C[:, None]).to(dtype), torch.ones_like(total_C), max_C, logsumexp_C)
+    return Negatives(z_CV, total_C, max_C, logsumexp_C)
