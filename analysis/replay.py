@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from configs.errors import InputError, exit_status
+from configs.imports import importing
 from configs.load import load_config
 
 from . import style
@@ -76,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("sequences", "window"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} is {getattr(options, name)}; give a whole number from 1")
-    from .counterfactual import changed_config, take_both
-
+    with importing():  # torch
+        from .counterfactual import changed_config, take_both
     changes = {change: changed_config(logged, options.step, change) for change in options.counterfactual}
     run = open_replay(logged, options.step)
     explanation, tokens, before = explain(run, logged, options.step, options.sequences, keep_state=bool(changes))
@@ -102,13 +103,13 @@ def _check(logged: LoggedRun, step: int) -> None:
 
 def open_replay(logged: LoggedRun, step: int) -> Run:
     """The run at its nearest checkpoint before ``step``, on one process; nothing is written to its directory."""
-    import torch
+    with importing():
+        import torch
 
-    from stability.checkpoints import checkpoint_before
-    from stability.launch import start_accelerator
-    from stability.rewind import last_rewind
-    from training.run import build_run
-
+        from stability.checkpoints import checkpoint_before
+        from stability.launch import start_accelerator
+        from stability.rewind import last_rewind
+        from training.run import build_run
     config = load_config(logged.path / "config.yaml").model_copy(update={"trackers": []})
     facts = environment_of(logged)
     if facts["device"]["type"] == "cpu":

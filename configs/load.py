@@ -20,12 +20,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import InputError
+from .imports import importing
 from .schema import RunConfig, Section
 
 _KIND_KEYS = {"data": "kind", "head": "kind", "objective": "kind", "body": "model_type"}
 """The key of each section that decides which other keys it has."""
 
 
+@importing()  # the checks and plugins import torch and transformers
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration in ``path``, on top of its ``base:`` recipe if it names one, with ``key.sub=value`` overrides.
 

@@ -100,7 +100,7 @@ class PydocCorpus:
         return {
             "kind": "pydoc",
             "rules": RULES_VERSION,
-            "versions": {name: version(name) for name in self._packages},
+            "versions": {name: counts["version"] for name, counts in self._counts.items()},
             "max_documents": self._max_documents,
         }
 

@@ -24,6 +24,8 @@ from .metrics import describe
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
 _WEIGHT_DECADES = 16
+PORTION = 100_000
+"""Parameters whose copy and norms are taken together on CPU: two sets of them fit a core's second-level cache."""
 
 
 class Losses(Protocol):
@@ -64,7 +66,7 @@ def parameter_groups(
 
 
 class GroupNorms:
-    """L2 norms of lists of tensors, by group, in two small device operations whatever the number of tensors."""
+    """L2 norms of groups of tensors, from the norms of the tensors, in two small device operations."""
 
     def __init__(self, groups: dict[str, list[int]], parameters: Sequence[Tensor]) -> None:
         self.names = list(groups)
@@ -77,9 +79,9 @@ class GroupNorms:
         self.root_count_G = torch.tensor([math.sqrt(c) for c in counts], device=device)
 
     @torch.no_grad()
-    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Norm of each group (G,) and of all tensors together (), in float32."""
-        norms = torch.stack(torch._foreach_norm(list(tensors)))
+    def __call__(self, tensor_norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Norm of each group (G,) and of all tensors together (), in float32, from those of the P tensors."""
+        norms = torch.stack(list(tensor_norms))
         if isinstance(norms, DTensor):  # sharded parameters: the norms of the shards are combined here
             norms = norms.full_tensor()
         squares = norms.float().square()
@@ -102,11 +104,14 @@ class Telemetry:
         self.parameters: list[Tensor] = list(named_parameters.values())
         self.group_norms = GroupNorms(groups, self.parameters)
         self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
+        self.portions = _portions(self.parameters)
         self._reset()
         self._handles = self._add_hooks(blocks, final_norm) if enabled else []
 
     def _reset(self) -> None:
         self.norms: dict[str, list[Tensor]] = {}
+        self.measured: tuple[Any, Any] = (None, None)
+        """The hidden states measured last and their norms (N,)."""
         self.losses: list[Losses] = []
         self.attention: list[dict[str, Tensor]] = []
         self.step_values: dict[str, Tensor] = {}
@@ -117,10 +122,12 @@ class Telemetry:
                 if module.training:  # an evaluation leaves no trace
                     value = output if output is not None else arguments
                     h_BTD = value[0] if isinstance(value, tuple) else value
-                    with torch.no_grad():
-                        self.norms.setdefault(name, []).append(
-                            torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
-                        )
+                    # The last block's output is the final norm's input: measured once.
+                    if h_BTD is not self.measured[0]:
+                        with torch.no_grad():
+                            norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
+                        self.measured = (h_BTD, norm_N)
+                    self.norms.setdefault(name, []).append(self.measured[1])
 
             return hook
 
@@ -141,25 +148,29 @@ class Telemetry:
     def before_update(self) -> Tensor:
         """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ()."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        groups, total = self.group_norms(gradients)
+        groups, total = self.group_norms(torch._foreach_norm(gradients))
         self.step_values["grad_norm/total"] = total
         if self.enabled:
             self._store("grad_norm", groups)
-            self._store("param_norm", self.group_norms(self.parameters)[0])
+            norms: list[Tensor] = []
+            for portion in self.portions:
+                for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=True):
+                    copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
+                norms += torch._foreach_norm(self.parameters[portion])
+            self._store("param_norm", self.group_norms(norms)[0])
             norms_V = torch.linalg.vector_norm(_full(self.head.get_parameter("weight")), dim=1)
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
-            for copy, parameter in zip(
-                self.before, self.parameters, strict=True
-            ):  # foreach_copy_ cannot take sharded ones
-                copy.copy_(parameter)
         return total
 
     @torch.no_grad()
     def after_update(self) -> None:
         """Measure what the optimizer's step changed."""
         if self.enabled:
-            torch._foreach_sub_(self.before, self.parameters)
-            self._store("update_rms", self.group_norms(self.before)[0] / self.group_norms.root_count_G)
+            norms: list[Tensor] = []
+            for portion in self.portions:
+                torch._foreach_sub_(self.before[portion], self.parameters[portion])
+                norms += torch._foreach_norm(self.before[portion])
+            self._store("update_rms", self.group_norms(norms)[0] / self.group_norms.root_count_G)
 
     def _store(self, kind: str, values_G: Tensor) -> None:
         self.step_values |= {
@@ -250,8 +261,21 @@ def weight_histogram(weight_N: Tensor, valid_N: Tensor) -> Tensor:
 def weight_quantile(histogram: Tensor, q: float) -> Tensor:
     """The centre of the bin that holds quantile ``q`` of the weights."""
     cumulative = histogram.cumsum(0)
-    index = (cumulative < q * cumulative[-1]).sum()
+    index = torch.searchsorted(cumulative, q * cumulative[-1:])[0]
     return 10 ** ((index + 0.5) * (_WEIGHT_DECADES / WEIGHT_BINS) - _WEIGHT_DECADES)
+
+
+def _portions(parameters: Sequence[Tensor]) -> list[slice]:
+    """Runs of parameters to go through one after the other: on CPU what a core's cache keeps between two operations."""
+    if parameters[0].device.type != "cpu":
+        return [slice(None)]
+    starts, size = [0], 0
+    for index, parameter in enumerate(parameters):
+        if size and size + parameter.numel() > PORTION:
+            starts.append(index)
+            size = 0
+        size += parameter.numel()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(parameters)], strict=True)]
 
 
 def _full(weight: Tensor) -> Tensor:

@@ -1,0 +1,216 @@
+"""The loss over a vocabulary: time and memory of this project's primitive against its own matrix products and other ways.
+
+    python -m benchmarks.loss [--shapes N,D,V ...] [--rounds R] [--threads T]
+
+Contestants take turns in one process. On one thread (the default on CPU) times are CPU times of the process, which neighbours
+on the machine do not lengthen by taking its core away; with more threads they are wall times. A figure is the median over the
+rounds of the ratio to the three matrix products of the same chunks (logits, and the gradients of both sides), with quartiles.
+Memory is the peak of what is allocated beyond the inputs and their gradients, in units of N x V numbers of 4 bytes.
+Gradients of hidden states and weights are part of every turn. On CUDA all products are bfloat16, under autocast where a
+contestant knows it. cut-cross-entropy and liger-kernel take part where they are installed.
+
+Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.paired import machine
+from configs.errors import InputError, exit_status
+from model import HEADS, OBJECTIVES
+from model.chunked import chunk_rows, chunked_loss
+from model.precision import product
+
+SHAPES = ["2048,256,8192", "4096,256,8192", "2048,768,8192", "4096,768,8192"] + [
+    "2048,256,50257", "4096,256,50257", "2048,768,50257", "4096,768,50257"
+]  # fmt: skip
+MATMULS = "three matmuls"
+LossAndInputs = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From hidden states (N, D), weights (V, D) and targets (N,) to the summed loss, differentiable."""
+
+
+def main() -> None:
+    """Measure and print a table for each shape."""
+    parser = argparse.ArgumentParser(description="The loss over a vocabulary: time and memory.")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="N,D,V", help="tokens, width, vocabulary")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant; by default fewer for larger shapes")
+    parser.add_argument("--threads", type=int, default=1, help="threads on CPU")
+    arguments = parser.parse_args()
+    shapes = [_shape(text) for text in arguments.shapes]
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock = "time" if device.type == "cuda" else "CPU time" if arguments.threads == 1 else "wall time"
+    print(f"{machine(device)}; median ratios of {clock} [quartiles] to the three matmuls, memory in N x V floats")
+    for N, D, V in shapes:
+        rounds = arguments.rounds or max(3, min(15, int(3e11 / (N * D * V))))
+        seconds, memory = measure(N, D, V, rounds, device, arguments.threads)
+        print(f"\nN={N} D={D} V={V}, {rounds} rounds, chunks of {chunk_rows(N, device.type)}")
+        for name, values in seconds.items():
+            low, middle, high = np.quantile(values / seconds[MATMULS], [0.25, 0.5, 0.75])
+            print(
+                f"  {name:<34} {1e3 * np.median(values):9.1f} ms   {middle:6.3f} [{low:.3f}, {high:.3f}]"
+                f"   memory {memory[name]:6.3f}",
+                flush=True,
+            )
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(f"--shapes: {text!r} is not N,D,V, three positive numbers")
+    N, D, V = (int(p) for p in parts)
+    return N, D, V
+
+
+def measure(
+    N: int, D: int, V: int, rounds: int, device: torch.device, threads: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Seconds of each contestant in each round, and its memory beyond the gradients in units of N x V floats."""
+    generator = torch.Generator().manual_seed(0)
+    h_ND = torch.randn(N, D, generator=generator).to(device)
+    w_VD = (0.02 * torch.randn(V, D, generator=generator)).to(device)
+    y_N = torch.randint(0, V, (N,), generator=generator).to(device)
+    turns = {MATMULS: functools.partial(three_matmuls, h_ND, w_VD)}
+    for name, loss in contestants(device).items():
+        turns[name] = functools.partial(_forward_and_backward, loss, h_ND, w_VD, y_N)
+    memory = {}
+    for name, turn in turns.items():
+        turn()  # compilers run, kernels are chosen
+        memory[name] = (_peak_bytes(turn, device) - 4 * (N * D + V * D)) / (4 * N * V)
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    order = list(turns)
+    for number in range(rounds):
+        for name in order if number % 2 else order[::-1]:
+            seconds[name].append(_seconds(turns[name], device, threads))
+    return {name: np.array(values) for name, values in seconds.items()}, memory
+
+
+def three_matmuls(h_ND: Tensor, w_VD: Tensor) -> None:
+    """The products of the chunked loss and nothing else: logits, gradient of the features, gradient of the classes."""
+    dtype = torch.bfloat16 if h_ND.is_cuda else torch.float32
+    h_ND, w_VD = h_ND.to(dtype), w_VD.to(dtype)
+    rows = chunk_rows(len(h_ND), h_ND.device.type)
+    z_CV = torch.empty(rows, len(w_VD), device=h_ND.device)
+    dh_ND, dw_VD = torch.empty_like(h_ND), torch.zeros_like(w_VD, dtype=torch.float32)
+    for start in range(0, len(h_ND), rows):
+        h_CD = h_ND[start : start + rows]
+        dz_CV = product(h_CD, w_VD.T, z_CV[: len(h_CD)]).to(dtype)
+        dh_ND[start : start + rows] = product(dz_CV, w_VD)
+        if dtype == dw_VD.dtype:
+            dw_VD.addmm_(dz_CV.T, h_CD)
+        else:
+            dw_VD += product(dz_CV.T, h_CD)
+
+
+def contestants(device: torch.device) -> dict[str, LossAndInputs]:
+    """Ways to the same losses, by name."""
+    found = {
+        "CE, linear": _chunked("linear", "ce"),
+        "CE, metric": _chunked("metric", "ce"),
+        "TFSD, metric": _chunked("metric", "tfsd"),
+        "TFSD, metric, with statistics": _chunked("metric", "tfsd", statistics=True),
+        "F.kl_div definition of TFSD": tfsd_definition,
+        "F.cross_entropy on all logits": lambda h, w, y: F.cross_entropy(h @ w.T, y, reduction="sum"),
+    }
+    for rows in (256, 512):
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+        found[f"torch linear_cross_entropy, {rows}"] = functools.partial(_torch_linear_cross_entropy, options)
+    found |= _apple(device) | _liger(device)
+    return found
+
+
+def _chunked(head_kind: str, objective_kind: str, statistics: bool = False) -> LossAndInputs:
+    objective = OBJECTIVES[objective_kind](OBJECTIVES[objective_kind].Options())
+
+    def loss(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
+        with torch.device("meta"):
+            head = HEADS[head_kind](w_VD.shape[1], len(w_VD), HEADS[head_kind].Options())
+        del head.weight
+        setattr(head, "weight", w_VD)  # noqa: B010  (the caller's leaf, where a module declares a parameter)
+        return chunked_loss(head, objective, h_ND, y_N, statistics).objective_sum
+
+    return loss
+
+
+def tfsd_definition(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
+    """KL(Q || P) of a metric head at g = 1/2 as one would write it down: two log-softmaxes of all logits and F.kl_div."""
+    z_NV = h_ND @ w_VD.T - 0.5 * w_VD.square().sum(1) - 0.5 * h_ND.square().sum(1, keepdim=True)
+    teacher_NV = z_NV.detach().scatter(1, y_N[:, None], 0.0).log_softmax(1)
+    return F.kl_div(z_NV.log_softmax(1), teacher_NV, log_target=True, reduction="sum")
+
+
+def _torch_linear_cross_entropy(
+    options: torch.nn.LinearCrossEntropyOptions, h_ND: Tensor, w_VD: Tensor, y_N: Tensor
+) -> Tensor:
+    return F.linear_cross_entropy(h_ND, w_VD, y_N, reduction="sum", options=options)
+
+
+def _apple(device: torch.device) -> dict[str, LossAndInputs]:
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError:
+        return {}
+    implementation = "cce" if device.type == "cuda" else "torch_compile"
+    return {
+        f"cut-cross-entropy, {implementation}": functools.partial(
+            linear_cross_entropy, reduction="sum", impl=implementation
+        )
+    }
+
+
+def _liger(device: torch.device) -> dict[str, LossAndInputs]:
+    if device.type != "cuda":
+        return {}
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        return {}
+    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return {"Liger fused linear CE": lambda h, w, y: fused(w, h, y)}
+
+
+def _forward_and_backward(loss: LossAndInputs, h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> None:
+    h_ND, w_VD = h_ND.detach().requires_grad_(), w_VD.detach().requires_grad_()
+    with torch.autocast(h_ND.device.type, torch.bfloat16, enabled=h_ND.is_cuda):
+        value = loss(h_ND, w_VD, y_N)
+    value.backward()
+
+
+def _seconds(turn: Callable[[], None], device: torch.device, threads: int) -> float:
+    clock = time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = clock()
+    turn()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - began
+
+
+def _peak_bytes(turn: Callable[[], None], device: torch.device) -> int:
+    """The most bytes that were allocated at once during a turn."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        turn()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        turn()
+    assert recorded.profiler is not None
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return int(np.cumsum(sizes).max())
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))
