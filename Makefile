@@ -17,6 +17,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.loss --shapes 2048,256,8192 2048,768,8192
+	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.telemetry
 
 $(VENV)/.installed: requirements.txt

@@ -1,9 +1,13 @@
 """Run a set of runs that belong together, then compare them.
 
-    python run_suite.py configs/suites/demo.yaml [--out DIR]
+    python run_suite.py configs/suites/demo.yaml [--out DIR] [--jobs N]
 
 Each run is a process of its own, so that one which diverges leaves the others alone. Interrupted and started again, the
 suite goes on where it was: finished runs are not repeated, unfinished ones resume from their last checkpoint.
+
+With --jobs, N runs at a time share the cores, each on its part of them: small models leave cores waiting for each other, so
+that two runs on a core each are done sooner than one after the other on both (RESULTS.md). What a run prints is then in
+<out>/logs/. The number of threads is part of what makes a run repeatable to the bit.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import yaml
@@ -47,21 +53,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run a set of runs that belong together, then compare them.")
     parser.add_argument("suite", type=Path, help="a YAML file, see configs/suites/")
     parser.add_argument("--out", help="directory of the runs (default: the suite's own)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        raise InputError(f"--jobs: must be at least 1, but is {arguments.jobs}")
     suite = load_suite(arguments.suite)
     out = Path(arguments.out or suite.out)
     recipe = arguments.suite.parent / suite.recipe
-    for name, overrides in suite.runs.items():
-        command = [str(ROOT / "train_lm.py"), "--config", str(recipe), f"name={name}", f"output_dir={out}", *overrides]
-        status = run(command)
-        if status not in (EXIT_FINISHED, EXIT_DIVERGED):  # a run that diverges is a result
-            if status == EXIT_PREEMPTED:
-                print("interrupted; the same command goes on from here")
-            return status
+    train = [str(ROOT / "train_lm.py"), "--config", str(recipe), f"output_dir={out}"]
+    commands = {name: [*train, f"name={name}", *overrides] for name, overrides in suite.runs.items()}
+    status = run_all(commands, arguments.jobs, out / "logs")
+    if status == EXIT_PREEMPTED:
+        print("interrupted; the same command goes on from here")
+    if status != EXIT_FINISHED:
+        return status
     paths = {name: str(out / name) for name in suite.runs}
     for analysis in suite.analyses:
         words = [w for word in shlex.split(analysis) for w in expand(word, paths, out)]
-        status = run(["-m", f"analysis.{words[0]}", *words[1:]])
+        status = run_all({"": ["-m", f"analysis.{words[0]}", *words[1:]]}, 1, out)
         if status != EXIT_FINISHED:
             return status
     print_results(out, list(suite.runs))
@@ -91,20 +100,65 @@ def expand(word: str, paths: dict[str, str], out: Path) -> list[str]:
         ) from None
 
 
-def run(command: list[str]) -> int:
-    """Run Python with this command line, pass SIGTERM on to it, and return its exit status."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # for -m analysis.<name> from any directory
-    process = subprocess.Popen([sys.executable, *command], env=environment)  # noqa: S603  (this project's own commands)
-    # Ctrl-C reaches the child by itself, which then writes its checkpoint; this process has to wait for that.
+def run_all(commands: dict[str, list[str]], jobs: int, logs: Path) -> int:
+    """Run Python with each of these command lines, ``jobs`` at a time; returns the first bad exit status, or that of success.
+
+    After a bad one no more are started, and those that run are asked to stop. SIGTERM is passed on. Beside others, a command
+    writes to a file in ``logs`` that is named like it.
+    """
+    running: dict[str, subprocess.Popen[bytes]] = {}
+
+    waiting, bad = dict(commands), EXIT_FINISHED
+
+    def stop(number: int = signal.SIGTERM, frame: Any = None) -> None:
+        nonlocal bad
+        bad = bad or EXIT_PREEMPTED
+        for process in running.values():
+            process.send_signal(number)
+
+    # Ctrl-C reaches the children by itself, which then write their checkpoints; this process has to wait for that.
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    signal.signal(signal.SIGTERM, stop)
     try:
-        return process.wait()
+        while running or (waiting and bad == EXIT_FINISHED):
+            while waiting and bad == EXIT_FINISHED and len(running) < jobs:
+                name = next(iter(waiting))
+                running[name] = start(waiting.pop(name), jobs, logs / f"{name}.log")
+            time.sleep(0.05)
+            for name, process in [*running.items()]:
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[name]
+                if jobs > 1:
+                    print(f"{name}: {last_line(logs / f'{name}.log')}", flush=True)
+                if status not in (EXIT_FINISHED, EXIT_DIVERGED):  # a run that diverges is a result
+                    bad = bad or status
+                    stop()
+        return bad
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
+
+
+def start(command: list[str], jobs: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start Python with this command line; as one of several ``jobs`` on its part of the cores, writing to ``log``."""
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # for -m analysis.<name> from any directory
+    line = [sys.executable, *command]
+    if jobs == 1:
+        return subprocess.Popen(line, env=environment)  # noqa: S603  (this project's own commands)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(line, env=environment, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603
+
+
+def last_line(log: Path) -> str:
+    """What a run said last."""
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "said nothing")
 
 
 def print_results(out: Path, runs: list[str]) -> None:

@@ -50,6 +50,42 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path):
     assert "diverged" in result.stdout
 
 
+def test_runs_side_by_side(workspace, tmp_path):
+    """Two of three at a time; stopped when two are under way, then done, each with what it printed in a file of its own."""
+    runs = "\n".join(f"  {name}: [seed={seed}, train.steps=60]" for seed, name in enumerate(("one", "two", "three")))
+    (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n{runs}\n")
+    command = [str(ROOT / "run_suite.py"), "suite.yaml", "--jobs", "2"]
+    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    metrics = [tmp_path / "out" / name / "metrics.jsonl" for name in ("one", "two")]
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not all(m.exists() and m.stat().st_size > 0 for m in metrics):
+        time.sleep(0.02)
+    statuses = {
+        name: json.loads((tmp_path / "out" / name / "status.json").read_text())["status"] for name in ("one", "two")
+    }
+    assert statuses == {"one": "running", "two": "running"}
+    assert not (tmp_path / "out" / "three").exists()
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, output
+    result = python(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for name in ("one", "two", "three"):
+        assert [row["step"] for row in rows_of(tmp_path / "out" / name)] == list(range(1, 61))
+        assert "finished: validation NLL" in (tmp_path / "out" / "logs" / f"{name}.log").read_text()
+        assert f"{name}: finished: validation NLL" in result.stdout
+
+
+def test_a_bad_run_among_others_ends_the_suite_with_its_status(workspace, tmp_path):
+    runs = "  good: []\n  bad: [optimizer.lr=-1]\n  late: []"
+    (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n{runs}\n")
+    result = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "bad: " in result.stdout
+    assert "optimizer.lr" in result.stdout.split("bad: ")[-1]
+    assert not (tmp_path / "out" / "late").exists()
+
+
 def test_a_mistake_in_a_suite_is_one_line(tmp_path):
     (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\nrun: {}\n")
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
