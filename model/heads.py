@@ -223,7 +223,9 @@ class MetricHead(AffineHead):
             h_ND = F.layer_norm(h_ND, h_ND.shape[-1:])
         elif self.batch_norm is not None:
             h_ND = self.batch_norm(h_ND)
-        return (2 * self.scale() * h_ND).to(dtype)
+        doubled = 2 * self.scale()
+        # At the linear-equivalent scale the features are the hidden states: no copy of them.
+        return h_ND.to(dtype) if doubled == 1.0 and self.log_scale is None else (doubled * h_ND).to(dtype)
 
     def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         (w_VD,) = super().classes(dtype)

@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.components import model_config
 from configs.errors import InputError
 from configs.load import dump_config, load_config, validate
+from configs.schema import BodyConfig
 
 from .conftest import ROOT, python
 
@@ -38,6 +40,14 @@ def test_a_recipe_on_top_of_another_states_only_what_differs():
     assert article.model_copy(update={"name": base.name, "head": base.head}) == base
 
 
+def test_a_vocabulary_is_padded_for_the_body_and_not_for_the_head():
+    config = load_config(MICRO, ["body.pad_vocab_to_multiple_of=64"])
+    found = model_config(config, vocab_size=4100, special_id=0)
+    assert (found.text_config.vocab_size, found.n_classes) == (4160, 4100)
+    with pytest.raises(ValueError, match="pad_vocab_to_multiple_of is for a new body"):
+        BodyConfig.model_validate({"checkpoint": "x", "pad_vocab_to_multiple_of": 64})
+
+
 def test_numbers_in_yaml_and_on_the_command_line_are_numbers():
     assert load_config(MICRO, ["optimizer.lr=1e-3"]).optimizer.lr == 1e-3
     assert load_config(MICRO, ["head.scale=2"]).head.options["scale"] == 2
@@ -45,7 +55,7 @@ def test_numbers_in_yaml_and_on_the_command_line_are_numbers():
 
 def test_another_kind_drops_the_options_it_does_not_have():
     config = load_config(ROOT / "configs/pydoc_micro_article.yaml", ["head.kind=linear"])
-    assert config.head.model_dump() == {"kind": "linear", "tied": True, "bias": False}
+    assert config.head.model_dump() == {"kind": "linear", "tied": True, "bias": False, "soft_cap": None}
 
 
 MISTAKES = [

@@ -50,6 +50,25 @@ def test_round_trip_through_safetensors(body, head, tmp_path):
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def test_a_padded_vocabulary_survives_saving_and_is_never_generated(tmp_path):
+    """100 of 120 rows are tokens; the other 20 are made as likely as can be."""
+    text = AutoConfig.for_model("gpt2", **SMALL, **BODIES["gpt2"])
+    model = new_model(SwapHeadConfig(text, head=HEADS["linear"], n_classes=100), seed=0)
+    with torch.no_grad():
+        model.lm_head.weight[100:] = 50 * model.model.ln_f.weight
+        model.model.ln_f.bias.fill_(1.0)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    prompt = tokens(length=4).clamp(max=99)
+    assert int(again(prompt).logits.argmax(-1).max()) < 100
+    assert int(again.generate(prompt, max_new_tokens=12, do_sample=True, top_k=None).max()) < 100
+    labels = prompt.clone()
+    torch.testing.assert_close(
+        again(prompt, labels=labels).loss,
+        torch.nn.functional.cross_entropy(again(prompt).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()),
+    )
+
+
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("head", ["linear", "learned"])
 def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
