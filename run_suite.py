@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pydantic
 import yaml
@@ -108,23 +107,29 @@ def run_all(commands: dict[str, list[str]], jobs: int, logs: Path) -> int:
     """
     running: dict[str, subprocess.Popen[bytes]] = {}
 
-    waiting, bad = dict(commands), EXIT_FINISHED
+    waiting, bad, asked = dict(commands), EXIT_FINISHED, set[str]()
 
-    def stop(number: int = signal.SIGTERM, frame: Any = None) -> None:
+    def stop(status: int, ask: bool) -> None:
         nonlocal bad
-        bad = bad or EXIT_PREEMPTED
-        for process in running.values():
-            process.send_signal(number)
+        bad = bad or status
+        # Once: a second signal ends a run in the middle of its checkpoint.
+        for name, process in running.items():
+            if ask and name not in asked:
+                process.send_signal(signal.SIGTERM)
+            asked.add(name)
 
-    # Ctrl-C reaches the children by itself, which then write their checkpoints; this process has to wait for that.
+    # Ctrl-C reaches the children by itself, which then write their checkpoints; this process has to wait for that. Handlers,
+    # and not SIG_IGN, which the children would inherit.
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, lambda *_: stop(EXIT_PREEMPTED, ask=False))
+    signal.signal(signal.SIGTERM, lambda *_: stop(EXIT_PREEMPTED, ask=True))
     try:
         while running or (waiting and bad == EXIT_FINISHED):
             while waiting and bad == EXIT_FINISHED and len(running) < jobs:
                 name = next(iter(waiting))
                 running[name] = start(waiting.pop(name), jobs, logs / f"{name}.log")
+                if bad != EXIT_FINISHED:  # the signal came while it was being started
+                    stop(bad, ask=True)
             time.sleep(0.05)
             for name, process in [*running.items()]:
                 status = process.poll()
@@ -134,10 +139,10 @@ def run_all(commands: dict[str, list[str]], jobs: int, logs: Path) -> int:
                 if jobs > 1:
                     print(f"{name}: {last_line(logs / f'{name}.log')}", flush=True)
                 if status not in (EXIT_FINISHED, EXIT_DIVERGED):  # a run that diverges is a result
-                    bad = bad or status
-                    stop()
+                    stop(status, ask=True)
         return bad
     finally:
+        stop(bad, ask=True)
         for number, handler in usual.items():
             signal.signal(number, handler)
 

@@ -108,7 +108,8 @@ def _answers(
     low, high = np.searchsorted(questions.place_M, [place_C[0], place_C[-1] + 1])
     row_M = torch.from_numpy(np.searchsorted(place_C, questions.place_M[low:high])).to(h_CD.device)
     token_MK = torch.from_numpy(questions.token_MK[low:high]).to(h_CD.device)
-    logits_CV = model.get_output_embeddings()(h_CD).double()
+    head = model.get_output_embeddings()
+    logits_CV = head(h_CD)[:, : getattr(head, "n_classes", None)].double()  # without the vocabulary's padding
     if not bool(torch.isfinite(logits_CV).all()):
         raise InputError(f"{label}: the model's logits are not finite; it has diverged: name an earlier checkpoint")
     log_p_CV = logits_CV.log_softmax(-1)

@@ -54,7 +54,7 @@ def main() -> None:
     for N, D, V in shapes:
         rounds = arguments.rounds or max(3, min(15, int(3e11 / (N * D * V))))
         seconds, memory = measure(N, D, V, rounds, device, arguments.threads)
-        print(f"\nN={N} D={D} V={V}, {rounds} rounds, chunks of {chunk_rows(N, device.type)}")
+        print(f"\nN={N} D={D} V={V}, {rounds} rounds, chunks of {chunk_rows(N, V, device.type)}")
         for name, values in seconds.items():
             low, middle, high = np.quantile(values / seconds[MATMULS], [0.25, 0.5, 0.75])
             print(
@@ -99,7 +99,7 @@ def three_matmuls(h_ND: Tensor, w_VD: Tensor) -> None:
     """The products of the chunked loss and nothing else: logits, gradient of the features, gradient of the classes."""
     dtype = torch.bfloat16 if h_ND.is_cuda else torch.float32
     h_ND, w_VD = h_ND.to(dtype), w_VD.to(dtype)
-    rows = chunk_rows(len(h_ND), h_ND.device.type)
+    rows = chunk_rows(len(h_ND), len(w_VD), h_ND.device.type)
     z_CV = torch.empty(rows, len(w_VD), device=h_ND.device)
     dh_ND, dw_VD = torch.empty_like(h_ND), torch.zeros_like(w_VD, dtype=torch.float32)
     for start in range(0, len(h_ND), rows):

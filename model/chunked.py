@@ -26,17 +26,20 @@ from .rows import negatives
 
 IGNORE_INDEX = -100
 MAX_ROWS = {"cpu": 512, "cuda": 4096}
-"""Most tokens of a chunk: where the matrix products are near their full speed (RESULTS.md)."""
+"""Most tokens of a chunk: where the matrix products are near their full speed (RESULTS.md; on CUDA not measured)."""
+MAX_BYTES = 1 << 30
+"""Most bytes of a chunk's logits."""
 SAMPLING = 16
 """The spread and the entropies of the logits take extra reads of them: they are measured on every 16th token."""
 
 
-def chunk_rows(tokens: int, device: str) -> int:
+def chunk_rows(tokens: int, vocabulary: int, device: str) -> int:
     """Tokens of a chunk: as many as the products need for their speed, but a fifth of all if that is not too few.
 
     Chunks are of equal size, so that none is a small remainder.
     """
-    rows = min(MAX_ROWS.get(device, MAX_ROWS["cuda"]), max(128, math.ceil(tokens / 5)))
+    most = max(1, min(MAX_ROWS.get(device, MAX_ROWS["cuda"]), MAX_BYTES // (4 * vocabulary)))
+    rows = min(most, max(128, math.ceil(tokens / 5)))
     return math.ceil(tokens / math.ceil(tokens / rows)) if tokens else 1
 
 
@@ -81,7 +84,7 @@ def chunked_loss(
     :func:`chunk_rows`.
     """
     dtype = compute_dtype(h_ND)
-    rows = rows or chunk_rows(y_N.shape[0], h_ND.device.type)
+    rows = rows or chunk_rows(y_N.shape[0], head.n_classes, h_ND.device.type)
     with torch.autocast(h_ND.device.type, enabled=False):
         f_ND = head.features(h_ND, dtype)
         shift_N = head.shift(f_ND)
@@ -113,13 +116,13 @@ class _ChunkedLoss(torch.autograd.Function):
         y_N = y_N.clamp(min=0)
         vocabulary = head.vocabulary(classes, f_ND.dtype, with_gradient)
         if with_gradient:
-            df_ND, dshift_N = torch.empty_like(f_ND), torch.empty_like(shift_N)
-        buffer_CV = None
+            # float16 could not hold what only the factor of the backward pass, a loss scale, lifts above its smallest number.
+            dtype = shift_N.dtype if f_ND.dtype == torch.float16 else f_ND.dtype
+            df_ND, dshift_N = torch.empty_like(f_ND, dtype=dtype), torch.empty_like(shift_N)
         pieces: list[dict[str, Tensor]] = []
-        for start in range(0, y_N.shape[0], rows):
+        for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
             chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c])
-            buffer_CV = chunk.form_logits(buffer_CV)
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
@@ -130,6 +133,7 @@ class _ChunkedLoss(torch.autograd.Function):
         per_token, sampled = _statistics(head, objective, t, raw) if statistics else ({}, {})
         if with_gradient:
             ctx.gradients = [df_ND, dshift_N, *vocabulary.finish()]
+            ctx.feature_dtype = f_ND.dtype
         values = (*per_token.values(), *sampled.values())
         ctx.mark_non_differentiable(raw["objective"], nll_N, valid_N, *values)
         return objective_sum, raw["objective"], nll_N, valid_N, tuple(per_token), tuple(sampled), *values
@@ -140,12 +144,13 @@ class _ChunkedLoss(torch.autograd.Function):
         gradients = ctx.gradients
         if gradients is None:
             raise RuntimeError("the loss's gradient is used a second time; the first time lacks retain_graph=True")
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        if torch._C._autograd._get_current_graph_task_keep_graph():  # private, but what AOTAutograd itself asks
             gradients = [g.clone() for g in gradients]
         else:
             # The only reference goes to autograd, which then need not copy: no second weight gradient exists.
             ctx.gradients = None
-        return None, None, None, None, None, None, *(g.mul_(d_objective.to(g.dtype)) for g in gradients)
+        df_ND, *others = (g.mul_(d_objective) for g in gradients)
+        return None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
 
 
 class _Chunk:
@@ -163,12 +168,7 @@ class _Chunk:
     ) -> None:
         self.head, self.objective, self.vocabulary = head, objective, vocabulary
         self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
-
-    def form_logits(self, buffer_CV: Tensor | None) -> Tensor:
-        """The logits but for bias and shift, in the memory of the last chunk's if there was one; returns that memory."""
-        z_CV = self.vocabulary.logits(self.f_CD, buffer_CV[: len(self.y_C)] if buffer_CV is not None else None)
-        self.z_CV = z_CV.to(self.shift_C.dtype)
-        return self.z_CV if buffer_CV is None else buffer_CV
+        self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
     def evaluate(self, sampled: slice | None) -> dict[str, Tensor]:
         """The objective's value and the logits' few numbers per token; with ``sampled``, more of them for those tokens.

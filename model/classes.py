@@ -28,8 +28,8 @@ class LogitGradient:
     """What every class of a token gets."""
 
     def dense(self) -> Tensor:
-        """The gradient (C, V) itself, in the place of the weights."""
-        dz_CV = self.weights_CV.mul_(self.scale_C[:, None])
+        """The gradient (C, V) itself, in float32; in the place of the weights where these are float32."""
+        dz_CV = self.weights_CV.to(self.scale_C.dtype).mul_(self.scale_C[:, None])
         return dz_CV if self.uniform_C is None else dz_CV.add_(self.uniform_C[:, None])
 
 
@@ -42,13 +42,13 @@ class Classes:
     def __init__(self, head: Head, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
         self.head = head
         padded = len(head.weight)
-        real = [t[: head.n_classes] if len(t) == padded else t for t in tensors]
+        real = [t[: head.n_classes] if t.dim() and len(t) == padded else t for t in tensors]
         self.tensors = tuple(t.to(dtype) if t.dim() == 2 else t for t in real)
         self.padded_gradients = [torch.zeros_like(t) for t in tensors] if with_gradient else []
         self.gradients = [total[: len(t)] for total, t in zip(self.padded_gradients, real, strict=False)]
 
-    def logits(self, f_CD: Tensor, out_CV: Tensor | None) -> Tensor:
-        """Logits (C, V) of a chunk up to a constant per token and ``bias_V``; in ``out_CV`` where that serves."""
+    def logits(self, f_CD: Tensor) -> Tensor:
+        """Logits (C, V) of a chunk up to a constant per token and ``bias_V``. Those of the last chunk may be overwritten."""
         return self.head.logits(f_CD, *self.tensors)
 
     def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
@@ -79,12 +79,16 @@ class AffineClasses(Classes):
         super().__init__(head, tensors, dtype, with_gradient)
         self.bias_V = self.b_V = head.offsets(*self.tensors)
         self.db_V = tensors[0].new_zeros(len(self.tensors[0]))
+        self.buffer_CV: Tensor | None = None
         # Sums over tokens of what every class gets alike, for A and for b; None as long as there is nothing.
         self.uniform_D: Tensor | None = None
         self.uniform = tensors[0].new_zeros(())
 
-    def logits(self, f_CD: Tensor, out_CV: Tensor | None) -> Tensor:
-        return product(f_CD, self.tensors[0].T, out_CV)
+    def logits(self, f_CD: Tensor) -> Tensor:
+        if self.buffer_CV is None:  # the first chunk is the largest
+            self.buffer_CV = product(f_CD, self.tensors[0].T)
+            return self.buffer_CV
+        return product(f_CD, self.tensors[0].T, self.buffer_CV[: len(f_CD)])
 
     @functools.cached_property
     def mean_class(self) -> tuple[Tensor, Tensor | float]:
@@ -133,12 +137,14 @@ class SoftCappedClasses(AffineClasses):
         self.bias_V = None  # added below, before the cap
         self.slope_CV: Tensor | None = None
 
-    def logits(self, f_CD: Tensor, out_CV: Tensor | None) -> Tensor:
+    def logits(self, f_CD: Tensor) -> Tensor:
         assert self.head.soft_cap is not None
-        z_CV = super().logits(f_CD, out_CV)
+        z_CV = super().logits(f_CD)
         z_CV = z_CV if self.b_V is None else z_CV.add_(self.b_V)
         z_CV.div_(self.head.soft_cap).tanh_()
-        self.slope_CV = 1 - z_CV.square()
+        if self.slope_CV is None:
+            self.slope_CV = torch.empty_like(z_CV)
+        torch.mul(z_CV, z_CV, out=self.slope_CV[: len(z_CV)]).neg_().add_(1)
         return z_CV.mul_(self.head.soft_cap)
 
     def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
@@ -146,5 +152,10 @@ class SoftCappedClasses(AffineClasses):
 
     def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
         assert self.slope_CV is not None
-        dz_CV = gradient.dense().mul_(self.slope_CV)
-        return super().accumulate(LogitGradient(dz_CV, torch.ones_like(gradient.scale_C)), f_CD)
+        slope_CV = self.slope_CV[: len(f_CD)]
+        if gradient.uniform_C is None:
+            weights_CV, scale_C = gradient.weights_CV.mul_(slope_CV), gradient.scale_C
+        else:
+            weights_CV = gradient.dense().mul_(slope_CV).to(f_CD.dtype)
+            scale_C = torch.ones_like(gradient.scale_C)
+        return super().accumulate(LogitGradient(weights_CV, scale_C), f_CD)

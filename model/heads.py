@@ -63,7 +63,10 @@ class Head(nn.Module):
         return h_ND.to(dtype)
 
     def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Vocabulary side of the logits, in the parameters' dtype (at least float32); ``dtype`` is the compute dtype."""
+        """Vocabulary side of the logits, in the parameters' dtype (at least float32); ``dtype`` is the compute dtype.
+
+        Tensors with as many rows as ``weight`` have one per class: rows that only pad the vocabulary are cut off them.
+        """
         return (self.weight.to(wide_dtype(self.weight.dtype)),)
 
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ class AffineHead(Head):
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
         z_CV, b_V = product(f_CD, classes[0].T), self.offsets(*classes)
         z_CV = z_CV if b_V is None else z_CV.add_(b_V)
-        return z_CV if self.soft_cap is None else z_CV.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return z_CV if self.soft_cap is None else z_CV.div_(self.soft_cap).tanh() * self.soft_cap
 
     def vocabulary(self, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> Classes:
         kind = AffineClasses if self.soft_cap is None else SoftCappedClasses
@@ -225,7 +228,7 @@ class MetricHead(AffineHead):
             h_ND = self.batch_norm(h_ND)
         doubled = 2 * self.scale()
         # At the linear-equivalent scale the features are the hidden states: no copy of them.
-        return h_ND.to(dtype) if doubled == 1.0 and self.log_scale is None else (doubled * h_ND).to(dtype)
+        return h_ND.to(dtype) if self.log_scale is None and doubled == 1.0 else (doubled * h_ND).to(dtype)
 
     def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         (w_VD,) = super().classes(dtype)

@@ -39,10 +39,11 @@ def masked_softmax(
     rows, columns = z_CV.shape
     weights_CV = z_CV if dtype == z_CV.dtype else torch.empty_like(z_CV, dtype=dtype)
     max_C, logsumexp_C = z_CV.new_empty(rows), z_CV.new_empty(rows)
-    _masked_softmax[(rows,)](
-        z_CV, bias_V, y_C, weights_CV, max_C, logsumexp_C, columns, z_CV.stride(0), weights_CV.stride(0),
-        HAS_BIAS=bias_V is not None, BLOCK=min(BLOCK, triton.next_power_of_2(columns)), num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(z_CV):  # does nothing for a tensor that is not on a GPU
+        _masked_softmax[(rows,)](
+            z_CV, bias_V, y_C, weights_CV, max_C, logsumexp_C, columns, z_CV.stride(0), weights_CV.stride(0),
+            HAS_BIAS=bias_V is not None, BLOCK=min(BLOCK, triton.next_power_of_2(columns)), num_warps=8,
+        )  # fmt: skip
     return weights_CV, torch.ones_like(max_C), max_C, logsumexp_C
 
 

@@ -80,6 +80,13 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head.weight = new_embeddings.weight  # type: ignore[assignment]
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; all of ``new_num_tokens`` are then classes, and what is padded beyond them is not."""
+        embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if new_num_tokens is not None:
+            self.lm_head.n_classes = self.config.n_classes = new_num_tokens
+        return embedding
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -18,10 +18,13 @@ def compute_dtype(h: Tensor) -> torch.dtype:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b with a result in float32 (float64 for float64 inputs), whatever the inputs' dtype; in ``out`` if given."""
+    """a @ b as float32 (float64 for float64 inputs), whatever the inputs' dtype; in ``out`` if given.
+
+    Of half-precision inputs the sum itself is handed over on CUDA, outside autograd; elsewhere its rounded value.
+    """
     wide = wide_dtype(a.dtype)
     if a.dtype == wide:
         return torch.mm(a, b, out=out)
-    if a.is_cuda:
+    if a.is_cuda and not torch.is_grad_enabled():  # mm with an output dtype has no derivative
         return torch.mm(a, b, out_dtype=wide) if out is None else torch.mm(a, b, out_dtype=wide, out=out)
     return (a @ b).to(wide) if out is None else out.copy_(a @ b)

@@ -38,7 +38,7 @@ def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dty
 
     The target is masked before the sum: subtracting exp(z_y) from the full sum afterwards would cancel.
     """
-    if z_CV.is_cuda and triton_available():
+    if z_CV.is_cuda and z_CV.dtype == torch.float32 and triton_available():
         return Negatives(*masked_softmax(z_CV, bias_V, y_C, dtype))
     z_CV.scatter_(1, y_C[:, None], float("-inf"))
     max_C1, total_C = z_CV.new_empty(len(z_CV), 1), z_CV.new_empty(len(z_CV))

@@ -101,6 +101,7 @@ class Telemetry:
         enabled: bool = True,
     ) -> None:
         self.head, self.enabled = head, enabled
+        self.n_classes = getattr(head, "n_classes", None)
         self.parameters: list[Tensor] = list(named_parameters.values())
         self.group_norms = GroupNorms(groups, self.parameters)
         self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
@@ -158,7 +159,8 @@ class Telemetry:
                     copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
                 norms += torch._foreach_norm(self.parameters[portion])
             self._store("param_norm", self.group_norms(norms)[0])
-            norms_V = torch.linalg.vector_norm(_full(self.head.get_parameter("weight")), dim=1)
+            classes_VD = _full(self.head.get_parameter("weight"))[: self.n_classes]  # without the vocabulary's padding
+            norms_V = torch.linalg.vector_norm(classes_VD, dim=1)
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
         return total
 

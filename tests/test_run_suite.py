@@ -68,6 +68,10 @@ def test_runs_side_by_side(workspace, tmp_path):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75, output
+    for name in ("one", "two"):
+        status = json.loads((tmp_path / "out" / name / "status.json").read_text())
+        assert status["status"] == "preempted"
+        assert (tmp_path / "out" / name / "checkpoints" / f"step_{status['step']:08d}").is_dir()
     result = python(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for name in ("one", "two", "three"):

@@ -33,6 +33,18 @@ def plain_model(size: int, **options: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
+def test_the_padding_of_a_vocabulary_is_no_answer(study: Study, corpus: Path) -> None:
+    """A model whose embedding has rows beyond the tokens answers as it does without them."""
+    folder = write_model(corpus, "probe_padded", seed=1, head="metric") / "checkpoints" / "step_00000001"
+    plain, padded = load_model(folder), load_model(folder)
+    padded.resize_token_embeddings(len(study.vocabulary) + 20)
+    padded.lm_head.n_classes = len(study.vocabulary)
+    questions = Questions.of(study)
+    answers = [ask(model, study, questions, label="m", progress=False) for model in (plain, padded)]
+    for name in ("log_p_MK", "log_share_MK", "rank_MK", "entropy_M"):
+        np.testing.assert_array_equal(getattr(answers[0], name), getattr(answers[1], name))
+
+
 @pytest.mark.parametrize("head", ["plain", "metric"])
 def test_predictions_are_those_of_the_definition_in_float64(
     study: Study, corpus: Path, head: str, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import chunked
 from model.chunked import MAX_ROWS, chunk_rows, chunked_loss
+from model.kernels import masked_softmax
+from model.rows import Negatives
 
 from . import naive
 from .test_objectives import assert_same, data, gradients, make, naive_logits
@@ -25,8 +28,13 @@ def test_soft_cap(V, D, N, seed, rows, cap, bias):
     if bias:
         torch.nn.init.normal_(head.bias, generator=torch.Generator().manual_seed(seed))
     loss = chunked_loss(head, objective, h_ND, y_N, rows=rows).objective_sum
-    z_NV = cap * ((h_ND @ head.weight.T + (head.bias if bias else 0)) / cap).tanh()
+
+    def capped():
+        return cap * ((h_ND @ head.weight.T + (head.bias if bias else 0)) / cap).tanh()
+
+    z_NV = capped()
     torch.testing.assert_close(head(h_ND), z_NV)
+    assert_same(gradients(head(h_ND).sin().sum(), h_ND), gradients(capped().sin().sum(), h_ND), rtol=1e-9, atol=1e-12)
     expected = (naive.label_smoothed(z_NV, y_N, 0.1) + 1e-2 * z_NV.logsumexp(1).square()).sum()
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-10)
     leaves = (h_ND, *head.parameters())
@@ -71,9 +79,10 @@ def test_any_size_of_chunks(V, D, N, seed, rows, statistics, kind):
     assert_same(*found, rtol=1e-10, atol=1e-12)
 
 
-@given(st.integers(0, 100_000), st.sampled_from(["cpu", "cuda"]))
-def test_chunks_are_of_equal_size_and_a_fifth_of_all_at_most(tokens, device):
-    rows = chunk_rows(tokens, device)
+@given(st.integers(0, 100_000), st.integers(2, 300_000), st.sampled_from(["cpu", "cuda"]))
+def test_chunks_are_of_equal_size_and_a_fifth_of_all_at_most(tokens, vocabulary, device):
+    rows = chunk_rows(tokens, vocabulary, device)
+    assert 4 * rows * vocabulary <= 1 << 30
     assert 1 <= rows <= MAX_ROWS[device]
     chunks = -(-tokens // rows)
     assert chunks * rows - tokens < max(1, chunks)
@@ -83,10 +92,9 @@ def test_chunks_are_of_equal_size_and_a_fifth_of_all_at_most(tokens, device):
 def test_a_target_with_a_gradient_where_the_negatives_have_none():
     """log Z = -1/(2a) is where the z-loss turns the negatives' gradient to exactly 0; the target keeps its own."""
     head, objective = make("linear", "ce", 2, 3, {}, {"z_loss": 0.5})
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[-1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]) - torch.tensor(3.0).log())
     h_ND = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     with torch.no_grad():
+        head.weight[:, 1] = 0
         head.weight[:, 0] = -1 - torch.tensor(3.0, dtype=torch.float64).log()
     h_ND.requires_grad_()
     y_N = torch.tensor([1])
@@ -196,6 +204,56 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
 
+def test_no_tokens_at_all():
+    head, objective = make("metric", "tfsd", 6, 20)
+    losses = chunked_loss(head, objective, torch.empty(0, 6, dtype=torch.float64), torch.empty(0, dtype=torch.long))
+    assert float(losses.objective_sum) == 0
+    assert bool((gradients(losses.objective_sum, head.weight)[0] == 0).all())
+
+
+def test_float16_gradients_wait_for_the_loss_scale():
+    """Gradients of hidden states of some 1e-7, which a loss scale of 2^16 lifts: exact to float16's rounding."""
+    V, D, N = 5000, 16, 40
+    head, objective = make("linear", "ce", D, V, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        head.weight.copy_(1e-5 * torch.randn(V, D, generator=generator))
+    h_ND = torch.randn(N, D, generator=generator).requires_grad_()
+    y_N = torch.randint(0, V, (N,), generator=generator)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = 2.0**16 * chunked_loss(head, objective, h_ND, y_N).objective_sum
+    w_VD = head.weight.half().double()
+    h64_ND = h_ND.detach().half().double().requires_grad_()
+    expected = gradients(2.0**16 * naive.cross_entropy(h64_ND @ w_VD.T, y_N).sum(), h64_ND)[0]
+    assert float((gradients(loss, h_ND)[0].double() - expected).norm() / expected.norm()) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("head_kind", "options"), [("linear", {"bias": True}), ("linear", {"soft_cap": 3.0}), ("metric", {})]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_loss_on_the_triton_kernel(head_kind, options, dtype, monkeypatch):
+    """What runs on CUDA, with the kernel in its interpreter, against the eager blocks; padding, statistics and -100 included."""
+    head, objective = make(
+        head_kind, "ce", 8, 60, options, {"label_smoothing": 0.1, "z_loss": 1e-3}, dtype=torch.float32
+    )
+    h_ND, y_N = data(60, 8, 50, 0, head, dtype=torch.float32)
+    if options.get("bias"):
+        torch.nn.init.normal_(head.bias, generator=torch.Generator().manual_seed(1))
+    head.n_classes, y_N = 50, y_N % 50
+    y_N[::7] = -100
+    found = []
+    for kernel in (False, True):
+        if kernel:
+            monkeypatch.setattr(chunked, "negatives", lambda *arguments: Negatives(*masked_softmax(*arguments)))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            losses = chunked_loss(head, objective, h_ND, y_N, statistics=True, rows=16)
+        leaves = (h_ND, *head.parameters())
+        found.append((losses.objective_sum, *gradients(losses.objective_sum, *leaves), *losses.statistics.values()))
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    assert_same(*found, **tolerance)
+
+
 @pytest.mark.parametrize(("head_kind", "kind"), [("linear", "ce"), ("metric", "tfsd")])
 def test_memory_beyond_the_gradients_is_a_quarter_of_the_logits(head_kind, kind):
     """Forward and backward at N = 2048, D = 256, V = 8192, statistics included; and no N x V tensor ever."""
@@ -205,5 +263,5 @@ def test_memory_beyond_the_gradients_is_a_quarter_of_the_logits(head_kind, kind)
     with _LiveBytes(h_ND, y_N, head.weight) as live:
         chunked_loss(head, objective, h_ND, y_N, statistics=True).objective_sum.backward()
     gradient_bytes = 4 * (h_ND.numel() + head.weight.numel())
-    assert live.largest <= max(chunk_rows(N, "cpu") * V, V * D)
+    assert live.largest <= max(chunk_rows(N, V, "cpu") * V, V * D)
     assert live.peak - gradient_bytes <= 0.25 * 4 * N * V

@@ -69,6 +69,16 @@ def test_a_padded_vocabulary_survives_saving_and_is_never_generated(tmp_path):
     )
 
 
+@pytest.mark.parametrize("head", ["linear", "metric"])
+def test_tokens_added_later_can_be_predicted(head, tmp_path):
+    model = make(head=head)
+    model.resize_token_embeddings(130)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert again(tokens()).logits.isfinite().all()
+    assert again(torch.tensor([[1, 129]]), labels=torch.tensor([[1, 129]])).loss.isfinite()
+
+
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("head", ["linear", "learned"])
 def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
