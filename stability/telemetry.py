@@ -66,7 +66,7 @@ def parameter_groups(
 
 
 class GroupNorms:
-    """L2 norms of groups of tensors, from the norms of the tensors, in two small device operations."""
+    """L2 norms of lists of tensors, by group: one norm a tensor, then two small device operations."""
 
     def __init__(self, groups: dict[str, list[int]], parameters: Sequence[Tensor]) -> None:
         self.names = list(groups)
@@ -79,8 +79,13 @@ class GroupNorms:
         self.root_count_G = torch.tensor([math.sqrt(c) for c in counts], device=device)
 
     @torch.no_grad()
-    def __call__(self, tensor_norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Norm of each group (G,) and of all tensors together (), in float32, from those of the P tensors."""
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Norm of each group (G,) and of all tensors together (), in float32."""
+        return self.combine(torch._foreach_norm(list(tensors)))
+
+    @torch.no_grad()
+    def combine(self, tensor_norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same from the norms of the P tensors."""
         norms = torch.stack(list(tensor_norms))
         if isinstance(norms, DTensor):  # sharded parameters: the norms of the shards are combined here
             norms = norms.full_tensor()
@@ -149,7 +154,7 @@ class Telemetry:
     def before_update(self) -> Tensor:
         """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ()."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        groups, total = self.group_norms(torch._foreach_norm(gradients))
+        groups, total = self.group_norms(gradients)
         self.step_values["grad_norm/total"] = total
         if self.enabled:
             self._store("grad_norm", groups)
@@ -158,7 +163,7 @@ class Telemetry:
                 for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=True):
                     copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
                 norms += torch._foreach_norm(self.parameters[portion])
-            self._store("param_norm", self.group_norms(norms)[0])
+            self._store("param_norm", self.group_norms.combine(norms)[0])
             classes_VD = _full(self.head.get_parameter("weight"))[: self.n_classes]  # without the vocabulary's padding
             norms_V = torch.linalg.vector_norm(classes_VD, dim=1)
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
@@ -172,7 +177,7 @@ class Telemetry:
             for portion in self.portions:
                 torch._foreach_sub_(self.before[portion], self.parameters[portion])
                 norms += torch._foreach_norm(self.before[portion])
-            self._store("update_rms", self.group_norms(norms)[0] / self.group_norms.root_count_G)
+            self._store("update_rms", self.group_norms.combine(norms)[0] / self.group_norms.root_count_G)
 
     def _store(self, kind: str, values_G: Tensor) -> None:
         self.step_values |= {
