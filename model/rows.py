@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernels import masked_softmax, triton_available
-
 BLOCK_BYTES = 1 << 20
 """Logits per thread that go through all steps together on CPU: they fit a core's second-level cache, with room to spare."""
 
@@ -38,8 +36,11 @@ def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dty
 
     The target is masked before the sum: subtracting exp(z_y) from the full sum afterwards would cancel.
     """
-    if z_CV.is_cuda and z_CV.dtype == torch.float32 and triton_available():
-        return Negatives(*masked_softmax(z_CV, bias_V, y_C, dtype))
+    if z_CV.is_cuda and z_CV.dtype == torch.float32:
+        from .kernels import masked_softmax, triton_available  # a run on CPU need not wait for Triton's import
+
+        if triton_available():
+            return Negatives(*masked_softmax(z_CV, bias_V, y_C, dtype))
     z_CV.scatter_(1, y_C[:, None], float("-inf"))
     max_C1, total_C = z_CV.new_empty(len(z_CV), 1), z_CV.new_empty(len(z_CV))
     rows = len(z_CV)
