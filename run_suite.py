@@ -106,7 +106,6 @@ def run_all(commands: dict[str, list[str]], jobs: int, logs: Path) -> int:
     writes to a file in ``logs`` that is named like it.
     """
     running: dict[str, subprocess.Popen[bytes]] = {}
-
     waiting, bad, asked = dict(commands), EXIT_FINISHED, set[str]()
 
     def stop(status: int, ask: bool) -> None:
