@@ -34,10 +34,6 @@ class _Data(Section):
 
     sequence_length: int = Field(ge=2, le=1 << 20)
     """Tokens a sequence feeds to the model; each predicts the next one."""
-    vocab_size: int | None = Field(default=None, ge=300, le=1 << 24)
-    """Size of the byte-level BPE trained on the corpus. Exactly one of ``vocab_size`` and ``tokenizer`` is given."""
-    tokenizer: str | None = None
-    """A tokenizer to use as it is: a local directory, a tokenizer.json, or a name on the hub."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of the documents (not of the tokens) held out for validation."""
     cache_dir: str = "data_cache"
@@ -45,14 +41,23 @@ class _Data(Section):
     skip_steps: list[StepRange] = []
     """Batches left out, as [first, last] in the order of batches: [[312, 320]] goes on with batch 321 at step 312."""
 
+
+class _ProseData(_Data):
+    """What the corpora of prose share: the tokenizer is a choice."""
+
+    vocab_size: int | None = Field(default=None, ge=300, le=1 << 24)
+    """Size of the byte-level BPE trained on the corpus. Exactly one of ``vocab_size`` and ``tokenizer`` is given."""
+    tokenizer: str | None = None
+    """A tokenizer to use as it is: a local directory, a tokenizer.json, or a name on the hub."""
+
     @model_validator(mode="after")
-    def _one_tokenizer(self) -> _Data:
+    def _one_tokenizer(self) -> _ProseData:
         if (self.vocab_size is None) == (self.tokenizer is None):
             raise ValueError("give exactly one of vocab_size (train a BPE) and tokenizer (use one as it is)")
         return self
 
 
-class PydocData(_Data):
+class PydocData(_ProseData):
     """Docstrings of the Python standard library and of the installed packages of requirements.txt, read in place."""
 
     kind: Literal["pydoc"]
@@ -60,7 +65,7 @@ class PydocData(_Data):
     """Use only this many documents (small runs and tests); all of them if not given."""
 
 
-class TextData(_Data):
+class TextData(_ProseData):
     """Local files: .txt, .jsonl, .parquet, each also gzipped."""
 
     kind: Literal["text"]
@@ -70,7 +75,7 @@ class TextData(_Data):
     """The column or key that holds the text, for .jsonl and .parquet."""
 
 
-class HubData(_Data):
+class HubData(_ProseData):
     """A dataset on the Hugging Face hub, streamed into the store up to a token budget."""
 
     kind: Literal["hub"]
@@ -87,7 +92,17 @@ class HubData(_Data):
     """How many documents the BPE is trained on when ``vocab_size`` is given."""
 
 
-DataConfig = Annotated[PydocData | TextData | HubData, Field(discriminator="kind")]
+class GrammarData(_Data):
+    """Text of the synonym grammar, in which the probability of every word is known; a token for each of its words."""
+
+    kind: Literal["grammar"]
+    documents: int = Field(ge=10)
+    """How many documents to write; they have some 80 tokens on average."""
+    seed: int = Field(default=0, ge=0)
+    """Draws the grammar's free probabilities, and the text."""
+
+
+DataConfig = Annotated[PydocData | TextData | HubData | GrammarData, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------------------------- model, head and objective

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import InputError
-from configs.schema import DataConfig
+from configs.schema import DataConfig, GrammarData
 from data.corpora import Corpus
 from data.files import sha256_of
-from data.tokenizer import encoder_of, fingerprint, load_tokenizer, train_bpe, vocabulary_size
+from data.tokenizer import encoder_of, fingerprint, given_tokenizer, train_bpe, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,22 +50,19 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
 
     Documents of white space only are left out. Raises InputError for a corpus that cannot be read or is too small.
     """
-    stream = (text for text in corpus.documents(progress=progress) if text.strip())
-    if data.tokenizer is None:
-        assert data.vocab_size is not None, "the schema asks for one of the two"
-        spool = folder / "documents.jsonl"
+    stream: Iterator[str] = (text for text in corpus.documents(progress=progress) if text.strip())
+    spool = folder / "documents.jsonl"
+    tokenizer = given_tokenizer(data)
+    if tokenizer is None:
         count = _write_spool(spool, itertools.islice(stream, corpus.tokenizer_documents))
-        tokenizer = train_bpe(_read_spool(spool), data.vocab_size, progress=progress)
+        tokenizer = train_bpe(_read_spool(spool), _bpe_size(data), progress=progress)
         spooled = tqdm(_read_spool(spool), desc="encoding", total=count, unit="doc", disable=not progress)
-        documents = _encoded(tokenizer, itertools.chain(spooled, stream), corpus.max_tokens)
-    else:
-        tokenizer = load_tokenizer(data.tokenizer)
-        documents = _encoded(tokenizer, stream, corpus.max_tokens)
+        stream = itertools.chain(spooled, stream)
+    documents = _encoded(tokenizer, stream, corpus.max_tokens)
     vocab_size = vocabulary_size(tokenizer)
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     splits, text_sha256 = _write_splits(folder, documents, dtype, data.validation_fraction)
-    if data.tokenizer is None:
-        spool.unlink()
+    spool.unlink(missing_ok=True)
     tokenizer.save_pretrained(folder / "tokenizer")
     manifest = {
         "identity": identity,
@@ -83,6 +80,12 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _bpe_size(data: DataConfig) -> int:
+    assert not isinstance(data, GrammarData), "the grammar brings its own"
+    assert data.vocab_size is not None, "the schema asks for one of the two"
+    return data.vocab_size
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from configs.schema import DataConfig, HubData, PydocData
+from configs.schema import DataConfig, GrammarData, HubData, PydocData
 
 
 class Corpus(Protocol):
@@ -39,6 +39,10 @@ def make_corpus(data: DataConfig) -> Corpus:
         from data.hub import HubCorpus
 
         return HubCorpus(data)
+    if isinstance(data, GrammarData):
+        from data.grammar.corpus import GrammarCorpus
+
+        return GrammarCorpus(data)
     from data.text import TextCorpus
 
     return TextCorpus(data)

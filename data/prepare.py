@@ -39,6 +39,11 @@ def _sources(manifest: dict) -> list[str]:
         ]
     if "files" in source:
         return [f"{file['path']}  {file['size'] / 1e6:.2f} MB" for file in source["files"]]
+    if "grammar" in source:
+        sets = ", ".join(f"{count} {kind}" for kind, count in source["sets"].items())
+        return [
+            f"grammar of seed {source['grammar']}: {source['states']:,} states, {source['words']} words; sets: {sets}"
+        ]
     return [f"{source['dataset']} at {source['commit'] or 'the local copy'}"]
 
 

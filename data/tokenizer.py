@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on the corpus, or one that exists already."""
+"""Tokenizers: a byte-level BPE trained on the corpus, one that exists already, or one that the corpus brings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import InputError
-from configs.schema import DataConfig
+from configs.schema import DataConfig, GrammarData
 from data.files import sha256_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ _USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
 
 def tokenizer_identity(data: DataConfig) -> dict[str, Any]:
     """Return, as JSON, what determines the tokenizer besides the corpus; InputError for a path without a tokenizer."""
+    if isinstance(data, GrammarData):
+        return {"words": data.kind}  # which words they are, the corpus's own identity tells
     if data.tokenizer is None:
         return {"bpe": data.vocab_size}
     place = Path(data.tokenizer)
@@ -50,6 +52,19 @@ def tokenizer_identity(data: DataConfig) -> dict[str, Any]:
     if data.tokenizer.startswith((".", "/", "~")) or data.tokenizer.endswith(".json") or data.tokenizer.count("/") > 1:
         raise InputError(f"data.tokenizer={data.tokenizer}: no such file or folder")
     return {"hub": data.tokenizer}
+
+
+def given_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast | None:
+    """Return the tokenizer that the corpus brings or the configuration names; None if one is to be trained.
+
+    Raises:
+        InputError: as ``load_tokenizer``.
+    """
+    if isinstance(data, GrammarData):
+        from data.grammar.tokenizer import grammar_tokenizer  # it stands on this file
+
+        return grammar_tokenizer()
+    return None if data.tokenizer is None else load_tokenizer(data.tokenizer)
 
 
 def train_bpe(documents: Iterator[str], vocab_size: int, *, progress: bool) -> PreTrainedTokenizerFast:
