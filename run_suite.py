@@ -43,8 +43,27 @@ class Suite(Section):
     """Directory of the runs and of what is made from them."""
     runs: dict[str, list[str]]
     """Name of each run, and its overrides of the recipe."""
+    seeds: list[int] = Field(default=[])
+    """Every run once with each of these seeds, as <name>_seed<seed>; all runs of a seed before those of the next."""
     analyses: list[str] = Field(default=[])
-    """Commands of analysis/ to run afterwards; {out} is the suite's directory, {runs} all runs, {name} one of them."""
+    """Commands of analysis/ to run afterwards; {out} is the suite's directory, {runs} all runs, {name} one of them (with
+    seeds: all of that name)."""
+
+    @property
+    def arms(self) -> dict[str, list[str]]:
+        """The names of the runs that each entry of ``runs`` stands for."""
+        return {name: [f"{name}_seed{seed}" for seed in self.seeds] or [name] for name in self.runs}
+
+    @property
+    def overrides(self) -> dict[str, list[str]]:
+        """The overrides of each run, in the order in which they are started."""
+        if not self.seeds:
+            return self.runs
+        return {
+            f"{name}_seed{seed}": [*overrides, f"seed={seed}"]
+            for seed in self.seeds
+            for name, overrides in self.runs.items()
+        }
 
 
 def main() -> int:
@@ -60,19 +79,19 @@ def main() -> int:
     out = Path(arguments.out or suite.out)
     recipe = arguments.suite.parent / suite.recipe
     train = [str(ROOT / "train_lm.py"), "--config", str(recipe), f"output_dir={out}"]
-    commands = {name: [*train, f"name={name}", *overrides] for name, overrides in suite.runs.items()}
+    commands = {name: [*train, f"name={name}", *overrides] for name, overrides in suite.overrides.items()}
     status = run_all(commands, arguments.jobs, out / "logs")
     if status == EXIT_PREEMPTED:
         print("interrupted; the same command goes on from here")
     if status != EXIT_FINISHED:
         return status
-    paths = {name: str(out / name) for name in suite.runs}
+    paths = {name: [str(out / run) for run in runs] for name, runs in suite.arms.items()}
     for analysis in suite.analyses:
         words = [w for word in shlex.split(analysis) for w in expand(word, paths, out)]
         status = run_all({"": ["-m", f"analysis.{words[0]}", *words[1:]]}, 1, out)
         if status != EXIT_FINISHED:
             return status
-    print_results(out, list(suite.runs))
+    print_results(out, list(suite.overrides))
     return EXIT_FINISHED
 
 
@@ -87,12 +106,14 @@ def load_suite(path: Path) -> Suite:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def expand(word: str, paths: dict[str, str], out: Path) -> list[str]:
-    """A word of an analysis command with its placeholders filled in; {runs} becomes several words."""
+def expand(word: str, paths: dict[str, list[str]], out: Path) -> list[str]:
+    """A word of an analysis command with its placeholders filled in; what stands for several runs becomes several words."""
     if word == "{runs}":
-        return list(paths.values())
+        return [path for several in paths.values() for path in several]
+    if word[:1] + word[-1:] == "{}" and word[1:-1] in paths:
+        return paths[word[1:-1]]
     try:
-        return [word.format(out=out, **paths)]
+        return [word.format(out=out)]
     except (KeyError, IndexError, ValueError):
         raise InputError(
             f"analyses: {word}: unknown placeholder; there are {{out}}, {{runs}} and the runs' names"
