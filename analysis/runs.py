@@ -110,18 +110,33 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
     if _is_checkpoint(path):
         return path
-    folder = path / "checkpoints"
-    found = []
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        match = _STEP_DIRECTORY.fullmatch(entry.name)
-        if match and _is_checkpoint(entry):
-            found.append((int(match[1]), entry))
+    found = checkpoints_of(path)
     if not found:
         raise InputError(
             f"{path} has no complete checkpoint (checkpoints/step_*/ with config.json and model.safetensors); "
             "train with checkpoint.every, or name a checkpoint directory"
         )
-    return max(found)[1]
+    return found[-1][1]
+
+
+def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
+    """Step and directory of each complete checkpoint of a run directory, by step."""
+    folder = run / "checkpoints"
+    found = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = _STEP_DIRECTORY.fullmatch(entry.name)
+        if match and _is_checkpoint(entry):
+            found.append((int(match[1]), entry))
+    return sorted(found)
+
+
+def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
+    """What trainer_state.json in a checkpoint directory says; empty if there is none that can be read."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def unique_labels(names: Sequence[str], paths: Sequence[str | Path]) -> list[str]:

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from analysis import runs
-from analysis.runs import load_run, load_runs, resolve_checkpoint, run_directory, unique_labels
+from analysis.runs import (
+    checkpoint_state,
+    checkpoints_of,
+    load_run,
+    load_runs,
+    resolve_checkpoint,
+    run_directory,
+    unique_labels,
+)
 from configs.errors import InputError
 from tests.analysis.written import spike, write_run
 from tests.conftest import python
@@ -142,6 +150,26 @@ def test_the_last_complete_checkpoint_is_the_runs(tmp_path: Path) -> None:
     assert resolve_checkpoint(last) == last
     assert run_directory(last) == path
     assert load_run(last).name == "r"
+
+
+def test_the_checkpoints_of_a_run_are_the_complete_ones_by_step(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "r", [{"step": 1}])
+    assert checkpoints_of(path) == []
+    later = checkpoint(path / "checkpoints" / "step_100000000")
+    earlier = checkpoint(path / "checkpoints" / "step_00000050")
+    checkpoint(path / "checkpoints" / "step_00000060", weights=False)
+    checkpoint(path / "checkpoints" / "step_00000070.tmp")
+    assert checkpoints_of(path) == [(50, earlier), (100_000_000, later)]
+
+
+@pytest.mark.parametrize(("text", "state"), [('{"step": 3}', {"step": 3}), ('{"st', {}), ("[1]", {}), (None, {})])
+def test_the_state_of_a_checkpoint_is_what_can_be_read(
+    tmp_path: Path, text: str | None, state: dict[str, object]
+) -> None:
+    path = checkpoint(tmp_path / "model")
+    if text is not None:
+        (path / "trainer_state.json").write_text(text)
+    assert checkpoint_state(path) == state
 
 
 def test_a_checkpoint_from_elsewhere_belongs_to_no_run(tmp_path: Path) -> None:

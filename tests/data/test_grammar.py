@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.words import Vocabulary
+from analysis.probing.vocabulary import Vocabulary
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import GrammarData

@@ -1,0 +1,164 @@
+"""Which models are compared: runs gathered into arms over seeds, single checkpoints, and guests from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.runs import resolve_checkpoint, run_directory, unique_labels
+from configs.errors import InputError
+
+_NOT_THE_ARM = ("name", "output_dir", "resume", "seed")
+"""Configuration keys in which the runs of one arm may differ."""
+_SEED_SUFFIX = re.compile(r"([-_.]s(eed)?|seed)[-_]?\d+$")
+"""What a run's name says of its seed: run_suite.py writes tfsd_seed3."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model: its label, its checkpoint, the run it belongs to and that run's seed, if any."""
+
+    label: str
+    checkpoint: Path
+    run: Path | None
+    seed: int | None
+    untrained: bool = False
+    """The checkpoint's configuration with fresh weights instead of its own."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Models that differ in nothing but the seed."""
+
+    label: str
+    members: tuple[Member, ...]
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """The seed of each member."""
+        return tuple(member.seed for member in self.members)
+
+
+def find_arms(paths: Sequence[str]) -> list[Arm]:
+    """The models behind ``paths`` as arms, in the order of their first members.
+
+    Runs whose configurations differ in name, output_dir, resume and seed alone form one arm, if they are taken at the same
+    step and no two share a seed. A checkpoint that belongs to no run, of any transformers causal LM, is an arm of its own.
+    Raises :class:`InputError` with all that is wrong with the paths.
+    """
+    found: list[tuple[Path, Path | None, dict[str, Any]]] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            checkpoint = resolve_checkpoint(path)
+        except InputError as error:
+            problems.extend(error.problems)
+            continue
+        try:
+            run: Path | None = run_directory(checkpoint)
+        except InputError:
+            run = None
+        try:
+            found.append((checkpoint, run, read_config(run) if run else {}))
+        except InputError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise InputError(*problems)
+    groups: list[tuple[Any, list[int]]] = []
+    for index, (checkpoint, run, config) in enumerate(found):
+        kept = {key: value for key, value in config.items() if key not in _NOT_THE_ARM}
+        key = (kept, checkpoint.name) if run else (None, index)
+        seeds = [found[other][2].get("seed") for group, others in groups if group == key for other in others]
+        if run and seeds and config.get("seed") not in seeds:
+            next(others for group, others in groups if group == key).append(index)
+        else:
+            groups.append((key, [index]))
+    names = [_name(*found[index][:2]) for index in range(len(found))]
+    labels = unique_labels(names, paths)
+    stems = [_stem([names[index] for index in group]) for _, group in groups]
+    arm_labels = unique_labels(stems, [paths[group[0]] for _, group in groups])
+    return [
+        Arm(label, tuple(Member(labels[i], found[i][0], found[i][1], found[i][2].get("seed")) for i in group))
+        for label, (_, group) in zip(arm_labels, groups, strict=True)
+    ]
+
+
+def untrained_arm(arm: Arm) -> Arm:
+    """The first model of ``arm`` before training: what the initialisation alone predicts."""
+    first = arm.members[0]
+    return Arm("untrained", (Member("untrained", first.checkpoint, first.run, first.seed, untrained=True),))
+
+
+def load_member(member: Member) -> Any:
+    """The model, in evaluation mode and on a GPU if there is one. Raises :class:`InputError` if it cannot be loaded."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from model import SwapHeadConfig, load_model, new_model
+
+    logging.disable_progress_bar()  # of the weights: the one worth seeing is that of the contexts
+    try:
+        if member.untrained:
+            config = AutoConfig.from_pretrained(member.checkpoint, local_files_only=True, trust_remote_code=False)
+            model: Any = (
+                new_model(config, member.seed or 0)
+                if isinstance(config, SwapHeadConfig)
+                else _fresh(AutoModelForCausalLM, config, member.seed or 0)
+            ).eval()
+        else:
+            model = load_model(member.checkpoint)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{member.checkpoint} cannot be loaded as a causal language model: {reason}") from error
+    return model.float().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fresh(auto: Any, config: Any, seed: int) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return auto.from_config(config, trust_remote_code=False)
+
+
+def load_tokenizer(member: Member) -> Any:
+    """The tokenizer in the member's checkpoint. Raises :class:`InputError` if there is none."""
+    from transformers import AutoTokenizer
+
+    problem = f"{member.checkpoint} has no tokenizer that can be loaded; save the tokenizer beside the model"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(member.checkpoint, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(problem) from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+        raise InputError(problem)  # transformers makes up an empty one where a folder has no tokenizer's files
+    return tokenizer
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a run. Raises :class:`InputError` if it cannot be read."""
+    path = run / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML; restore the file or start the run again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no configuration; restore the file or start the run again")
+    return config
+
+
+def _name(checkpoint: Path, run: Path | None) -> str:
+    return run.name if run else checkpoint.resolve().name
+
+
+def _stem(names: list[str]) -> str:
+    """The name of an arm: that of its only run, or what its runs' names share before the seed."""
+    stems = {_SEED_SUFFIX.sub("", name) or name for name in names}
+    return names[0] if len(names) == 1 else stems.pop() if len(stems) == 1 else names[0]

@@ -1,0 +1,317 @@
+"""Means with intervals over crossed clusters, tests for paired differences, and scores of a ranking of candidates.
+
+Shapes: M measures, Q observations, N of them counted, F factors that can vary, L levels of a factor, O levels of the one
+that has the fewest, D combinations of levels of the others, S resamples that are evaluated together, P pairs or p-values,
+A accepted and R rejected candidates, K candidates of one item.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+Labels = npt.NDArray[Any]
+
+RESAMPLES = 2000  # an interval's end then has a sampling error of about 6% of the standard error
+CONFIDENCE = 0.95
+POWER = 0.80  # with which an effect of the size `smallest` is found
+
+_NUMBERS_AT_ONCE = 2**20  # float64 that the largest array of one batch of resamples holds: 8 MiB, within a cache
+_FEW_LEVELS = 8  # of a factor that becomes rows of a matrix product, which cost less than cells to be counted
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A weighted mean with its 95% interval over clusters; see :func:`crossed_bootstrap`."""
+
+    mean: float
+    """NaN if nothing was counted."""
+    low: float | None
+    """None, as ``high``, ``standard_error`` and ``smallest``, if no factor has two levels."""
+    high: float | None
+    standard_error: float | None
+    smallest: float | None
+    """The smallest true effect that a two-sided 5% test finds with 80% power: (z(.975) + z(.80)) * standard error.
+    It takes the standard error as known, and is therefore too small where one factor of few levels dominates."""
+    n: int
+    """Observations counted: finite, with a weight above zero."""
+    clusters: dict[str, int]
+    """Distinct levels of each factor among these."""
+
+    def format(self, form: str) -> str:
+        """The mean and, in brackets, the interval, each number in ``form``."""
+        mean = format(self.mean, form)
+        if self.low is None or self.high is None:
+            return mean
+        return f"{mean} [{format(self.low, form)}, {format(self.high, form)}]"
+
+
+def crossed_bootstrap(
+    value_Q: npt.ArrayLike,
+    factors: Mapping[str, npt.ArrayLike],
+    *,
+    weight_Q: npt.ArrayLike | None = None,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Effect:
+    """The mean sum(w x) / sum(w) of observations that share levels of several factors, and its bootstrap interval.
+
+    In each resample every factor draws its levels anew, independently of the other factors, and an observation counts
+    as often as the product of the numbers of times that its levels were drawn: the pigeonhole bootstrap (Owen, The
+    Annals of Applied Statistics 1, 2007; Owen and Eckles, ibid. 6, 2012). With one factor it is the cluster bootstrap.
+
+    A factor of k levels draws k - 1 of them with replacement (Rao and Wu, JASA 83, 1988): k draws would give only
+    (k - 1) / k of the factor's variance. The interval lies between the 2.5% and 97.5% percentiles of the resamples,
+    each moved away from the mean by the factor t(.975, d) / z(.975), for percentiles, too, take the variance of few
+    levels as known; d are the degrees of freedom of the sum of the factors' cluster variances (Satterthwaite,
+    Biometrics Bulletin 2, 1946). In simulations with crossed normal effects of 20 lemmas, 30 documents and 3 seeds the
+    interval covered the truth in 93% of the cases (effects of seeds as large as those of lemmas, or three times as
+    large) to 96% (smaller or none); percentiles of k draws did so in 83% of the first. Of seeds alone it covered 90%
+    with 2, 93% with 3 and 94% with 5: it is still too narrow there.
+
+    Owen's variance is conservative: what varies with the combination of levels counts up to three times with two
+    factors and seven times with three. Hence factors must cross: of nested ones (word in lemma), give the outer one.
+
+    ``factors`` holds for each observation the label, a whole number or a string, of its level. A factor with one level
+    is reported but cannot vary. Values that are not finite and those of weight zero are left out, and so are resamples
+    without any weight. Observations may come in any order; the levels are drawn in the order of their sorted labels.
+    Raises ValueError if lengths differ or if a weight is negative or not finite.
+    """
+    values, weights, labels = _checked(value_Q, weight_Q, factors)
+    counted_Q = np.isfinite(values) & (weights > 0)
+    counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
+    (effect,) = _of_counted(values[None, counted_Q], weights[counted_Q], counted, seed, resamples)
+    return effect
+
+
+def crossed_bootstraps(
+    value_MQ: npt.ArrayLike,
+    factors: Mapping[str, npt.ArrayLike],
+    *,
+    weight_MQ: npt.ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> list[Effect]:
+    """:func:`crossed_bootstrap` of several measures of the same observations, each with its own weights.
+
+    Measures that count the same observations with the same weights share their resamples, and are evaluated together.
+    """
+    value_MQ, weight_MQ = np.asarray(value_MQ, dtype=np.float64), np.asarray(weight_MQ, dtype=np.float64)
+    if weight_MQ.shape != value_MQ.shape:
+        raise ValueError(f"weights have shape {weight_MQ.shape} for values of shape {value_MQ.shape}")
+    alike: dict[bytes, list[int]] = {}
+    for measure, (value_Q, weight_Q) in enumerate(zip(value_MQ, weight_MQ, strict=True)):
+        used_Q = np.where(np.isfinite(value_Q), weight_Q, 0.0)
+        alike.setdefault(used_Q.tobytes(), []).append(measure)
+    found: dict[int, Effect] = {}
+    for measures in alike.values():
+        values, weights, labels = _checked(value_MQ[measures[0]], weight_MQ[measures[0]], factors)
+        counted_Q = np.isfinite(values) & (weights > 0)
+        counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
+        several = _of_counted(value_MQ[np.ix_(np.array(measures), counted_Q)], weights[counted_Q], counted, seed, resamples)
+        found |= zip(measures, several, strict=True)
+    return [found[measure] for measure in range(len(value_MQ))]
+
+
+def signed_rank(value_P: npt.ArrayLike) -> float:
+    """The two-sided p-value of Wilcoxon's signed-rank test that ``value_P`` are symmetric about zero.
+
+    NaN and zeros are left out; 1.0 if nothing remains.
+    """
+    from scipy.stats import wilcoxon
+
+    differences: Floats = np.asarray(value_P, dtype=np.float64)
+    differences = differences[~np.isnan(differences) & (differences != 0)]
+    return float(wilcoxon(differences).pvalue) if len(differences) else 1.0
+
+
+def holm(p_P: npt.ArrayLike) -> Floats:
+    """The p-values adjusted for the number of tests (Holm, Scandinavian Journal of Statistics 6, 1979), in their order.
+
+    Those not above 0.05 are the hypotheses rejected at a familywise error of 5%, under any dependence between the
+    tests. NaN stays NaN and is not counted as a test. Raises ValueError for a p-value outside [0, 1].
+    """
+    p_P = np.asarray(p_P, dtype=np.float64)
+    if np.any((p_P < 0) | (p_P > 1)):
+        raise ValueError("p-values must lie in [0, 1]")
+    adjusted_P = np.full(p_P.shape, np.nan)
+    order_P = np.argsort(p_P, kind="stable")[: np.count_nonzero(~np.isnan(p_P))]  # NaN sorts last
+    step_P = p_P[order_P] * np.arange(len(order_P), 0, -1)
+    adjusted_P[order_P] = np.minimum(1.0, np.maximum.accumulate(step_P))
+    return adjusted_P
+
+
+def rank_auc(score_A: npt.ArrayLike, score_R: npt.ArrayLike) -> float:
+    """The probability that an accepted candidate scores above a rejected one, a tie counted as half.
+
+    NaN if either side is empty or a score is NaN; infinite scores are ordinary ones.
+    """
+    from scipy.stats import rankdata
+
+    score_A, score_R = np.asarray(score_A, dtype=np.float64), np.asarray(score_R, dtype=np.float64)
+    accepted, rejected = len(score_A), len(score_R)
+    if accepted == 0 or rejected == 0:
+        return math.nan
+    rank_A = rankdata(np.concatenate([score_A, score_R]))[:accepted]  # all NaN if a score is
+    return float((rank_A.sum() - accepted * (accepted + 1) / 2) / (accepted * rejected))
+
+
+def generalised_average_precision(score_K: npt.ArrayLike, gold_K: npt.ArrayLike) -> float:
+    """How well ``score_K`` orders candidates by their gold weight: at most 1, which is the order of the gold weights.
+
+    sum_i I(x_i > 0) mean(x_1..x_i) with the gold weights x in the order of falling score, divided by the same for the
+    gold weights in falling order (Kishida, NII Technical Report 2005-014E; for lexical substitution Thater, Dinu and
+    Pinkal, 2009). Equal scores are ordered against the system, smaller gold weights first, so that a system that tells
+    nothing apart has the lowest value, not a lucky one. A gold weight of zero is a rejected candidate.
+
+    NaN if no gold weight is positive or a score is NaN. Raises ValueError if the lengths differ or if a gold weight is
+    negative or not finite.
+    """
+    score_K, gold_K = np.asarray(score_K, dtype=np.float64), np.asarray(gold_K, dtype=np.float64)
+    if score_K.shape != gold_K.shape:
+        raise ValueError(f"{len(score_K)} scores for {len(gold_K)} gold weights")
+    if not np.all(np.isfinite(gold_K) & (gold_K >= 0)):
+        raise ValueError("gold weights must be finite and not negative")
+    if not np.any(gold_K > 0) or np.any(np.isnan(score_K)):
+        return math.nan
+    return _precision_gained(gold_K[np.lexsort((gold_K, -score_K))]) / _precision_gained(np.sort(gold_K)[::-1])
+
+
+def _precision_gained(gold_K: Floats) -> float:
+    """The sum over the positive gold weights of the mean of all weights up to each."""
+    mean_K = np.cumsum(gold_K) / np.arange(1, len(gold_K) + 1)
+    return float(mean_K[gold_K > 0].sum())
+
+
+def _checked(
+    values: npt.ArrayLike, weights: npt.ArrayLike | None, factors: Mapping[str, npt.ArrayLike]
+) -> tuple[Floats, Floats, dict[str, Labels]]:
+    """The arguments of :func:`crossed_bootstrap` as arrays of one length."""
+    value_Q = np.asarray(values, dtype=np.float64)
+    weight_Q = np.ones_like(value_Q) if weights is None else np.asarray(weights, dtype=np.float64)
+    labels = {name: np.asarray(label_Q) for name, label_Q in factors.items()}
+    for name, array_Q in {"value_Q": value_Q, "weight_Q": weight_Q, **labels}.items():
+        if array_Q.shape != (value_Q.size,):
+            raise ValueError(f"{name} has shape {array_Q.shape} for {value_Q.size} values")
+    if not np.all(np.isfinite(weight_Q) & (weight_Q >= 0)):
+        raise ValueError("weights must be finite and not negative")
+    return value_Q, weight_Q, labels
+
+
+def _of_counted(
+    value_MN: Floats, weight_N: Floats, labels: Mapping[str, Labels], seed: int, resamples: int
+) -> list[Effect]:
+    """The effects of measures that all have finite values and weights above zero."""
+    measures, n = value_MN.shape
+    if n == 0:
+        return [Effect(math.nan, None, None, None, None, 0, dict.fromkeys(labels, 0))] * measures
+    weight_N = weight_N / weight_N.sum()
+    mean_M = value_MN @ weight_N
+    level_FN: list[Ids] = []
+    clusters: dict[str, int] = {}
+    for name, label_N in labels.items():
+        level_L, level_N = np.unique(label_N, return_inverse=True)
+        clusters[name] = len(level_L)
+        if len(level_L) > 1:
+            level_FN.append(level_N)
+    without = [Effect(mean, None, None, None, None, n, clusters) for mean in mean_M.tolist()]
+    if not level_FN:
+        return without
+    pull_MN = weight_N * (value_MN - mean_M[:, None])
+    deviation_MS = _deviations(pull_MN, weight_N, level_FN, np.random.SeedSequence(seed), resamples)
+    if deviation_MS.shape[1] < 2:
+        return without
+    return [
+        _effect(float(mean), deviation_S, _widening(pull_N, level_FN), n, clusters)
+        for mean, deviation_S, pull_N in zip(mean_M, deviation_MS, pull_MN, strict=True)
+    ]
+
+
+def _deviations(
+    pull_MN: Floats, weight_N: Floats, level_FN: list[Ids], seed: np.random.SeedSequence, resamples: int
+) -> Floats:
+    """(M, S): the resampled means minus the means, for every resample that has any weight.
+
+    ``pull_MN`` are the weights times the deviations from the mean. All measures, and the weights, are sums over the same
+    cells (combinations of levels) with the same counts: one matrix product. A factor of few levels, such as seeds, is left
+    out of the cells, of which there are fewer then, and has rows of its own.
+    """
+    generators = [np.random.default_rng(child) for child in seed.spawn(len(level_FN))]
+    levels_F = [int(level_N.max()) + 1 for level_N in level_FN]
+    fewest = int(np.argmin(levels_F))
+    split = len(level_FN) > 1 and levels_F[fewest] <= _FEW_LEVELS
+    rows = levels_F[fewest] if split else 1
+    cell_N, level_FD = _cells([level_N for f, level_N in enumerate(level_FN) if not (split and f == fewest)])
+    cells = int(cell_N.max()) + 1
+    at_N = cell_N + cells * level_FN[fewest] if split else cell_N
+    sum_XD = np.concatenate(
+        [np.bincount(at_N, x_N, rows * cells).reshape(rows, cells) for x_N in (*pull_MN, weight_N)]
+    )  # the rows of each measure, then those of the weights
+    batch = max(1, _NUMBERS_AT_ONCE // max(cells, len(sum_XD), sum(levels_F)))
+    parts = []
+    for start in range(0, resamples, batch):
+        size = min(batch, resamples - start)
+        count_FLS = [_counts(rng, levels, size) for rng, levels in zip(generators, levels_F, strict=True)]
+        count_OS = count_FLS.pop(fewest) if split else np.ones((1, size))
+        count_DS = count_FLS[0][level_FD[0]]
+        for level_D, count_LS in zip(level_FD[1:], count_FLS[1:], strict=True):
+            count_DS *= count_LS[level_D]
+        sum_XS = ((sum_XD @ count_DS).reshape(-1, rows, size) * count_OS).sum(axis=1)
+        weighty_S = sum_XS[-1] > 0
+        parts.append(sum_XS[:-1, weighty_S] / sum_XS[-1, weighty_S])
+    return np.concatenate(parts, axis=1)
+
+
+def _cells(level_FN: list[Ids]) -> tuple[Ids, list[Ids]]:
+    """For each observation the number of its combination of levels; for each factor the levels of the combinations."""
+    cell_N = np.zeros(len(level_FN[0]), dtype=np.int64)
+    for level_N in level_FN:  # numbered anew after each factor, so that the products cannot overflow
+        cell_N = np.unique(cell_N * (int(level_N.max()) + 1) + level_N, return_inverse=True)[1]
+    first_D = np.unique(cell_N, return_index=True)[1]
+    return cell_N, [level_N[first_D] for level_N in level_FN]
+
+
+def _counts(rng: np.random.Generator, levels: int, size: int) -> Floats:
+    """(levels, size): how often each level comes up in levels - 1 draws with replacement, for each resample."""
+    drawn = rng.integers(levels, size=(size, levels - 1)) + levels * np.arange(size)[:, None]
+    count_SL = np.bincount(drawn.ravel(), minlength=levels * size).reshape(size, levels)
+    return count_SL.T.astype(np.float64, order="C")
+
+
+def _widening(pull_N: Floats, level_FN: list[Ids]) -> float:
+    """t(.975, d) / z(.975) for Satterthwaite's degrees of freedom d of the sum of the factors' cluster variances."""
+    from scipy.stats import norm, t
+
+    pull_FL = [np.bincount(level_N, pull_N) for level_N in level_FN]
+    variance_F = np.array([len(pull_L) / (len(pull_L) - 1) * (pull_L @ pull_L) for pull_L in pull_FL])
+    if variance_F.sum() == 0:
+        return 1.0
+    share_F = variance_F / variance_F.sum()
+    freedom = 1 / sum(share**2 / (len(pull_L) - 1) for share, pull_L in zip(share_F, pull_FL, strict=True))
+    tail = (1 - CONFIDENCE) / 2
+    return float(t.isf(tail, freedom) / norm.isf(tail))
+
+
+def _effect(mean: float, deviation_S: Floats, widening: float, n: int, clusters: dict[str, int]) -> Effect:
+    """The interval and the standard error from the resampled deviations from the mean."""
+    from scipy.stats import norm
+
+    tail = (1 - CONFIDENCE) / 2
+    low, high = widening * np.quantile(deviation_S, [tail, 1 - tail])
+    error = float(np.std(deviation_S, ddof=1))
+    return Effect(
+        mean=mean,
+        low=mean + float(low),
+        high=mean + float(high),
+        standard_error=error,
+        smallest=float(norm.isf(tail) + norm.ppf(POWER)) * error,
+        n=n,
+        clusters=clusters,
+    )

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from analysis.probing.controls import Controls
+from analysis.probing.plan import HeldOut, plan_pairs
+from analysis.probing.study import Study
+from tests.analysis.probing.text import PAIRS, SEQUENCE_LENGTH, Text, small_text
+
+
+@pytest.fixture(scope="session")
+def text() -> Text:
+    """The text of tests/analysis/probing/text.py."""
+    return small_text()
+
+
+@pytest.fixture(scope="session")
+def held_out(text: Text) -> HeldOut:
+    """Its validation split."""
+    return HeldOut(text.ids, text.starts, SEQUENCE_LENGTH, text.vocabulary)
+
+
+@pytest.fixture(scope="session")
+def controls(text: Text) -> Controls:
+    """Its control words, of no known part of speech."""
+    return Controls(text.words, lambda word: frozenset())
+
+
+@pytest.fixture(scope="session")
+def study(text: Text, held_out: HeldOut, controls: Controls) -> Study:
+    """A few places of each word of PAIRS."""
+    return plan_pairs(
+        PAIRS, text.vocabulary, controls, held_out, end_of_text=text.end_of_text, min_contexts=4, contexts_per_word=4
+    )

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.text import Text
+
+from analysis import style
+from analysis.probing.arms import find_arms
+from analysis.probing.ask import ask, encode_for, open_data, plan
+from analysis.probing.encode import encode_study
+from analysis.probing.study import Study
+from analysis.synonyms import settings_of
+from analysis.tolerance import _parser, main, mean_over_runs, over_training, points_of, printed
+from analysis.tolerance_figure import draw_tolerance
+from configs.errors import InputError
+from model import load_model
+from tests.analysis.trained import TOKENS_PER_STEP, write_pairs, write_training
+
+CONTEXTS = "6"
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two seeds of one arm, the second without its checkpoint of step 20, and a run of another arm with one checkpoint."""
+    folder = tmp_path_factory.mktemp("tolerance")
+    return [
+        write_training(corpus, folder, "plain", seed=0, steps=[10, 20, 30]),
+        write_training(corpus, folder, "plain", seed=1, steps=[10, 30]),
+        write_training(corpus, folder, "bent", seed=0, steps=[30], head="metric", c=True),
+    ]
+
+
+@pytest.fixture(scope="module")
+def out(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command wrote of them."""
+    folder = tmp_path_factory.mktemp("out")
+    pairs = write_pairs(folder)
+    main([*map(str, runs), "--out", str(folder), "--pairs", str(pairs), "--contexts-per-word", CONTEXTS])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(out: Path) -> pd.DataFrame:
+    return pd.read_csv(out / "tolerance.csv")
+
+
+@pytest.fixture(scope="module")
+def study(runs: list[Path], out: Path) -> Study:
+    """The study of the command, planned again."""
+    options = ["unused", "--out", "unused", "--pairs", str(out / "pairs.csv"), "--contexts-per-word", CONTEXTS]
+    return plan(open_data(find_arms([str(runs[0])])), settings_of(_parser().parse_args(options)))
+
+
+def test_there_is_a_row_for_every_checkpoint_and_for_each_run_before_training(table: pd.DataFrame) -> None:
+    expected = [
+        *(("plain", "plain_seed0", 0, step) for step in (0, 10, 20, 30)),
+        *(("plain", "plain_seed1", 1, step) for step in (0, 10, 30)),
+        *(("bent_seed0", "bent_seed0", 0, step) for step in (0, 30)),
+    ]
+    assert list(zip(table["arm"], table["run"], table["seed"], table["step"], strict=True)) == expected
+    assert (table["tokens"] == TOKENS_PER_STEP * table["step"]).all()
+
+
+def test_a_row_is_what_the_checkpoint_itself_answers(runs: list[Path], table: pd.DataFrame, study: Study) -> None:
+    arms = find_arms([str(runs[0])])
+    data = open_data(arms)
+    encoded = encode_for(arms[0].members[0], data, study, encode_study(study, data.tokenizer, None))
+    model = load_model(runs[0] / "checkpoints" / "step_00000020")
+    asked = ask(model, encoded, label="naive", entropy=None, seed=0, progress=False)
+    (row,) = table[(table["run"] == "plain_seed0") & (table["step"] == 20)].to_dict("records")
+    for key in ("auc", "log_odds", "share_synonym", "share_control", "nll_word", "entropy"):
+        for view, column in ((0, key), (1, f"{key}_fitted")):
+            of_items = [
+                np.mean(asked.measures[key][view][(study.item_M == item) & ~study.shuffled_M], dtype=float)
+                for item in range(len(study.items))
+            ]
+            assert row[column] == pytest.approx(np.mean(of_items), rel=1e-6)
+    assert row["distance_ratio"] == pytest.approx(np.mean(asked.distance_P))
+    assert row["nll"] == pytest.approx(asked.nll["raw"])
+    assert row["nll_fitted"] == pytest.approx(asked.nll["fitted"])
+    assert row["nll_fitted"] < row["nll"]
+
+
+def test_before_training_a_run_has_the_weights_of_its_own_seed(table: pd.DataFrame) -> None:
+    # The first checkpoint of these runs holds the weights that their seed gives.
+    for _, rows in table.groupby("run"):
+        fresh, first = (rows.iloc[place].drop(["arm", "run", "step", "tokens", "tfsd_weight"]) for place in (0, 1))
+        assert fresh.to_dict() == pytest.approx(first.to_dict(), rel=1e-6, nan_ok=True)
+    starts = table[table["step"] == 0]
+    assert starts["log_odds"].nunique() == 3
+
+
+def test_the_weight_of_tfsd_is_that_of_the_steps_before_the_checkpoint(table: pd.DataFrame) -> None:
+    c = table.set_index(["run", "step"])["tfsd_weight"]
+    assert c["bent_seed0", 30] == pytest.approx(np.mean(np.arange(11, 31) / 1000))
+    assert c.drop(("bent_seed0", 30)).isna().all()
+
+
+def test_the_mean_over_runs_is_taken_where_all_of_them_have_a_checkpoint(table: pd.DataFrame) -> None:
+    plain = table[table["arm"] == "plain"]
+    mean = mean_over_runs(plain, "auc")
+    assert mean.index.tolist() == [0, 10 * TOKENS_PER_STEP, 30 * TOKENS_PER_STEP]
+    last = plain[plain["step"] == 30]["auc"]
+    assert len(last) == 2
+    assert mean.iloc[-1] == pytest.approx((last.iloc[0] + last.iloc[1]) / 2)
+
+
+def test_the_summary_says_what_was_asked_of_whom(out: Path, runs: list[Path]) -> None:
+    text = (out / "summary.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
+    assert [model["step"] for model in found["models"]] == [0, 10, 20, 30, 0, 10, 30, 0, 30]
+    assert found["models"][0]["checkpoint"] is None
+    assert found["models"][1]["checkpoint"] == str(runs[0] / "checkpoints" / "step_00000010")
+    assert found["counts"]["items"] == 3 and found["counts"]["contexts"] == 6 * int(CONTEXTS)
+    assert found["settings"]["contexts_per_word"] == int(CONTEXTS)
+    assert found["left_out"][0]["name"] == "river/zymurgy"
+    assert set(found["views"]) == {"raw", "fitted"}
+
+
+def test_the_printed_table_has_first_middle_and_last_and_fits_a_terminal(table: pd.DataFrame, study: Study) -> None:
+    lines = printed(table, study).splitlines()
+    assert max(map(len, lines)) <= 120
+    cells = [line.split()[:3] for line in lines if line.startswith(("plain", "bent"))]
+    assert cells == [
+        ["plain", "2", "0"],
+        ["plain", "2", "160"],
+        ["plain", "2", "480"],
+        ["bent_seed0", "1", "0"],
+        ["bent_seed0", "1", "480"],
+    ]
+
+
+def test_curves_are_the_rows_of_the_table(table: pd.DataFrame, study: Study, out: Path) -> None:
+    assert (out / "tolerance.png").read_bytes()[:4] == b"\x89PNG"
+    with style.look():
+        figure = draw_tolerance(table, study)
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left").startswith("Log-odds, at the best"))
+    curves = [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+    for _, rows in table.groupby("run"):
+        assert list(zip(rows["tokens"], rows["log_odds_fitted"], strict=True)) in curves
+    for _, rows in table.groupby("arm"):
+        assert list(mean_over_runs(rows, "log_odds_fitted").items()) in curves
+    words = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert "plain (2 seeds)" in words and "bent_seed0 (1 seed)" in words
+    assert "3 items (36 contexts" in words
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+def test_a_quantity_that_no_run_has_gets_no_panel(table: pd.DataFrame, study: Study) -> None:
+    def titles(rows: pd.DataFrame) -> str:
+        with style.look():
+            return " ".join(axes.get_title(loc="left") for axes in draw_tolerance(rows, study).figure.axes)
+
+    assert "TFSD weight" in titles(table)
+    assert "TFSD weight" not in titles(table[table["arm"] == "plain"])
+
+
+def test_of_a_run_that_is_named_by_a_checkpoint_what_comes_after_it_is_left_out(runs: list[Path]) -> None:
+    points = points_of(find_arms([str(runs[0] / "checkpoints" / "step_00000020")]))
+    assert [point.step for point in points] == [0, 10, 20]
+
+
+def test_a_checkpoint_that_is_half_written_is_passed_over(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "plain_seed0"
+    shutil.copytree(runs[0], run)
+    (run / "checkpoints" / "step_00000010" / "model.safetensors").unlink()
+    assert [point.step for point in points_of(find_arms([str(run)]))] == [0, 20, 30]
+
+
+def test_a_run_that_began_from_other_weights_has_no_point_before_training(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "plain_seed0"
+    shutil.copytree(runs[0], run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["body"]["checkpoint"] = "elsewhere"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [point.step for point in points_of(find_arms([str(run)]))] == [10, 20, 30]
+
+
+def test_what_is_no_run_or_does_not_say_its_tokens_is_refused_with_all_reasons(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    run, guest = tmp_path / "plain_seed0", tmp_path / "guest"
+    shutil.copytree(runs[0], run)
+    shutil.copytree(runs[0] / "checkpoints" / "step_00000010", guest)
+    (run / "checkpoints" / "step_00000020" / "trainer_state.json").write_text('{"step": 20}')
+    with pytest.raises(InputError) as error:
+        points_of(find_arms([str(guest), str(run)]))
+    first, second = error.value.problems
+    assert str(guest) in first and "belongs to no run" in first
+    assert "step_00000020" in second and "tokens" in second
+
+
+def test_answers_are_the_same_every_time(runs: list[Path], study: Study, table: pd.DataFrame) -> None:
+    arms = find_arms([str(runs[2])])
+    again: Any = over_training(points_of(arms), open_data(arms), study, seed=0, progress=False)
+    before = table[table["run"] == "bent_seed0"].reset_index(drop=True)
+    assert math.isnan(again["tfsd_weight"][0])
+    pd.testing.assert_frame_equal(again, before, check_dtype=False)
