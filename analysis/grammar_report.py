@@ -103,7 +103,7 @@ def context_table(result: Result) -> pd.DataFrame:
                 f"{label}:{view}:share": scores.kept.model_share_XR[x].astype(np.float32),
                 f"{label}:{view}:split_kl": scores.kept.split_kl_XR[x].astype(np.float32),
             }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns).sort_values(["document", "position", "set"], ignore_index=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables

@@ -56,13 +56,16 @@ def checkpoints_of(member: Member) -> list[tuple[int, Path]]:
     """Step and folder of the complete checkpoints of the member's run, up to its own, in the order of steps."""
     found = []
     for path in sorted(member.checkpoint.parent.glob("step_*")):
-        with contextlib.suppress(InputError):  # half-written: not a checkpoint
+        with contextlib.suppress(InputError):  # half-written, or a copy: not one of the run's checkpoints
             found.append((_step(path), resolve_checkpoint(path)))
     return [(step, path) for step, path in sorted(found) if step <= _step(member.checkpoint)]
 
 
 def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    number = checkpoint.name.removeprefix("step_")
+    if not number.isdecimal():
+        raise InputError(f"{checkpoint} is not named step_<number>, so that --over-training cannot place it; rename it")
+    return int(number)
 
 
 def _values(scores: Scores, study: Study, view: int) -> dict[str, float]:

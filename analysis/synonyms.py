@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(printed(found, asked, out))
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is asked."""
+def add_settings(parser: argparse.ArgumentParser, contexts_per_word: int | None = None) -> None:
+    """The options that say what is asked, with this default of --contexts-per-word; None: all."""
     parser.add_argument(
         "--pairs", default="builtin", metavar="SOURCE", help="builtin, wordnet, wordnet:FOLDER or a file"
     )
@@ -80,7 +80,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-similarity", type=float, default=MIN_SIMILARITY, metavar="S", help="of synonyms in scored lists, 0 to 1"
     )
-    parser.add_argument("--contexts-per-word", type=int, metavar="N", help="at most (default: all)")
+    parser.add_argument(
+        "--contexts-per-word",
+        type=int,
+        default=contexts_per_word,
+        metavar="N",
+        help=f"at most (default: {contexts_per_word or 'all'})",
+    )
     parser.add_argument("--min-contexts", type=int, default=5, metavar="N", help="of one word of a pair (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn here (default 0)")
 

@@ -213,10 +213,9 @@ def _draw_points(
     limits: tuple[float, float],
 ) -> None:
     axes.plot(limits, limits, color=_GREY, linewidth=0.9)
-    for chosen_P, style in (
-        (~shown_P, {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 0.7}),
-        (shown_P, {"markeredgewidth": 0.4, "markeredgecolor": "white"}),
-    ):
+    hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 0.7}
+    filled: dict[str, Any] = {"markeredgewidth": 0.4, "markeredgecolor": "white"}
+    for chosen_P, style in ((~shown_P, hollow), (shown_P, filled)):
         axes.plot(
             baseline_P[chosen_P], candidate_P[chosen_P], linestyle="", marker="o", markersize=4.5, color=colour, **style
         )

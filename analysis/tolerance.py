@@ -104,8 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a checkpoint directory in one")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    add_settings(parser)
-    parser.set_defaults(contexts_per_word=CONTEXTS_PER_WORD)
+    add_settings(parser, CONTEXTS_PER_WORD)
     return parser
 
 

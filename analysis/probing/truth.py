@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from data.grammar import Grammar, SynonymSet
 
-from .truth_contexts import Contexts, Floats, Ids, Predictor, dot, entropies, tempered
+from .truth_contexts import Contexts, Floats, Ids, Predictor, dot, entropies, products, tempered
 
 TRUE_KINDS = ("equal", "unequal", "rare", "contextual")
 """Kinds of true synonyms."""
@@ -106,7 +106,7 @@ class Scores:
 
 
 def measure(predict: Predictor, grammar: Grammar, contexts: Contexts, temperatures: Sequence[float]) -> Scores:
-    """Hold ``predict``, at each of the temperatures, against the truth; memory does not grow with the documents.
+    """Hold ``predict``, at each of the temperatures, against the truth, some thousand contexts at a time.
 
     A temperature of NaN gives NaN. A predictor that gives no probability to what can come gets infinities.
     """
@@ -226,7 +226,7 @@ class Found:
             log_mass_Q = log_mass_NS[row_Q, set_Q]
             log_share_QK = log_q_NSK[row_Q, set_Q] - log_mass_Q[:, None]
             gap_QK = true.log_share_QK - log_share_QK
-            gap_NV = true.log_p_NV - log_q_NV
+            term_NV = products(true.p_NV, true.log_p_NV - log_q_NV)
         gap_QK[log_mass_Q == -np.inf] = np.inf  # of nothing there is no split
         split_kl_Q = dot(true.share_QK, gap_QK)
         least = np.arange(len(row_Q)), true.least_Q
@@ -244,8 +244,8 @@ class Found:
         single = partition.single_V
         control_Q = partition.control_S[set_Q]
         of_text: dict[str, Floats] = {
-            "kl": dot(true.p_NV, gap_NV),
-            "between": dot(true.p_NV[:, single], gap_NV[:, single]) + _sums(row_Q, log_fracture_Q, n),
+            "kl": term_NV.sum(axis=1),
+            "between": term_NV[:, single].sum(axis=1) + _sums(row_Q, log_fracture_Q, n),
             "within_true": _sums(row_Q[~control_Q], of_sets["split_kl"][~control_Q], n),
             "within_control": _sums(row_Q[control_Q], of_sets["split_kl"][control_Q], n),
             "nll": -log_q_NV[np.arange(n), y_N],

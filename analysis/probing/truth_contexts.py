@@ -8,6 +8,7 @@ out of the grammar itself go through the same code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ VIEWS = {
     "matched": "at the temperature at which its mean entropy on those documents is the baseline's",
 }
 _NUMBERS_AT_ONCE = 1 << 21  # float64 of one distribution over a batch: 16 MiB
+_WIDEST = math.log(64.0)  # of ln beta, beta = 1 / temperature
+_PRECISION = 1e-12  # of ln beta
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,7 @@ class Calibration:
     def best(self) -> float:
         """The temperature with the lowest expected NLL, between 1/64 and 64: no drawn word adds noise to it."""
         target = float(dot(self.p_NV, self.log_q_NV).mean())
-
-        def slope(beta: float) -> float:
-            return float(dot(np.exp(tempered(self.log_q_NV, 1 / beta)), self.log_q_NV).mean()) - target
-
-        return _temperature(slope)
+        return _temperature(lambda beta: float(self._moments(beta)[0].mean()) - target)
 
     def matching(self, entropy: float) -> float:
         """The temperature with this mean entropy in nats; NaN if there is none between 1/64 and 64."""
@@ -105,7 +104,16 @@ class Calibration:
 
     def entropy(self, temperature: float = 1.0) -> float:
         """Mean entropy at a temperature, nats."""
-        return float(entropies(tempered(self.log_q_NV, temperature)).mean())
+        mean_N, log_total_N = self._moments(1 / temperature)
+        return float((log_total_N - mean_N / temperature).mean())
+
+    def _moments(self, beta: float) -> tuple[Floats, Floats]:
+        """(N,): the mean of ln q under q^beta, normalised, and the logarithm of what it is normalised by."""
+        z_NV = beta * self.log_q_NV
+        top_N = z_NV.max(axis=1)
+        weight_NV = np.exp(z_NV - top_N[:, None])
+        total_N = weight_NV.sum(axis=1)
+        return dot(weight_NV, self.log_q_NV) / total_N, top_N + np.log(total_N)
 
 
 def tempered(log_q_NV: Floats, temperature: float) -> Floats:
@@ -122,19 +130,24 @@ def _temperature(rising: Callable[[float], float], beyond: float | None = None) 
     """1 / beta at the zero of a rising function of beta; without one ``beyond``, or the nearer end of the range."""
     from scipy.optimize import brentq
 
-    widest = np.log(64.0)
-    low, high = rising(float(np.exp(-widest))), rising(float(np.exp(widest)))
+    low, high = rising(math.exp(-_WIDEST)), rising(math.exp(_WIDEST))
     if low < 0 < high:
-        return float(np.exp(-brentq(lambda x: rising(float(np.exp(x))), -widest, widest, xtol=1e-13)))
-    return float(np.exp(widest if low >= 0 else -widest)) if beyond is None else beyond
+        return math.exp(-brentq(lambda x: rising(math.exp(x)), -_WIDEST, _WIDEST, xtol=_PRECISION))
+    return math.exp(_WIDEST if low >= 0 else -_WIDEST) if beyond is None else beyond
 
 
 def dot(p_NV: Floats, value_NV: Floats) -> Floats:
     """(N,): sum of p times a value, which may be infinite or undefined where p is 0."""
-    with np.errstate(invalid="ignore"):
-        terms_NV = np.where(p_NV == 0, 0.0, p_NV * value_NV)
-    sums_N: Floats = terms_NV.sum(axis=1)
+    sums_N: Floats = products(p_NV, value_NV).sum(axis=1)
     return sums_N
+
+
+def products(p_NV: Floats, value_NV: Floats) -> Floats:
+    """(N, V): p times a value, 0 where p is 0 even if the value is infinite or undefined there."""
+    with np.errstate(invalid="ignore"):
+        products_NV: Floats = p_NV * value_NV
+    products_NV[p_NV == 0] = 0.0
+    return products_NV
 
 
 def entropies(log_q_NV: Floats) -> Floats:

@@ -329,8 +329,8 @@ def test_the_analysis_sees_its_words(grammar, tokenizer):
     vocabulary = Vocabulary(tokenizer)
     assert vocabulary.text == list(grammar.words)
     for one in grammar.sets:
-        assert vocabulary.word[list(one.tokens)].all()
-        assert [vocabulary.tokens(vocabulary.text[i].strip()) for i in one.tokens] == [[i] for i in one.tokens]
+        assert vocabulary.opens[list(one.tokens)].all()
+        assert [vocabulary.tokens(vocabulary.text[i]) for i in one.tokens] == [(i,) for i in one.tokens]
 
 
 def grammar_data(cache: Path, **fields) -> GrammarData:

@@ -66,13 +66,13 @@ def test_a_flatter_copy_of_a_model_is_not_rewarded(encoded: Encoded) -> None:
     found = two(encoded, model, flat)
     raw, fitted, matched = (found.differences["other"]["all"][view] for view in VIEWS)
     assert raw["entropy"].mean > 0.5
-    assert abs(raw["log_odds"].mean) > 0.1  # halved
     assert raw["log10_rank"].mean == 0 and raw["log10_rank_control"].mean == 0
     for metric in METRICS:
         for view in (fitted, matched):
             if math.isfinite(view[metric.key].mean):
                 assert view[metric.key].mean == pytest.approx(0, abs=1e-5), metric.key
     one, other = (found.measured[label]["log_odds"] for label in ("base0", "other0"))
+    assert np.abs(other[0] - one[0]).mean() > 0.1
     np.testing.assert_allclose(other[1:], one[1:], atol=1e-4)
     assert found.temperatures["other0"]["matched"] == pytest.approx(0.5, rel=2e-6)
     assert found.temperatures["base0"]["matched"] == 1.0
@@ -93,7 +93,7 @@ def many_words() -> tuple[Any, Vocabulary, Any, Study]:
         return ["The " + " ".join(rng.choice(words, 60, p=p_W)) + "." for _ in range(count)]
 
     train, validation = documents(400), documents(60)
-    tokenizer = train_bpe(iter([*train, " ".join(WORDS)]), 1500, progress=False)
+    tokenizer = train_bpe(iter([*train, " ".join(WORDS)]), 780, progress=False)
     vocabulary = Vocabulary(tokenizer)
     train_ids, _ = tokens_of(train, tokenizer)
     ids, starts = tokens_of(validation, tokenizer)
