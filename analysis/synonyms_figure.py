@@ -37,6 +37,8 @@ _VIEW_OFFSETS = (-0.26, 0.0, 0.26)
 _VIEW_MARKERS = ("o", "s", "D")
 _BAND = 0.1  # half the height of a band, in rows
 _PER_ROW = 5  # arms beside each other
+_WIDTH = 13.5  # of the figure, inches
+_LARGEST = 3.2  # panel for the points of one arm, inches
 _FRAME = 0.12  # of the trained arms' span: what is left free on both sides
 _GREY = "#444444"
 _FAINT = "#dddddd"
@@ -47,9 +49,10 @@ def draw_synonyms(found: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
     arms = found.arms[1:]
-    blocks = math.ceil(len(arms) / _PER_ROW)
-    above, below = 1.9 + 0.55 * len(arms), 5.3 * blocks
-    figure = Figure(figsize=(13.5, above + below), layout="constrained")
+    columns = min(_PER_ROW, len(arms))
+    side = min(_WIDTH / columns - 0.8, _LARGEST)  # of a panel below, inches
+    above, below = 1.9 + 0.55 * len(arms), 0.5 + 2 * math.ceil(len(arms) / columns) * (side + 0.6)
+    figure = Figure(figsize=(_WIDTH, above + below), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=[above, below])
     _draw_differences(figure.add_subfigure(grid[0]), found)
     _draw_items(figure.add_subfigure(grid[1]), found)
@@ -74,10 +77,14 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
                 _draw_effect(axes, effect, row + offset, styles[arm.label].colour, place)
             if row:
                 axes.axhline(row - 0.5, color=_FAINT, linewidth=0.6)
-        axes.set_title(_DIFFERENCES[key], fontsize=8.5, fontweight="normal", loc="center")
+        items = sorted({found.paired_items[arm.label]["raw"][key] for arm in arms})
+        n = " to ".join(map(str, dict.fromkeys([items[0], items[-1]])))
+        axes.set_title(f"{_DIFFERENCES[key]}\nn = {n} items", fontsize=8.5, fontweight="normal", loc="center")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="x", labelsize=7.5)
         axes.locator_params(axis="x", nbins=4)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 3))
+        axes.xaxis.get_offset_text().set_fontsize(7.5)
     panels[0].set_yticks(range(len(arms)), [f"{arm.label}\n{_seeds(arm)}" for arm in arms])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, fontsize=8)
@@ -86,8 +93,8 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
 def _title(found: Comparison) -> str:
     baseline, n = found.arms[0], counts(found.study)
     return (
-        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over {n['items']} items and "
-        f"{CONFIDENCE:.0%} interval\n{n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents"
+        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over items and {CONFIDENCE:.0%} "
+        f"interval\n{n['items']} items, {n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents"
     )
 
 
@@ -96,14 +103,16 @@ def _seeds(arm: Arm) -> str:
 
 
 def _limits(found: Comparison, key: str) -> tuple[float, float]:
-    """What the arms that were trained need, and zero; an untrained model differs so much that nothing else would be seen."""
+    """What the arms that were trained need, with their bands; an untrained model's difference would hide all others."""
     arms = found.arms[1:]
     trained = [arm for arm in arms if not all(member.untrained for member in arm.members)] or arms
     ends = [0.0]
     for arm in trained:
         for view in VIEWS:
             effect = found.differences[arm.label]["all"][view][key]
-            ends += [end for end in (effect.mean, effect.low, effect.high) if end is not None and math.isfinite(end)]
+            band = effect.smallest or 0.0
+            known = (effect.mean, effect.low, effect.high, band, -band)
+            ends += [end for end in known if end is not None and math.isfinite(end)]
     span = max(ends) - min(ends) or 1.0
     return min(ends) - _FRAME * span, max(ends) + _FRAME * span
 

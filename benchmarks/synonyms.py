@@ -22,7 +22,7 @@ from analysis.probing.encode import Encoded, Tree
 from analysis.probing.measures import measure
 from analysis.probing.score import answer
 from analysis.probing.study import CONTROLS, Candidate, Item, Role, Study, Unit, assemble
-from analysis.probing.vocabulary import MAX_WORD_TOKENS
+from analysis.probing.vocabulary import MAX_WORD_TOKENS, Vocabulary
 from configs.errors import exit_status
 from model import SwapHeadConfig, new_model
 
@@ -33,8 +33,8 @@ UNITS = 1000
 TEMPERATURES = (1.0, 1.1, 0.9)
 
 
-class _Tokens:
-    """Stands for a vocabulary: every second token goes on with a word."""
+class _Tokens(Vocabulary):
+    """Tokens without text: every second one goes on with a word."""
 
     def __init__(self, size: int) -> None:
         self.continues = np.arange(size) % 2 == 1
@@ -109,24 +109,27 @@ def random_study(contexts: int, vocabulary: int) -> Encoded:
         places,
         questions,
         _Tokens(vocabulary),
-        0,  # type: ignore[arg-type]
+        0,
     )
     return Encoded(study, study.vocabulary, tuple(passages), study.position_C, tuple(trees))
 
 
 def _tree(rng: np.random.Generator, vocabulary: int, candidates: int) -> Tree:
     """Candidates of one token or, every third time, of two."""
-    token, parent, depth, leaf = [], [], [], []
+    parents: list[int] = []
     paths: list[tuple[int, ...]] = []
     for _ in range(candidates):
-        first = len(token)
+        first = len(parents)
         long = rng.random() < 1 / 3
-        token += [int(t) for t in rng.integers(vocabulary, size=1 + long)]
-        parent += [-1, first][: 1 + long]
-        depth += [1, 2][: 1 + long]
-        leaf.append(first + long)
-        paths.append((first, first + 1)[: 1 + long])
-    return Tree(*(np.array(column, dtype=np.int64) for column in (token, parent, depth, leaf)), tuple(paths))
+        parents += [-1, first] if long else [-1]
+        paths.append((first, first + 1) if long else (first,))
+    return Tree(
+        token_E=rng.integers(vocabulary, size=len(parents)),
+        parent_E=np.array(parents),
+        depth_E=np.where(np.array(parents) < 0, 1, 2),
+        leaf_K=np.array([path[-1] for path in paths]),
+        nodes_K=tuple(paths),
+    )
 
 
 if __name__ == "__main__":

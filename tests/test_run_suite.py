@@ -97,3 +97,22 @@ def test_a_mistake_in_a_suite_is_one_line(tmp_path):
     assert "Traceback" not in result.stderr
     assert "suite.yaml: runs:" in result.stderr
     assert "suite.yaml: run:" in result.stderr
+
+
+def test_a_suite_repeats_its_runs_over_seeds(workspace, tmp_path):
+    """One seed after the other, each run in a folder of its own; a name in an analysis stands for all its seeds."""
+    (tmp_path / "suite.yaml").write_text(
+        f"recipe: {workspace}/tiny.yaml\nout: out\nseeds: [3, 5]\n"
+        "runs:\n  first: [train.steps=6]\n  second: [train.steps=6]\n"
+        "analyses:\n  - summary {second} --out {out}/summary\n"
+    )
+    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    names = ["first_seed3", "second_seed3", "first_seed5", "second_seed5"]
+    started = [line.partition(" name=")[2].partition(" ")[0] for line in result.stdout.splitlines() if " name=" in line]
+    assert started == names
+    for name in names:
+        assert f"\nseed: {name[-1]}\n" in (tmp_path / "out" / name / "config.yaml").read_text()
+    assert rows_of(tmp_path / "out" / "first_seed3") != rows_of(tmp_path / "out" / "first_seed5")
+    summary = json.loads((tmp_path / "out" / "summary" / "summary.json").read_text())
+    assert [run["arm"] for run in summary["runs"]] == ["second_seed3", "second_seed5"]

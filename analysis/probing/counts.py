@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 
-from .study import CONTROLS, Study, reasons
+from analysis.tables import WIDTH
 
-_NAMED = 10
-"""Items that are named of a long list."""
+from .study import CONTROLS, Study, reasons
 
 
 def counts(study: Study) -> dict[str, int]:
@@ -36,7 +37,7 @@ def described(study: Study) -> list[str]:
         f"{n['shuffled_contexts']} contexts of other words",
     ]
     if study.left_out:
-        named = ", ".join(entry.name for entry in study.left_out[:_NAMED])
         lines.append(f"left out {len(study.left_out)} ({reasons(study.left_out)}); why, for each, is in summary.json")
-        lines.append(f"  {named}{', ...' if len(study.left_out) > _NAMED else ''}")
+        named = ", ".join(entry.name for entry in study.left_out)
+        lines.append("  " + textwrap.shorten(named, WIDTH - 2, placeholder=" ..."))
     return lines

@@ -34,7 +34,8 @@ def distance_ratios(model: Any, encoded: Encoded) -> Floats:
             continue
         w_KD = weight_VD[tree.token_E[tree.leaf_K]]
         distance_K = np.linalg.norm(w_KD - w_KD[0], axis=-1)
-        total_P[unit.item] += distance_K[synonyms].mean() / distance_K[controls].mean()
+        with np.errstate(invalid="ignore", divide="ignore"):  # of embeddings that have all become one
+            total_P[unit.item] += distance_K[synonyms].mean() / distance_K[controls].mean()
         count_P[unit.item] += 1
     with np.errstate(invalid="ignore"):
         ratio_P: Floats = total_P / count_P

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ RESAMPLES = 2000  # an interval's end then has a sampling error of about 6% of t
 CONFIDENCE = 0.95
 POWER = 0.80  # with which an effect of the size `smallest` is found
 
+_TAIL = (1 - CONFIDENCE) / 2
+_Z_TAIL = NormalDist().inv_cdf(1 - _TAIL)
 _NUMBERS_AT_ONCE = 2**20  # float64 that the largest array of one batch of resamples holds: 8 MiB, within a cache
 _FEW_LEVELS = 8  # of a factor that becomes rows of a matrix product, which cost less than cells to be counted
 
@@ -115,7 +118,9 @@ def crossed_bootstraps(
         values, weights, labels = _checked(value_MQ[measures[0]], weight_MQ[measures[0]], factors)
         counted_Q = np.isfinite(values) & (weights > 0)
         counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
-        several = _of_counted(value_MQ[np.ix_(np.array(measures), counted_Q)], weights[counted_Q], counted, seed, resamples)
+        several = _of_counted(
+            value_MQ[np.ix_(np.array(measures), counted_Q)], weights[counted_Q], counted, seed, resamples
+        )
         found |= zip(measures, several, strict=True)
     return [found[measure] for measure in range(len(value_MQ))]
 
@@ -229,8 +234,10 @@ def _of_counted(
     if deviation_MS.shape[1] < 2:
         return without
     return [
-        _effect(float(mean), deviation_S, _widening(pull_N, level_FN), n, clusters)
-        for mean, deviation_S, pull_N in zip(mean_M, deviation_MS, pull_MN, strict=True)
+        _effect(mean, deviation_S, widening, n, clusters)
+        for mean, deviation_S, widening in zip(
+            mean_M.tolist(), deviation_MS, _widening(pull_MN, level_FN).tolist(), strict=True
+        )
     ]
 
 
@@ -285,33 +292,31 @@ def _counts(rng: np.random.Generator, levels: int, size: int) -> Floats:
     return count_SL.T.astype(np.float64, order="C")
 
 
-def _widening(pull_N: Floats, level_FN: list[Ids]) -> float:
-    """t(.975, d) / z(.975) for Satterthwaite's degrees of freedom d of the sum of the factors' cluster variances."""
-    from scipy.stats import norm, t
+def _widening(pull_MN: Floats, level_FN: list[Ids]) -> Floats:
+    """(M,): t(.975, d) / z(.975) for Satterthwaite's degrees of freedom d of the sum of the factors' cluster variances."""
+    from scipy.stats import t
 
-    pull_FL = [np.bincount(level_N, pull_N) for level_N in level_FN]
-    variance_F = np.array([len(pull_L) / (len(pull_L) - 1) * (pull_L @ pull_L) for pull_L in pull_FL])
-    if variance_F.sum() == 0:
-        return 1.0
-    share_F = variance_F / variance_F.sum()
-    freedom = 1 / sum(share**2 / (len(pull_L) - 1) for share, pull_L in zip(share_F, pull_FL, strict=True))
-    tail = (1 - CONFIDENCE) / 2
-    return float(t.isf(tail, freedom) / norm.isf(tail))
+    levels_F = np.array([level_N.max() + 1 for level_N in level_FN])
+    square_MF = np.array(
+        [[np.square(np.bincount(level_N, pull_N)).sum() for level_N in level_FN] for pull_N in pull_MN]
+    )
+    variance_MF = levels_F / (levels_F - 1) * square_MF
+    total_M = variance_MF.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom_M = total_M**2 / (variance_MF**2 / (levels_F - 1)).sum(axis=1)
+    return np.where(total_M > 0, t.isf(_TAIL, freedom_M) / _Z_TAIL, 1.0)
 
 
 def _effect(mean: float, deviation_S: Floats, widening: float, n: int, clusters: dict[str, int]) -> Effect:
     """The interval and the standard error from the resampled deviations from the mean."""
-    from scipy.stats import norm
-
-    tail = (1 - CONFIDENCE) / 2
-    low, high = widening * np.quantile(deviation_S, [tail, 1 - tail])
+    low, high = widening * np.quantile(deviation_S, [_TAIL, 1 - _TAIL])
     error = float(np.std(deviation_S, ddof=1))
     return Effect(
         mean=mean,
         low=mean + float(low),
         high=mean + float(high),
         standard_error=error,
-        smallest=float(norm.isf(tail) + norm.ppf(POWER)) * error,
+        smallest=(_Z_TAIL + NormalDist().inv_cdf(POWER)) * error,
         n=n,
         clusters=clusters,
     )

@@ -13,6 +13,8 @@ import yaml
 from tests.analysis.corpus import PAIRS, write_model
 
 TOKENS_PER_STEP = 16
+_HELD_OUT = 0.1
+"""Share of the text, enough for six places of every word."""
 
 
 def write_pairs(folder: Path) -> Path:
@@ -29,14 +31,15 @@ def write_training(
 
     The later ones are models of other seeds. With ``c`` metrics.jsonl logs step / 1000 as the weight of each step.
     """
-    made = write_model(corpus, f"{folder.name}_{arm}_{seed}", seed=seed, head=head)
+    made = write_model(corpus, f"{folder.name}_{arm}_{seed}", seed=seed, head=head, validation_fraction=_HELD_OUT)
     run = folder / f"{arm}_seed{seed}"
     run.mkdir(parents=True)
     config = yaml.safe_load((made / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"name": run.name, "seed": seed}))
     for step in steps:
         if step != steps[0]:
-            made = write_model(corpus, f"{folder.name}_{arm}_{seed}_{step}", seed=100 * seed + step, head=head)
+            name = f"{folder.name}_{arm}_{seed}_{step}"
+            made = write_model(corpus, name, seed=100 * seed + step, head=head, validation_fraction=_HELD_OUT)
         checkpoint = run / "checkpoints" / f"step_{step:08}"
         shutil.copytree(made / "checkpoints" / "step_00000001", checkpoint)
         state: dict[str, Any] = {"step": step, "tokens": TOKENS_PER_STEP * step}

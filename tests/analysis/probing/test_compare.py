@@ -137,12 +137,11 @@ def test_means_are_those_of_loops_over_items() -> None:
 def test_what_the_models_of_a_seed_share_cancels() -> None:
     study = small_study()
     rng = np.random.default_rng(3)
-    shared = {seed: 100 * rng.normal(size=len(study.unit_M)) for seed in range(3)}
-    measured = {
-        m.label: measures_of(len(study.unit_M), lambda key, m=m, one=one: shared[m.seed] + (one is OTHER))  # type: ignore[misc, index]
-        for one in (BASE, OTHER)
-        for m in one.members
-    }
+    measured: dict[str, Measures] = {}
+    for seed in range(3):
+        shared_M = 100 * rng.normal(size=len(study.unit_M))
+        for label, shift in (("base", 0), ("other", 1)):
+            measured[f"{label}{seed}"] = {key: np.tile(shared_M + shift, (3, 1)).astype(np.float32) for key in KEYS}
     found = run(study, [BASE, OTHER], measured).differences["other"]["all"]["raw"]["log_odds"]
     assert found.low is not None and found.high is not None
     assert 1 - 1e-4 < found.low <= found.mean <= found.high < 1 + 1e-4
@@ -244,8 +243,9 @@ def test_equal_differences_of_shares_tie_although_float32_tells_them_apart() -> 
     values = np.array(pairs, dtype=np.float32)
     assert len(set(np.abs(values[:, 0].astype(float) - values[:, 1]))) > 1
     measured = {
-        label: measures_of(4, lambda key, i=i: values[:, i]) for i, label in enumerate(("otherNone", "baseNone"))
-    }  # type: ignore[misc]
+        "otherNone": measures_of(4, lambda key: values[:, 0].astype(float)),
+        "baseNone": measures_of(4, lambda key: values[:, 1].astype(float)),
+    }
     found = run(study, [arm("base", None), arm("other", None)], measured)
     assert found.signed_ranks["other"]["raw"]["auc"] == 1.0
 

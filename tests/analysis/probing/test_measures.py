@@ -88,7 +88,7 @@ def expect(study: Study, answers: Answers, found: Measures) -> None:
     for m, x in np.ndindex(len(study.unit_M), len(answers.log_p_XA)):
         span = slice(answers.start_M[m], answers.start_M[m + 1])
         log_p, rank = answers.log_p_XA[x, span].tolist(), answers.rank_A[span].tolist()
-        expected = naive(study.units[study.unit_M[m]], log_p, rank, answers.entropy_XM[x, m])
+        expected = naive(study.units[study.unit_M[m]], log_p, rank, float(answers.entropy_XM[x, m]))
         for key in KEYS:
             assert found[key][x, m] == pytest.approx(expected[key], rel=1e-6, abs=1e-30, nan_ok=True), (key, m, x)
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def result() -> tuple[Comparison, dict[str, Asked]]:
     return compare(study, ARMS, measured, temperatures_of, seed=0), asked
 
 
-def strictly(path: Path) -> dict:  # type: ignore[type-arg]
+def strictly(path: Path) -> dict[str, Any]:
     """The JSON in a file, which must hold no NaN or infinity."""
     found = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
     assert isinstance(found, dict)
