@@ -164,7 +164,8 @@ def _draw_arm(axes: Axes, result: Result, arm: Arm, key: str, offset: float, sty
 
 
 def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """A column for each score and a row for each view, against tokens: a thin line for each run, a thick one for each arm."""
+    """A column for each score and a row for each view, against tokens: a thin line for each run, and a thick
+    one for the mean of an arm, where all its runs have a checkpoint."""
     from matplotlib.figure import Figure
 
     styles = arm_styles(labels)
@@ -178,7 +179,7 @@ def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 _draw_curve(axes, training[(training["arm"] == label) & (training["view"] == view)], key, styles[label])
             axes.set_title(f"{title}\n({view})", fontsize=8.5)
             if view == views[-1]:
-                axes.set_xlabel("tokens")
+                axes.set_xlabel("tokens, millions")
     handles, names = panels[0][0].get_legend_handles_labels()
     counts = training.groupby("arm")["label"].nunique()
     named = [f"{name} (n = {counts[name]})" for name in names]
@@ -187,10 +188,12 @@ def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
 
 
 def _draw_curve(axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle) -> None:
-    for _, run in rows.groupby("label"):
-        axes.plot(run["tokens"], run[key], color=style.colour, linewidth=0.6, alpha=0.45)
-    mean = rows.groupby("tokens")[key].mean()
+    runs = rows.groupby("label")
+    for _, run in runs:
+        axes.plot(run["tokens"] / 1e6, run[key], color=style.colour, linewidth=0.7, alpha=0.5)
+    at = rows.groupby("tokens")[key]
+    mean = at.mean()[at.count() == len(runs)]  # of fewer runs it would be the mean of something else
     axes.plot(
-        mean.index, mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5, linewidth=1.6,
-        label=rows["arm"].iloc[0],
+        mean.index / 1e6, mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5,
+        linewidth=1.6, label=rows["arm"].iloc[0],
     )  # fmt: skip

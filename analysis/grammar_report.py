@@ -175,7 +175,10 @@ def _weights(result: Result) -> list[str]:
     if not rows:
         return []
     header = ["arm", "seeds", "last tenth of training", "lowest decile over training"]
-    return ["\nMean weight c by which TFSD scales the gradient of CE, in training", terminal_table(header, rows)]
+    return [
+        "\nMean weight c by which TFSD scales the gradient of CE, or would where the objective is another, in training",
+        terminal_table(header, rows),
+    ]
 
 
 def _by_kind(result: Result, metric: Metric) -> str:

@@ -98,7 +98,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         for name, least in (("contexts_per_word", 1), ("min_contexts", 1), ("seed", 0))
         if (value := getattr(options, name)) is not None and value < least
     ]
-    if options.contexts_per_word is not None and options.contexts_per_word < options.min_contexts:
+    if not problems and (options.contexts_per_word or options.min_contexts) < options.min_contexts:
         problems.append(
             f"--contexts-per-word {options.contexts_per_word} is below --min-contexts {options.min_contexts}: no pair has so "
             "many; lower the second"

@@ -212,8 +212,8 @@ def predictor(member: Member, study: Study) -> Predictor:
 
 
 def tfsd_weight(run: Path) -> dict[str, float] | None:
-    """The mean weight c by which TFSD scales the gradient: over the last tenth of training, and its lowest decile over
-    all steps. None if the run does not log it."""
+    """The mean weight c by which TFSD scales (or would scale) the gradient: over the last tenth of training, and its lowest
+    decile over all steps. None if the run does not log it."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return None
