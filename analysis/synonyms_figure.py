@@ -83,7 +83,7 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="x", labelsize=7.5)
         axes.locator_params(axis="x", nbins=4)
-        axes.ticklabel_format(axis="x", scilimits=(-2, 3))
+        axes.ticklabel_format(axis="x", scilimits=(-3, 3))
         axes.xaxis.get_offset_text().set_fontsize(7.5)
     panels[0].set_yticks(range(len(arms)), [f"{arm.label}\n{_seeds(arm)}" for arm in arms])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
