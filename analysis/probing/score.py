@@ -32,7 +32,9 @@ from .vocabulary import Ids
 Floats = npt.NDArray[np.float64]
 
 LOGITS = 1 << 21
-"""Logits that are formed at a time: what a processor's cache holds some of, and little memory whatever the vocabulary."""
+"""Logits that are formed at a time: enough for a quick product, and little memory whatever the vocabulary."""
+_CACHED = 1 << 17
+"""Logits that a processor goes over at a time: these and their exponentials stay in a core's own cache."""
 _SMALL = -60.0
 """Where the log of a mass is below this, its terms come near the smallest float32 and are summed again in float64."""
 
@@ -126,33 +128,46 @@ def _rows(logits_RV: Tensor, beta_X: Tensor, ends_V: Tensor, *, with_entropy: bo
     From sums in float32: their relative error is some 1e-6.
     """
     top_R1 = logits_RV.amax(-1, keepdim=True)
-    shifted_RV = logits_RV - top_R1
-    ends_V1 = ends_V.to(logits_RV.dtype)[:, None]
-    columns: list[tuple[Tensor, Tensor, Tensor]] = []
-    for beta in beta_X:
-        e_RV = (float(beta) * shifted_RV).exp_()
-        log_sum_R = e_RV.sum(-1).double().log()
-        log_b_R = (e_RV @ ends_V1)[:, 0].double().log() - log_sum_R
-        small_R = log_b_R < _SMALL
-        if bool(small_R.any()):
-            ends_SE = (beta * shifted_RV[small_R].double())[:, ends_V]
-            log_b_R[small_R] = ends_SE.logsumexp(-1) - log_sum_R[small_R]
-        entropy_R = torch.full_like(log_sum_R, torch.nan)
-        if with_entropy:
-            mean_R = e_RV.mul_(shifted_RV).sum(-1).double() / log_sum_R.exp()  # of the shifted logits
-            entropy_R = log_sum_R - beta * mean_R
-        columns.append((beta * top_R1[:, 0].double() + log_sum_R, log_b_R, entropy_R))
-    log_z_XR, log_b_XR, entropy_XR = (torch.stack(column) for column in zip(*columns, strict=True))
-    return log_z_XR, log_b_XR, entropy_XR
+    sum_XR, ends_XR, moment_XR = logits_RV.new_full((3, len(beta_X), len(logits_RV)), torch.nan)
+    ends_in_V = ends_V.to(logits_RV.dtype)
+    for part in _parts(logits_RV):
+        shifted_rV = logits_RV[part] - top_R1[part]
+        e_rV = torch.empty_like(shifted_rV)
+        for x, beta in enumerate(beta_X.tolist()):
+            torch.mul(shifted_rV, beta, out=e_rV).exp_()
+            torch.sum(e_rV, -1, out=sum_XR[x, part])
+            torch.mv(e_rV, ends_in_V, out=ends_XR[x, part])
+            if with_entropy:
+                torch.sum(e_rV.mul_(shifted_rV), -1, out=moment_XR[x, part])
+    log_sum_XR = sum_XR.double().log()
+    log_b_XR = ends_XR.double().log() - log_sum_XR
+    for x, r in (log_b_XR < _SMALL).nonzero().tolist():
+        ends_E = (beta_X[x] * (logits_RV[r] - top_R1[r]).double())[ends_V]
+        log_b_XR[x, r] = ends_E.logsumexp(-1) - log_sum_XR[x, r]
+    entropy_XR = log_sum_XR - beta_X[:, None] * moment_XR.double() / sum_XR.double()
+    return beta_X[:, None] * top_R1[:, 0].double() + log_sum_XR, log_b_XR, entropy_XR
 
 
 def _ranks(logits_RV: Tensor, row_n: Tensor, z_n: Tensor) -> Tensor:
-    """1 + the number of logits above each z."""
-    parts = [
-        (logits_RV[rows] > z[:, None]).sum(-1, dtype=torch.int32)
-        for rows, z in zip(row_n.split(logits_RV.shape[0]), z_n.split(logits_RV.shape[0]), strict=True)
-    ]
-    return 1 + torch.cat(parts).long() if parts else row_n
+    """1 + the number of logits above each z; ``row_n`` ascends."""
+    child_n = torch.arange(len(row_n), device=row_n.device) - torch.searchsorted(row_n, row_n)
+    children = int(child_n.max()) + 1 if len(row_n) else 0
+    z_RJ = logits_RV.new_full((len(logits_RV), children), torch.inf)
+    z_RJ[row_n, child_n] = z_n
+    above_RJ = torch.empty_like(z_RJ)  # whole numbers, which float32 holds up to 16 million
+    for part in _parts(logits_RV):
+        above_rV = torch.empty_like(logits_RV[part])
+        for j in range(children):
+            torch.gt(logits_RV[part], z_RJ[part, j, None], out=above_rV)
+            torch.sum(above_rV, -1, out=above_RJ[part, j])
+    return 1 + above_RJ[row_n, child_n].long()
+
+
+def _parts(logits_RV: Tensor) -> list[slice]:
+    """Rows that are gone over together: all on a device, as many as its cache holds on a processor."""
+    rows, vocabulary = logits_RV.shape
+    step = rows if logits_RV.is_cuda else max(1, _CACHED // vocabulary)
+    return [slice(low, min(low + step, rows)) for low in range(0, rows, step)]
 
 
 def _words(lot: Lot, encoded: Encoded, edge_XN: Floats, log_b_XR: Floats, rank_N: Ids, found: Answers) -> None:
