@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model import blocks, final_norm
 from stability.telemetry import GroupNorms
+from stability.vitals import tensor_norms
 
 from .explanation import Layer, MovedEmbedding, Sequence, Token, TokenTable
 
@@ -45,11 +46,11 @@ def sequence_gradients(model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: 
         whole: list[Tensor] = [torch.zeros_like(p) for p in parameters]
         for row in rows:
             torch._foreach_add_(whole, _gradient(model, parameters, x_BT[row], y_BT[row], valid)[0])
-        whole_norm = float(group_norms(whole)[1])
+        whole_norm = float(group_norms(tensor_norms(whole))[1])
         norms, alignments, groups, losses = [], [], [], []
         for row in rows:
             gradient, of_tokens = _gradient(model, parameters, x_BT[row], y_BT[row], valid)
-            by_group, norm = group_norms(gradient)
+            by_group, norm = group_norms(tensor_norms(gradient))
             products = torch._foreach_mul(gradient, whole)
             product = float(torch.stack([p.sum(dtype=torch.float64) for p in products]).sum())
             norms.append(float(norm))

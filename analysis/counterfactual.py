@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ def changed_config(logged: LoggedRun, step: int, change: str) -> RunConfig:
     """The run's configuration with the change. Raises InputError for a change that is none."""
     kind, _, value = change.partition("=")
     path = logged.path / "config.yaml"
-    if kind == "skip" and (not value or (value.isdigit() and int(value) > 0)):
+    if kind == "skip" and (not value or re.fullmatch(r"0*[1-9][0-9]{0,11}", value)):
         config = load_config(path)
         rewind = last_rewind(logged.path)
         first = batch_number(step, [*config.data.skip_steps, *(rewind.skipped if rewind else [])])
@@ -80,7 +81,7 @@ def take_both(
         by_batch: dict[int, dict[str, Any]] = {}
         while run.step < last and run.batch_number(run.step + 1) <= batch_of[last]:
             training_step(run, run.step + 1)
-            by_batch |= {row["data/batch"]: row for row in run.recorder.transfer()}
+            by_batch |= {row["data/batch"]: row for row in run.recorder.transfer().rows}
     finally:
         run.config, run.bare_model().objective = factual_config, factual_objective
     steps = [int(s) for s in logged.metrics.loc[: first - 1].tail(20).index]

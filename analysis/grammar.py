@@ -39,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--documents is {options.documents}; give a whole number from 2")
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; give a whole number from 0")
-    from .probing.truth_study import arms_of, compare, plan
+    from .probing.arms import compared_arms
+    from .probing.truth_study import compare, plan
 
-    arms = arms_of(options.baseline, options.candidate)
+    arms = compared_arms(options.baseline, options.candidate)
     study = plan(arms, documents=options.documents, seed=options.seed)
     result = compare(study, arms, seed=options.seed)
     training = None
@@ -95,7 +96,7 @@ def summary(result: Result, training: pd.DataFrame | None, options: argparse.Nam
     """All of summary.json."""
     from .grammar_report import counts
     from .probing.truth import SET_METRICS, TEXT_METRICS
-    from .probing.truth_contexts import VIEWS
+    from .probing.views import MEANINGS_WITH_TRUTH
 
     study = result.study
     first = result.scores[result.arms[0].members[0].label]
@@ -112,7 +113,7 @@ def summary(result: Result, training: pd.DataFrame | None, options: argparse.Nam
             "grammar_seed": study.data.seed,
             "sequence_length": study.data.sequence_length,
         },
-        "views": VIEWS,
+        "views": MEANINGS_WITH_TRUTH,
         "metrics": {metric.key: metric.meaning for metric in (*SET_METRICS, *TEXT_METRICS)},
         "truth": {key: float(value_D.sum() / first.position_D.sum()) for key, value_D in first.truth.items()},
         "text": {label: _effects(table.text) for label, table in result.tables.items()},

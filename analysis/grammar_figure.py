@@ -13,8 +13,9 @@ from .probing.arms import Arm
 from .probing.statistics import CONFIDENCE
 from .probing.truth import KEPT_MASS, KINDS, Kept
 from .probing.truth_arms import SCOPES
-from .probing.truth_contexts import VIEWS, Floats
+from .probing.truth_contexts import Floats
 from .probing.truth_study import Result
+from .probing.views import MEANINGS_WITH_TRUTH, VIEWS
 from .style import ArmStyle, arm_styles
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def draw_truth(result: Result) -> Figure:
 
     arms = result.arms
     figure = Figure(figsize=(12, max(7.0, 1.1 + 2.5 * len(arms))), layout="constrained")
-    figure.suptitle(f"Truth against model, each model {VIEWS[_VIEW]}", fontsize=10)
+    figure.suptitle(f"Truth against model, each model {MEANINGS_WITH_TRUTH[_VIEW]}", fontsize=10)
     grid = figure.add_gridspec(1, 2, width_ratios=[1.45, 1])
     _draw_contexts(figure.add_subfigure(grid[0]), result)
     _draw_scores(figure.add_subfigure(grid[1]), result)
@@ -56,7 +57,7 @@ def draw_truth(result: Result) -> Figure:
 
 def _draw_contexts(figure: SubFigure, result: Result) -> None:
     styles = arm_styles(KINDS)
-    view = list(VIEWS).index(_VIEW)
+    view = VIEWS.index(_VIEW)
     kind_S = [one.kind for one in result.study.grammar.sets]
     kept = [result.scores[arm.members[0].label].kept for arm in result.arms]
     chosen = _points(kept[0], kind_S)

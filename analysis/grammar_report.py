@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from .probing.arms import Arm
+from .probing.metric import Metric
 from .probing.statistics import CONFIDENCE, Effect
-from .probing.truth import KEPT_MASS, KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Metric, Scores
+from .probing.truth import KEPT_MASS, KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores
 from .probing.truth_arms import SCOPES, SYNONYMS, set_means
-from .probing.truth_contexts import VIEWS
 from .probing.truth_study import Result
+from .probing.views import MEANINGS_WITH_TRUTH, VIEWS
 from .tables import terminal_table
 
 _TEXT_DIFFERENCES = ("kl", "between", "within_true", "within_control", "excess", "entropy")
@@ -131,7 +132,7 @@ def report(result: Result) -> str:
     ]
     n = f"{counted['documents']} documents, {CONFIDENCE:.0%} bootstrap intervals over lemmas, documents and seeds"
     for arm in result.arms[1:]:
-        for view, meaning in VIEWS.items():
+        for view, meaning in MEANINGS_WITH_TRUTH.items():
             parts += [
                 f"\n{arm.label} minus {baseline}, {view}: {meaning} (seeds: {len(arm.members)}; {n})",
                 _differences(result, arm, view),

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from configs.errors import InputError
-
-from .probing.arms import Arm, Member, read_config
+from .probing.arms import Arm, checkpoints_up_to
 from .probing.truth import CONTROL_KINDS, TRUE_KINDS, Scores, measure
 from .probing.truth_arms import scope_mean
-from .probing.truth_contexts import Calibration
+from .probing.truth_contexts import TruthCalibration
 from .probing.truth_study import Study, predictor
-from .runs import resolve_checkpoint
+from .probing.views import OVER_TRAINING
+from .runs import read_config
 
 TRAINING_DOCUMENTS = 100
 """Documents on which each checkpoint is measured."""
-VIEWS = ("raw", "fitted")
-"""Without the baseline's entropy: the checkpoints of two runs need not be of the same steps."""
 _OF_SETS = ("split_kl", "log_fracture", "joint_kl")
 
 
@@ -34,38 +29,22 @@ def over_training(study: Study, arms: Sequence[Arm]) -> pd.DataFrame:
     """
     few = replace(study, measured=study.measured.first(TRAINING_DOCUMENTS))
     checkpoints = [
-        (arm, member, step, path) for arm in arms for member in arm.members for step, path in checkpoints_of(member)
+        (arm, member, step, path) for arm in arms for member in arm.members for step, path in checkpoints_up_to(member)
     ]
     rows = []
     for arm, member, step, path in tqdm(checkpoints, desc="over training", unit="checkpoint"):
         assert member.run is not None, "the study was planned from runs"
         predict = predictor(replace(member, checkpoint=path), few)
-        temperatures = [1.0, Calibration.of(predict, few.grammar, few.calibration).best()]
+        temperatures = [1.0, TruthCalibration.of(predict, few.grammar, few.calibration).best()]
         scores = measure(predict, few.grammar, few.measured, temperatures)
         config = read_config(member.run)
         tokens = step * config["train"]["batch_size"] * config["data"]["sequence_length"]
         place = {"arm": arm.label, "label": member.label, "seed": member.seed, "step": step, "tokens": tokens}
         rows += [
             place | {"view": view, "temperature": temperatures[x]} | _values(scores, few, x)
-            for x, view in enumerate(VIEWS)
+            for x, view in enumerate(OVER_TRAINING)
         ]
     return pd.DataFrame(rows)
-
-
-def checkpoints_of(member: Member) -> list[tuple[int, Path]]:
-    """Step and folder of the complete checkpoints of the member's run, up to its own, in the order of steps."""
-    found = []
-    for path in sorted(member.checkpoint.parent.glob("step_*")):
-        with contextlib.suppress(InputError):  # half-written, or a copy: not one of the run's checkpoints
-            found.append((_step(path), resolve_checkpoint(path)))
-    return [(step, path) for step, path in sorted(found) if step <= _step(member.checkpoint)]
-
-
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix("step_")
-    if not number.isdecimal():
-        raise InputError(f"{checkpoint} is not named step_<number>, so that --over-training cannot place it; rename it")
-    return int(number)
 
 
 def _values(scores: Scores, study: Study, view: int) -> dict[str, float]:

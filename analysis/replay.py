@@ -39,7 +39,7 @@ from .replay_figure import draw_explanation
 from .replay_page import page
 from .replay_words import difference, summary_lines
 from .runs import Run as LoggedRun
-from .runs import load_run
+from .runs import is_within, load_run, run_file
 
 if TYPE_CHECKING:
     from data.store import TokenStore
@@ -51,6 +51,19 @@ AROUND = 60
 """Rows shown on either side of the step."""
 LOOSE = 1e-3
 """Relative tolerance where the replay does not run as the run did: another device, precision or number of processes."""
+MOST_PROCESSES = 1 << 20
+"""No run has more processes or threads."""
+_FACTS: dict[tuple[str, ...], type] = {
+    ("device", "type"): str,
+    ("device", "name"): str,
+    ("threads",): int,
+    ("world_size",): int,
+    ("packages", "torch"): str,
+    ("data", "path"): str,
+    ("data", "store"): str,
+    ("data", "manifest_sha256"): str,
+}
+"""What a replay reads of environment.json."""
 NOT_REPLAYED = ("throughput/", "memory/", "validation/")
 
 
@@ -72,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the summary quotes any text there is
-    logged, out = load_run(options.run), Path(options.out)
-    _check(logged, options.step)
     for name in ("sequences", "window"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} is {getattr(options, name)}; give a whole number from 1")
+    logged, out = load_run(options.run), Path(options.out)
+    _check(logged, options.step)
     with importing():  # torch
         from .counterfactual import changed_config, take_both
     changes = {change: changed_config(logged, options.step, change) for change in options.counterfactual}
@@ -97,8 +110,13 @@ def _check(logged: LoggedRun, step: int) -> None:
     first, last = int(logged.metrics.index[0]), int(logged.metrics.index[-1])
     if step not in logged.metrics.index:
         raise InputError(f"--step {step}: the run {logged.path} has logged steps {first} to {last}")
-    if not (logged.path / "environment.json").is_file():
-        raise InputError(f"{logged.path / 'environment.json'} is missing; it names the tokens that the run was made of")
+    environment_of(logged)
+    for plugin in logged.config.get("plugins") or []:
+        # Whoever sends a run directory must not bring the code along that reading it runs.
+        if isinstance(plugin, str) and is_within(Path(plugin), logged.path):
+            raise InputError(
+                f"{logged.path / 'config.yaml'}: plugins: {plugin} is in the run directory; move it out if you trust it"
+            )
 
 
 def open_replay(logged: LoggedRun, step: int) -> Run:
@@ -142,8 +160,20 @@ def _recorded_store(logged: LoggedRun, cache_dir: str) -> TokenStore:
 
 
 def environment_of(logged: LoggedRun) -> dict[str, Any]:
-    """What the run ran on."""
-    facts: dict[str, Any] = json.loads((logged.path / "environment.json").read_text(encoding="utf-8"))
+    """What the run ran on. Raises InputError if environment.json is missing, or a fact in it that a replay needs."""
+    path = run_file(logged.path, "environment.json")
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path} is missing or not JSON; it names the tokens that the run was made of") from None
+    for keys, kind in _FACTS.items():
+        value: Any = facts
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if type(value) is not kind or (isinstance(value, int) and not 1 <= value <= MOST_PROCESSES):
+            raise InputError(f"{path}: {'.'.join(keys)} cannot be read; restore the file")
+    if Path(facts["data"]["store"]).name != facts["data"]["store"]:
+        raise InputError(f"{path}: data.store is not the name of a folder; restore the file")
     return facts
 
 
@@ -175,7 +205,7 @@ def replay(run: Run, last: int) -> Iterator[dict[str, Any]]:
 
     while run.step < last:
         training_step(run, run.step + 1)
-        yield from run.recorder.transfer()
+        yield from run.recorder.transfer().rows
 
 
 def compare(logged: LoggedRun, row: dict[str, Any], tolerance: float) -> list[str]:
@@ -284,8 +314,8 @@ def _group(name: str, metrics: dict[str, MetricCheck]) -> Group:
 
 
 def _spike_of(logged: LoggedRun, step: int) -> dict[str, Any] | None:
-    spikes = [e for e in logged.events if e.get("event") == "spike" and e["start_step"] <= step <= e["end_step"]]
-    return max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"])) if spikes else None
+    spikes = [e for e in logged.events if e["event"] == "spike" and e["start_step"] <= step <= e["end_step"]]
+    return max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"] or 0.0)) if spikes else None
 
 
 def _history(logged: LoggedRun, step: int) -> dict[str, list[float | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -19,6 +20,15 @@ from configs.errors import InputError
 
 NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 """How strict JSON spells the numbers it has no literal for."""
+
+LAST_STEP = 2**63 - 1
+"""Steps are 64-bit numbers."""
+LARGEST = 3.5e38
+"""A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What train_lm.py accepts as the name of a run."""
+_SPIKE_STEPS = ("start_step", "peak_step", "end_step")
+_SPIKE_NUMBERS = ("height", "sigmas")
 
 _ROWS_PER_CHUNK = 20_000  # dictionaries are large: a long run is turned into columns piece by piece
 _STEP_DIRECTORY = re.compile(r"step_(\d+)")
@@ -73,24 +83,67 @@ def load_run(path: str | Path) -> Run:
     Raises :class:`InputError`, one line, if something is missing or cannot be read.
     """
     directory = run_directory(path)
-    config = _read_config(directory / "config.yaml")
-    metrics, non_finite = read_metrics(directory / "metrics.jsonl")
-    events_file = directory / "events.jsonl"
+    config = read_config(directory)
+    metrics, non_finite = read_metrics(run_file(directory, "metrics.jsonl"))
+    events_file = run_file(directory, "events.jsonl")
     return Run(
         path=directory,
-        name=str(config.get("name") or directory.name),
+        name=_name_of(directory, config),
         config=config,
         metrics=metrics,
         non_finite=non_finite,
-        events=[row for _, row in json_lines(events_file)] if events_file.exists() else [],
-        status=_read_status(directory / "status.json"),
+        events=[_event(events_file, *line) for line in json_lines(events_file)] if events_file.exists() else [],
+        status=_read_status(run_file(directory, "status.json")),
     )
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a run directory. Raises :class:`InputError`, one line, if it cannot be read."""
+    path = run_file(run, "config.yaml")
+    try:
+        config = yaml.safe_load(_read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an integer of 5000 digits; brackets 5000 deep
+        raise InputError(f"{path} is not valid YAML; restore the file or start the run again") from error
+    if not isinstance(config, dict) or not config:
+        raise InputError(f"{path} holds no configuration; restore the file or start the run again")
+    return config
+
+
+def run_file(run: Path, name: str) -> Path:
+    """The path of one of a run's own files. Raises :class:`InputError` for a link that leads out of the run directory."""
+    path = run / name
+    if path.is_symlink() and not is_within(path, run):
+        raise InputError(f"{path} is a link that leads out of the run directory; put the file itself there")
+    return path
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether ``path``, all links followed, lies in ``folder``."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link that leads to itself
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a file; False for what no file can be called."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # no name that a directory can have
+        return False
 
 
 def run_directory(path: str | Path) -> Path:
     """The run directory that ``path`` is, or that the checkpoint directory ``path`` belongs to."""
     path = Path(path)
-    if not path.is_dir():
+    if not _is_directory(path):
         raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
     for candidate in (path, path.absolute().parent.parent):
         if (candidate / "config.yaml").is_file():
@@ -106,7 +159,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     Complete means config.json and weights in safetensors. Raises :class:`InputError` if there is none.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not _is_directory(path):
         raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
     if _is_checkpoint(path):
         return path
@@ -120,12 +173,12 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
-    """Step and directory of each complete checkpoint of a run directory, by step."""
+    """Step and directory of each complete checkpoint of a run directory, by step; links to elsewhere are left out."""
     folder = run / "checkpoints"
     found = []
     for entry in folder.iterdir() if folder.is_dir() else ():
         match = _STEP_DIRECTORY.fullmatch(entry.name)
-        if match and _is_checkpoint(entry):
+        if match and is_within(entry, folder) and _is_checkpoint(entry):
             found.append((int(match[1]), entry))
     return sorted(found)
 
@@ -134,7 +187,7 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     """What trainer_state.json in a checkpoint directory says; empty if there is none that can be read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
 
@@ -172,7 +225,8 @@ def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int
     written: dict[str, list[npt.NDArray[np.int64]]] = {}
     rows: list[dict[str, Any]] = []
     for number, row in json_lines(path):
-        if type(row.get("step")) is not int:
+        step = row.get("step")
+        if type(step) is not int or not 0 <= step <= LAST_STEP:
             raise InputError(f"{path} line {number} has no whole number under 'step'; remove the line")
         rows.append(row)
         if len(rows) == _ROWS_PER_CHUNK:
@@ -195,8 +249,9 @@ def _columns(rows: list[dict[str, Any]], path: Path, written: dict[str, list[npt
     frame = pd.DataFrame.from_records(rows, index="step")
     frame.index = frame.index.astype("int64")
     for key in frame.columns:
-        if pd.api.types.is_numeric_dtype(frame[key].dtype):
+        if pd.api.types.is_numeric_dtype(frame[key].dtype) and not pd.api.types.is_bool_dtype(frame[key].dtype):
             frame[key] = frame[key].astype("float64")
+            _refuse_too_large(frame[key], path)
             continue
         values = frame[key].to_numpy(dtype=object)
         numbers = np.empty(len(values))
@@ -205,22 +260,34 @@ def _columns(rows: list[dict[str, Any]], path: Path, written: dict[str, list[npt
         spelled = np.fromiter((isinstance(value, str) for value in values), dtype=bool, count=len(values))
         written.setdefault(key, []).append(frame.index.to_numpy()[spelled])
         frame[key] = numbers
+        _refuse_too_large(frame[key], path)
     return frame
+
+
+def _refuse_too_large(column: pd.Series, path: Path) -> None:
+    beyond = column[np.isfinite(column) & (column.abs() > LARGEST)]
+    if len(beyond):
+        raise InputError(
+            f"{path} step {beyond.index[0]}: {column.name} is {beyond.iloc[0]:g}, more than a float32 can hold; "
+            "correct or remove the row"
+        )
 
 
 def _number(value: Any, key: str, step: int, path: Path) -> float:
     if value is None:
         return float("nan")
-    if isinstance(value, int | float):
-        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool | np.bool_):
+        with contextlib.suppress(OverflowError):  # an integer of 400 digits
+            return float(value)
     if isinstance(value, str) and value in NON_FINITE:
         return NON_FINITE[value]
-    raise InputError(f"{path} step {step}: {key} is {value!r}, not a number; correct or remove the row")
+    raise InputError(f"{path} step {step}: {key} is {str(value)[:80]!r}, not a number; correct or remove the row")
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
     torn: int | None = None
+    _refuse_special(path)
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -230,7 +297,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
                 if isinstance(row, dict):
                     yield number, row
@@ -242,7 +309,14 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
+def _refuse_special(path: Path) -> None:
+    """A pipe or a device in a file's place would be waited for, or read, without end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file; restore it or start the run again")
+
+
 def _read_text(path: Path) -> str:
+    _refuse_special(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -251,24 +325,46 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read as UTF-8 text; restore the file or start the run again") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML; restore the file or start the run again") from error
-    if not isinstance(config, dict) or not config:
-        raise InputError(f"{path} holds no configuration; restore the file or start the run again")
-    return config
-
-
 def _read_status(path: Path) -> dict[str, Any]:
     try:
         status = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON; restore the file or start the run again") from error
-    if not isinstance(status, dict) or not isinstance(status.get("status"), str):
+    word = status.get("status") if isinstance(status, dict) else None
+    if not isinstance(word, str) or not word.isprintable():
         raise InputError(f"{path} has no text under 'status'; restore the file or start the run again")
-    return status
+    return dict(status)
+
+
+def _name_of(run: Path, config: dict[str, Any]) -> str:
+    name = config.get("name")
+    if name is None:
+        return run.absolute().name
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"{run / 'config.yaml'}: name: {str(name)[:80]!r} is no name of a run; restore the file")
+    return name
+
+
+def _event(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """One event as it is used: of a spike, steps are whole numbers and the other numbers are numbers.
+
+    Raises :class:`InputError` naming the line and the key of one that is not.
+    """
+    if not isinstance(row.get("event"), str):
+        raise InputError(f"{path} line {number} has no text under 'event'; remove the line")
+    if row["event"] != "spike":
+        return row
+    wrong = [] if isinstance(row.get("signal"), str) else ["signal"]
+    wrong += [key for key in _SPIKE_STEPS if type(row.get(key)) is not int or not 0 <= row[key] <= LAST_STEP]
+    numbers = {
+        key: NON_FINITE.get(value, value) if isinstance(value := row.get(key), str) else value for key in _SPIKE_NUMBERS
+    }
+    wrong += [key for key, value in numbers.items() if not isinstance(value, int | float | None) or value is True]
+    if wrong:
+        raise InputError(
+            f"{path} line {number}: the {' and '.join(wrong)} of the spike cannot be read; remove the line"
+        )
+    return {**row, **numbers}
 
 
 def _is_checkpoint(path: Path) -> bool:

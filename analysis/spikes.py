@@ -25,7 +25,7 @@ from stability.spikes import DEFAULT, DETECTORS, detect_rows, falls, make_detect
 
 from . import style
 from .files import write_json
-from .runs import NON_FINITE, json_lines, run_directory, unique_labels
+from .runs import LARGEST, LAST_STEP, NON_FINITE, is_file, json_lines, run_directory, run_file, unique_labels
 from .spikes_figure import draw_spikes
 from .style import Floats
 from .tables import terminal_table
@@ -113,7 +113,7 @@ def load_series(paths: Sequence[str]) -> list[Series]:
     problems: list[str] = []
     for path in map(Path, paths):
         try:
-            file = path if path.is_file() else run_directory(path) / "metrics.jsonl"
+            file = path if is_file(path) else run_file(run_directory(path), "metrics.jsonl")
             names.append(file.absolute().parent.name if file.name == "metrics.jsonl" else file.stem)
             rows.append(read_numbers(file))
         except InputError as error:
@@ -132,21 +132,34 @@ def read_numbers(path: Path) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for number, row in json_lines(path):
         step = row.get("step")
-        if isinstance(step, bool) or not isinstance(step, int | float) or step != math.floor(step):
+        if (
+            isinstance(step, bool)
+            or not isinstance(step, int | float)
+            or not (0 <= step <= LAST_STEP and step == int(step))
+        ):
             raise InputError(
                 f"{path} line {number} has no whole number under 'step'; remove the line or number the rows"
             )
-        numbers = {
-            name: NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in row.items()
-        }
-        rows[int(step)] = {
-            name: float(value)
-            for name, value in numbers.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        } | {"step": int(step)}
+        numbers = {name: _number(value) for name, value in row.items()}
+        beyond = [name for name, value in numbers.items() if value is not None and LARGEST < abs(value) < math.inf]
+        if beyond:
+            raise InputError(f"{path} line {number}: {beyond[0]} is more than a float32 can hold; correct or remove it")
+        rows[int(step)] = {name: value for name, value in numbers.items() if value is not None} | {"step": int(step)}
     if not rows:
         raise InputError(f"{path} has no complete row; wait until the run has taken a step, or name another file")
     return [rows[step] for step in sorted(rows)]
+
+
+def _number(value: Any) -> float | None:
+    """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
+    if isinstance(value, str):
+        return NON_FINITE.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:

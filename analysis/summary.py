@@ -20,6 +20,7 @@ import pandas as pd
 from configs.errors import exit_status
 
 from .files import write_json, write_text
+from .highlight import visible
 from .runs import Run, load_runs
 from .tables import markdown_table, terminal_table
 
@@ -107,7 +108,6 @@ def tail(run: Run, key: str) -> float | None:
 
 
 def _row(label: str, run: Run) -> dict[str, Any]:
-    scale = run.setting("head", "scale")
     validation = run.series("validation/nll")
     finite = validation[np.isfinite(validation)]
     residual = run.series("hidden_norm/pre_final/mean")
@@ -115,9 +115,9 @@ def _row(label: str, run: Run) -> dict[str, Any]:
     throughput = run.series("throughput/tokens_per_second")
     return {
         "arm": label,
-        "head": run.setting("head", "kind"),
-        "objective": run.setting("objective", "kind"),
-        "scale": None if scale is None else str(scale),
+        "head": _text(run.setting("head", "kind")),
+        "objective": _text(run.setting("objective", "kind")),
+        "scale": _text(run.setting("head", "scale")),
         "steps": int(run.metrics.index[-1]),
         "tokens": None if tokens is None else int(tokens),
         "train_nll": tail(run, "loss/nll"),
@@ -134,6 +134,10 @@ def _row(label: str, run: Run) -> dict[str, Any]:
         "tfsd_weight": tail(run, "tfsd/weight_mean"),
         "tokens_per_second": float(throughput.median()) if len(throughput) else None,
     }
+
+
+def _text(setting: Any) -> str | None:
+    return None if setting is None else visible(str(setting))
 
 
 def _at(series: pd.Series, position: int) -> float | None:

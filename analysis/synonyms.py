@@ -26,10 +26,10 @@ from pathlib import Path
 from configs.errors import InputError, exit_status
 
 from .files import write_json, write_text
-from .probing.arms import find_arms, untrained_arm
+from .probing.arms import compared_arms, untrained_arm
 from .probing.ask import Settings, ask_all, open_data, plan
 from .probing.compare import Comparison, compare
-from .probing.pairs import MIN_SIMILARITY
+from .probing.pair_scores import MIN_SIMILARITY
 from .probing.report import item_table, printed, summary, write_contexts
 
 
@@ -37,19 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     options = _parser().parse_args(arguments)
     settings = settings_of(options)
-    arms = find_arms([*options.baseline, *options.candidate])
-    baseline = len(find_arms(options.baseline))
-    if baseline != 1:
-        raise InputError(
-            f"--baseline names {baseline} different arms; give runs of one, which differ in nothing but the seed"
-        )
-    if len(arms[0].members) > len(options.baseline):
-        raise InputError(
-            f"--candidate: {arms[0].members[len(options.baseline)].checkpoint} differs from the baseline in nothing but the "
-            "seed; give it with --baseline"
-        )
+    arms = compared_arms(options.baseline, options.candidate)
     if not options.no_untrained:
-        arms.append(untrained_arm(arms[0]))
+        arms.append(untrained_arm(arms[0], arms))
     data = open_data(arms)
     study = plan(data, settings)
     asked = ask_all(arms, data, study, seed=settings.seed)

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .probing.arms import Arm
-from .probing.compare import TESTED, VIEW_MEANINGS, VIEWS, Comparison, item_means, paired, values_of
+from .probing.compare import TESTED, Comparison, item_means, paired, values_of
 from .probing.counts import counts
 from .probing.score import Floats
 from .probing.statistics import CONFIDENCE, POWER, Effect
+from .probing.views import MEANINGS, VIEWS
 from .style import arm_styles, note
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _legend() -> list[Any]:
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
-        Line2D([], [], label=f"{view}: {VIEW_MEANINGS[view]}", **_view_marker(place, _GREY))
+        Line2D([], [], label=f"{view}: {MEANINGS[view]}", **_view_marker(place, _GREY))
         for place, view in enumerate(VIEWS)
     ]
     handles.append(

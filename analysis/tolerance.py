@@ -11,7 +11,7 @@ seed, stands at 0 tokens; a run that began from another model's weights has no s
 Every checkpoint is seen as it is and at its own best temperature; a number that is higher in the first view alone came with a
 flatter softmax. Beside them the distance of synonyms' output embeddings over that of their controls (semantic fracturing)
 and, where it was logged, the TFSD weight c. The spread between seeds is all that is shown of the uncertainty here; intervals and
-tests are those of analysis.synonyms, at one checkpoint.
+tests are those of analysis.synonyms, at one checkpoint. A checkpoint that has diverged is named and has no values.
 
 Writes summary.json, tolerance.csv (a row for each run and checkpoint) and tolerance.png.
 """
@@ -31,22 +31,22 @@ import pandas as pd
 from configs.errors import InputError, exit_status
 
 from .files import write_json, write_text
-from .probing.arms import Arm, Member, find_arms, load_member, read_config, untrained_arm
+from .probing.arms import Arm, Member, checkpoints_up_to, find_arms, load_member, untrained_arm
 from .probing.ask import Asked, Data, Settings, ask, encode_for, open_data, plan
-from .probing.compare import VIEW_MEANINGS, finite_mean, item_means
+from .probing.compare import finite_mean, item_means
 from .probing.counts import counts, described
-from .probing.encode import encode_study
-from .probing.measures import METRICS
+from .probing.encode import Encoded, encode_study
+from .probing.measures import KEYS, METRICS
+from .probing.states import diverged
 from .probing.study import Study
-from .runs import checkpoint_state, checkpoints_of, read_metrics
+from .probing.views import MEANINGS, OVER_TRAINING
+from .probing.weight import WEIGHT, logged_weight
+from .runs import checkpoint_state, read_config
 from .synonyms import add_settings, settings_of
 from .tables import terminal_table
 
-VIEWS = ("raw", "fitted")
-"""Without matched entropy: what a checkpoint would be matched to changes over training."""
 CONTEXTS_PER_WORD = 20
 """Unless more are asked for: there are many checkpoints."""
-WEIGHT = "tfsd/weight_mean"
 WEIGHT_STEPS = 20
 """Steps up to a checkpoint over which the logged c, itself a mean over the tokens of one batch, is averaged."""
 _OTHERS = {
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = plan(data, settings)
     table = over_training(points, data, study, seed=settings.seed)
     out = Path(options.out)
-    write_json(out / "summary.json", summary(points, study, settings))
+    write_json(out / "summary.json", summary(points, table, study, settings))
     write_text(out / "tolerance.csv", table.to_csv(index=False, lineterminator="\n"))
     _save_figure(table, study, out / "tolerance.png")
     print(printed(table, study))
@@ -120,13 +120,16 @@ def points_of(arms: Sequence[Arm]) -> list[Point]:
     problems: list[str] = []
     for arm in arms:
         for member in arm.members:
-            if member.run is None:
-                problems.append(f"{member.checkpoint} belongs to no run, and has nothing before it; give a run")
+            try:
+                checkpoints = checkpoints_up_to(member)
+            except InputError as error:
+                problems.extend(error.problems)
                 continue
+            assert member.run is not None, "it has checkpoints"
             if _starts_fresh(member.run):
                 (before,) = untrained_arm(Arm(arm.label, (member,))).members
                 points.append(Point(arm.label, member.label, before, step=0, tokens=0))
-            for step, path in checkpoints_of(member.run):
+            for step, path in checkpoints:
                 tokens = checkpoint_state(path).get("tokens")
                 if type(tokens) is int:
                     points.append(Point(arm.label, member.label, replace(member, checkpoint=path), step, tokens))
@@ -134,8 +137,6 @@ def points_of(arms: Sequence[Arm]) -> list[Point]:
                     problems.append(
                         f"{path / 'trainer_state.json'} has no whole number under 'tokens'; remove that checkpoint"
                     )
-                if path.samefile(member.checkpoint):
-                    break
     if problems:
         raise InputError(*problems)
     return points
@@ -153,20 +154,16 @@ def over_training(
     """A row for each point: which it is, and the mean over items of every metric in both views.
 
     The column of a metric is its key, with ``_fitted`` behind it in the view of that name. Nothing else is kept of a model's
-    answers. Raises :class:`InputError` for a checkpoint that cannot be loaded or has diverged.
+    answers. Where ``diverged`` is true the model's logits are not finite, and its metrics are NaN.
+    Raises :class:`InputError` for a checkpoint that cannot be loaded, and if all have diverged.
     """
     shared = encode_study(study, data.tokenizer, None)
-    weights = {point.run: _weights(point.member.run) for point in points}
+    weights = {point.run: logged_weight(point.member.run) for point in points}
     rows = []
     for number, point in enumerate(points, start=1):
-        asked = ask(
-            load_member(point.member),
-            encode_for(point.member, data, study, shared),
-            label=f"{point.run} step {point.step} ({number}/{len(points)})",
-            entropy=math.nan,
-            seed=seed,
-            progress=progress,
-        )
+        label = f"{point.run} step {point.step} ({number}/{len(points)})"
+        model, encoded = load_member(point.member), encode_for(point.member, data, study, shared)
+        asked = _ask_unless_diverged(model, encoded, label=label, seed=seed, progress=progress)
         near = weights[point.run]
         near = near[(near.index > point.step - WEIGHT_STEPS) & (near.index <= point.step)]
         rows.append(
@@ -176,32 +173,48 @@ def over_training(
                 "seed": point.member.seed,
                 "step": point.step,
                 "tokens": point.tokens,
-                **_values(study, asked),
+                "diverged": asked is None,
+                **(dict.fromkeys(_COLUMNS, math.nan) if asked is None else _values(study, asked)),
                 "tfsd_weight": float(near.mean()) if len(near) else math.nan,
             }
         )
+    if all(row["diverged"] for row in rows):
+        raise InputError("all of these models have diverged; name runs with an earlier checkpoint")
     return pd.DataFrame(rows)
 
 
+def _ask_unless_diverged(model: Any, encoded: Encoded, *, label: str, seed: int, progress: bool) -> Asked | None:
+    """The model's answers, or None if its logits are not finite: that is a result of its training and no mistake of the user."""
+    try:
+        return ask(model, encoded, label=label, entropy=math.nan, seed=seed, progress=progress)
+    except InputError as error:
+        if list(error.problems) != [diverged(label)]:
+            raise
+        return None
+
+
+def _column(key: str, view: str) -> str:
+    return key if view == "raw" else f"{key}_{view}"
+
+
+_COLUMNS = (
+    "temperature_fitted",
+    *(_column("nll", view) for view in OVER_TRAINING),
+    "distance_ratio",
+    *(_column(key, view) for view in OVER_TRAINING for key in KEYS),
+)
+"""Of a point's answers."""
+
+
 def _values(study: Study, asked: Asked) -> dict[str, float]:
-    found = {
-        "temperature_fitted": asked.temperatures["fitted"],
-        "nll": asked.nll["raw"],
-        "nll_fitted": asked.nll["fitted"],
-    }
+    found = {"temperature_fitted": asked.temperatures["fitted"]}
+    found |= {_column("nll", view): asked.nll[view] for view in OVER_TRAINING}
     found["distance_ratio"] = float(finite_mean(asked.distance_P))
-    for x, view in enumerate(VIEWS):
+    for x, view in enumerate(OVER_TRAINING):
         for key, value_XM in asked.measures.items():
             value_P = item_means(study, value_XM[x].astype(np.float64), ~study.shuffled_M)
-            found[key if view == "raw" else f"{key}_{view}"] = float(finite_mean(value_P))
+            found[_column(key, view)] = float(finite_mean(value_P))
     return found
-
-
-def _weights(run: Path | None) -> pd.Series:
-    """The logged c by step; empty if the run has not logged any."""
-    path = run / "metrics.jsonl" if run else None
-    metrics = read_metrics(path)[0] if path and path.exists() else pd.DataFrame()
-    return metrics[WEIGHT].dropna() if WEIGHT in metrics else pd.Series(dtype="float64")
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -210,15 +223,15 @@ def _weights(run: Path | None) -> pd.Series:
 def mean_over_runs(rows: pd.DataFrame, key: str) -> pd.Series:
     """Of one arm's rows: the mean of ``key`` by tokens, where every one of its runs has a checkpoint.
 
-    A mean over whichever runs have one would jump where a run comes in or drops out.
+    A mean over whichever runs have one would jump where a run comes in or drops out. NaN where one of them has diverged.
     """
-    groups = rows.groupby("tokens")[key].agg(["mean", "size"])
-    mean: pd.Series = groups["mean"][groups["size"] == rows["run"].nunique()]
-    return mean
+    groups = rows.groupby("tokens")
+    mean: pd.Series = groups[key].mean().mask(groups["diverged"].any())
+    return mean[groups.size() == rows["run"].nunique()]
 
 
-def summary(points: Sequence[Point], study: Study, settings: Settings) -> dict[str, Any]:
-    """What was asked of whom, as JSON; the answers are in tolerance.csv."""
+def summary(points: Sequence[Point], table: pd.DataFrame, study: Study, settings: Settings) -> dict[str, Any]:
+    """What was asked of whom, as JSON; the answers are in tolerance.csv, of which ``table`` has a row for each point."""
     return {
         "models": [
             {
@@ -228,13 +241,14 @@ def summary(points: Sequence[Point], study: Study, settings: Settings) -> dict[s
                 "step": point.step,
                 "tokens": point.tokens,
                 "checkpoint": None if point.member.untrained else str(point.member.checkpoint),
+                "diverged": bool(has_diverged),
             }
-            for point in points
+            for point, has_diverged in zip(points, table["diverged"], strict=True)
         ],
         "source": study.source,
         "counts": counts(study),
         "settings": asdict(settings),
-        "views": {view: VIEW_MEANINGS[view] for view in VIEWS},
+        "views": {view: MEANINGS[view] for view in OVER_TRAINING},
         "metrics": {metric.key: metric.meaning for metric in METRICS} | _OTHERS,
         "left_out": [asdict(entry) for entry in study.left_out],
     }
@@ -261,6 +275,10 @@ def printed(table: pd.DataFrame, study: Study) -> str:
             "",
             "Means over items and runs; 0 tokens: before training. fitted: log-odds at each model's own best temperature, as",
             "the shares of what the word leaves; distance: of synonyms' output embeddings over that of their controls.",
+            *(
+                f"{row.run} step {row.step} ({row.tokens:,} tokens) has diverged: its logits are not finite; it has no values"
+                for row in table[table["diverged"]].itertuples()
+            ),
         ]
     )
 

@@ -107,9 +107,10 @@ def _draw_panel(axes: Axes, panel: _Panel, table: pd.DataFrame, styles: dict[str
 
 def _draw_curves(axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle, line: object, label: str | None) -> None:
     for _, run in rows.groupby("run"):
-        known = run[run[key].notna()].sort_values("tokens")
+        known = run[run[key].notna() | run["diverged"]].sort_values("tokens")
         axes.plot(known["tokens"], known[key], color=style.colour, linewidth=0.6, alpha=0.55)
-    mean = mean_over_runs(rows, key).dropna()
+    mean = mean_over_runs(rows, key)
+    mean = mean[mean.notna() | mean.index.isin(rows["tokens"][rows["diverged"]])]  # a gap where a run has diverged
     axes.plot(
         mean.index, mean, color=style.colour, linestyle=line, marker=style.marker, markersize=3.5 if label else 2,
         linewidth=1.6, label=label,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from analysis.runs import resolve_checkpoint, run_directory, unique_labels
+from analysis.runs import checkpoints_of, read_config, resolve_checkpoint, run_directory, unique_labels
 from configs.errors import InputError
 
-_NOT_THE_ARM = ("name", "output_dir", "resume", "seed")
-"""Configuration keys in which the runs of one arm may differ."""
+_NOT_THE_ARM = ("name", "output_dir", "resume", "seed", "checkpoint")
+"""Sections of a configuration in which the runs of one arm may differ: nothing of their training depends on them."""
+_NOT_THE_DATA = ("cache_dir",)
+"""The same within data."""
+UNTRAINED = "untrained"
+"""The label of the untrained model, if no run has that name."""
 _SEED_SUFFIX = re.compile(r"([-_.]s(eed)?|seed)[-_]?\d+$")
 """What a run's name says of its seed: run_suite.py writes tfsd_seed3."""
 
@@ -47,8 +50,9 @@ class Arm:
 def find_arms(paths: Sequence[str]) -> list[Arm]:
     """The models behind ``paths`` as arms, in the order of their first members.
 
-    Runs whose configurations differ in name, output_dir, resume and seed alone form one arm, if they are taken at the same
-    step and no two share a seed. A checkpoint that belongs to no run, of any transformers causal LM, is an arm of its own.
+    Runs whose configurations differ in nothing but the seed, and in what no training depends on (where they are written, which
+    checkpoints stay), form one arm, if they are taken at the same step and no two share a seed. A checkpoint that belongs to
+    no run, of any transformers causal LM, is an arm of its own.
     Raises :class:`InputError` with all that is wrong with the paths.
     """
     found: list[tuple[Path, Path | None, dict[str, Any]]] = []
@@ -71,8 +75,7 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
         raise InputError(*problems)
     groups: list[tuple[Any, list[int]]] = []
     for index, (checkpoint, run, config) in enumerate(found):
-        kept = {key: value for key, value in config.items() if key not in _NOT_THE_ARM}
-        key = (kept, checkpoint.name) if run else (None, index)
+        key = (_what_it_trains(config), checkpoint.name) if run else (None, index)
         seeds = [found[other][2].get("seed") for group, others in groups if group == key for other in others]
         if run and seeds and config.get("seed") not in seeds:
             next(others for group, others in groups if group == key).append(index)
@@ -88,10 +91,52 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
     ]
 
 
-def untrained_arm(arm: Arm) -> Arm:
-    """The first model of ``arm`` before training: what the initialisation alone predicts."""
+def compared_arms(baseline: Sequence[str], candidates: Sequence[str]) -> list[Arm]:
+    """The arms behind all paths, that of ``baseline`` first.
+
+    Raises :class:`InputError` as :func:`find_arms` does, and unless ``baseline`` names one arm, and all that is given of it.
+    """
+    arms = find_arms([*baseline, *candidates])
+    own = find_arms(baseline)
+    if len(own) > 1:
+        raise InputError(
+            f"--baseline names several arms ({', '.join(arm.label for arm in own)}); give runs of one, which differ in "
+            "nothing but the seed"
+        )
+    if len(arms[0].members) > len(baseline):
+        raise InputError(
+            f"--candidate: {arms[0].members[len(baseline)].checkpoint} differs from the baseline in nothing but the seed; "
+            "give it with --baseline"
+        )
+    return arms
+
+
+def untrained_arm(arm: Arm, others: Sequence[Arm] = ()) -> Arm:
+    """The first model of ``arm`` before training: what the initialisation alone predicts. Its label is none of ``others``."""
+    taken = {label for other in others for label in (other.label, *(member.label for member in other.members))}
+    label = UNTRAINED
+    for number in itertools.count(2):
+        if label not in taken:
+            break
+        label = f"{UNTRAINED} ({number})"
     first = arm.members[0]
-    return Arm("untrained", (Member("untrained", first.checkpoint, first.run, first.seed, untrained=True),))
+    return Arm(label, (Member(label, first.checkpoint, first.run, first.seed, untrained=True),))
+
+
+def checkpoints_up_to(member: Member) -> list[tuple[int, Path]]:
+    """Step and directory of the complete checkpoints of the member's run up to its own, by step.
+
+    Raises :class:`InputError` if the member belongs to no run, or its checkpoint is not one that the run wrote.
+    """
+    if member.run is None:
+        raise InputError(f"{member.checkpoint} belongs to no run, and has nothing before it; give a run")
+    found = checkpoints_of(member.run)
+    for number, (_, path) in enumerate(found, start=1):
+        if path.samefile(member.checkpoint):
+            return found[:number]
+    raise InputError(
+        f"{member.checkpoint} is not named step_<number>, so that it cannot be placed in its run; rename it"
+    )
 
 
 def load_member(member: Member) -> Any:
@@ -142,16 +187,12 @@ def load_tokenizer(member: Member) -> Any:
     return tokenizer
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run. Raises :class:`InputError` if it cannot be read."""
-    path = run / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML; restore the file or start the run again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no configuration; restore the file or start the run again")
-    return config
+def _what_it_trains(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what may differ within an arm."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_THE_ARM}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in _NOT_THE_DATA}
+    return kept
 
 
 def _name(checkpoint: Path, run: Path | None) -> str:

@@ -17,12 +17,13 @@ from .controls import Controls, PartsOfSpeech
 from .embeddings import distance_ratios
 from .encode import Encoded, encode_study
 from .measures import Measures, measure
-from .pairs import PairList, load_pairs
+from .pair_lists import load_pairs
+from .pairs import PairList
 from .plan import HeldOut, plan_pairs, plan_substitutions
 from .score import Floats, answer
 from .study import Study
-from .substitutions import is_substitution_file, load_substitutions
-from .temperature import Calibration
+from .substitution_files import is_substitution_file, load_substitutions
+from .temperature import TextCalibration
 from .vocabulary import CorpusWords, Vocabulary, corpus_words
 
 
@@ -48,7 +49,9 @@ class Asked:
     temperatures: dict[str, float]
     """By view; NaN where no temperature gives the baseline's entropy, and for a guest whose tokens are others."""
     nll: dict[str, float]
-    """Mean NLL on the sample of held-out text, by view."""
+    """Mean NLL on the sample of held-out text, by view; NaN where there is no temperature."""
+    entropy: float
+    """Mean entropy on that sample, of the model as it is; nats."""
     distance_P: Floats
     """See :func:`distance_ratios`."""
     takes_trees: bool
@@ -61,7 +64,6 @@ class Data:
     tokenizer: Any
     vocabulary: Vocabulary
     words: CorpusWords
-    train_ids: Any
     validation_ids: Any
     document_starts: Any
     sequence_length: int
@@ -88,7 +90,6 @@ def open_data(arms: Sequence[Arm]) -> Data:
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         words=corpus_words(store.train.ids, vocabulary),
-        train_ids=store.train.ids,
         validation_ids=store.validation.ids,
         document_starts=store.validation.document_starts,
         sequence_length=data.sequence_length,
@@ -132,21 +133,20 @@ def encode_for(member: Member, data: Data, study: Study, shared: Encoded) -> Enc
 
 def ask(model: Any, encoded: Encoded, *, label: str, entropy: float | None, seed: int, progress: bool = True) -> Asked:
     """One model's answers. ``entropy``, in nats, is the baseline's; None for the baseline itself, NaN to leave the view out."""
-    calibration = Calibration(model, encoded, label=label, seed=seed)
+    calibration = TextCalibration(model, encoded, label=label, seed=seed)
     matched = 1.0 if entropy is None else calibration.matching(entropy)
     temperatures = {"raw": 1.0, "fitted": calibration.best(), "matched": matched}
-    known = {view: temperature for view, temperature in temperatures.items() if math.isfinite(temperature)}
-    nll = {view: calibration.nll(temperature) for view, temperature in known.items()}
-    answers = answer(model, encoded, tuple(known.values()), label=label, progress=progress)
+    nll = {view: calibration.nll(temperature) for view, temperature in temperatures.items()}
+    answers = answer(model, encoded, tuple(temperatures.values()), label=label, progress=progress)
     measures = measure(encoded.study, answers)
-    if len(known) < len(temperatures):  # the last view is missing
-        measures = {
-            key: np.pad(value_XM, ((0, 1), (0, 0)), constant_values=np.nan) for key, value_XM in measures.items()
-        }
+    missing_X = np.isnan(list(temperatures.values()))
+    for value_XM in measures.values():
+        value_XM[missing_X] = np.nan  # ranks too, which no temperature is needed for
     return Asked(
         measures=measures,
         temperatures=temperatures,
-        nll={view: nll.get(view, math.nan) for view in temperatures},
+        nll=nll,
+        entropy=calibration.entropy(),
         distance_P=distance_ratios(model, encoded),
         takes_trees=answers.takes_trees,
     )
@@ -156,25 +156,19 @@ def ask_all(arms: Sequence[Arm], data: Data, study: Study, *, seed: int, progres
     """Every member of every arm, by label. The first arm is the baseline: a model's entropy is matched to that of its seed."""
     shared = encode_study(study, data.tokenizer, None)
     encodings = {member.label: encode_for(member, data, study, shared) for arm in arms for member in arm.members}
-    entropies: dict[int | None, float] = {}
-    for member in arms[0].members:
-        encoded = encodings[member.label]
-        calibration = Calibration(load_member(member), encoded, label=member.label, seed=seed)
-        entropies[member.seed] = calibration.entropy() if encoded is shared else math.nan  # of other tokens
-    mean = sum(entropies.values()) / len(entropies)
+    entropies: dict[int | None, float] = {}  # of the baseline's members
     asked: dict[str, Asked] = {}
     for arm in arms:
         for member in arm.members:
             encoded = encodings[member.label]
-            entropy = entropies.get(member.seed, mean) if encoded is shared else math.nan
-            asked[member.label] = ask(
-                load_member(member),
-                encoded,
-                label=member.label,
-                entropy=None if arm is arms[0] else entropy,
-                seed=seed,
-                progress=progress,
-            )
+            entropy = None
+            if arm is not arms[0]:
+                mean = sum(entropies.values()) / len(entropies)
+                entropy = entropies.get(member.seed, mean) if encoded is shared else math.nan  # of other tokens
+            found = ask(load_member(member), encoded, label=member.label, entropy=entropy, seed=seed, progress=progress)
+            asked[member.label] = found
+            if arm is arms[0]:
+                entropies[member.seed] = found.entropy if encoded is shared else math.nan
     return asked
 
 

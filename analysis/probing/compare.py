@@ -21,13 +21,8 @@ from .measures import KEYS, METRICS, Measures
 from .score import Floats
 from .statistics import Effect, crossed_bootstraps, holm, signed_rank
 from .study import Study
+from .views import VIEWS
 
-VIEWS = ("raw", "fitted", "matched")
-VIEW_MEANINGS = {
-    "raw": "as it is",
-    "fitted": "at the temperature at which it predicts held-out text best",
-    "matched": "at the temperature at which its mean entropy is the baseline's",
-}
 TESTED = "log_odds"
 """The metric that is tested pair by pair, in the matched view."""
 SCOPES = {"all": "all words", "single": "single tokens only"}

@@ -5,28 +5,13 @@ Shapes: M questions, n questions of one unit, K candidates, X temperatures (view
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
+from .metric import Metric
 from .score import Answers, Floats
 from .statistics import generalised_average_precision
 from .study import Role, Study
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A value of a question."""
-
-    key: str
-    heading: str
-    form: str
-    meaning: str
-    ranks: bool = False
-    """Depends on the order of probabilities alone. Of single tokens no temperature changes that order but through the
-    probability that the word ends there, which is close to 1 and not the same for all; the rank is the token's own."""
-
 
 _LEFT = 1e-6
 """The least that a word must leave for a share of it to be known: probabilities come from sums in float32."""
@@ -128,8 +113,9 @@ def _auc(accepted_XnS: Floats, others_XnS: Floats) -> Floats:
 
 
 def _gap(log_p_XnK: Floats, role_K: npt.NDArray[np.int64], weight_K: Floats) -> Floats:
-    judged = (role_K == Role.SYNONYM) | (role_K == Role.REJECTED)
-    gold_K = np.where(role_K == Role.SYNONYM, weight_K, 0.0)[judged]
+    named = (role_K == Role.SYNONYM) | (role_K == Role.UNDECIDED)
+    judged = named | (role_K == Role.REJECTED)
+    gold_K = np.where(named, weight_K, 0.0)[judged]
     views, asked = log_p_XnK.shape[:2]
     values = [
         [generalised_average_precision(log_p_XnK[x, n, judged], gold_K) for n in range(asked)] for x in range(views)

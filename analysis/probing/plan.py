@@ -14,7 +14,7 @@ from configs.errors import InputError
 from .controls import Controls
 from .pairs import PairList
 from .study import CONTROLS, Candidate, Item, LeftOut, Role, Study, Unit, assemble, reasons, shuffled_questions
-from .substitutions import Substitution, SubstitutionList
+from .substitutions import ACCEPTABLE, Substitution, SubstitutionList
 from .vocabulary import MAX_WORD_TOKENS, Ids, Vocabulary
 
 MOST_CONTRASTS = 5
@@ -274,6 +274,12 @@ def _unsupported(
     return None
 
 
+def _role_of(weight: float) -> Role:
+    if weight > ACCEPTABLE:
+        return Role.SYNONYM
+    return Role.UNDECIDED if weight > 0 else Role.REJECTED
+
+
 def _substitutes(item: Substitution, controls: Controls, vocabulary: Vocabulary) -> list[Candidate]:
     """The target, its accepted and rejected substitutes, and controls of the most accepted one, written like the target."""
     capital = item.target[:1].isupper()
@@ -283,9 +289,6 @@ def _substitutes(item: Substitution, controls: Controls, vocabulary: Vocabulary)
     names = controls.choose(best, len(vocabulary.tokens(write(best, True, False)) or ()), taken)
     return [
         Candidate(f" {item.target}", Role.WORD),
-        *(
-            Candidate(write(word, True, capital), Role.SYNONYM if weight > 0 else Role.REJECTED, weight)
-            for word, weight in ranked
-        ),
+        *(Candidate(write(word, True, capital), _role_of(weight), weight) for word, weight in ranked),
         *(Candidate(write(name, True, capital), Role.CONTROL) for name in names),
     ]

@@ -16,12 +16,14 @@ from analysis.tables import terminal_table
 
 from .arms import Arm, Member
 from .ask import Asked, Settings
-from .compare import TESTED, VIEW_MEANINGS, VIEWS, Comparison, finite_mean, item_means, values_of
+from .compare import TESTED, Comparison, finite_mean, item_means, values_of
 from .counts import counts, described
-from .measures import KEYS, METRICS, Metric
+from .measures import KEYS, METRICS
+from .metric import Metric
 from .score import Floats
 from .statistics import CONFIDENCE, POWER, RESAMPLES, Effect
 from .study import Role, Study
+from .views import MEANINGS, VIEWS
 
 _BY_KEY = {metric.key: metric for metric in METRICS}
 _LEADING = (
@@ -61,7 +63,7 @@ def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
         f"\nIntervals: {CONFIDENCE:.0%}, crossed bootstrap over lemmas, documents and seeds ({RESAMPLES} resamples).",
         "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
         f"could show: the smallest true effect that would have been found with {POWER:.0%} power, matched view.",
-        "The rows on ranks lead: a flatter softmax or a frequent word raises none of them.",
+        "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
         "The fitted view, and everything else, is in summary.json.",
         f"written to {out}",
     ]
@@ -79,7 +81,7 @@ def summary(found: Comparison, asked: Mapping[str, Asked], settings: Settings) -
         "settings": asdict(settings),
         "interval": f"{CONFIDENCE:.0%}, crossed bootstrap over lemma, document and seed, {RESAMPLES} resamples",
         "metrics": {metric.key: metric.meaning for metric in METRICS},
-        "views": VIEW_MEANINGS,
+        "views": MEANINGS,
         "means": _with_items(found.means, found.items, "mean"),
         "gains": {label: asdict(effect) for label, effect in found.gains.items()},
         "distance_ratio": {
@@ -151,6 +153,7 @@ def write_contexts(found: Comparison, path: Path) -> None:
     }
 
     def write(file: Any) -> None:
+        """One model after the other, so that only one is in memory as a table."""
         writer = None
         for arm in found.arms:
             for member in arm.members:

@@ -35,6 +35,8 @@ LOGITS = 1 << 21
 """Logits that are formed at a time: enough for a quick product, and little memory whatever the vocabulary."""
 _CACHED = 1 << 17
 """Logits that a processor goes over at a time: these and their exponentials stay in a core's own cache."""
+_RULED_OUT = -1e30
+"""In the place of a logit of -inf, a token that a model rules out: 0 * -inf is no number."""
 _SMALL = -60.0
 """Where the log of a mass is below this, its terms come near the smallest float32 and are summed again in float64."""
 
@@ -99,7 +101,7 @@ def _answer_lot(
     entropy: list[Tensor] = []
     for low, high in _chunks(len(h_RD), lot.places, len(encoded.vocabulary)):
         logits_RV = reader.logits(h_RD[low:high]).float()
-        log_z_XR, log_b_XR, entropy_XR = _rows(logits_RV, beta_X, ends_V, with_entropy=low < lot.places)
+        log_z_XR, log_b_XR, entropy_XR = softmax_rows(logits_RV, beta_X, ends_V, with_entropy=low < lot.places)
         if not bool(torch.isfinite(logits_RV.amax(-1)).all()):
             raise InputError(diverged(label))
         log_b.append(log_b_XR.cpu())
@@ -122,7 +124,9 @@ def _chunks(rows: int, places: int, vocabulary: int) -> Iterator[tuple[int, int]
             yield low, min(low + step, last)
 
 
-def _rows(logits_RV: Tensor, beta_X: Tensor, ends_V: Tensor, *, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+def softmax_rows(
+    logits_RV: Tensor, beta_X: Tensor, ends_V: Tensor, *, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the normaliser, log of the mass of tokens that end a word, and entropy (else NaN); each (X, R), float64.
 
     From sums in float32: their relative error is some 1e-6.
@@ -131,7 +135,7 @@ def _rows(logits_RV: Tensor, beta_X: Tensor, ends_V: Tensor, *, with_entropy: bo
     sum_XR, ends_XR, moment_XR = logits_RV.new_full((3, len(beta_X), len(logits_RV)), torch.nan)
     ends_in_V = ends_V.to(logits_RV.dtype)
     for part in _parts(logits_RV):
-        shifted_rV = logits_RV[part] - top_R1[part]
+        shifted_rV = (logits_RV[part] - top_R1[part]).clamp_(min=_RULED_OUT)
         e_rV = torch.empty_like(shifted_rV)
         for x, beta in enumerate(beta_X.tolist()):
             torch.mul(shifted_rV, beta, out=e_rV).exp_()

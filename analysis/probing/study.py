@@ -39,6 +39,8 @@ class Role(IntEnum):
     """Of opposite meaning."""
     REJECTED = 4
     """Judged by people not to fit: a dissimilar pair, or a rejected substitute for this very place."""
+    UNDECIDED = 5
+    """A substitute that some judges accept and most do not: neither accepted nor rejected, but GAP knows its weight."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Candidate:
     surface: str
     role: Role
     weight: float = 1.0
-    """For synonyms: how many, or what share, of the judges named it."""
+    """For synonyms and the undecided: how many, or what share, of the judges named it."""
 
 
 @dataclass(frozen=True)

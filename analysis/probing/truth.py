@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from data.grammar import Grammar, SynonymSet
 
+from .metric import Metric
 from .truth_contexts import Contexts, Floats, Ids, Predictor, dot, entropies, products, tempered
 
 TRUE_KINDS = ("equal", "unequal", "rare", "contextual")
@@ -32,16 +33,6 @@ KEPT_MASS = 0.01
 """Contexts in which a set is at least this probable are kept one by one; about half of all mass lies in them."""
 
 _TIED = 1e-9  # shares that differ by less are equal: filtering leaves the last digits to rounding
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that says how far a predictor is from the truth; 0 for the truth unless the meaning says otherwise."""
-
-    key: str
-    heading: str
-    form: str
-    meaning: str
 
 
 SET_METRICS = (

@@ -1,6 +1,6 @@
 """Arms against each other where the truth is known: means, paired differences, their intervals and tests.
 
-Shapes: M members of an arm, D documents, S sets, L lemmas, Q (member, document, lemma) cells.
+Shapes: M members of an arm, D documents, S sets, L lemmas, Q (member, document, lemma) cells, K views of metrics.
 
 A cell's value is its mean, its weight the number of times that its sets are expected to come, the same for every model:
 the difference of two weighted means is then the weighted mean of the differences.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,10 @@ import numpy.typing as npt
 from data.grammar import SynonymSet
 
 from .arms import Arm, Member
-from .statistics import Effect, crossed_bootstrap, signed_rank
+from .statistics import Effect, crossed_bootstraps, signed_rank
 from .truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores
-from .truth_contexts import VIEWS, Floats
+from .truth_contexts import Floats
+from .views import VIEWS
 
 SYNONYMS = "synonyms"
 SCOPES: dict[str, tuple[str, ...]] = {SYNONYMS: TRUE_KINDS} | {kind: (kind,) for kind in KINDS}
@@ -48,20 +50,18 @@ def arm_table(
     """The means of an arm over its members or, with ``baseline``, of its members minus those of the same seed there.
 
     A member whose seed the baseline does not have is held against the mean of the baseline's. ``scores`` are by member
-    label; ``progress`` is called once for each view.
+    label; ``progress`` is called once for the text and once for each of SCOPES.
     """
     pairs = paired(arm, scores, baseline)
-    table = Table({}, {}, {})
-    for x, view in enumerate(VIEWS):
+    progress()
+    table = Table(effects_of_text(pairs, seed), {view: {} for view in VIEWS}, {})
+    for scope, kinds in SCOPES.items():
         progress()
-        table.text[view] = {metric.key: effect_of_text(pairs, metric.key, x, seed) for metric in TEXT_METRICS}
-        found = {
-            scope: {metric.key: effect_of_sets(pairs, sets, metric.key, x, kinds, seed) for metric in SET_METRICS}
-            for scope, kinds in SCOPES.items()
-        }
-        table.sets[view] = {scope: {key: effect for key, (effect, _) in row.items()} for scope, row in found.items()}
-        if baseline:
-            table.wilcoxon[view] = {scope: {key: p for key, (_, p) in row.items()} for scope, row in found.items()}
+        found = effects_of_sets(pairs, sets, kinds, seed)
+        for view, row in found.items():
+            table.sets[view][scope] = {key: effect for key, (effect, _) in row.items()}
+            if baseline:
+                table.wilcoxon.setdefault(view, {})[scope] = {key: p for key, (_, p) in row.items()}
     return table
 
 
@@ -76,39 +76,50 @@ def paired(arm: Arm, scores: dict[str, Scores], baseline: Arm | None = None) -> 
     ]
 
 
-def effect_of_text(pairs: Pairs, key: str, view: int, seed: int) -> Effect:
-    """A metric of TEXT_METRICS, or its difference: the mean per token, its interval over documents and seeds."""
-
-    def mean_D(one: Scores) -> Floats:
-        return one.of_text[key][view] / one.position_D
-
-    value_MD = np.stack([_less(mean_D(one), [mean_D(other) for other in others]) for one, others in pairs])
-    members, documents = value_MD.shape
-    return crossed_bootstrap(
-        value_MD.ravel(),
+def effects_of_text(pairs: Pairs, seed: int) -> dict[str, dict[str, Effect]]:
+    """[view][metric of TEXT_METRICS]: the metric, or its difference: the mean per token, its interval over documents and
+    seeds."""
+    places = [(x, view, metric.key) for x, view in enumerate(VIEWS) for metric in TEXT_METRICS]
+    value_KMD = np.stack([_values(pairs, partial(_text_means, key=key, view=x)) for x, _, key in places])
+    _, members, documents = value_KMD.shape
+    effects = crossed_bootstraps(
+        value_KMD.reshape(len(places), -1),
         {"document": np.tile(pairs[0][0].document_D, members), "seed": np.repeat(np.arange(members), documents)},
-        weight_Q=np.tile(pairs[0][0].position_D, members),
+        weight_MQ=np.tile(pairs[0][0].position_D, (len(places), members)),
         seed=seed,
     )
+    found: dict[str, dict[str, Effect]] = {view: {} for view in VIEWS}
+    for (_, view, key), effect in zip(places, effects, strict=True):
+        found[view][key] = effect
+    return found
 
 
-def effect_of_sets(
-    pairs: Pairs, sets: Sequence[SynonymSet], key: str, view: int, kinds: Sequence[str], seed: int
-) -> tuple[Effect, float]:
-    """A metric of SET_METRICS, or its difference, on the sets of some kinds: the mean per occurrence, its interval over
-    lemmas, documents and seeds, and p of Wilcoxon's test that the lemmas' means are symmetric about zero."""
+def effects_of_sets(
+    pairs: Pairs, sets: Sequence[SynonymSet], kinds: Sequence[str], seed: int
+) -> dict[str, dict[str, tuple[Effect, float]]]:
+    """[view][metric of SET_METRICS]: the metric, or its difference, on the sets of some kinds: the mean per occurrence, its
+    interval over lemmas, documents and seeds, and p of Wilcoxon's test that the lemmas' means are symmetric about zero."""
+    places = [(x, view, metric.key) for x, view in enumerate(VIEWS) for metric in SET_METRICS]
     member_SL = _lemmas(sets, kinds)
-    weight_DL = pairs[0][0].weight_DS(key) @ member_SL
-
-    def mean_DL(one: Scores) -> Floats:
-        return _ratio(one.of_sets[key][view] @ member_SL, weight_DL)
-
-    value_MDL = np.stack([_less(mean_DL(one), [mean_DL(other) for other in others]) for one, others in pairs])
-    weight_MDL = np.broadcast_to(weight_DL, value_MDL.shape)
-    seed_Q, document_Q, lemma_Q = (index_MDL.ravel() for index_MDL in np.indices(value_MDL.shape))
-    factors = {"lemma": lemma_Q, "document": document_Q, "seed": seed_Q}
-    effect = crossed_bootstrap(value_MDL.ravel(), factors, weight_Q=weight_MDL.ravel(), seed=seed)
-    return effect, signed_rank(_lemma_means(value_MDL, weight_MDL))
+    weight_KDL = np.stack([pairs[0][0].weight_DS(key) @ member_SL for _, _, key in places])
+    value_KMDL = np.stack(
+        [
+            _values(pairs, partial(_set_means, key=key, view=x, member_SL=member_SL, weight_DL=weight_DL))
+            for (x, _, key), weight_DL in zip(places, weight_KDL, strict=True)
+        ]
+    )
+    weight_KMDL = np.broadcast_to(weight_KDL[:, None], value_KMDL.shape)
+    seed_Q, document_Q, lemma_Q = (index_MDL.ravel() for index_MDL in np.indices(value_KMDL.shape[1:]))
+    effects = crossed_bootstraps(
+        value_KMDL.reshape(len(places), -1),
+        {"lemma": lemma_Q, "document": document_Q, "seed": seed_Q},
+        weight_MQ=weight_KMDL.reshape(len(places), -1),
+        seed=seed,
+    )
+    found: dict[str, dict[str, tuple[Effect, float]]] = {view: {} for view in VIEWS}
+    for (_, view, key), effect, value_MDL, weight_MDL in zip(places, effects, value_KMDL, weight_KMDL, strict=True):
+        found[view][key] = effect, signed_rank(_lemma_means(value_MDL, weight_MDL))
+    return found
 
 
 def set_means(scores: Sequence[Scores], key: str, view: int) -> Floats:
@@ -137,6 +148,17 @@ def _lemmas(sets: Sequence[SynonymSet], kinds: Sequence[str]) -> Floats:
     return np.array([[one.lemma == lemma and one.kind in kinds for lemma in lemmas] for one in sets], dtype=np.float64)
 
 
+def _text_means(one: Scores, *, key: str, view: int) -> Floats:
+    """(D,): a metric of the text, per token."""
+    mean_D: Floats = one.of_text[key][view] / one.position_D
+    return mean_D
+
+
+def _set_means(one: Scores, *, key: str, view: int, member_SL: Floats, weight_DL: Floats) -> Floats:
+    """(D, L): a metric of the sets of each lemma, per occurrence."""
+    return _ratio(one.of_sets[key][view] @ member_SL, weight_DL)
+
+
 def _lemma_means(value_MDL: Floats, weight_MDL: Floats) -> Floats:
     """(L,): the weighted mean of the finite cells of each lemma."""
     counted = np.isfinite(value_MDL)
@@ -144,10 +166,14 @@ def _lemma_means(value_MDL: Floats, weight_MDL: Floats) -> Floats:
     return _ratio((value_MDL * weight_MDL).sum(axis=(0, 1)), weight_MDL.sum(axis=(0, 1)))
 
 
-def _less(value: Floats, others: Sequence[Floats]) -> Floats:
-    """The value minus the mean of the others, if there are any."""
-    difference: Floats = value - np.mean(others, axis=0) if others else value
-    return difference
+def _values(pairs: Pairs, value_of: Callable[[Scores], Floats]) -> Floats:
+    """(M, ...): of each member the value minus the mean of those that it is held against, if there are any."""
+    return np.stack(
+        [
+            value_of(one) - np.mean([value_of(other) for other in others], axis=0) if others else value_of(one)
+            for one, others in pairs
+        ]
+    )
 
 
 def _ratio(value: npt.ArrayLike, weight: npt.ArrayLike) -> Floats:

@@ -8,28 +8,24 @@ out of the grammar itself go through the same code.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from data.grammar import Grammar
 
+from .calibration import Calibration
+
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 Predictor = Callable[[Ids], Floats]
 """x_BT -> ln q_BTV, normalised: what may follow after each prefix of each row."""
 
-VIEWS = {
-    "raw": "as it is",
-    "fitted": "at the temperature with the lowest expected NLL on other documents",
-    "matched": "at the temperature at which its mean entropy on those documents is the baseline's",
-}
 _NUMBERS_AT_ONCE = 1 << 21  # float64 of one distribution over a batch: 16 MiB
-_WIDEST = math.log(64.0)  # of ln beta, beta = 1 / temperature
-_PRECISION = 1e-12  # of ln beta
 
 
 @dataclass(frozen=True)
@@ -76,15 +72,19 @@ def contexts_of(ids: npt.NDArray[np.integer], starts: Ids, chosen: Ids, length: 
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A predictor's distributions on a few documents, from which its temperatures are found."""
+class TruthCalibration(Calibration):
+    """A predictor's distributions on a few documents, from which its temperatures are found.
+
+    Its NLL is the expected one, under the true distributions: no drawn word adds noise to the best temperature.
+    """
 
     log_q_NV: Floats
     p_NV: Floats
     """The truth in the same contexts."""
+    precision: ClassVar[float] = 1e-12
 
     @classmethod
-    def of(cls, predict: Predictor, grammar: Grammar, contexts: Contexts) -> Calibration:
+    def of(cls, predict: Predictor, grammar: Grammar, contexts: Contexts) -> TruthCalibration:
         """What ``predict`` says on ``contexts``, all in memory."""
         parts = [
             (predict(x_BT)[valid_BT], grammar.next_distribution(x_BT)[valid_BT])
@@ -93,27 +93,20 @@ class Calibration:
         log_q, p = zip(*parts, strict=True)
         return cls(np.concatenate(log_q), np.concatenate(p))
 
-    def best(self) -> float:
-        """The temperature with the lowest expected NLL, between 1/64 and 64: no drawn word adds noise to it."""
-        target = float(dot(self.p_NV, self.log_q_NV).mean())
-        return _temperature(lambda beta: float(self._moments(beta)[0].mean()) - target)
-
-    def matching(self, entropy: float) -> float:
-        """The temperature with this mean entropy in nats; NaN if there is none between 1/64 and 64."""
-        return _temperature(lambda beta: entropy - self.entropy(1 / beta), beyond=np.nan)
-
-    def entropy(self, temperature: float = 1.0) -> float:
-        """Mean entropy at a temperature, nats."""
-        mean_N, log_total_N = self._moments(1 / temperature)
-        return float((log_total_N - mean_N / temperature).mean())
-
-    def _moments(self, beta: float) -> tuple[Floats, Floats]:
-        """(N,): the mean of ln q under q^beta, normalised, and the logarithm of what it is normalised by."""
+    def means(self, beta: float) -> tuple[float, float, float]:
+        """See :meth:`Calibration.means`; the slope is the mean of ln q under q^beta, normalised, minus that under the truth."""
         z_NV = beta * self.log_q_NV
         top_N = z_NV.max(axis=1)
         weight_NV = np.exp(z_NV - top_N[:, None])
         total_N = weight_NV.sum(axis=1)
-        return dot(weight_NV, self.log_q_NV) / total_N, top_N + np.log(total_N)
+        mean = float((dot(weight_NV, self.log_q_NV) / total_N).mean())
+        log_total = float((top_N + np.log(total_N)).mean())
+        return mean - self._true_mean, log_total - beta * mean, log_total - beta * self._true_mean
+
+    @cached_property
+    def _true_mean(self) -> float:
+        """The mean of ln q under the truth."""
+        return float(dot(self.p_NV, self.log_q_NV).mean())
 
 
 def tempered(log_q_NV: Floats, temperature: float) -> Floats:
@@ -124,16 +117,6 @@ def tempered(log_q_NV: Floats, temperature: float) -> Floats:
     z_NV -= z_NV.max(axis=1, keepdims=True)
     tempered_NV: Floats = z_NV - np.log(np.exp(z_NV).sum(axis=1, keepdims=True))
     return tempered_NV
-
-
-def _temperature(rising: Callable[[float], float], beyond: float | None = None) -> float:
-    """1 / beta at the zero of a rising function of beta; without one ``beyond``, or the nearer end of the range."""
-    from scipy.optimize import brentq
-
-    low, high = rising(math.exp(-_WIDEST)), rising(math.exp(_WIDEST))
-    if low < 0 < high:
-        return math.exp(-brentq(lambda x: rising(math.exp(x)), -_WIDEST, _WIDEST, xtol=_PRECISION))
-    return math.exp(_WIDEST if low >= 0 else -_WIDEST) if beyond is None else beyond
 
 
 def dot(p_NV: Floats, value_NV: Floats) -> Floats:

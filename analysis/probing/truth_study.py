@@ -20,11 +20,12 @@ from configs.schema import GrammarData
 from data.grammar import Grammar
 from data.store import open_store
 
-from ..runs import read_metrics
-from .arms import Arm, Member, find_arms, load_member
+from .arms import Arm, Member, load_member
 from .truth import Scores, measure
-from .truth_arms import Table, arm_table
-from .truth_contexts import VIEWS, Calibration, Contexts, Ids, Predictor, contexts_of
+from .truth_arms import SCOPES, Table, arm_table
+from .truth_contexts import Contexts, Ids, Predictor, TruthCalibration, contexts_of
+from .views import VIEWS
+from .weight import tfsd_weight
 
 CALIBRATION_DOCUMENTS = 40
 """Documents on which temperatures are found: 3,000 contexts, and no drawn word among what is fitted."""
@@ -60,22 +61,6 @@ class Result:
 
 
 # ------------------------------------------------------------------------------------------------------ what is compared
-
-
-def arms_of(baseline: Sequence[str], candidates: Sequence[str]) -> list[Arm]:
-    """The arms of the runs, the baseline first. Raises :class:`InputError` unless that is one arm of these runs alone."""
-    own = find_arms(baseline)
-    if len(own) > 1:
-        raise InputError(
-            f"--baseline names several arms ({', '.join(arm.label for arm in own)}); give runs that differ in the seed alone"
-        )
-    arms = find_arms([*baseline, *candidates])
-    if len(arms[0].members) > len(baseline):
-        raise InputError(
-            f"--candidate {arms[0].members[len(baseline)].run} has the configuration of the baseline and another seed; "
-            "give it with --baseline"
-        )
-    return arms
 
 
 def plan(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
@@ -158,7 +143,7 @@ def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
     temperatures: dict[str, dict[str, float]] = {}
     for member in tqdm(members, desc="models", unit="model"):
         predict = predictor(member, study)
-        calibration = Calibration.of(predict, study.grammar, study.calibration)
+        calibration = TruthCalibration.of(predict, study.grammar, study.calibration)
         if member in arms[0].members:
             entropies[member.label] = calibration.entropy()
             matched = 1.0
@@ -169,7 +154,7 @@ def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
         scores[member.label] = measure(
             predict, study.grammar, study.measured, [temperatures[member.label][view] for view in VIEWS]
         )
-    with tqdm(total=len(VIEWS) * (2 * len(arms) - 1), desc="intervals", unit="view") as bar:
+    with tqdm(total=(1 + len(SCOPES)) * (2 * len(arms) - 1), desc="intervals", unit="table") as bar:
 
         def table(arm: Arm, baseline: Arm | None = None) -> Table:
             return arm_table(arm, scores, study.grammar.sets, seed=seed, baseline=baseline, progress=bar.update)
@@ -189,6 +174,8 @@ def predictor(member: Member, study: Study) -> Predictor:
     """The model as a function of tokens. Raises :class:`InputError` if it cannot be loaded or asked, or has diverged."""
     import torch
 
+    from .states import diverged
+
     model = load_member(member)
     vocabulary = len(study.grammar.words)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -199,29 +186,12 @@ def predictor(member: Member, study: Study) -> Predictor:
         )
 
     def predict(x_BT: Ids) -> Any:
+        """(B, T, V): ln q of the grammar's words after each prefix, in float64."""
         with torch.inference_mode():
             logits_BTV = model(input_ids=torch.from_numpy(x_BT).to(model.device), use_cache=False).logits
             log_q_BTV = logits_BTV[..., :vocabulary].double().log_softmax(-1)
         if not bool(torch.isfinite(log_q_BTV).all()):
-            raise InputError(
-                f"{member.label}: the model's logits are not finite; it has diverged: name an earlier checkpoint"
-            )
+            raise InputError(diverged(member.label))
         return log_q_BTV.cpu().numpy()
 
     return predict
-
-
-def tfsd_weight(run: Path) -> dict[str, float] | None:
-    """The mean weight c by which TFSD scales (or would scale) the gradient: over the last tenth of training, and its lowest
-    decile over all steps. None if the run does not log it."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return None
-    metrics, _ = read_metrics(path)
-    if "tfsd/weight_mean" not in metrics:
-        return None
-    weight = metrics["tfsd/weight_mean"].dropna()
-    if weight.empty:
-        return None
-    last = weight[weight.index > 0.9 * weight.index.max()]
-    return {"last_tenth": float(last.mean()), "lowest_decile": float(weight.quantile(0.1))}

@@ -16,8 +16,8 @@ import yaml
 from analysis.grammar import main
 from analysis.probing.truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS
 from analysis.probing.truth_arms import SCOPES
-from analysis.probing.truth_contexts import VIEWS
-from analysis.probing.truth_study import tfsd_weight
+from analysis.probing.views import MEANINGS_WITH_TRUTH, VIEWS
+from analysis.probing.weight import tfsd_weight
 from configs.errors import InputError
 from tests.conftest import ROOT, python
 
@@ -175,7 +175,7 @@ def test_over_training_every_checkpoint_is_measured_and_the_last_as_by_itself(
 def test_the_printed_tables_name_arms_views_and_counts(runs: Path, out: Path) -> None:
     printed = (runs / "printed.txt").read_text()
     assert "12 documents" in printed
-    for view, meaning in VIEWS.items():
+    for view, meaning in MEANINGS_WITH_TRUTH.items():
         assert f"metric minus linear, {view}: {meaning} (seeds: 2; 12 documents" in printed
     for metric in (*TEXT_METRICS, *SET_METRICS):
         assert metric.meaning in printed

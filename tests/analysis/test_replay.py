@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,10 @@ def test_a_log_that_says_otherwise_is_told(replay, run, tmp_path, capsys):
     forged = tmp_path / "forged"
     forged.mkdir()
     for item in run.iterdir():
-        (forged / item.name).symlink_to(item)
+        if item.is_dir():
+            (forged / item.name).symlink_to(item)
+        else:
+            shutil.copy(item, forged)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     row = json.loads(lines[32])
     row["loss/nll"] = float(np.nextafter(row["loss/nll"], 99.0))
@@ -196,7 +200,10 @@ def test_changed_text_is_refused(run, tmp_path):
     forged = tmp_path / "forged"
     forged.mkdir()
     for item in run.iterdir():
-        (forged / item.name).symlink_to(item)
+        if item.is_dir():
+            (forged / item.name).symlink_to(item)
+        else:
+            shutil.copy(item, forged)
     facts = json.loads((run / "environment.json").read_text())
     facts["data"]["manifest_sha256"] = "0" * 64
     (forged / "environment.json").unlink()

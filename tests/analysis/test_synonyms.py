@@ -10,8 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from analysis import synonyms
-from analysis.probing.compare import VIEWS
 from analysis.probing.measures import KEYS
+from analysis.probing.views import VIEWS
 from configs.errors import InputError
 from tests.analysis.corpus import PAIRS
 from tests.analysis.probing.models import make_model
@@ -166,7 +166,10 @@ def test_a_bad_command_ends_with_status_2_and_one_line_and_writes_nothing(
         "--out", out,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: --baseline names 2 different arms") and ended.stderr.count("\n") == 1
+    assert (
+        ended.stderr.startswith("error: --baseline names several arms (first_seed0, second_seed0)")
+        and ended.stderr.count("\n") == 1
+    )
     assert not out.exists()
 
 
@@ -177,6 +180,7 @@ def test_a_bad_command_ends_with_status_2_and_one_line_and_writes_nothing(
         ({"--baseline": "first0", "--candidate": "first1"}, "differs from the baseline in nothing but the seed"),
         ({"--contexts-per-word": "0"}, "--contexts-per-word is 0; give a whole number from 1"),
         ({"--min-contexts": "0"}, "--min-contexts is 0"),
+        ({"--contexts-per-word": "3"}, "--contexts-per-word 3 is below --min-contexts 5"),
         ({"--seed": "-1"}, "--seed is -1"),
         ({"--min-similarity": "2"}, "--min-similarity 2.0"),
         ({"--match-pos": "nouns"}, "--match-pos nouns: give wordnet"),

@@ -12,9 +12,10 @@ from matplotlib.text import Text
 from analysis import style
 from analysis.probing.arms import find_arms, untrained_arm
 from analysis.probing.ask import Settings, ask_all, open_data, plan
-from analysis.probing.compare import VIEWS, Comparison, compare
-from analysis.probing.pairs import MIN_SIMILARITY
+from analysis.probing.compare import Comparison, compare
+from analysis.probing.pair_scores import MIN_SIMILARITY
 from analysis.probing.statistics import crossed_bootstrap
+from analysis.probing.views import VIEWS
 from analysis.synonyms_figure import draw_synonyms
 from tests.analysis.trained import write_pairs, write_training
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from matplotlib.text import Text
 
@@ -16,7 +19,7 @@ from analysis.probing.ask import ask, encode_for, open_data, plan
 from analysis.probing.encode import encode_study
 from analysis.probing.study import Study
 from analysis.synonyms import settings_of
-from analysis.tolerance import _parser, main, mean_over_runs, points_of, printed
+from analysis.tolerance import _parser, main, mean_over_runs, over_training, points_of, printed
 from analysis.tolerance_figure import draw_tolerance
 from configs.errors import InputError
 from model import load_model
@@ -150,6 +153,65 @@ def test_curves_are_the_rows_of_the_table(table: pd.DataFrame, study: Study, out
     assert "plain (2 seeds)" in words and "bent_seed0 (1 seed)" in words
     assert "3 items (36 contexts" in words
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+@pytest.fixture(scope="module")
+def with_diverged(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the command writes and prints where the second checkpoint of the first run holds weights that are NaN."""
+    folder = tmp_path_factory.mktemp("diverged")
+    broken = folder / runs[0].name
+    shutil.copytree(runs[0], broken)
+    checkpoint = broken / "checkpoints" / "step_00000020"
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    model.save_pretrained(checkpoint)
+    printed_to = io.StringIO()
+    command = [str(broken), str(runs[1]), "--out", str(folder), "--pairs", str(write_pairs(folder))]
+    with contextlib.redirect_stdout(printed_to):
+        main([*command, "--contexts-per-word", CONTEXTS])
+    return folder, printed_to.getvalue()
+
+
+def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_as_ever(
+    with_diverged: tuple[Path, str], table: pd.DataFrame
+) -> None:
+    folder, text = with_diverged
+    assert "plain_seed0 step 20 (320 tokens) has diverged" in text
+    found = pd.read_csv(folder / "tolerance.csv")
+    here = (found["run"] == "plain_seed0") & (found["step"] == 20)
+    assert list(found["diverged"]) == list(here)
+    assert found[here].drop(columns=["arm", "run", "seed", "step", "tokens", "diverged"]).isna().all(axis=None)
+    as_ever = table[(table["arm"] == "plain") & ~((table["run"] == "plain_seed0") & (table["step"] == 20))]
+    pd.testing.assert_frame_equal(found[~here].reset_index(drop=True), as_ever.reset_index(drop=True))
+    models = json.loads((folder / "summary.json").read_text())["models"]
+    assert [(m["run"], m["step"]) for m in models if m["diverged"]] == [("plain_seed0", 20)]
+
+
+def test_a_curve_has_a_gap_where_a_run_has_diverged(with_diverged: tuple[Path, str], study: Study) -> None:
+    found = pd.read_csv(with_diverged[0] / "tolerance.csv")
+    with style.look():
+        figure = draw_tolerance(found, study)
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left").startswith("Log-odds, at the best"))
+    rows = found[found["run"] == "plain_seed0"]
+    curve = next(line for line in axes.lines if len(line.get_xdata()) == 4)
+    np.testing.assert_array_equal(curve.get_xdata(), rows["tokens"])
+    np.testing.assert_array_equal(np.isnan(np.asarray(curve.get_ydata())), [False, False, True, False])
+
+
+def test_a_mean_over_runs_has_no_value_where_one_has_diverged(table: pd.DataFrame) -> None:
+    plain = table[table["arm"] == "plain"].copy()
+    here = (plain["run"] == "plain_seed1") & (plain["step"] == 10)
+    plain.loc[here, ["diverged", "auc"]] = True, np.nan
+    mean = mean_over_runs(plain, "auc")
+    assert mean.isna().tolist() == [False, True, False]
+
+
+def test_runs_of_which_nothing_is_left_are_refused(with_diverged: tuple[Path, str], study: Study) -> None:
+    arms = find_arms([str(with_diverged[0] / "plain_seed0" / "checkpoints" / "step_00000020")])
+    last = points_of(arms)[-1:]
+    with pytest.raises(InputError, match="all of these models have diverged"):
+        over_training(last, open_data(arms), study, seed=0, progress=False)
 
 
 def test_a_quantity_that_no_run_has_gets_no_panel(table: pd.DataFrame, study: Study) -> None:

@@ -8,7 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from analysis.probing.arms import Arm, find_arms, load_member, load_tokenizer, untrained_arm
+from analysis.probing.arms import (
+    Arm,
+    checkpoints_up_to,
+    compared_arms,
+    find_arms,
+    load_member,
+    load_tokenizer,
+    untrained_arm,
+)
 from configs.components import model_config
 from configs.errors import InputError
 from configs.load import dump_config, validate
@@ -61,6 +69,43 @@ def test_runs_that_differ_in_the_seed_alone_are_one_arm(text: Text, tmp_path: Pa
     assert [member.label for member in arms[0].members] == ["ce_seed0", "ce_seed1"]
     assert [member.run for member in arms[0].members] == [runs[0], runs[2]]
     assert arms[0].members[0].checkpoint == runs[0] / "checkpoints" / "step_00000001"
+
+
+def test_what_no_training_depends_on_does_not_part_an_arm(text: Text, tmp_path: Path) -> None:
+    data = {"kind": "text", "paths": ["text"], "sequence_length": 16, "vocab_size": 344}
+    runs = [
+        write_run(text, tmp_path, "ce_seed0", seed=0),
+        write_run(text, tmp_path, "ce_seed1", seed=1, checkpoint={"keep": 7, "every": 3, "keep_before_spikes": 0}),
+        write_run(text, tmp_path, "ce_seed2", seed=2, data=data | {"cache_dir": str(tmp_path / "elsewhere")}),
+        write_run(text, tmp_path, "ce_seed3", seed=3, data=data | {"validation_fraction": 0.2}),
+    ]
+    assert seeds(find_arms([str(run) for run in runs])) == [("ce", (0, 1, 2)), ("ce_seed3", (3,))]
+
+
+def test_the_baseline_is_one_arm_and_all_that_is_given_of_it(text: Text, tmp_path: Path) -> None:
+    one, two = (str(write_run(text, tmp_path, f"ce_seed{seed}", seed=seed)) for seed in (0, 1))
+    other = str(write_run(text, tmp_path, "linear_seed0", seed=0, head={"kind": "linear"}))
+    assert seeds(compared_arms([one, two], [other])) == [("ce", (0, 1)), ("linear_seed0", (0,))]
+    for baseline, candidates, words in (
+        ([one, other], [two], ["--baseline names several arms (ce_seed0, linear_seed0)"]),
+        ([one], [other, two], [f"--candidate: {two}", "give it with --baseline"]),
+    ):
+        with pytest.raises(InputError) as error:
+            compared_arms(baseline, candidates)
+        (problem,) = error.value.problems
+        assert all(part in problem for part in words)
+
+
+def test_the_checkpoints_of_a_member_end_with_its_own(text: Text, tmp_path: Path) -> None:
+    run = write_run(text, tmp_path, "ce_seed0", seed=0, steps=(1, 2, 3))
+    folder = run / "checkpoints"
+    (folder / "step_00000001" / "model.safetensors").unlink()
+    (arm,) = find_arms([str(folder / "step_00000002")])
+    assert checkpoints_up_to(arm.members[0]) == [(2, folder / "step_00000002")]
+    shutil.copytree(folder / "step_00000002", folder / "copy")
+    (arm,) = find_arms([str(folder / "copy")])
+    with pytest.raises(InputError, match="copy is not named step_<number>"):
+        checkpoints_up_to(arm.members[0])
 
 
 def test_the_same_seed_twice_is_two_arms_with_labels_of_their_own(text: Text, tmp_path: Path) -> None:
@@ -131,6 +176,16 @@ def test_an_untrained_arm_is_the_first_model_at_initialisation(text: Text, tmp_p
     assert not torch.equal(model.lm_head.weight, trained.lm_head.weight)
 
 
+def test_an_untrained_arm_has_a_label_that_no_run_has(text: Text, tmp_path: Path) -> None:
+    paths = [write_run(text, tmp_path, name, seed=0) for name in ("untrained", "again", "other")]
+    paths[1] = paths[1].rename(tmp_path / "untrained (2)")
+    arms = find_arms([str(path) for path in paths])
+    assert [arm.label for arm in arms] == ["untrained", "untrained (2)", "other"]
+    untrained = untrained_arm(arms[2], arms)
+    assert untrained.label == untrained.members[0].label == "untrained (3)"
+    assert untrained_arm(arms[2], arms[1:]).label == "untrained"
+
+
 def test_an_untrained_guest_has_fresh_weights_that_are_always_the_same(text: Text, tmp_path: Path) -> None:
     make_model("gpt2", len(text.vocabulary)).save_pretrained(tmp_path / "guest")
     (arm,) = find_arms([str(tmp_path / "guest")])
@@ -152,7 +207,7 @@ def test_everything_that_is_wrong_with_the_paths_is_said_at_once(text: Text, tmp
         find_arms([str(tmp_path / "absent"), str(tmp_path / "empty"), str(torn), str(listed)])
     problems = error.value.problems
     assert ["absent" in problems[0], "empty" in problems[1]] == [True, True]
-    assert problems[2].startswith(f"{torn / 'config.yaml'} cannot be read as YAML")
+    assert problems[2].startswith(f"{torn / 'config.yaml'} is not valid YAML")
     assert problems[3].startswith(f"{listed / 'config.yaml'} holds no configuration")
     assert len(problems) == 4
 

@@ -15,14 +15,15 @@ import torch
 
 from analysis.probing.arms import Member
 from analysis.probing.ask import Asked, Data, Settings, ask, encode_for, open_data, plan
-from analysis.probing.compare import VIEWS, Comparison, compare
+from analysis.probing.compare import Comparison, compare
 from analysis.probing.controls import Controls
 from analysis.probing.encode import Encoded, encode_study
 from analysis.probing.measures import METRICS
 from analysis.probing.pairs import Pair, PairList
 from analysis.probing.plan import HeldOut, plan_pairs
 from analysis.probing.study import Study
-from analysis.probing.temperature import Calibration
+from analysis.probing.temperature import TextCalibration
+from analysis.probing.views import VIEWS
 from analysis.probing.vocabulary import Vocabulary, corpus_words
 from configs.errors import InputError
 from data.tokenizer import train_bpe
@@ -42,7 +43,7 @@ def ask_one(model: Any, encoded: Encoded, entropy: float | None) -> Asked:
 
 def two(encoded: Encoded, base: Any, other: Any) -> Comparison:
     """The comparison of two models, the second at the entropy of the first."""
-    entropy = Calibration(base, encoded, label="base", seed=0).entropy()
+    entropy = TextCalibration(base, encoded, label="base", seed=0).entropy()
     asked = {"base0": ask_one(base, encoded, None), "other0": ask_one(other, encoded, entropy)}
     arms = [arm("base", 0), arm("other", 0)]
     measured = {label: one.measures for label, one in asked.items()}

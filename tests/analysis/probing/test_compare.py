@@ -10,10 +10,11 @@ import pytest
 from scipy.stats import wilcoxon
 
 from analysis.probing.arms import Arm
-from analysis.probing.compare import SCOPES, TESTED, VIEWS, Comparison, compare, effect, effects
+from analysis.probing.compare import SCOPES, TESTED, Comparison, compare, effect, effects
 from analysis.probing.measures import KEYS, Measures
 from analysis.probing.statistics import holm
 from analysis.probing.study import Role, Study
+from analysis.probing.views import VIEWS
 from tests.analysis.probing.made import arm, measures_of, study_of, unit
 
 Floats = npt.NDArray[np.float64]

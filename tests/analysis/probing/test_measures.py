@@ -13,13 +13,14 @@ from analysis.probing.study import Role, Study, Unit
 from tests.analysis.probing.made import answers_of, study_of, unit
 
 Floats = npt.NDArray[np.float64]
-W, S, C, A, R = Role
+W, S, C, A, R, U = Role
 NAN = math.nan
 UNITS = [
     unit(0, "plain", S, C, C, C, C, C),
     unit(0, "several", S, C, S, C, R, A, R, A, weights=[0.5, 1, 2.0]),
     unit(1, "judged", S, S, R, R, R, C, weights=[0.9, 0.1]),
     unit(2, "bare", S),
+    unit(3, "doubtful", S, U, U, R, C, weights=[0.8, 0.3, 0.1]),
 ]
 RANKS = {metric.key for metric in METRICS if metric.ranks}
 
@@ -53,7 +54,7 @@ def naive(unit: Unit, log_p: list[float], rank: list[int], entropy: float) -> di
             for i, j in product(of[S], of[role])
         ]
         found[f"auc{suffix}"] = mean(won)
-    return found | {"gap": naive_gap(unit, log_p, of[S], of[R])}
+    return found | {"gap": naive_gap(unit, log_p, of[S] + of[U], of[R])}
 
 
 def naive_gap(unit: Unit, log_p: list[float], accepted: list[int], rejected: list[int]) -> float:

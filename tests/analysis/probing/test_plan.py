@@ -345,6 +345,18 @@ def test_substitutes_have_their_judges_weights_and_the_target_its_spelling(text:
     assert study.units[2].single
 
 
+def test_a_substitute_that_no_more_than_half_of_the_judges_accept_is_neither_accepted_nor_rejected(text: Text) -> None:
+    shares = (("large", 0.6), ("kimu", 0.5), ("quick", 0.1), ("silver", 0.0))
+    (unit,) = ask(text, item(candidates=shares)).units
+    assert [(c.role, c.weight) for c in unit.candidates[1:5]] == [
+        (Role.SYNONYM, 0.6),
+        (Role.UNDECIDED, 0.5),
+        (Role.UNDECIDED, 0.1),
+        (Role.REJECTED, 0.0),
+    ]
+    assert unit.single  # " kimu" takes two tokens, but is no synonym
+
+
 def test_a_long_left_context_is_cut_from_the_left(text: Text) -> None:
     left = documents(1, seed=9)[0]
     ids = text.tokenizer.encode(left)

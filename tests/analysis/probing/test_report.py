@@ -14,10 +14,11 @@ from pyarrow import parquet
 from analysis.files import write_json
 from analysis.probing.arms import Arm
 from analysis.probing.ask import Asked, Settings
-from analysis.probing.compare import SCOPES, VIEWS, Comparison, compare
+from analysis.probing.compare import SCOPES, Comparison, compare
 from analysis.probing.measures import KEYS
 from analysis.probing.report import item_table, printed, summary, write_contexts
 from analysis.probing.study import Role
+from analysis.probing.views import VIEWS
 from tests.analysis.probing.made import arm, measures_of, study_of, unit
 
 BASE, OTHER, GUEST = arm("base", 0, 1), arm("other", 0, 1), arm("guest", None)
@@ -40,7 +41,9 @@ def result() -> tuple[Comparison, dict[str, Asked]]:
                 temperatures["matched"], distance_P[1] = math.nan, math.nan
                 for value_XM in measures.values():
                     value_XM[VIEWS.index("matched")] = math.nan
-            asked[member.label] = Asked(measures, temperatures, dict.fromkeys(VIEWS, 2.0), distance_P, takes_trees=True)
+            asked[member.label] = Asked(
+                measures, temperatures, dict.fromkeys(VIEWS, 2.0), 3.0, distance_P, takes_trees=True
+            )
     measured = {label: each.measures for label, each in asked.items()}
     temperatures_of = {label: each.temperatures for label, each in asked.items()}
     return compare(study, ARMS, measured, temperatures_of, seed=0), asked

@@ -12,7 +12,7 @@ import torch
 from analysis.probing import temperature
 from analysis.probing.encode import Encoded, encode_study
 from analysis.probing.study import Study
-from analysis.probing.temperature import Calibration
+from analysis.probing.temperature import TextCalibration
 from tests.analysis.probing.made import constant_model
 from tests.analysis.probing.models import make_model
 from tests.analysis.probing.text import VOCABULARY, Text
@@ -31,8 +31,8 @@ def the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temperature, "TOKENS", 10**9)
 
 
-def calibration(model: Any, encoded: Encoded) -> Calibration:
-    return Calibration(model, encoded, label="test", seed=0)
+def calibration(model: Any, encoded: Encoded) -> TextCalibration:
+    return TextCalibration(model, encoded, label="test", seed=0)
 
 
 class Naive:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from analysis.probing.truth import CONTROL_KINDS, KEPT_MASS, SET_METRICS, TEXT_METRICS, Scores, measure
-from analysis.probing.truth_contexts import Calibration, Contexts, Predictor, contexts_of, tempered
+from analysis.probing.truth_contexts import Contexts, Predictor, TruthCalibration, contexts_of, tempered
 from data.grammar import Grammar
 
 Floats = npt.NDArray[np.float64]
@@ -106,7 +106,7 @@ def of_text(scores: Scores, key: str, view: int = 0) -> float:
 def test_the_oracle_is_at_no_distance_from_the_truth_in_any_view(
     grammar: Grammar, contexts: Contexts, others: Contexts
 ) -> None:
-    calibration = Calibration.of(oracle(grammar), grammar, others)
+    calibration = TruthCalibration.of(oracle(grammar), grammar, others)
     temperatures = [1.0, calibration.best(), calibration.matching(calibration.entropy())]
     assert temperatures == pytest.approx([1, 1, 1], abs=1e-9)
     scores = measure(oracle(grammar), grammar, contexts, temperatures)
@@ -152,7 +152,7 @@ def test_flattening_gives_the_minority_too_much_and_sharpening_too_little(gramma
 def test_the_fitted_temperature_undoes_flattening_exactly(
     grammar: Grammar, contexts: Contexts, others: Contexts
 ) -> None:
-    calibration = Calibration.of(flattened(grammar), grammar, others)
+    calibration = TruthCalibration.of(flattened(grammar), grammar, others)
     assert calibration.best() == pytest.approx(0.5, rel=1e-9)
     scores = measure(flattened(grammar), grammar, contexts, [1.0, calibration.best()])
     for metric in SET_METRICS:
@@ -163,14 +163,14 @@ def test_the_fitted_temperature_undoes_flattening_exactly(
 
 def test_the_fitted_temperature_has_the_lowest_expected_nll(grammar: Grammar, others: Contexts) -> None:
     predict = noisy(grammar)
-    best = Calibration.of(predict, grammar, others).best()
+    best = TruthCalibration.of(predict, grammar, others).best()
     scores = measure(predict, grammar, others, [best * factor for factor in (0.99, 1, 1.01)])
     lower, at, higher = scores.of_text["kl"].sum(axis=1)
     assert at < min(lower, higher)
 
 
 def test_the_matched_temperature_gives_the_entropy_asked_for(grammar: Grammar, others: Contexts) -> None:
-    calibration = Calibration.of(noisy(grammar), grammar, others)
+    calibration = TruthCalibration.of(noisy(grammar), grammar, others)
     for entropy in (0.5, calibration.entropy(), 4.0):
         temperature = calibration.matching(entropy)
         scores = measure(noisy(grammar), grammar, others, [temperature])

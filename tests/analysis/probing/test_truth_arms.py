@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analysis.probing.arms import Arm, Member
+from analysis.probing.statistics import crossed_bootstrap
 from analysis.probing.truth import SET_METRICS, TEXT_METRICS, TRUE_KINDS, Kept, Scores
-from analysis.probing.truth_arms import SCOPES, arm_table, effect_of_sets, effect_of_text, paired, scope_mean, set_means
-from analysis.probing.truth_contexts import VIEWS
+from analysis.probing.truth_arms import (
+    SCOPES,
+    arm_table,
+    effects_of_sets,
+    effects_of_text,
+    paired,
+    scope_mean,
+    set_means,
+)
+from analysis.probing.views import VIEWS
 from data.grammar import SynonymSet
 
 LEMMAS = 5  # of each kind: of fewer, tied as here, scipy enumerates all signs, which takes seconds
@@ -90,22 +99,23 @@ def test_differences_are_paired_by_seed_document_and_lemma() -> None:
     found = {"a0": scores(1), "a1": scores(2), "a2": scores(3)}
     found |= {"b2": shifted(found["a2"], 0.25), "b0": shifted(found["a0"], 0.25)}
     pairs = paired(arm("b", 2, 0), found, arm("a", 0, 1, 2))
-    effect = effect_of_text(pairs, "kl", 1, seed=0)
+    effect = effects_of_text(pairs, seed=0)["fitted"]["kl"]
     assert (effect.mean, effect.low, effect.high) == pytest.approx((0.25, 0.25, 0.25))
-    for metric in SET_METRICS:
-        effect, p = effect_of_sets(pairs, SETS, metric.key, 2, TRUE_KINDS, seed=0)
+    for effect, p in effects_of_sets(pairs, SETS, TRUE_KINDS, seed=0)["matched"].values():
         assert (effect.mean, effect.low, effect.high) == pytest.approx((0.25, 0.25, 0.25))
         assert p < 0.01  # all lemmas on one side
-    effect, p = effect_of_sets(paired(arm("a", 0, 1), found, arm("a", 0, 1)), SETS, "joint_kl", 0, ["near"], seed=0)
+    same = paired(arm("a", 0, 1), found, arm("a", 0, 1))
+    effect, p = effects_of_sets(same, SETS, ["near"], seed=0)["raw"]["joint_kl"]
     assert (effect.mean, effect.smallest, p) == (0, 0, 1)
 
 
 def test_a_seed_that_the_baseline_does_not_have_is_held_against_its_mean() -> None:
     found = {"a0": scores(1), "a1": scores(2), "b7": scores(3, 1.0)}
     pairs = paired(arm("b", 7), found, arm("a", 0, 1))
-    for x in range(len(VIEWS)):
+    effects = effects_of_sets(pairs, SETS, TRUE_KINDS, seed=0)
+    for x, view in enumerate(VIEWS):
         value = [scope_mean(found[label], SETS, "split_kl", x, TRUE_KINDS) for label in ("b7", "a0", "a1")]
-        effect, _ = effect_of_sets(pairs, SETS, "split_kl", x, TRUE_KINDS, seed=0)
+        effect, _ = effects[view]["split_kl"]
         assert effect.mean == pytest.approx(value[0] - (value[1] + value[2]) / 2)
         assert effect.low is not None and effect.high is not None
         assert effect.low < effect.mean < effect.high
@@ -121,7 +131,9 @@ def test_the_interval_covers_no_difference_and_not_a_large_one() -> None:
         "c1": scores(6, 2.0),
     }
     effects = {
-        label: effect_of_sets(paired(arm(label, 0, 1), found, arm("a", 0, 1)), SETS, "split_kl", 0, TRUE_KINDS, seed=0)
+        label: effects_of_sets(paired(arm(label, 0, 1), found, arm("a", 0, 1)), SETS, TRUE_KINDS, seed=0)["raw"][
+            "split_kl"
+        ]
         for label in "bc"
     }
     (none, no_p), (large, p) = effects["b"], effects["c"]
@@ -132,11 +144,43 @@ def test_the_interval_covers_no_difference_and_not_a_large_one() -> None:
     assert 0 < large.smallest < 2
 
 
+def test_effects_that_are_found_together_are_those_of_each_by_itself() -> None:
+    found = {"a0": scores(1), "a1": scores(2), "b0": scores(3), "b1": scores(4)}
+    pairs = paired(arm("b", 0, 1), found, arm("a", 0, 1))
+    text, sets = effects_of_text(pairs, seed=4), effects_of_sets(pairs, SETS, ["rare"], seed=4)
+    members = np.repeat([0, 1], DOCUMENTS)
+    alone = crossed_bootstrap(
+        np.concatenate(
+            [(found[f"b{s}"].of_text["nll"][2] - found[f"a{s}"].of_text["nll"][2]) / POSITIONS for s in (0, 1)]
+        ),
+        {"document": np.tile(np.arange(DOCUMENTS), 2), "seed": members},
+        weight_Q=np.tile(POSITIONS, 2),
+        seed=4,
+    )
+    assert astuple(text["matched"]["nll"])[:5] == pytest.approx(astuple(alone)[:5], rel=1e-9)
+    rare = [s for s, one in enumerate(SETS) if one.kind == "rare"]
+    difference = [found[f"b{s}"].of_sets["fracture"][1] - found[f"a{s}"].of_sets["fracture"][1] for s in (0, 1)]
+    weight = MASS[:, rare].reshape(DOCUMENTS, LEMMAS, 2).sum(axis=2)
+    value = [cells[:, rare].reshape(DOCUMENTS, LEMMAS, 2).sum(axis=2) / weight for cells in difference]
+    alone = crossed_bootstrap(
+        np.concatenate(value).ravel(),
+        {
+            "lemma": np.tile(np.arange(LEMMAS), 2 * DOCUMENTS),
+            "document": np.tile(np.repeat(np.arange(DOCUMENTS), LEMMAS), 2),
+            "seed": np.repeat([0, 1], DOCUMENTS * LEMMAS),
+        },
+        weight_Q=np.tile(weight.ravel(), 2),
+        seed=4,
+    )
+    assert astuple(sets["fitted"]["fracture"][0])[:5] == pytest.approx(astuple(alone)[:5], rel=1e-9)
+
+
 def test_a_table_of_differences_holds_the_effects_of_the_pairs() -> None:
     found = {"a0": scores(1), "b0": scores(2)}
     arms = arm("b", 0), arm("a", 0)
     table = arm_table(arms[0], found, SETS, seed=3, baseline=arms[1])
-    effect, p = effect_of_sets(paired(arms[0], found, arms[1]), SETS, "minority", 2, ["rare"], seed=3)
+    pairs = paired(arms[0], found, arms[1])
+    effect, p = effects_of_sets(pairs, SETS, ["rare"], seed=3)["matched"]["minority"]
     assert (table.sets["matched"]["rare"]["minority"], table.wilcoxon["matched"]["rare"]["minority"]) == (effect, p)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.probing.pairs import Pair, load_pairs
+from analysis.probing.pair_lists import load_pairs
+from analysis.probing.pairs import Pair
 from analysis.probing.wordnet import CLOSED_CLASSES, WordNet
 from configs.errors import InputError
 

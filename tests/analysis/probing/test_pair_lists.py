@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.probing.pairs import BUILTIN, FORMATS, PARTS_OF_SPEECH, Pair, PairList, load_pairs
+from analysis.probing.pair_layout import FORMATS
+from analysis.probing.pair_lists import BUILTIN, load_pairs
+from analysis.probing.pairs import PARTS_OF_SPEECH, Pair, PairList
 from configs.errors import InputError
 
 SIMLEX_HEADER = "word1\tword2\tPOS\tSimLex999\tconc(w1)\tconc(w2)\tconcQ\tAssoc(USF)\tSimAssoc333\tSD(SimLex)\n"
