@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint audit bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python run_suite.py configs/suites/demo.yaml
@@ -15,6 +15,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In an environment of its own: the tool's dependencies are none of the project's. It asks a service on the network.
+audit:
+	test -x $(VENV)/audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet pip-audit==2.10.1
+	$(VENV)/audit/bin/pip-audit -r requirements-dev.txt
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.loss --shapes 2048,256,8192 2048,768,8192

@@ -12,16 +12,33 @@ from collections.abc import Callable, Sequence
 EXIT_FINISHED = 0
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
+EXIT_RANK_LOST = 69
+EXIT_STORAGE = 74
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
 
+LONGEST_LINE = 2000
+"""Characters of a problem that are told; of a longer one, a value of somebody else's file in it, the middle is left out."""
+
 
 class InputError(Exception):
-    """One or more mistakes in what the user gave: each problem is one line that names the key, file or value and the mend."""
+    """One or more mistakes in what the user gave: each problem is one line that names the key, file or value and the mend.
+
+    What a problem quotes may be anything: line ends become spaces, and what does not print is told by its code, so that no
+    file can move a terminal's cursor.
+    """
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems: Sequence[str] = problems
+        self.problems: Sequence[str] = tuple(_one_line(problem) for problem in problems)
+        super().__init__("\n".join(self.problems))
+
+
+def _one_line(problem: str) -> str:
+    line = " ".join(problem.splitlines())
+    if len(line) > LONGEST_LINE:
+        half = LONGEST_LINE // 2
+        line = f"{line[:half]} ... {line[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def exit_status(body: Callable[[], int | None]) -> int:

@@ -42,13 +42,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         if not isinstance(old, dict) or not isinstance(new, dict):
             continue
         if "checkpoint" in new or new.get(key, old.get(key)) != old.get(key):
-            known = _known_options(section, new.get(key, ""))
+            kind = new.get(key)
+            known = _known_options(section, kind) if isinstance(kind, str) else set()
             merged[section] = {name: value for name, value in old.items() if name in known}
     return validate(_merge(merged, changes))
 
 
 def validate(raw: dict[str, Any]) -> RunConfig:
     """Check a plain dictionary against the schema, the registered heads and objectives, and the body's own configuration."""
+    foreign = list(_foreign_values(raw))
+    if foreign:
+        raise InputError(*foreign)
     try:
         # Through JSON, because strict validation reads JSON types as they are and a Python dict more narrowly.
         config = RunConfig.model_validate_json(json.dumps(raw))
@@ -56,11 +60,27 @@ def validate(raw: dict[str, Any]) -> RunConfig:
         from .components import component_problems
 
         raise InputError(*(_problem(e) for e in error.errors()), *component_problems(raw)) from None
-    except TypeError as error:
-        raise InputError(f"configuration: a value has no place in a configuration: {error}") from None
     from .components import check_components
 
     return check_components(config)
+
+
+def _foreign_values(tree: Any, key: str = "") -> Iterator[str]:
+    """One line for each value that YAML has and a configuration has not: bytes, dates, text that is no Unicode."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            place = f"{key}.{name}" if key else str(name)
+            if isinstance(name, bytes):
+                yield f"{place}: no name of a key"
+            yield from _foreign_values(value, place)
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from _foreign_values(value, f"{key}.{number}")
+    elif isinstance(tree, str):
+        if any("\ud800" <= character <= "\udfff" for character in tree):
+            yield f"{key}: holds half a surrogate pair, which is no character"
+    elif tree is not None and not isinstance(tree, bool | int | float):
+        yield f"{key}: a {type(tree).__name__} has no place in a configuration; write text or a number"
 
 
 def dump_config(config: RunConfig) -> str:
@@ -75,7 +95,9 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise InputError(f"--config {path}: not a valid YAML recipe: nested too deeply") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:  # ValueError: an integer of 5000 digits, say
         raise InputError(f"--config {path}: not a valid YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise InputError(f"--config {path}: holds a {type(raw).__name__}, not a mapping of keys")
@@ -83,7 +105,15 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = recipe.pop("base", None)
     if base is None:
         return recipe
-    base_path = path.parent / str(base)
+    if not isinstance(base, str) or not base or "\0" in base:
+        raise InputError(f"--config {path}: base: must be the path of a recipe, but is {base!r}")
+    base_path = path.parent / base
+    try:
+        found = base_path.is_file()
+    except OSError:  # a name longer than a name can be
+        found = False
+    if not found:
+        raise InputError(f"--config {path}: base: {base}: no such file")
     if base_path.resolve() in (*above, path.resolve()):
         raise InputError(f"--config {path}: its base, {base}, leads back to itself")
     return _merge(_read_recipe(base_path, (*above, path.resolve())), recipe)
@@ -91,21 +121,28 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     overrides = list(overrides)
-    wrong = [o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].strip() or o.startswith("-")]
+    wrong = [o for o in overrides if "=" not in o or o.startswith("-") or not _names_key(o.partition("=")[0])]
     if wrong:
         raise InputError(*(f"{o}: an override has the form key.sub=value" for o in wrong))
     try:
         container = OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
+def _names_key(key: str) -> bool:
+    return all(part.strip() for part in key.split("."))
+
+
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+    """Both, and ``above`` where they differ; sections are merged key by key, lists are replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _import_plugins(paths: Any) -> None:
@@ -113,7 +150,11 @@ def _import_plugins(paths: Any) -> None:
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise InputError("plugins: must be a list of Python files, for example plugins=[my_heads.py]")
     for path in paths:
-        if not Path(path).is_file():
+        try:
+            found = Path(path).is_file()
+        except (OSError, ValueError):  # no name that a file can have
+            found = False
+        if not found:
             raise InputError(f"plugins: {path}: no such file")
         spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}", path)
         if spec is None or spec.loader is None:
@@ -157,8 +198,8 @@ def _known_options(section: str, kind: str) -> set[str]:
     from model import HEADS, OBJECTIVES
 
     tables: dict[str, dict[str, Any]] = {"head": {**HEADS}, "objective": {**OBJECTIVES}}
-    registered = tables[section]
-    return {f.name for f in dataclasses.fields(registered[kind].Options)} if kind in registered else set()
+    registered = tables[section].get(kind)
+    return {f.name for f in dataclasses.fields(registered.Options)} if registered else set()
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -178,7 +219,7 @@ def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         keys = [prefix + name for prefix, model in _sections() for name in model.model_fields]
         unnumbered = ".".join(part for part in key.split(".") if not part.isdigit())
-        if unnumbered in keys:
+        if unnumbered in keys and not loc[-1].isdigit():
             return f"{key}: has no effect with this {key.rpartition('.')[0]}.kind; leave it out"
         return f"{key}: unknown key{nearest(unnumbered, keys)}"
     if error["type"] == "missing":

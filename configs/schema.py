@@ -17,12 +17,46 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+MOST = 1 << 40
+"""No count is larger: a step times the largest batch is still a 64-bit number, and no run takes so many steps."""
+FLOAT32_MAX = 3.4e38
+"""The largest number that an optimizer in float32 can be given."""
+MOST_TOKENS_PER_STEP = 1 << 30
+"""Ten times the largest batches in use; a batch's token ids are in memory at once."""
+LONGEST_FILE_NAME = 255
+"""Bytes of a file's or folder's name on the usual file systems."""
+LONGEST_PATH = 4095
+
+
+def _plain(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    unprintable = [character for character in text if not character.isprintable()]
+    if unprintable:
+        raise ValueError(f"holds {unprintable[0]!r}, which does not print")
+    return text
+
+
+def _path(text: str) -> str:
+    if len(text.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_FILE_NAME for part in text.split("/")):
+        raise ValueError(
+            f"is longer than a path may be ({LONGEST_PATH} bytes, {LONGEST_FILE_NAME} for each name in it)"
+        )
+    return text
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+"""Text of at least one character, all of which print: names, patterns, keys."""
+Place = Annotated[Text, AfterValidator(_path)]
+"""A file, a folder or a name on the hub."""
+
+
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
 def _ordered(steps: list[int]) -> list[int]:
-    if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
-        raise ValueError(f"a range of steps is [first, last] with 1 <= first <= last, not {steps}")
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1] <= MOST:
+        raise ValueError(f"a range of steps is [first, last] with 1 <= first <= last, at most {MOST}, not {steps}")
     return steps
 
 
@@ -36,7 +70,7 @@ class _Data(Section):
     """Tokens a sequence feeds to the model; each predicts the next one."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of the documents (not of the tokens) held out for validation."""
-    cache_dir: str = "data_cache"
+    cache_dir: Place = "data_cache"
     """Where token stores are kept; one subdirectory for each (corpus, tokenizer) pair."""
     skip_steps: list[StepRange] = []
     """Batches left out, as [first, last] in the order of batches: [[312, 320]] goes on with batch 321 at step 312."""
@@ -47,7 +81,7 @@ class _ProseData(_Data):
 
     vocab_size: int | None = Field(default=None, ge=300, le=1 << 24)
     """Size of the byte-level BPE trained on the corpus. Exactly one of ``vocab_size`` and ``tokenizer`` is given."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """A tokenizer to use as it is: a local directory, a tokenizer.json, or a name on the hub."""
 
     @model_validator(mode="after")
@@ -61,7 +95,7 @@ class PydocData(_ProseData):
     """Docstrings of the Python standard library and of the installed packages of requirements.txt, read in place."""
 
     kind: Literal["pydoc"]
-    max_documents: int | None = Field(default=None, ge=10)
+    max_documents: int | None = Field(default=None, ge=10, le=MOST)
     """Use only this many documents (small runs and tests); all of them if not given."""
 
 
@@ -69,9 +103,9 @@ class TextData(_ProseData):
     """Local files: .txt, .jsonl, .parquet, each also gzipped."""
 
     kind: Literal["text"]
-    paths: list[str] = Field(min_length=1)
+    paths: list[Place] = Field(min_length=1)
     """Files, folders (searched recursively) and globs."""
-    text_field: str = "text"
+    text_field: Text = "text"
     """The column or key that holds the text, for .jsonl and .parquet."""
 
 
@@ -79,16 +113,16 @@ class HubData(_ProseData):
     """A dataset on the Hugging Face hub, streamed into the store up to a token budget."""
 
     kind: Literal["hub"]
-    dataset: str
+    dataset: Place
     """Name on the hub, for example roneneldan/TinyStories."""
-    config: str | None = None
+    config: Text | None = None
     """Configuration of the dataset, for example sample-10BT."""
-    split: str = "train"
-    revision: str | None = None
-    text_field: str = "text"
-    max_tokens: int = Field(ge=1000)
+    split: Text = "train"
+    revision: Text | None = None
+    text_field: Text = "text"
+    max_tokens: int = Field(ge=1000, le=MOST)
     """Stop reading after this many tokens."""
-    tokenizer_documents: int = Field(default=50_000, ge=1)
+    tokenizer_documents: int = Field(default=50_000, ge=1, le=MOST)
     """How many documents the BPE is trained on when ``vocab_size`` is given."""
 
 
@@ -96,9 +130,9 @@ class GrammarData(_Data):
     """Text of the synonym grammar, in which the probability of every word is known; a token for each of its words."""
 
     kind: Literal["grammar"]
-    documents: int = Field(ge=10)
+    documents: int = Field(ge=10, le=1 << 32)
     """How many documents to write; they have some 80 tokens on average."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Draws the grammar's free probabilities, and the text."""
 
 
@@ -117,11 +151,11 @@ class BodyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
-    model_type: str | None = None
+    model_type: Text | None = None
     """A decoder known to transformers: gpt2, llama, qwen3, ..."""
-    checkpoint: str | None = None
+    checkpoint: Place | None = None
     """A local checkpoint (or hub name) whose body and weights are taken instead; ``data.tokenizer`` must fit it."""
-    pad_vocab_to_multiple_of: int = Field(default=1, ge=1)
+    pad_vocab_to_multiple_of: int = Field(default=1, ge=1, le=1 << 20)
     """Rows are added to the embedding up to a multiple of this; they are never predicted. 64 suits a GPU's matrix products."""
 
     @model_validator(mode="after")
@@ -180,46 +214,48 @@ class Constant(Section):
 class OptimizerConfig(Section):
     """AdamW; weight decay acts on matrices (embeddings among them), not on gains, biases and the learned scale."""
 
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=FLOAT32_MAX)
     """Peak learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST)
     """Steps of linear warm-up from 0 to the peak."""
     schedule: Cosine | WarmupStableDecay | Constant = Field(default=Cosine(kind="cosine"), discriminator="kind")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip_norm: float | None = Field(default=1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=FLOAT32_MAX)
+    weight_decay: float = Field(default=0.1, ge=0, le=FLOAT32_MAX)
+    clip_norm: float | None = Field(default=1.0, gt=0, le=FLOAT32_MAX)
     """Largest global gradient norm; null switches clipping off."""
 
 
 class TrainConfig(Section):
     """Length, batch and numerical format of the run."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MOST)
     """Optimizer steps."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1 << 20)
     """Sequences per optimizer step, over all ranks and micro-batches."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1, le=1 << 20)
     """Most sequences per forward pass and rank; the rest is gradient accumulation. All of a rank's share if null."""
-    eval_every: int = Field(default=100, ge=1)
+    eval_every: int = Field(default=100, ge=1, le=MOST)
     """Steps between evaluations; the last step is always evaluated."""
-    eval_sequences: int = Field(default=64, ge=1)
+    eval_sequences: int = Field(default=64, ge=1, le=MOST)
     """Sequences of the fixed validation set; at most what the validation split holds."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     """Compile the body with torch.compile."""
+    stall_seconds: float = Field(default=1800, ge=1, le=1e6)
+    """Several ranks that wait for one of them so long name it and end: longer than a checkpoint or a compilation takes."""
     gradient_checkpointing: bool = False
 
 
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many stay."""
 
-    every: int = Field(default=500, ge=1)
+    every: int = Field(default=500, ge=1, le=MOST)
     """Steps between checkpoints; the last step always writes one. Each checkpoint's step is evaluated too."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=MOST)
     """The newest checkpoints that stay. The one with the lowest validation NLL stays beside them."""
-    keep_before_spikes: int = Field(default=2, ge=0)
+    keep_before_spikes: int = Field(default=2, ge=0, le=MOST)
     """Beside those, the last checkpoint before each of the so many highest spikes stays, for replays to begin at."""
 
 
@@ -228,20 +264,20 @@ class TelemetryConfig(Section):
 
     enabled: bool = True
     """Off: only loss, learning rate and total gradient norm (for timing the telemetry itself)."""
-    flush_every: int = Field(default=20, ge=1)
+    flush_every: int = Field(default=20, ge=1, le=MOST)
     """Steps between transfers from the device to metrics.jsonl; every step's row arrives all the same."""
-    attention_every: int | None = Field(default=20, ge=1)
+    attention_every: int | None = Field(default=20, ge=1, le=MOST)
     """Steps between probes of the attention logits; null switches them off."""
-    attention_sequences: int = Field(default=2, ge=1)
+    attention_sequences: int = Field(default=2, ge=1, le=MOST)
     """Validation sequences each rank probes; always the same ones."""
 
 
 class DetectionConfig(Section):
     """What is watched for spikes while the run goes on. Any detector can be run afterwards: python -m analysis.spikes."""
 
-    detector: str = "median_mad"
+    detector: Text = "median_mad"
     """A detector of stability/detectors.py."""
-    signals: list[str] = ["loss/nll", "grad_norm/total"]
+    signals: list[Text] = ["loss/nll", "grad_norm/total"]
     """Metrics that are logged at every step."""
 
 
@@ -251,24 +287,25 @@ class DetectionConfig(Section):
 class _Fault(Section):
     """What all planted faults share: when."""
 
-    step: int = Field(ge=1)
+    step: int = Field(ge=1, le=MOST)
     """First step at which the fault acts."""
-    steps: int = Field(default=1, ge=1)
+    steps: int = Field(default=1, ge=1, le=MOST)
     """How many steps it lasts."""
 
 
 class CorruptSequences(_Fault):
-    """Replaces the first sequences of a batch, inputs and targets, by tokens that are no language.
+    """Spoils the first sequences of a batch: tokens that are no language, or targets that do not count.
 
     ``step`` counts in the order of batches, so that a batch that is skipped takes its fault with it.
     """
 
     kind: Literal["corrupt_sequences"]
-    sequences: int = Field(ge=1)
+    sequences: int = Field(ge=1, le=1 << 20)
     """How many, counted over all ranks."""
-    pattern: Literal["random", "repeated"]
-    """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over."""
-    period: int = Field(default=4, ge=1)
+    pattern: Literal["random", "repeated", "ignored"]
+    """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over; ignored: the text stays, and
+    no token of it is a target."""
+    period: int = Field(default=4, ge=1, le=1 << 20)
     """Length of what is repeated, in tokens."""
 
 
@@ -276,7 +313,7 @@ class ScaleLearningRate(_Fault):
     """Multiplies the learning rate."""
 
     kind: Literal["scale_lr"]
-    factor: float = Field(gt=0)
+    factor: float = Field(gt=0, le=FLOAT32_MAX)
 
 
 StressConfig = Annotated[CorruptSequences | ScaleLearningRate, Field(discriminator="kind")]
@@ -286,22 +323,22 @@ class Rewind(Section):
     """On a spike, go back to the last checkpoint before it and go on without the batches it was met at (PaLM, section 5.1)."""
 
     kind: Literal["rewind"]
-    signal: str = "loss/nll"
+    signal: Text = "loss/nll"
     """One of ``detection.signals``. A value that is not finite, of any signal that ends a run, counts as well."""
     min_sigmas: float = Field(default=10.0, gt=0)
     """Spikes lower than this are let pass."""
-    margin: int = Field(default=0, ge=0)
+    margin: int = Field(default=0, ge=0, le=MOST)
     """Batches left out on either side of the spike's own."""
-    most: int = Field(default=3, ge=1)
+    most: int = Field(default=3, ge=1, le=MOST)
     """After so many rewinds the run goes on whatever comes."""
 
 
 class RunConfig(Section):
     """One run: everything that can differ between two runs that are compared."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the run and of its directory under ``output_dir``."""
-    output_dir: str = "runs"
+    output_dir: Place = "runs"
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Root of every random stream: initialisation, data order, dropout."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -320,9 +357,9 @@ class RunConfig(Section):
     """Faults planted on purpose (stability/stress.py)."""
     interventions: list[Rewind] = []
     """What the run does about what it detects."""
-    trackers: list[str] = []
+    trackers: list[Text] = []
     """Experiment trackers of Accelerate to report to as well: tensorboard, wandb, trackio, ..."""
-    plugins: list[str] = []
+    plugins: list[Place] = []
     """Python files that are imported first; they register heads and objectives of their own."""
 
     @model_validator(mode="after")
@@ -330,6 +367,12 @@ class RunConfig(Section):
         if self.optimizer.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be smaller than train.steps ({self.train.steps})"
+            )
+        tokens = self.train.batch_size * self.data.sequence_length
+        if tokens > MOST_TOKENS_PER_STEP:
+            raise ValueError(
+                f"train.batch_size: {self.train.batch_size} sequences of data.sequence_length={self.data.sequence_length} "
+                f"are {tokens} tokens a step; {MOST_TOKENS_PER_STEP} are the most"
             )
         for number, fault in enumerate(self.stress):
             if fault.step > self.train.steps:
@@ -339,6 +382,14 @@ class RunConfig(Section):
             if isinstance(fault, CorruptSequences) and fault.sequences > self.train.batch_size:
                 raise ValueError(
                     f"stress.{number}.sequences: {fault.sequences} is more than train.batch_size={self.train.batch_size}"
+                )
+            if (
+                isinstance(fault, CorruptSequences)
+                and fault.pattern == "ignored"
+                and fault.sequences == self.train.batch_size
+            ):
+                raise ValueError(
+                    f"stress.{number}.sequences: all {fault.sequences} sequences of a batch without targets leave no loss"
                 )
         if self.interventions and self.train.precision == "fp16":
             raise ValueError("interventions: not with train.precision=fp16, whose gradient scale is not kept; use bf16")

@@ -28,8 +28,8 @@ from configs.files import flush_to_disk
 from configs.schema import DataConfig
 from data.build import MANIFEST, SPLITS, build_store
 from data.corpora import make_corpus
-from data.files import digest_of
-from data.tokenizer import tokenizer_identity
+from data.files import digest_of, sha256_of
+from data.tokenizer import fingerprint, tokenizer_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,11 +61,26 @@ class TokenStore:
         """Return the SHA-256 of the manifest, which holds the hashes of everything else."""
         return digest_of(self.manifest)
 
+    def verify(self) -> None:
+        """Raise InputError naming the file whose content is not what was written. Reads all tokens once."""
+        for name in SPLITS:
+            file = self.path / f"{name}.bin"
+            if sha256_of(file) != self.manifest["splits"][name]["sha256"]:
+                raise InputError(
+                    f"{file}: not what was written (its SHA-256 differs); delete {self.path} to build it again"
+                )
+        tokenizer: Any = self.load_tokenizer()
+        if fingerprint(tokenizer) != self.manifest["tokenizer_sha256"]:
+            folder = self.path / "tokenizer"
+            raise InputError(
+                f"{folder}: not the tokenizer that the tokens were made with; delete {self.path} to build it again"
+            )
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer whose ids the store holds."""
         from transformers import AutoTokenizer  # two seconds
 
-        return AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
+        return AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True, trust_remote_code=False)
 
 
 def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
@@ -93,10 +108,14 @@ def read_store(path: Path) -> TokenStore:
     """Open the store in a folder. Raises InputError naming the file that is missing or not of the manifest's size."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path / MANIFEST}: not a store's manifest ({error}); delete the folder {path}") from None
-    train, validation = (_read_split(path, name, manifest) for name in SPLITS)
-    return TokenStore(path, manifest, train, validation, manifest["vocab_size"], manifest["eos_id"])
+    try:
+        train, validation = (_read_split(path, name, manifest) for name in SPLITS)
+        return TokenStore(path, manifest, train, validation, manifest["vocab_size"], manifest["eos_id"])
+    except (LookupError, TypeError, ValueError) as error:  # JSON, but not what a store's manifest says
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path / MANIFEST}: not a store's manifest ({reason}); delete the folder {path}") from None
 
 
 def _read_split(path: Path, name: str, manifest: dict[str, Any]) -> Split:

@@ -96,7 +96,10 @@ def find_files(patterns: list[str]) -> list[Path]:
     """Return the absolute paths that files, folders and globs name, each once; InputError for one that names none."""
     found: dict[Path, None] = {}
     for pattern in patterns:
-        place = Path(pattern).expanduser()
+        try:
+            place = Path(pattern).expanduser()
+        except RuntimeError:  # "~" of a user that this machine does not have
+            raise InputError(f"data.paths: {pattern} is the home of nobody here") from None
         if place.is_file():
             if not _is_readable_kind(place):
                 raise InputError(f"data.paths: {pattern} is none of {', '.join(SUFFIXES)} (each may end in .gz)")
@@ -136,7 +139,7 @@ def _known_files(cache_dir: Path) -> dict[str, TextFile]:
     """
     known = {}
     for manifest in sorted(cache_dir.glob("*/manifest.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged manifest spares nothing
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a damaged manifest spares nothing
             for record in json.loads(manifest.read_text(encoding="utf-8"))["source"]["files"]:
                 known[record["path"]] = TextFile(**record)
     return known

@@ -117,7 +117,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         if place.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(place), model_max_length=MODEL_MAX_LENGTH)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises the bare class
         raise InputError(f"data.tokenizer={name}: {' '.join(str(error).split())}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
