@@ -2,28 +2,32 @@
 
     [accelerate launch] train_lm.py --config configs/pydoc_micro.yaml [key.sub=value ...] [--print-config]
 
-Exit status: 0 finished, 2 bad input, 3 diverged (non-finite loss or gradient), 75 preempted (checkpoint written; the same
-command goes on). What a run is made of is in training/run.py. Shapes: B sequences of one micro-batch on this rank, T positions.
+Exit status: 0 finished, 2 bad input, 3 diverged (something was not finite), 69 another rank is gone, 74 the disk refused, 75
+preempted (checkpoint written); after 69, 74 and 75 the same command goes on. What a run is made of is in training/run.py.
+Shapes: B sequences of one micro-batch on this rank, T positions.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, exit_status
+from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_RANK_LOST, EXIT_STORAGE, exit_status
 from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.seeds import stream_seed
-from stability.signals import stop_signals
 
 if TYPE_CHECKING:
+    from stability.resume import ResumePoint
+    from stability.rewind import GoingBack
     from training.run import Run
 
 # Threads that wait for each other sleep instead of spinning: with one busy neighbour on the cores, spinning made a step on
@@ -47,58 +51,83 @@ def main() -> int:
 
 def train(config: RunConfig) -> int:
     """Run to the end, to divergence or to preemption."""
+    from stability.distributed import from_main
     from stability.launch import start_accelerator
-    from stability.resume import find_resume_point
+    from stability.lock import run_lock
+    from stability.resume import ResumePoint, find_resume_point
     from training.run import build_run
 
     accelerator = start_accelerator(config)
     directory = Path(config.output_dir) / config.name
-    point = find_resume_point(config, directory)
-    if point.finished:
-        accelerator.print(f"{directory}: already finished")
-        return EXIT_FINISHED
-    run = build_run(config, accelerator, directory, point.checkpoint)
-    open_run_directory(run, resumed=point.checkpoint is not None)
+    with contextlib.ExitStack() as held:
+        from_main(lambda: held.enter_context(run_lock(directory)), accelerator.device)
+        point = ResumePoint(**from_main(lambda: find_resume_point(config, directory).to_json(), accelerator.device))
+        if point.finished:
+            accelerator.print(f"{directory}: already finished")
+            return EXIT_FINISHED
+        run = build_run(config, accelerator, directory, point.checkpoint(directory))
+        return guarded(run, point)
+
+
+def guarded(run: Run, point: ResumePoint) -> int:
+    """The run's steps; what may end them from outside becomes one line and an exit status."""
+    from stability.watchdog import RankLostError
+
     try:
-        return loop(run)
+        open_run_directory(run, point)
+        with run.watchdog.watching():
+            try:
+                return loop(run)
+            except RuntimeError:
+                run.watchdog.name_lost()  # a broken connection says nothing about who broke it
+                raise
+    except RankLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_RANK_LOST
+    except OSError as error:
+        if error.errno is None:  # of a library, about something else than a file
+            raise
+        return storage_failed(run, error)
     except Exception as error:
-        run.recorder.status("failed", run.bar.n, f"{type(error).__name__}: {error}")
+        run.recorder.status("failed", run.step, f"{type(error).__name__}: {error}")
         raise
 
 
 def loop(run: Run) -> int:
     """All steps that are left; returns the exit status."""
-    from stability.distributed import any_rank
+    from stability.signals import StopVote, stop_signals
 
     config, steps = run.config, run.config.train.steps
     run.began = time.perf_counter()
     with stop_signals() as stop, run.bar:
+        vote = StopVote()
         while run.step < steps:
             training_step(run, run.step + 1)
             step = run.step
             checkpoint_due = step % config.checkpoint.every == 0 or step == steps
             evaluation_due = step % config.train.eval_every == 0 or checkpoint_due
-            # A single process may stop at any step; several stop together, at a transfer.
-            stop_due = stop.is_set and run.accelerator.num_processes == 1
-            if not (step % config.telemetry.flush_every == 0 or evaluation_due or stop_due):
+            stopping = vote(stop.signal is not None) and step < steps
+            # Where only a signal makes the run look, an unbroken run would not have looked.
+            regular = step % config.telemetry.flush_every == 0 or evaluation_due
+            if not (regular or stopping):
                 continue
-            rows = flush(run, evaluation_due)
-            # Not where only a signal made the run look: an unbroken run would not have looked here.
-            regular = evaluation_due or step % config.telemetry.flush_every == 0
+            last_row = flush(run, evaluation_due)
             if regular and rewind(run):
                 continue
-            if not run.watch.healthy(rows[-1:]):
+            keeping = (checkpoint_due or stopping) and not run.diverged
+            spoilt = keeping and not run.vitals.state_is_finite(run.optimizer.optimizer)
+            if run.diverged or spoilt:
                 run.watch.finish(step, run.batch_number)
-                run.watch.report_divergence(rows[-1])
+                run.watch.report_divergence(last_row, run.vitals.names(), run.vitals.ranks(), updated=spoilt)
                 run.accelerator.end_training()
                 return EXIT_DIVERGED
-            stopping = any_rank(stop.is_set, run.accelerator.device) and step < steps
-            if checkpoint_due or stopping:
+            if keeping:
                 save_checkpoint(run)
             run.began = time.perf_counter()
             if stopping:
-                run.recorder.event("preempted", step, step=step)
-                run.recorder.status("preempted", step, "stopped by a signal; the same command goes on")
+                asked = stop.signal or "a signal to another rank"
+                run.recorder.event("preempted", step, step=step, signal=asked)
+                run.recorder.status("preempted", step, f"stopped by {asked}; the same command goes on")
                 return EXIT_PREEMPTED
     run.watch.finish(steps, run.batch_number)
     run.recorder.status("finished", steps)
@@ -107,26 +136,45 @@ def loop(run: Run) -> int:
     return EXIT_FINISHED
 
 
-def open_run_directory(run: Run, resumed: bool) -> None:
+def open_run_directory(run: Run, point: ResumePoint) -> None:
     """Write what describes the run, and drop the rows that it will write again."""
     from stability.environment import environment
-    from stability.resume import flat
+    from stability.resume import flat, set_rejected_aside
 
     config, recorder, accelerator = run.config, run.recorder, run.accelerator
     facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
     facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
     path = run.store.path.resolve()
     facts["data"] = {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()}
+    if accelerator.is_main_process:
+        set_rejected_aside(point, run.directory)
     recorder.write_text("config.yaml", dump_config(config))
     recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
     recorder.rewind(run.step)
     recorder.status("running", run.step)
-    if resumed:
+    for rejected in point.rejected:
+        recorder.event("checkpoint_rejected", run.step, step=run.step, **rejected)
+        run.watch.say(f"{rejected['checkpoint']} cannot be used: {rejected['problem']}; going on from step {run.step}")
+    if run.step:
         recorder.event("resume", run.step, step=run.step)
     if config.trackers:
         settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config.model_dump()).items()}
         accelerator.init_trackers(config.name, config=settings)
     accelerator.wait_for_everyone()
+
+
+def storage_failed(run: Run, error: OSError) -> int:
+    """Say what the disk refused and where the same command goes on; returns the exit status."""
+    from stability.checkpoints import list_checkpoints
+
+    checkpoints = list_checkpoints(run.directory)
+    after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "the start"
+    reason = f"{error.filename or run.directory}: {error.strerror} at step {run.step}"
+    with contextlib.suppress(OSError):
+        if run.directory.is_dir():
+            run.recorder.status("failed", run.step, reason)
+    print(f"error: {reason}; mend that, and the same command goes on from {after}", file=sys.stderr)
+    return EXIT_STORAGE
 
 
 # --------------------------------------------------------------------------------------------------------------- a step
@@ -140,21 +188,34 @@ def training_step(run: Run, step: int) -> None:
     if accelerator.device.type == "cuda":
         x_BT, y_BT = x_BT.pin_memory(), y_BT.pin_memory()  # only from pinned memory does a copy not wait
     rows = config.train.micro_batch_size or len(x_BT)
+    targets = valid_targets(y_BT, accelerator.device)
     for start in range(0, len(x_BT), rows):
+        run.watchdog.moved(step, "forward and backward")
         last = start + rows >= len(x_BT)
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             out = run.model(
                 input_ids=x_BT[start : start + rows].to(accelerator.device, non_blocking=True),
                 shift_labels=y_BT[start : start + rows].to(accelerator.device, non_blocking=True),
-                num_items_in_batch=run.tokens_per_step,  # every token counts the same, whichever rank or part holds it
+                num_items_in_batch=targets,  # every token counts the same, whichever rank or part holds it
                 statistics=config.telemetry.enabled,
                 use_cache=False,
             )
             # Ranks average their gradients, hence the factor. Once ``alive`` is NaN, no update happens any more.
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
             run.telemetry.add_losses(out.losses)
+    run.watchdog.moved(step, "update")
     run.recorder.add(host, update(run))
     run.step = step
+
+
+def valid_targets(y_BT: Any, device: Any) -> Any:
+    """How many targets of the step count, over all ranks: a device scalar."""
+    from data.batches import IGNORED
+    from stability.distributed import all_reduce
+
+    count = (y_BT != IGNORED).sum().to(device, non_blocking=True)
+    all_reduce(count, "sum")
+    return count
 
 
 def prepare_step(run: Run, step: int) -> dict[str, Any]:
@@ -208,18 +269,27 @@ def probe_attention(run: Run) -> None:
 
 
 def update(run: Run) -> dict[str, Any]:
-    """Clip, then step unless the loss or the gradient is not finite; returns what the step measured, on the device."""
+    """Clip, then step unless something is not finite; returns what the step measured, on the device."""
     import torch
+
+    from stability.recorder import ALIVE
 
     telemetry, optimizer, clip_norm = run.telemetry, run.optimizer, run.config.optimizer.clip_norm
     losses = telemetry.loss_values()
-    healthy = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite()
-    if run.accelerator.scaler is not None:
-        # fp16 overflows now and then by design; its GradScaler skips those steps itself, and only the loss tells divergence.
+    scaled = run.accelerator.scaler is not None
+    if scaled:
+        # fp16 overflows now and then by design; its GradScaler skips those steps itself, and a gradient tells no divergence.
         run.accelerator.unscale_gradients(optimizer)
     total = telemetry.before_update()
-    if run.accelerator.scaler is None:
-        healthy = healthy & total.isfinite()
+    healthy = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite() & (total.isfinite() | scaled)
+    healthy = healthy & run.vitals.look(
+        run.alive,
+        telemetry.local_loss,
+        None if scaled else telemetry.gradient_norm_P,
+        telemetry.parameter_norm_P,
+        optimizer.optimizer,
+    )
+    if not scaled:
         # The fused kernel leaves parameters and moments alone where found_inf is 1: no update, and no wait for the device.
         optimizer.optimizer.found_inf = (~healthy).float()
     run.alive = torch.where(healthy, run.alive, math.nan)
@@ -228,44 +298,44 @@ def update(run: Run) -> dict[str, Any]:
     optimizer.step()
     telemetry.after_update()
     optimizer.zero_grad(set_to_none=True)
-    return losses | telemetry.collect()
+    return losses | telemetry.collect() | {ALIVE: run.alive}
 
 
 # ------------------------------------------------------------------------------------------------------ between the steps
 
 
-def flush(run: Run, evaluation_due: bool) -> list[dict[str, Any]]:
-    """Bring the buffered steps over, evaluate, write and look at them; returns them. A last row may not be finite."""
+def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
+    """Bring the buffered steps over, evaluate, write and look at them; returns the last row, where a run may diverge."""
     from stability.environment import peak_memory_bytes
 
-    transferred = run.recorder.transfer()
+    run.watchdog.moved(run.step, "transfer")
+    transferred, healthy = run.recorder.transfer()
     speed = len(transferred) * run.tokens_per_step / (time.perf_counter() - run.began)
-    for row in transferred:
+    run.diverged = healthy < len(transferred)
+    rows = transferred[: healthy + 1]  # what came after the bad step saw no update and means nothing
+    for row in rows:
         row["throughput/tokens_per_second"] = speed
         row["memory/peak_bytes"] = peak_memory_bytes(run.accelerator.device)
-    rows = run.watch.healthy(transferred)
-    if len(rows) < len(transferred):
-        rows = transferred[: len(rows) + 1]  # what came after the bad step saw no update and means nothing
-    elif evaluation_due:
+    if evaluation_due and not run.diverged:
         rows[-1] |= evaluate(run)
     run.validation_nll = rows[-1].get("validation/nll")
     run.recorder.write_rows(rows)
-    run.watch.look(rows, run.batch_number)
+    run.watch.look(rows, run.batch_number, diverged=run.diverged)
     for row in rows:
         run.accelerator.log(row, step=row["step"])
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
-    return rows
+    return rows[-1]
 
 
 def rewind(run: Run) -> bool:
     """Go back before what was just seen, if the configuration asks for that; whether it did."""
     from stability.checkpoints import checkpoint_before
-    from stability.rewind import ABANDONED, decide, take_back
+    from stability.rewind import ABANDONED, take_back
     from training.run import go_to
 
-    config, accelerator = run.config, run.accelerator
-    back = decide(config.interventions, run.watch.alarms, run.rewind, config.data.skip_steps, run.step, run.directory)
+    accelerator = run.accelerator
+    back = whole_way_back(run)
     if back is None:
         return False
     accelerator.wait_for_everyone()  # all have decided by the same checkpoints before any is deleted
@@ -279,6 +349,31 @@ def rewind(run: Run) -> bool:
     go_to(run, checkpoint_before(run.directory, back.to_step + 1))
     run.began = time.perf_counter()
     return True
+
+
+def whole_way_back(run: Run) -> GoingBack | None:
+    """Where the run goes back to: to a checkpoint that is whole; those that are not are set aside on the way."""
+    from stability.checkpoints import checkpoint_before, set_aside
+    from stability.distributed import from_main
+    from stability.integrity import damage
+    from stability.rewind import decide
+
+    config = run.config
+    while True:
+        back = decide(
+            config.interventions, run.watch.alarms, run.rewind, config.data.skip_steps, run.step, run.directory
+        )
+        target = checkpoint_before(run.directory, back.to_step + 1) if back else None
+        if target is None:
+            return back
+        problem = from_main(functools.partial(damage, target), run.accelerator.device)
+        if problem is None:
+            return back
+        if run.accelerator.is_main_process:
+            set_aside(target)
+        run.recorder.event("checkpoint_rejected", run.step, step=run.step, checkpoint=target.name, problem=problem)
+        run.watch.say(f"{target.name} cannot be used: {problem}")
+        run.accelerator.wait_for_everyone()
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -303,6 +398,7 @@ def evaluate(run: Run) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         for x_BT, y_BT in batches:
+            run.watchdog.moved(run.step, "evaluation")
             out = model(
                 input_ids=x_BT.to(accelerator.device), shift_labels=y_BT.to(accelerator.device), use_cache=False
             )
@@ -321,6 +417,7 @@ def save_checkpoint(run: Run) -> None:
     from stability.checkpoints import optimizer_tensors, prune, write_checkpoint
 
     config, accelerator = run.config, run.accelerator
+    run.watchdog.moved(run.step, "checkpoint")
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
@@ -336,7 +433,11 @@ def save_checkpoint(run: Run) -> None:
             "tokens": run.step * run.tokens_per_step,
             "validation_nll": nll if nll is not None and math.isfinite(nll) else None,
             "detectors": run.watch.state(),
+            "config": config.model_dump(mode="json"),
+            "data": run.store.manifest_hash(),
+            "gradient_scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
+        run.recorder.sync()  # the rows before a checkpoint are on the disk before it
         write_checkpoint(run.directory, run.step, save_model, tensors, state)
         prune(run.directory, config.checkpoint.keep, run.watch.first_steps(config.checkpoint.keep_before_spikes))
     accelerator.wait_for_everyone()

@@ -19,6 +19,7 @@ from scipy.stats import bootstrap
 from configs.errors import InputError
 from configs.load import load_config
 from stability.launch import start_accelerator
+from stability.resume import ResumePoint
 from train_lm import flush, open_run_directory, training_step
 from training.run import Run, build_run
 
@@ -135,7 +136,7 @@ def start_run(recipe: Path, overrides: Sequence[str], folder: str, name: str) ->
     own = [f"output_dir={folder}", f"name={name}", f"telemetry.flush_every={BLOCK}", "train.steps=1000000"]
     config = load_config(recipe, [*overrides, *own])
     run = build_run(config, start_accelerator(config), Path(folder) / name, None)
-    open_run_directory(run, resumed=False)
+    open_run_directory(run, ResumePoint())
     run.bar.leave = False
     run.bar.close()
     run.watch.say = lambda _: None  # a spike is still looked into and written down

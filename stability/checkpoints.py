@@ -1,12 +1,14 @@
 """Checkpoints: complete or absent, never partial.
 
 A checkpoint directory is a transformers model directory (safetensors, tokenizer, the model's own code) with
-optimizer.safetensors and trainer_state.json beside it. It is written under another name, flushed to disk and renamed.
+optimizer.safetensors, trainer_state.json and a list of all files' checksums beside it. It is written under another name,
+flushed to disk and renamed.
 Random streams need no state: each is a function of the seed and the step.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -25,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from configs.files import flush_to_disk
+
+from .integrity import write_manifest
 
 STATE_FILE = "trainer_state.json"
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -54,27 +59,55 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return {f"{name}.{slot}": value for name, slots in state.items() for slot, value in slots.items()}
 
 
+def checkpoint_at(run: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is, or would be."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
 def write_checkpoint(
     run: Path, step: int, save_model: Callable[[Path], None], tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> Path:
     """Write the checkpoint of ``step``; ``save_model`` fills the directory it is given. Main process only."""
-    final = run / "checkpoints" / f"step_{step:08d}"
+    final = checkpoint_at(run, step)
     temporary = final.with_name(f".{final.name}.tmp")
     for leftover in (temporary, final):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_model(temporary)
-    save_file(tensors, temporary / _OPTIMIZER_FILE)
-    (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n", "utf-8")
+    final.parent.mkdir(exist_ok=True)
+    temporary.mkdir()
+    try:
+        save_model(temporary)
+        save_file(tensors, temporary / _OPTIMIZER_FILE)
+        text = json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n"
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+        _publish(temporary, final)
+    except SafetensorError as error:  # what its library makes of any error of the system
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(errno.EIO, str(error), str(temporary)) from error
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its space back
+        raise
+    return final
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give the folder its name once all of it is on the disk."""
     mask = os.umask(0)
     os.umask(mask)
     for path in temporary.iterdir():
         path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
+    write_manifest(temporary)
+    for path in temporary.iterdir():
         flush_to_disk(path)
     flush_to_disk(temporary)
     temporary.rename(final)
     flush_to_disk(final.parent)
-    return final
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that nothing begins from it any more."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def checkpoint_before(run: Path, step: int) -> Path | None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from configs.errors import InputError
 
 
 def world_size() -> int:
     """Number of ranks, 1 outside distributed runs."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 outside distributed runs."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def all_reduce(values: Tensor, operation: str) -> None:
@@ -18,8 +29,27 @@ def all_reduce(values: Tensor, operation: str) -> None:
         dist.all_reduce(values, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set on any rank; waits for the device. All ranks call it."""
-    value = torch.tensor(float(flag), device=device)
-    all_reduce(value, "max")
-    return bool(value.item())
+def from_main(find: Callable[[], Any], device: torch.device) -> Any:
+    """What ``find`` returns on the main process, on all ranks: anything that JSON holds. All ranks call it.
+
+    An :class:`InputError` of the main process is told there; the other ranks raise one without a line.
+    """
+    if world_size() == 1:
+        return find()
+    found, failure = None, None
+    if rank() == 0:
+        try:
+            found = find()
+        except InputError as error:
+            failure = error
+    text = json.dumps({"found": found, "failed": failure is not None}).encode()
+    size = torch.tensor([len(text)], device=device)
+    dist.broadcast(size, src=0)
+    data = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    if rank() == 0:
+        data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    dist.broadcast(data, src=0)
+    told = json.loads(bytes(data.tolist()))
+    if told["failed"]:
+        raise failure or InputError()
+    return told["found"]

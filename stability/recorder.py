@@ -6,18 +6,35 @@ Rows stay on the device until :meth:`Recorder.transfer` brings all buffered step
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from configs.files import strict
+from configs.files import flush_to_disk, strict
 
 Row = dict[str, Any]
+
+ALIVE = "alive"
+"""Key of the value that says whether all was finite up to a step: 1, and NaN from the first step on at which it was not."""
+
+
+ABOUT_PROCESSES = ("resume", "preempted", "checkpoint_rejected", "rank_lost")
+"""Events that a run which goes on from a checkpoint will not meet again."""
+
+
+class Transfer(NamedTuple):
+    """Steps as they came to the host; the first ``healthy`` of them were taken, the others changed nothing any more."""
+
+    rows: list[Row]
+    healthy: int
 
 
 def json_line(row: Row) -> str:
@@ -28,11 +45,15 @@ def json_line(row: Row) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` so that a reader sees the old or the new file, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -50,12 +71,45 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def rows_backwards(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a .jsonl file from the last one back, each with the place in the file where its line ends.
+
+    A torn last line is left out. Reads no more of the file than is asked for. Raises ValueError for any other bad line.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        end = text.rfind(b"\n") + 1
+        while end > 0:
+            start = text.rfind(b"\n", 0, end - 1) + 1
+            yield end, _parse(path, text[start:end])
+            end = start
+
+
+def rows_up_to(path: Path, step: int, count: int) -> list[Row]:
+    """The last ``count`` rows of metrics.jsonl that are not after ``step``, oldest first."""
+    wanted = (row for _, row in rows_backwards(path) if row["step"] <= step)
+    return list(itertools.islice(wanted, count))[::-1]
+
+
+def _parse(path: Path, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}: a line is not a JSON object: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}: a line is not a JSON object but {line[:40]!r}")
+    return row
+
+
 class Recorder:
     """Writer of one run directory. Only the main process writes; the other ranks buffer and transfer alike."""
 
     def __init__(self, directory: Path, writes: bool) -> None:
         self.directory, self.writes = directory, writes
         self.buffer: list[tuple[Row, list[str], Tensor]] = []
+        self._size: int | None = None
+        """Of metrics.jsonl, once this recorder has touched it."""
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run directory atomically, creating the directory."""
@@ -68,21 +122,29 @@ class Recorder:
         self.write_text("status.json", json.dumps({"status": status, "step": step, "reason": reason}) + "\n")
 
     def add(self, host: Row, device: dict[str, Tensor]) -> None:
-        """Buffer one step: values known on the host, and 0-d device tensors. Waits for nothing."""
+        """Buffer one step: values known on the host, and 0-d device tensors, ALIVE among them. Waits for nothing."""
         self.buffer.append((host, list(device), torch.stack([v.float() for v in device.values()])))
 
-    def transfer(self) -> list[Row]:
+    def transfer(self) -> Transfer:
         """Bring the buffered steps to the host in one copy, oldest first, and empty the buffer."""
         if not self.buffer:
-            return []
+            return Transfer([], 0)
         values = iter(torch.cat([vector for _, _, vector in self.buffer]).tolist())
         rows = [{**host, **{name: next(values) for name in names}} for host, names, _ in self.buffer]
         self.buffer.clear()
-        return rows
+        alive = [row.pop(ALIVE) == 1 for row in rows]
+        return Transfer(rows, [*alive, False].index(False))
 
     def write_rows(self, rows: Iterable[Row]) -> None:
-        """Append rows to metrics.jsonl."""
-        self._append("metrics.jsonl", rows)
+        """Append rows to metrics.jsonl. Raises OSError if the file is not as this recorder left it, for one deleted."""
+        if not self.writes:
+            return
+        path = self.directory / "metrics.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            if self._size is not None and file.tell() != self._size:
+                raise OSError(errno.ESTALE, "deleted or changed by another program", str(path))
+            file.writelines(json_line(row) + "\n" for row in rows)
+            self._size = file.tell()
 
     def event(self, event: str, written_at: int, **fields: Any) -> None:
         """Append one event to events.jsonl. ``written_at`` is the step up to which the run had come when it was known."""
@@ -93,14 +155,32 @@ class Recorder:
             with (self.directory / name).open("a", encoding="utf-8") as file:
                 file.writelines(json_line(row) + "\n" for row in rows)
 
-    def archive(self, step: int, name: str) -> None:
-        """Append the rows after ``step`` to the file ``name`` of the run directory."""
-        self._append(name, [row for row in read_rows(self.directory / "metrics.jsonl") if row["step"] > step])
+    def archive(self, name: str, step: int, number: int) -> None:
+        """Keep the rows after ``step`` in the file ``name`` of the run directory, as those of rewind ``number``, once."""
+        if not self.writes:
+            return
+        path = self.directory / name
+        before = [
+            row for row in read_rows(path) if row["rewind"] != number
+        ]  # what a run killed here has written already
+        new = [row | {"rewind": number} for row in read_rows(self.directory / "metrics.jsonl") if row["step"] > step]
+        write_atomically(path, "".join(json_line(row) + "\n" for row in [*before, *new]))
 
     def rewind(self, step: int) -> None:
         """Drop rows and events after ``step``: the run goes on from a checkpoint there and will write them again."""
         if not self.writes:
             return
-        for name, key in (("metrics.jsonl", "step"), ("events.jsonl", "written_at")):
-            kept = [row for row in read_rows(self.directory / name) if row[key] <= step]
-            write_atomically(self.directory / name, "".join(json_line(row) + "\n" for row in kept))
+        metrics, events = self.directory / "metrics.jsonl", self.directory / "events.jsonl"
+        self._size = 0
+        if metrics.exists():
+            self._size = next((end for end, row in rows_backwards(metrics) if row["step"] <= step), 0)
+            os.truncate(metrics, self._size)
+        kept = [row for row in read_rows(events) if row["written_at"] <= step or row["event"] in ABOUT_PROCESSES]
+        write_atomically(events, "".join(json_line(row) + "\n" for row in kept))
+
+    def sync(self) -> None:
+        """Have all rows and events on the disk, as a checkpoint that is about to be written will be."""
+        if self.writes:
+            for name in ("metrics.jsonl", "events.jsonl"):
+                if (path := self.directory / name).exists():
+                    flush_to_disk(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
 
-from .checkpoints import list_checkpoints
+from .checkpoints import checkpoint_at, list_checkpoints, read_state, set_aside, step_of
+from .integrity import damage
+from .recorder import rows_backwards
 
 FREE_KEYS = (
     "output_dir",
@@ -20,40 +22,101 @@ FREE_KEYS = (
     "trackers",
     "telemetry.flush_every",
     "data.cache_dir",
+    "train.micro_batch_size",
+    "train.stall_seconds",
 )
-"""What may change between a run and its continuation: none of it changes the curves."""
+"""What may change between a run and its continuation: none of it changes the curves, or only by rounding."""
 REWIND_KEYS = ("checkpoint", "telemetry.flush_every")
 """Those of them that do change what a run with interventions does."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where to begin: at a checkpoint, at the start (None), or nowhere because the run is finished."""
+    """Where to begin: after a step whose checkpoint there is, at the start (0), or nowhere because the run is finished."""
 
-    checkpoint: Path | None = None
+    step: int = 0
     finished: bool = False
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    """Newer checkpoints that cannot be used: {"checkpoint": its name, "problem": why}."""
+
+    def checkpoint(self, directory: Path) -> Path | None:
+        """The checkpoint of ``step`` in the run directory; None for the start."""
+        return checkpoint_at(directory, self.step) if self.step else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the other ranks: ``ResumePoint(**json)`` is this one again."""
+        return asdict(self)
 
 
 def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
-    """Look at the run directory. Raises InputError for what ``resume`` forbids and for a run of another configuration."""
-    checkpoints = list_checkpoints(directory)
-    status_file = directory / "status.json"
-    if config.resume == "never" and status_file.exists():
+    """Look at the run directory; damaged checkpoints that the run would have begun from are set aside. Main process only.
+
+    Raises InputError for what ``resume`` forbids and for a run or a checkpoint of another configuration.
+    """
+    status_file, checkpoints = directory / "status.json", list_checkpoints(directory)
+    if config.resume == "never" and (status_file.exists() or checkpoints):
         raise InputError(f"{directory}: holds a run already; choose another name, or resume=auto to go on with it")
     if config.resume == "must" and not checkpoints:
         raise InputError(f"{directory}: resume=must, but there is no complete checkpoint to go on from")
-    if not status_file.exists():
+    if not status_file.exists() and not checkpoints:
         return ResumePoint()
     _refuse_other_configuration(config, directory)
-    status = json.loads(status_file.read_text(encoding="utf-8"))["status"]
-    return ResumePoint(checkpoints[-1] if checkpoints else None, finished=status == "finished")
+    if status_file.exists() and _read_status(status_file) == "finished":
+        return ResumePoint(config.train.steps, finished=True)
+    return _newest_whole(config, directory)
+
+
+def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
+    rejected: list[dict[str, str]] = []
+    for checkpoint in reversed(list_checkpoints(directory)):
+        problem = damage(checkpoint) or _missing_rows(directory, step_of(checkpoint))
+        if problem is None:
+            state = read_state(checkpoint)
+            where = f"the checkpoint {checkpoint.name} in {directory}"
+            _refuse_differing(config, state["config"], where, also_free=("name",))
+            return ResumePoint(state["step"], rejected=rejected)
+        rejected.append({"checkpoint": checkpoint.name, "problem": problem})
+    if rejected and config.resume == "must":
+        told = "; ".join(f"{each['checkpoint']}: {each['problem']}" for each in rejected)
+        raise InputError(f"{directory}: resume=must, but no checkpoint can be used ({told})")
+    return ResumePoint(rejected=rejected)
+
+
+def set_rejected_aside(point: ResumePoint, directory: Path) -> None:
+    """Rename the checkpoints that cannot be used. Main process only."""
+    for each in point.rejected:
+        set_aside(directory / "checkpoints" / each["checkpoint"])
+
+
+def _missing_rows(directory: Path, step: int) -> str | None:
+    """What a checkpoint lacks if metrics.jsonl does not reach its step: a run that went on there would have a gap."""
+    path = directory / "metrics.jsonl"
+    try:
+        last = next((row["step"] for _, row in rows_backwards(path)), 0)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: its last rows cannot be read ({error}); restore the file, or choose another name"
+        ) from None
+    return f"the rows of steps {last + 1} to {step} are missing in metrics.jsonl" if last < step else None
+
+
+def _read_status(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["status"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or choose another name") from None
 
 
 def _refuse_other_configuration(config: RunConfig, directory: Path) -> None:
-    before, now = flat(load_config(directory / "config.yaml").model_dump()), flat(config.model_dump())
-    free_keys = [key for key in FREE_KEYS if not (config.interventions and key in REWIND_KEYS)]
+    before = load_config(directory / "config.yaml").model_dump()
+    _refuse_differing(config, before, f"the run in {directory}")
+
+
+def _refuse_differing(config: RunConfig, other: dict[str, Any], where: str, also_free: tuple[str, ...] = ()) -> None:
+    before, now = flat(other), flat(config.model_dump())
+    free_keys = [*also_free, *(key for key in FREE_KEYS if not (config.interventions and key in REWIND_KEYS))]
     differing = [
-        f"{key}: the run in {directory} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name"
+        f"{key}: {where} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in free_keys)
     ]

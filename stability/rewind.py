@@ -19,7 +19,7 @@ from .checkpoints import checkpoint_before, delete, list_checkpoints, step_of
 from .recorder import Recorder, read_rows
 
 ABANDONED = "abandoned.jsonl"
-"""The rows that a rewind took back."""
+"""The rows that rewinds took back, each with the rewind's number."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def take_back(recorder: Recorder, back: GoingBack) -> None:
 
     The rows are kept aside first. Then the newer checkpoints go: a run killed in between meets the spike again and decides again.
     """
-    recorder.archive(back.to_step, ABANDONED)
+    recorder.archive(ABANDONED, back.to_step, back.number)
     for checkpoint in list_checkpoints(recorder.directory):
         if step_of(checkpoint) > back.to_step:
             delete(checkpoint)

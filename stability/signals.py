@@ -1,4 +1,4 @@
-"""Stopping a run at a step boundary when the scheduler or a person asks for it."""
+"""Stopping a run at a step boundary, on all ranks at the same one, when a scheduler or a person asks for it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
+from .distributed import world_size
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What a scheduler sends before it kills, what it can be asked to send earlier, and a person's Ctrl-C."""
+
 
 @dataclass
 class StopFlag:
-    """Whether a signal asked the run to stop."""
+    """The name of the signal that asked this process to stop, if any has."""
 
-    is_set: bool = False
+    signal: str | None = None
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """While inside, SIGTERM and SIGINT set the flag that is yielded; a second one acts as it usually does."""
+    """While inside, one of :data:`SIGNALS` sets the flag that is yielded; a second one of its kind acts as usual."""
     flag = StopFlag()
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        flag.is_set = True
+        flag.signal = signal.Signals(number).name
         signal.signal(number, usual[signal.Signals(number)])
 
     for number in usual:
@@ -33,3 +41,31 @@ def stop_signals() -> Iterator[StopFlag]:
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
+
+
+class StopVote:
+    """Whether any rank was asked to stop: agreed upon at every step without waiting for it.
+
+    Each step starts a tiny reduction on the processors and reads the one that the step before started, so that several ranks
+    stop one step after the signal. One process needs no agreement and stops at once. All ranks make and ask it alike.
+    """
+
+    def __init__(self) -> None:
+        # On the processors also where the work is on GPUs: asking must not wait for these.
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._cast: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __call__(self, asked: bool) -> bool:
+        """Take in whether this rank was asked, at the end of a step; whether all ranks stop now."""
+        if self._group is None:
+            return asked
+        stops = False
+        if self._cast is not None:
+            work, value = self._cast
+            work.wait()
+            stops = bool(value.item())
+        value = torch.tensor(float(asked))
+        work = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None, "an asynchronous reduction gives a handle"
+        self._cast = (work, value)
+        return stops

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs.schema import CorruptSequences, ScaleLearningRate, StressConfig
 from configs.seeds import stream_seed
+from data.batches import IGNORED
 
 
 def acts(fault: StressConfig, step: int) -> bool:
@@ -44,6 +45,9 @@ def corrupt(
         if not isinstance(fault, CorruptSequences) or not acts(fault, batch):
             continue
         rows, length = min(fault.sequences - first_row, len(x_RT)), x_RT.shape[1] + 1
+        if fault.pattern == "ignored":
+            y_RT[: max(0, rows)] = IGNORED
+            continue
         for row in range(rows):
             generator = np.random.default_rng(stream_seed(seed, "stress", number, batch, first_row + row))
             drawn = generator.integers(vocab_size, size=length if fault.pattern == "random" else fault.period)
@@ -56,7 +60,8 @@ def describe_faults(faults: Sequence[StressConfig], step: int, batch: int) -> li
     found = []
     for fault in faults:
         if isinstance(fault, CorruptSequences) and acts(fault, batch):
-            found.append(f"{fault.sequences} sequences of batch {batch} replaced by {fault.pattern} tokens")
+            what = "without targets" if fault.pattern == "ignored" else f"replaced by {fault.pattern} tokens"
+            found.append(f"{fault.sequences} sequences of batch {batch} {what}")
         if isinstance(fault, ScaleLearningRate) and acts(fault, step):
             found.append(f"learning rate times {fault.factor:g}")
     return found

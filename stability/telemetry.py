@@ -20,12 +20,17 @@ from torch.distributed.tensor import DTensor
 
 from .distributed import all_reduce, world_size
 from .metrics import describe
+from .vitals import tensor_norms, whole
 
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
 _WEIGHT_DECADES = 16
 PORTION = 100_000
 """Parameters whose copy and norms are taken together on CPU: two sets of them fit a core's second-level cache."""
+
+
+Means = dict[str, tuple[Tensor, Tensor]]
+"""By metric name: the mean on this rank, and how many values it is a mean of."""
 
 
 class Losses(Protocol):
@@ -79,17 +84,9 @@ class GroupNorms:
         self.root_count_G = torch.tensor([math.sqrt(c) for c in counts], device=device)
 
     @torch.no_grad()
-    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Norm of each group (G,) and of all tensors together (), in float32."""
-        return self.combine(torch._foreach_norm(list(tensors)))
-
-    @torch.no_grad()
-    def combine(self, tensor_norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The same from the norms of the P tensors."""
-        norms = torch.stack(list(tensor_norms))
-        if isinstance(norms, DTensor):  # sharded parameters: the norms of the shards are combined here
-            norms = norms.full_tensor()
-        squares = norms.float().square()
+    def __call__(self, norm_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Norm of each group (G,) and of all tensors together (), in float32, from the norms of the P tensors."""
+        squares = norm_P.float().square()
         return (self.members_GP @ squares).sqrt(), squares.sum().sqrt()
 
 
@@ -152,9 +149,13 @@ class Telemetry:
 
     @torch.no_grad()
     def before_update(self) -> Tensor:
-        """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ()."""
+        """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ().
+
+        ``gradient_norm_P`` and ``parameter_norm_P`` are then the norms of each parameter.
+        """
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        groups, total = self.group_norms(gradients)
+        self.gradient_norm_P = tensor_norms(gradients)
+        groups, total = self.group_norms(self.gradient_norm_P)
         self.step_values["grad_norm/total"] = total
         if self.enabled:
             self._store("grad_norm", groups)
@@ -163,10 +164,13 @@ class Telemetry:
                 for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=True):
                     copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
                 norms += torch._foreach_norm(self.parameters[portion])
-            self._store("param_norm", self.group_norms.combine(norms)[0])
+            self.parameter_norm_P = whole(norms)
+            self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
             classes_VD = _full(self.head.get_parameter("weight"))[: self.n_classes]  # without the vocabulary's padding
             norms_V = torch.linalg.vector_norm(classes_VD, dim=1)
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
+        else:
+            self.parameter_norm_P = tensor_norms(self.parameters)
         return total
 
     @torch.no_grad()
@@ -177,7 +181,7 @@ class Telemetry:
             for portion in self.portions:
                 torch._foreach_sub_(self.before[portion], self.parameters[portion])
                 norms += torch._foreach_norm(self.before[portion])
-            self._store("update_rms", self.group_norms.combine(norms)[0] / self.group_norms.root_count_G)
+            self._store("update_rms", self.group_norms(whole(norms))[0] / self.group_norms.root_count_G)
 
     def _store(self, kind: str, values_G: Tensor) -> None:
         self.step_values |= {
@@ -186,7 +190,10 @@ class Telemetry:
 
     @torch.no_grad()
     def loss_values(self) -> dict[str, Tensor]:
-        """loss/nll and loss/objective of the step so far, reduced over micro-batches and ranks."""
+        """loss/nll and loss/objective of the step so far, reduced over micro-batches and ranks.
+
+        ``local_loss`` is then a sum of this rank's alone, finite if they are.
+        """
         sums = torch.stack(
             [
                 sum((x.objective_sum.detach() for x in self.losses), start=torch.zeros_like(self.losses[0].nll_sum)),
@@ -194,68 +201,79 @@ class Telemetry:
                 torch.stack([x.valid_N.sum() for x in self.losses]).sum(),
             ]
         )
+        self.local_loss = sums[:2].sum()
         all_reduce(sums, "sum")
         return {"loss/objective": sums[0] / sums[2], "loss/nll": sums[1] / sums[2]}
 
     @torch.no_grad()
     def collect(self) -> dict[str, Tensor]:
         """Everything measured since the last call, by metric name, as 0-d tensors equal on all ranks."""
-        sums: dict[str, Tensor] = {}
+        means: Means = {}
         maxima: dict[str, Tensor] = {}
         histogram = None
         if self.enabled:
             for name, pieces in self.norms.items():
                 norms_N = torch.cat(pieces)
-                sums[f"{name}/mean"], maxima[f"{name}/max"] = norms_N.mean(), norms_N.max()
-            histogram = self._reduce_statistics(sums, maxima)
-            self._reduce_attention(sums, maxima)
-        values = self.step_values | self._over_ranks(sums, maxima)
+                means[f"{name}/mean"] = (norms_N.mean(), norms_N.new_tensor(len(norms_N)))
+                maxima[f"{name}/max"] = norms_N.max()
+            histogram = self._reduce_statistics(means, maxima)
+            self._reduce_attention(means, maxima)
+        values = self.step_values | _over_ranks(means, maxima)
         if histogram is not None:
             all_reduce(histogram, "sum")
             values["tfsd/weight_p10"] = weight_quantile(histogram, 0.1)
         self._reset()
         return values
 
-    def _reduce_statistics(self, sums: dict[str, Tensor], maxima: dict[str, Tensor]) -> Tensor | None:
+    def _reduce_statistics(self, means: Means, maxima: dict[str, Tensor]) -> Tensor | None:
         """Fill in this rank's means and maxima of the per-token statistics; returns the histogram of the TFSD weight."""
         valid_N = torch.cat([x.valid_N for x in self.losses]) > 0
-        count = valid_N.sum().clamp(min=1)
         histogram = None
         for name in self.losses[0].statistics:
             value_N = torch.cat([x.statistics[name] for x in self.losses])
             if name == "tfsd/weight":
-                sums["tfsd/weight_mean"] = torch.where(valid_N, value_N, 0).sum() / count
-                sums["tfsd/weight_below_1pct"] = (valid_N & (value_N < 0.01)).sum() / count
+                means["tfsd/weight_mean"] = _mean(value_N, valid_N)
+                means["tfsd/weight_below_1pct"] = _mean((value_N < 0.01).float(), valid_N)
                 histogram = weight_histogram(value_N, valid_N)
             elif describe(name).reduction == "max":
                 maxima[name] = torch.where(valid_N, value_N, -math.inf).max()
             else:
-                sums[name] = torch.where(valid_N, value_N, 0).sum() / count
+                means[name] = _mean(value_N, valid_N)
         for name in self.losses[0].sampled:
             value_S = torch.cat([x.sampled[name] for x in self.losses])
             valid_S = torch.cat([x.sampled_valid for x in self.losses]) > 0
-            sums[name] = torch.where(valid_S, value_S, 0).sum() / valid_S.sum().clamp(min=1)
+            means[name] = _mean(value_S, valid_S)
         return histogram
 
-    def _reduce_attention(self, sums: dict[str, Tensor], maxima: dict[str, Tensor]) -> None:
+    def _reduce_attention(self, means: Means, maxima: dict[str, Tensor]) -> None:
+        if not self.attention:
+            return
+        one = self.attention[0]["entropy"].new_ones(())  # all ranks probe equally many sequences
         for index, layer in enumerate(self.attention):
-            sums[f"attention/layer_{index:02d}/entropy"] = layer["entropy"]
+            means[f"attention/layer_{index:02d}/entropy"] = (layer["entropy"], one)
             maxima[f"attention/layer_{index:02d}/logit_max"] = layer["logit_max"]
-        if self.attention:
-            sums["attention/entropy"] = torch.stack([layer["entropy"] for layer in self.attention]).mean()
-            maxima["attention/logit_max"] = torch.stack([layer["logit_max"] for layer in self.attention]).max()
+        means["attention/entropy"] = (torch.stack([layer["entropy"] for layer in self.attention]).mean(), one)
+        maxima["attention/logit_max"] = torch.stack([layer["logit_max"] for layer in self.attention]).max()
 
-    def _over_ranks(self, means: dict[str, Tensor], maxima: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Token-weighted means and maxima over ranks, each kind in one collective."""
-        if world_size() == 1 or not means:
-            return means | maxima
-        count = torch.stack([x.valid_N.sum() for x in self.losses]).sum()
-        mean_values = torch.stack([*(v.float() * count for v in means.values()), count.float()])
-        max_values = torch.stack([v.float() for v in maxima.values()])
-        all_reduce(mean_values, "sum")
-        all_reduce(max_values, "max")
-        reduced = dict(zip(means, (mean_values[:-1] / mean_values[-1]).unbind(), strict=True))
-        return reduced | dict(zip(maxima, max_values.unbind(), strict=True))
+
+def _mean(value_N: Tensor, valid_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the valid values, and how many they are."""
+    count = valid_N.sum()
+    return torch.where(valid_N, value_N, 0).sum() / count.clamp(min=1), count
+
+
+def _over_ranks(means: Means, maxima: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means of what they are means of on all ranks, and maxima; each kind in one collective."""
+    if world_size() == 1 or not means:
+        return {name: mean for name, (mean, _) in means.items()} | maxima
+    totals_2M = torch.stack(
+        [torch.stack([mean.float() * count, count.float()]) for mean, count in means.values()], dim=1
+    )
+    max_values = torch.stack([v.float() for v in maxima.values()])
+    all_reduce(totals_2M, "sum")
+    all_reduce(max_values, "max")
+    reduced = totals_2M[0] / totals_2M[1].clamp(min=1)
+    return dict(zip(means, reduced.unbind(), strict=True)) | dict(zip(maxima, max_values.unbind(), strict=True))
 
 
 def weight_histogram(weight_N: Tensor, valid_N: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from configs.schema import DetectionConfig
 from .checkpoints import checkpoint_before, step_of
 from .detectors import Event, Spike
 from .precursors import LOOK_BACK, precursors
-from .recorder import Recorder, Row, read_rows
+from .recorder import Recorder, Row, read_rows, rows_up_to
 from .rewind import Alarm
 from .spikes import detector_from_state, make_detector
+
+TENSORS_TOLD = 20
+"""Names of tensors in an event, at most: after one bad token all gradients are bad."""
 
 
 class Watch:
@@ -28,10 +31,8 @@ class Watch:
         recorder: Recorder,
         say: Callable[[str], None],
         detection: DetectionConfig,
-        gradient_must_be_finite: bool,
     ) -> None:
         self.recorder, self.say, self.detection = recorder, say, detection
-        self.must_be_finite = ["loss/objective", "loss/nll"] + ["grad_norm/total"] * gradient_must_be_finite
         self.restore(None, step=0)
 
     def restore(self, state: list[dict[str, Any]] | None, step: int) -> None:
@@ -43,28 +44,19 @@ class Watch:
             self.detectors = [detector_from_state(s) for s in state]
         self.recent: deque[Row] = deque(maxlen=LOOK_BACK)
         if step > 0:
-            rows = read_rows(self.recorder.directory / "metrics.jsonl")
+            rows = rows_up_to(self.recorder.directory / "metrics.jsonl", step, LOOK_BACK)
             # Numbers that JSON has no literal for are written as words.
-            self.recent.extend(
-                {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
-                for row in rows
-                if row["step"] <= step
-            )
+            self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         self.alarms: list[Alarm] = []
 
     def state(self) -> list[dict[str, Any]]:
         """JSON state for a checkpoint."""
         return [detector.state() for detector in self.detectors]
 
-    def healthy(self, rows: list[Row]) -> list[Row]:
-        """The rows before the first one whose loss or gradient is not finite."""
-        bad = (i for i, row in enumerate(rows) if not all(math.isfinite(row[name]) for name in self.must_be_finite))
-        return rows[: next(bad, len(rows))]
-
-    def look(self, rows: list[Row], drew: Callable[[int], int]) -> None:
+    def look(self, rows: list[Row], drew: Callable[[int], int], *, diverged: bool = False) -> None:
         """Feed the detectors; report each spike that has ended. ``drew``: the batch that a step drew.
 
-        ``alarms`` are then the spikes among these rows, over or not, and a last row that is not finite.
+        ``alarms`` are then the spikes among these rows, over or not, and the last row if the run ``diverged`` there.
         """
         self.alarms = []
         for row in rows:
@@ -73,7 +65,7 @@ class Watch:
                 for found in detector.update(row):
                     self._report(found, written_at=rows[-1]["step"], drew=drew)
         self.alarms += [_alarm(d.open) for d in self.detectors if d.open is not None]
-        if not self.healthy(rows[-1:]):
+        if diverged:
             step = rows[-1]["step"]
             self.alarms.append(Alarm("non_finite", step, step, math.inf))
 
@@ -113,13 +105,33 @@ class Watch:
         )
         self.say(f"{found}\n  what happened? {command}")
 
-    def report_divergence(self, row: Row) -> None:
-        """Write the event and the status of a run that ended in a loss or a gradient that is not finite."""
+    def report_divergence(self, row: Row, tensors: Sequence[str], ranks: Sequence[int], *, updated: bool) -> None:
+        """Write the event and the status of a run that ended because something was not finite at the step of ``row``.
+
+        ``tensors``: what the vitals name, of any number; ``ranks``: those on which it began, as far as that is known;
+        ``updated``: whether it was the step's own update that made it so.
+        """
         signals = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        reason = f"{signals[0]} is not finite at step {row['step']}; the parameters stay those before that step"
-        command = replay_command(self.recorder.directory, row["step"])
-        self.recorder.event("non_finite", row["step"], step=row["step"], signals=signals, replay=command)
-        self.recorder.status("diverged", row["step"], reason)
+        state = [
+            name for name in tensors if not name.startswith("gradient of ")
+        ]  # a cause; a gradient may be its effect
+        first = next(iter([*state, *signals, *tensors]), "a value")
+        where = f" on rank {', '.join(map(str, ranks))}" if ranks and not state else ""
+        step = row["step"]
+        end = "after its update; no checkpoint was written" if updated else "the parameters stay those before that step"
+        reason = f"{first} is not finite{where} at step {step}; {end}"
+        command = replay_command(self.recorder.directory, step)
+        self.recorder.event(
+            "non_finite",
+            step,
+            step=step,
+            signals=signals,
+            tensors=list(tensors[:TENSORS_TOLD]),
+            tensors_in_all=len(tensors),
+            ranks=list(ranks),
+            replay=command,
+        )
+        self.recorder.status("diverged", step, reason)
         self.say(f"diverged: {reason}\n  what happened? {command}")
 
 

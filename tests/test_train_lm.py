@@ -259,7 +259,7 @@ def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
         reads.found.clear()
         training_step(run, 2)
         assert reads.found == []
-        rows = run.recorder.transfer()
+        rows = run.recorder.transfer().rows
         assert len(reads.found) == 1, "one transfer for all steps"
     assert [row["step"] for row in rows] == [1, 2]
     assert "attention/layer_01/logit_max" in rows[1]
@@ -275,7 +275,7 @@ def test_a_step_does_not_wait_for_the_gpu(recipe, monkeypatch):
         training_step(run, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [row["step"] for row in run.recorder.transfer()] == [1, 2]
+    assert [row["step"] for row in run.recorder.transfer().rows] == [1, 2]
 
 
 def test_probing_attention_does_not_disturb_the_run(start):
@@ -317,8 +317,9 @@ def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
     before = state()
     training_step(run, 4)
     assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    rows = run.recorder.transfer()
-    assert [r["step"] for r in run.watch.healthy(rows)] == [1, 2]
+    rows, healthy = run.recorder.transfer()
+    assert [r["step"] for r in rows[:healthy]] == [1, 2]
+    assert run.vitals.names()[0] == "parameter of model.h.0.mlp.c_fc.bias"
 
 
 def test_the_optimizer_decays_matrices_and_nothing_else(start, recipe):

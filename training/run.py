@@ -5,6 +5,7 @@ Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from configs.components import model_config
+from configs.errors import InputError
 from configs.schema import OptimizerConfig, RunConfig
 from configs.seeds import stream_seed
 from data.batches import Batches, batch_number, evaluation_batches
 from data.store import TokenStore, open_store
 from model import attend_causally, blocks, final_norm, load_model, new_model
 from stability.checkpoints import load_optimizer, read_state
+from stability.distributed import from_main
 from stability.recorder import Recorder
 from stability.rewind import GoingBack, last_rewind
 from stability.telemetry import Telemetry, parameter_groups
+from stability.vitals import Vitals
 from stability.watch import Watch
+from stability.watchdog import Watchdog
 
 
 @dataclass
@@ -44,15 +49,19 @@ class Run:
     bar: Any
     probe_BT: Tensor
     """The validation sequences of this rank whose attention is probed."""
+    watchdog: Watchdog
     # From here on: what go_to() sets.
     model: nn.Module
     """As prepared for the launch: possibly wrapped."""
     optimizer: AcceleratedOptimizer
     telemetry: Telemetry
+    vitals: Vitals
     alive: Tensor
-    """A device scalar: 1, and NaN from the first loss or gradient on that is not finite."""
+    """A device scalar: 1, and NaN from the first step on at which something was not finite."""
     step: int = 0
     """Optimizer steps taken."""
+    diverged: bool = False
+    """Whether something was not finite at the last step that came to the host."""
     rewind: GoingBack | None = None
     """The last rewind."""
     validation_nll: float | None = None
@@ -97,6 +106,8 @@ def build_run(
     transformers_logging.disable_progress_bar()
     rank, main_process = accelerator.process_index, accelerator.is_main_process
     store = store or open_store(config.data, progress=main_process)
+    if writes:
+        from_main(lambda: _refuse_other_tokens(store, directory, checkpoint), accelerator.device)
     batches = Batches(
         store.train.ids,
         config.data.sequence_length,
@@ -112,7 +123,6 @@ def build_run(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
         detection=config.detection,
-        gradient_must_be_finite=accelerator.scaler is None,
     )
     ranks = probed_by or accelerator.num_processes
     probe = evaluation_batches(
@@ -124,39 +134,69 @@ def build_run(
         world_size=accelerator.num_processes,
     )
     probe_BT = next(probe)[0].to(accelerator.device)
-    parts = (store, batches, recorder, watch, bar, probe_BT)
+    watchdog = Watchdog(
+        config.train.stall_seconds,
+        tell=functools.partial(_record_lost_ranks, accelerator, directory),
+        stacks=directory / f"stalled_rank_{rank}.txt",
+        device=accelerator.device,
+    )
+    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog)
     run = Run(config, directory, accelerator, *parts, *_trainable(config, accelerator, store, checkpoint))
     _restore(run, checkpoint)
     return run
 
 
+def _refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | None) -> None:
+    """Raise InputError if the tokens were damaged, or are not those of the run that is gone on with."""
+    store.verify()
+    if checkpoint is not None and read_state(checkpoint)["data"] != store.manifest_hash():
+        raise InputError(
+            f"{directory}: its text or its tokenizer has changed since {checkpoint.name} was written (the tokens are now those "
+            f"of {store.path}); restore them, or choose another name"
+        )
+
+
+def _record_lost_ranks(accelerator: Accelerator, directory: Path, step: int, line: str, missing: list[int]) -> None:
+    """The first of the ranks that are left writes what happened."""
+    left = [r for r in range(accelerator.num_processes) if r not in missing] or [0]
+    if accelerator.process_index == left[0]:
+        recorder = Recorder(directory, writes=True)
+        recorder.event("rank_lost", step, step=step, missing=missing, reason=line)
+        recorder.status("failed", step, line)
+
+
 def go_to(run: Run, checkpoint: Path | None) -> None:
     """Bring ``run`` to ``checkpoint`` (None: to its start), whatever it has become since. All ranks call it."""
-    del run.model, run.optimizer, run.telemetry  # before the new ones need their memory
+    del run.model, run.optimizer, run.telemetry, run.vitals  # before the new ones need their memory
     run.accelerator.free_memory()
-    run.model, run.optimizer, run.telemetry, run.alive = _trainable(run.config, run.accelerator, run.store, checkpoint)
+    trainable = _trainable(run.config, run.accelerator, run.store, checkpoint)
+    run.model, run.optimizer, run.telemetry, run.vitals, run.alive = trainable
     _restore(run, checkpoint)
 
 
 def _trainable(
     config: RunConfig, accelerator: Accelerator, store: TokenStore, checkpoint: Path | None
-) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Tensor]:
-    """Model and optimizer as prepared for the launch, their telemetry, and the flag that they are alive."""
+) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Vitals, Tensor]:
+    """Model and optimizer as prepared for the launch, their telemetry and vitals, and the flag that they are alive."""
     model = load_model(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
-    telemetry = build_telemetry(accelerator.unwrap_model(wrapped), config)
-    return wrapped, optimizer, telemetry, torch.ones((), device=accelerator.device)
+    bare = accelerator.unwrap_model(wrapped)
+    telemetry = build_telemetry(bare, config)
+    names = [name for name, _ in bare.named_parameters()]
+    return wrapped, optimizer, telemetry, Vitals(names, telemetry.parameters), torch.ones((), device=accelerator.device)
 
 
 def _restore(run: Run, checkpoint: Path | None) -> None:
     """Optimizer, detectors and counters as they were at ``checkpoint``, or as they are at the start."""
-    run.step, run.validation_nll = 0, None
+    run.step, run.validation_nll, run.diverged = 0, None, False
     detectors = None
     if checkpoint is not None:
         state = read_state(checkpoint)
         load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
         run.step, run.validation_nll, detectors = state["step"], state["validation_nll"], state["detectors"]
+        if run.accelerator.scaler is not None:
+            run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
     run.rewind = last_rewind(run.directory, run.step)
     run.watch.restore(detectors, run.step)
     run.bar.n = run.bar.initial = run.bar.last_print_n = run.step

@@ -7,20 +7,22 @@ import pytest
 import torch
 
 from configs.schema import DetectionConfig
-from stability.recorder import Recorder, json_line, read_rows
+from stability.recorder import ALIVE, Recorder, json_line, read_rows
 from stability.watch import Watch
 
 
 def test_every_step_arrives_in_order_whatever_each_step_measured(tmp_path):
     recorder = Recorder(tmp_path, writes=True)
     for step in range(1, 6):
-        device = {"loss/nll": torch.tensor(step / 4)} | ({"extra": torch.tensor(1.0)} if step == 3 else {})
+        device = {"loss/nll": torch.tensor(step / 4), ALIVE: torch.tensor(1.0 if step < 5 else math.nan)}
+        device |= {"extra": torch.tensor(1.0)} if step == 3 else {}
         recorder.add({"step": step}, device)
-    rows = recorder.transfer()
+    rows, healthy = recorder.transfer()
+    assert healthy == 4
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5]
     assert [r["loss/nll"] for r in rows] == [0.25, 0.5, 0.75, 1.0, 1.25]
     assert ["extra" in r for r in rows] == [False, False, True, False, False]
-    assert recorder.transfer() == []
+    assert recorder.transfer().rows == []
     recorder.write_rows(rows)
     assert read_rows(tmp_path / "metrics.jsonl") == rows
 
@@ -63,18 +65,20 @@ def test_only_the_main_process_writes(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_watch_stops_at_the_first_value_that_is_not_finite(tmp_path):
+def test_what_was_not_finite_is_told_with_its_tensors(tmp_path):
     said = []
-    watch = Watch(Recorder(tmp_path, writes=True), said.append, DetectionConfig(), gradient_must_be_finite=True)
-    rows = [{"step": s, "loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": 1.0} for s in (1, 2, 3)]
-    assert watch.healthy(rows) == rows
-    rows[1]["grad_norm/total"] = math.inf
-    assert watch.healthy(rows) == rows[:1]
-    watch.report_divergence(rows[1])
+    watch = Watch(Recorder(tmp_path, writes=True), said.append, DetectionConfig())
+    row = {"step": 2, "loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": math.inf}
+    watch.report_divergence(row, [f"gradient of p{i}" for i in range(30)], [1], updated=False)
     (event,) = read_rows(tmp_path / "events.jsonl")
     assert (event["event"], event["step"], event["signals"]) == ("non_finite", 2, ["grad_norm/total"])
-    assert json.loads((tmp_path / "status.json").read_text())["status"] == "diverged"
+    assert (len(event["tensors"]), event["tensors_in_all"], event["ranks"]) == (20, 30, [1])
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["status"] == "diverged"
+    assert status["reason"].startswith("grad_norm/total is not finite on rank 1 at step 2")
     assert "step 2" in said[0]
+    watch.report_divergence(row, ["gradient of p", "parameter of q"], [], updated=True)
+    assert "parameter of q is not finite at step 2; after its update" in said[1]
 
 
 def test_what_was_not_finite_does_not_trouble_a_watch_that_goes_on(tmp_path):
@@ -82,7 +86,7 @@ def test_what_was_not_finite_does_not_trouble_a_watch_that_goes_on(tmp_path):
     recorder = Recorder(tmp_path, writes=True)
     row = {"loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": 1.0, "logit/std": 1.0}
     recorder.write_rows({**row, "step": s, "logit/std": math.inf if s == 90 else 1.0} for s in range(1, 101))
-    watch = Watch(recorder, lambda _: None, DetectionConfig(), gradient_must_be_finite=False)
+    watch = Watch(recorder, lambda _: None, DetectionConfig())
     watch.look([{**row, "step": s} for s in range(1, 101)], drew=lambda step: step)
     state = watch.state()
     watch.restore(state, 100)

@@ -1,0 +1,148 @@
+"""The memory of one micro-batch, by running the model itself: on real tensors, or on fake ones that take no memory.
+
+Every storage that an operation makes is counted as long as it lives, so what is told is what the program does and not what a
+formula says of it. On fake tensors (torch's FakeTensorMode) a model of any size goes through all its operations in seconds; on
+real ones the same count comes out, which the tests compare. Counted is the CPU's path of eager PyTorch: its attention keeps no
+T x T matrix, as the GPU's does not. torch.compile would need less; allocators need more, for what they round up and split.
+
+Shapes: B sequences, T positions, N = B * T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from configs.components import model_config
+from configs.schema import RunConfig
+from model import SwapHeadForCausalLM, rows
+from model.chunked import chunk_rows, chunked_loss
+from training.run import prepare_model
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Bytes beyond weights and gradients during one micro-batch."""
+
+    kept: int
+    """What the body keeps for its backward pass, with the tokens and its output."""
+    forward: int
+    """The most that lives at once until the loss is known: ``kept``, and what the head works with."""
+    backward: int
+    """The most that lives at once in the backward pass."""
+
+    @property
+    def peak(self) -> int:
+        """The most that lives at once."""
+        return max(self.forward, self.backward)
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make within it, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._storages: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in tree_iter(made):
+            if isinstance(value, Tensor):
+                self.count(value)
+        return made
+
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, if it is not counted yet."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def gone(_: Any) -> None:
+            self.bytes -= size
+            del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, gone)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+    def forget_peak(self) -> None:
+        """Begin a new peak at what lives now."""
+        self.peak = self.bytes
+
+
+def skeleton(config: RunConfig, vocabulary: int) -> SwapHeadForCausalLM:
+    """The model of a run without memory for it, on torch's meta device: names and shapes of all parameters."""
+    with torch.device("meta"):
+        return SwapHeadForCausalLM(model_config(config, vocabulary, 0))
+
+
+def micro_batch(
+    config: RunConfig,
+    vocabulary: int,
+    sequences: int,
+    *,
+    sharded: bool = False,
+    device: str = "cuda",
+    fake: bool = True,
+) -> MicroBatch:
+    """Bytes that forward and backward pass of ``sequences`` sequences need beyond weights and gradients.
+
+    ``sharded``: with parameters in the computing dtype, as FSDP2 gathers them, instead of float32 ones that autocast copies.
+    ``device``: whose size of the head's chunks is taken. ``fake``: on fake tensors; else everything is really computed.
+    """
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
+    length = config.data.sequence_length
+    eager = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    with FakeTensorMode() if fake else contextlib.nullcontext(), _one_block():
+        with _default_dtype(half if sharded and half is not None else torch.float32):
+            model = prepare_model(eager, SwapHeadForCausalLM(model_config(config, vocabulary, 0)))
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        living = Living()
+        for tensor in [t for p in model.parameters() for t in (p, p.grad)] + list(model.buffers()):
+            living.count(tensor)
+        state = living.bytes
+        chunk = chunk_rows(sequences * length, vocabulary, device)
+        with living:
+            x_BT = torch.zeros(sequences, length, dtype=torch.long)
+            with torch.autocast("cpu", half, enabled=half is not None):
+                h_ND = model.model(input_ids=x_BT, use_cache=False).last_hidden_state.flatten(0, 1)
+                kept = living.bytes - state
+                losses = chunked_loss(model.lm_head, model.objective, h_ND, x_BT.flatten(), statistics=True, rows=chunk)
+            forward = living.peak - state
+            living.forget_peak()
+            losses.objective_sum.backward()
+            return MicroBatch(kept, forward, living.peak - state)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters are of ``dtype``."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@contextlib.contextmanager
+def _one_block() -> Iterator[None]:
+    """The rows of a chunk go through their steps in place and all at once: the same memory, and hundreds of operations less."""
+    usual = rows.BLOCK_BYTES
+    rows.BLOCK_BYTES = 1 << 60
+    try:
+        yield
+    finally:
+        rows.BLOCK_BYTES = usual

@@ -1,0 +1,287 @@
+"""The model of cost against what really happens in small cases: parameters, memory, collectives, files."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import scale
+from benchmarks.cost_model import Costs, shapes_of
+from benchmarks.measured import measure_files, measure_step
+from benchmarks.paired import loop_step, start_run
+from benchmarks.simulate import micro_batch
+from configs.errors import exit_status
+from configs.load import load_config
+from stability.checkpoints import list_checkpoints
+from train_lm import save_checkpoint
+from training.run import build_model, build_optimizer, build_telemetry, prepare_model
+
+VOCABULARY = 500
+RANKS = 4
+BODIES = {
+    "gpt2": [],
+    "llama": [
+        "body={model_type: llama, num_hidden_layers: 3, num_attention_heads: 4, hidden_size: 32, intermediate_size: 48}"
+    ],
+    "untied": ["head={kind: linear, tied: false, bias: true}", "objective.kind=ce"],
+}
+
+
+@pytest.fixture
+def configured(recipe):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return lambda *overrides: load_config(recipe["path"], [*recipe["overrides"], *overrides])
+
+
+@pytest.fixture
+def ranks():
+    """This process is rank 0 of four whose collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    yield
+    dist.destroy_process_group()
+
+
+def built(config):
+    return prepare_model(config, build_model(config, VOCABULARY, 0))
+
+
+def bytes_of(tensors):
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def trained(config, model, parts=1):
+    """Take one step of ``parts`` micro-batches; returns the optimizer and the telemetry."""
+    optimizer, telemetry = build_optimizer(model, config.optimizer), build_telemetry(model, config)
+    x_BT = torch.zeros(2, config.data.sequence_length, dtype=torch.long)
+    for part in range(parts):
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(part == parts - 1)
+        model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
+    optimizer.step()
+    return optimizer, telemetry
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_parameters_are_those_of_the_built_model(configured, body):
+    config = configured(*BODIES[body])
+    model = build_model(config, VOCABULARY, 0)
+    costs = Costs(config, VOCABULARY)
+    assert costs.shapes.parameters == sum(p.numel() for p in model.parameters())
+    assert costs.shapes == shapes_of(model, config.data.sequence_length)
+    assert len(costs.shapes.all) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("body", "precision"), [("gpt2", "bf16"), ("llama", "fp32"), ("untied", "fp32")])
+def test_a_rank_of_ddp_holds_what_the_model_says(configured, body, precision):
+    config = configured(*BODIES[body], f"train.precision={precision}")
+    model = built(config)
+    optimizer, telemetry = trained(config, model)
+    memory = Costs(config, VOCABULARY).memory(ranks=2, sharded=False)
+    assert memory.weights == bytes_of(model.parameters())
+    assert memory.gradients == bytes_of(p.grad for p in model.parameters())
+    assert memory.moments == bytes_of(value for state in optimizer.state.values() for value in state.values())
+    assert memory.telemetry == bytes_of(telemetry.before)
+
+
+def test_ddp_reduces_and_copies_all_gradients_once_a_step(configured, ranks):
+    config = configured("train.micro_batch_size=1")
+    model = DistributedDataParallel(built(config))
+    sent = []
+
+    def hook(_, bucket):
+        sent.append(bucket.buffer())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    model.register_comm_hook(None, hook)
+    x_BT = torch.zeros(1, config.data.sequence_length, dtype=torch.long)
+    with model.no_sync():
+        model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
+    assert sent == []
+    model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
+    costs = Costs(config, VOCABULARY)
+    assert bytes_of(sent) == costs.memory(RANKS, sharded=False).buckets
+    own = {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+    assert not own & {buffer.untyped_storage().data_ptr() for buffer in sent}
+    assert costs.traffic(RANKS, sharded=False).gradients == 2 * (RANKS - 1) / RANKS * bytes_of(sent)
+
+
+class Collectives(TorchDispatchMode):
+    """Sums up what FSDP2's collectives gather and scatter, whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.gathered = self.scattered = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "allgather_base" in str(func):
+            self.gathered += bytes_of(args[:1])
+        if "reduce_scatter_base" in str(func):
+            self.scattered += bytes_of(args[1:2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("body", "precision"), [("gpt2", "bf16"), ("llama", "fp32"), ("untied", "bf16")])
+def test_a_rank_of_fsdp2_as_accelerate_prepares_it_holds_and_sends_what_the_model_says(
+    configured, ranks, body, precision
+):
+    # Widths that the ranks divide: collectives pad what they do not. 8 sequences on 4 ranks are 2 micro-batches of 1.
+    config = configured(*BODIES[body], f"train.precision={precision}", "train.micro_batch_size=1")
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+    )
+    if precision != "fp32":
+        plugin.set_mixed_precision(precision)
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no" if precision == "fp32" else precision,
+        is_main_process=False,
+        device=torch.device("cpu"),
+    )
+    model = fsdp2_prepare_model(accelerator, built(config))
+    costs = Costs(config, VOCABULARY)
+    with Collectives() as collectives:
+        optimizer, telemetry = trained(config, model, parts=2)
+    memory, traffic = costs.memory(RANKS, sharded=True), costs.traffic(RANKS, sharded=True)
+    assert memory.weights == bytes_of(model.parameters())
+    assert memory.gradients == bytes_of(p.grad for p in model.parameters())
+    assert memory.moments == bytes_of(value for state in optimizer.state.values() for value in state.values())
+    assert memory.telemetry == bytes_of(telemetry.before)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    share = (RANKS - 1) / RANKS
+    assert traffic.parameters == share * collectives.gathered
+    assert traffic.gradients == share * collectives.scattered
+
+
+@pytest.mark.parametrize(
+    ("body", "precision", "checkpointing"),
+    [("gpt2", "fp32", False), ("gpt2", "bf16", True), ("llama", "bf16", False), ("llama", "fp32", True)],
+)
+def test_fake_tensors_need_what_real_ones_do(configured, body, precision, checkpointing):
+    config = configured(
+        *BODIES[body], f"train.precision={precision}", f"train.gradient_checkpointing={str(checkpointing).lower()}"
+    )
+    fake, real = (micro_batch(config, VOCABULARY, 4, device="cpu", fake=fake) for fake in (True, False))
+    assert fake == real
+
+
+def test_what_is_counted_is_what_the_allocator_gives_out(configured):
+    """Torch's own record of allocations, of a whole forward and backward pass."""
+    config = configured("data.sequence_length=128")
+    model = built(config)
+    x_BT = torch.zeros(16, 128, dtype=torch.long)
+    for _ in range(2):  # gradients exist from the first pass on
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            model(input_ids=x_BT, shift_labels=x_BT, use_cache=False, statistics=True).loss.backward()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    counted = micro_batch(config, VOCABULARY, 16, device="cpu", fake=False)
+    assert counted.peak == pytest.approx(most, rel=0.03)
+
+
+def test_activations_grow_with_tokens_and_checkpointing_keeps_a_fraction(configured):
+    config = configured("data.sequence_length=128", "body.n_layer=4")
+    one, two = (micro_batch(config, VOCABULARY, sequences, fake=False).kept for sequences in (4, 8))
+    assert two == pytest.approx(2 * one, rel=0.02)
+    checkpointed = configured("data.sequence_length=128", "body.n_layer=4", "train.gradient_checkpointing=true")
+    assert micro_batch(checkpointed, VOCABULARY, 8, fake=False).kept < 0.15 * two
+
+
+def test_operations_are_those_of_the_matrix_products(configured):
+    """Counted by torch in a forward pass of eager attention, which computes all of T x T as the convention has it."""
+    config = configured("head.kind=linear", "objective.kind=ce")
+    model = build_model(config, VOCABULARY, 0)
+    model.set_attn_implementation("eager")
+    x_BT = torch.zeros(2, config.data.sequence_length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counted:
+        model(input_ids=x_BT, use_cache=False)
+    assert Costs(config, VOCABULARY).shapes.flops_per_token() * x_BT.numel() == 3 * counted.get_total_flops()
+
+
+def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = start_run(recipe["path"], recipe["overrides"], str(tmp_path), "written")
+    loop_step(run)(1)
+    save_checkpoint(run)
+    (checkpoint,) = list_checkpoints(run.directory)
+    written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    costs = Costs(run.config, run.store.vocab_size)
+    assert 0 < written - costs.checkpoint_bytes <= costs.checkpoint_overhead
+
+
+def test_rows_of_a_deeper_model_have_the_predicted_bytes(recipe):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    shallow = measure_files(recipe["path"], [*recipe["overrides"], "body.n_layer=2"])
+    deep = measure_files(recipe["path"], [*recipe["overrides"], "body.n_layer=6"])
+    assert (shallow.layers, deep.layers) == (2, 6)
+    assert shallow.rows.row(6) == pytest.approx(deep.rows.row(6), rel=0.03)
+    assert shallow.rows.fixed == pytest.approx(deep.rows.fixed, rel=0.03)
+    assert shallow.checkpoint_bytes > 0 < shallow.seconds_per_row_read
+
+
+def test_small_models_are_measured(recipe):
+    cost = measure_step([*recipe["overrides"]], VOCABULARY, recipe["path"])
+    assert cost.tokens == 8 * 32
+    assert cost.seconds > 0
+    assert cost.flops == cost.tokens * cost.shapes.flops_per_token()
+
+
+def test_the_tables_are_printed_for_launches_that_the_batch_can_be_dealt_out_to(recipe, monkeypatch, capsys):
+    arguments = ["scale", "--config", str(recipe["path"]), "--ranks", "1,3,8", "--no-measure"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert exit_status(scale.main) == 0
+    out = capsys.readouterr().out
+    costs = Costs(load_config(recipe["path"]), VOCABULARY)
+    assert f"{costs.shapes.parameters:,}" in out
+    launches = [line.split(" | ")[1:3] for line in out.splitlines() if line.startswith("| tiny | ")]
+    assert [launch for launch in launches if launch[1] in ("DDP", "FSDP2")] == 2 * [
+        ["1", "DDP"],
+        ["8", "DDP"],
+        ["8", "FSDP2"],
+    ]
+
+
+def test_the_reference_shapes_are_ordinary_recipes_of_the_size_they_say():
+    named = {"gpt2_1_3b": 1.3e9, "gpt2_7b": 6.7e9}
+    for name, parameters in named.items():
+        config = load_config(scale.CONFIGS / "scale" / f"{name}.yaml")
+        assert config.name == name
+        assert Costs(config, 50_257).shapes.parameters == pytest.approx(parameters, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--ranks", "1,x"], "--ranks: '1,x' is not a list of numbers from 1"),
+        (["--ranks", "0"], "--ranks: '0' is not a list of numbers from 1"),
+        (
+            ["--config", "configs/grammar_micro.yaml"],
+            "--vocabulary: grammar_micro does not say how many tokens there are",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_a_line(monkeypatch, capsys, arguments, problem):
+    monkeypatch.chdir(scale.CONFIGS.parent)
+    monkeypatch.setattr("sys.argv", ["scale", *arguments])
+    assert exit_status(scale.main) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {problem}")
+    assert told.count("\n") == 1

@@ -1,0 +1,70 @@
+"""Signals of schedulers and of people: a checkpoint at the next step, a status that says to requeue, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from configs.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from stability.checkpoints import list_checkpoints, step_of
+from stability.integrity import damage
+
+from ..conftest import events_of
+from .conftest import assert_as_unbroken
+
+ENDS = {
+    "SIGTERM": ("SIGTERM", None),
+    "SIGUSR1": ("SIGUSR1", None),
+    "SIGINT": (None, EXIT_INTERRUPTED),
+}
+"""How a process ends on the second of two signals: killed by it, or as Python ends on Ctrl-C."""
+
+
+def middle_of(unbroken):
+    """A moment at which the run is between its first and its last checkpoint."""
+    return int(unbroken.moments * 0.6)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_signal_ends_the_run_at_a_step_with_a_checkpoint_and_status_75(name, start, unbroken, tmp_path):
+    ended = start(tmp_path / "run", at=middle_of(unbroken), signals=[name])
+    assert ended.status == EXIT_PREEMPTED, ended.output
+    state = json.loads((ended.directory / "status.json").read_text())
+    last = list_checkpoints(ended.directory)[-1]
+    assert (state["status"], state["step"]) == ("preempted", step_of(last))
+    assert damage(last) is None
+    assert name in state["reason"]
+    (event,) = [e for e in events_of(ended.directory) if e["event"] == "preempted"]
+    assert (event["step"], event["signal"]) == (step_of(last), name)
+    again = start(ended.directory)
+    assert again.status == 0, again.output
+    assert_as_unbroken(again.directory, unbroken.directory)
+    assert [e["event"] for e in events_of(again.directory) if e["event"] in ("preempted", "resume")] == [
+        "preempted",
+        "resume",
+    ]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_second_signal_ends_the_run_at_once_and_harms_nothing(name, start, unbroken, tmp_path):
+    ended = start(tmp_path / "run", at=middle_of(unbroken), signals=[name, name])
+    assert (ended.signal, ended.status) == ENDS[name], ended.output
+    assert "Traceback" not in ended.output
+    again = start(ended.directory)
+    assert again.status == 0, again.output
+    assert_as_unbroken(again.directory, unbroken.directory)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(10))
+def test_signals_at_any_moment_lose_nothing(seed, start, unbroken, tmp_path):
+    """Also where checkpoints are being written; a run that was about to end may end."""
+    generator = np.random.default_rng(seed)
+    signals = [str(name) for name in generator.choice(list(ENDS), size=generator.integers(1, 3))]
+    ended = start(tmp_path / "run", at=int(generator.integers(1, unbroken.moments)), signals=signals)
+    assert "Traceback" not in ended.output, ended.output
+    again = start(ended.directory)
+    assert again.status == 0, again.output
+    assert_as_unbroken(again.directory, unbroken.directory)
