@@ -8,7 +8,6 @@ Random streams need no state: each is a function of the seed and the step.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -33,6 +31,7 @@ from .integrity import write_manifest
 
 STATE_FILE = "trainer_state.json"
 _OPTIMIZER_FILE = "optimizer.safetensors"
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -80,11 +79,11 @@ def write_checkpoint(
         text = json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n"
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         _publish(temporary, final)
-    except SafetensorError as error:  # what its library makes of any error of the system
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(errno.EIO, str(error), str(temporary)) from error
-    except OSError:
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its space back
+        # What the libraries written in Rust make of an error of the system: an exception of their own, with its number.
+        if not isinstance(error, OSError) and (number := _SYSTEM_ERROR.search(str(error))):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from error
         raise
     return final
 

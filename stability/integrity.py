@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.files import sha256_of
+from data.files import digest_of, sha256_of
 
 MANIFEST_FILE = "manifest.json"
 
@@ -18,13 +18,21 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_FILE
     }
-    (folder / MANIFEST_FILE).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST_FILE).write_text(_text(files), encoding="utf-8")
+
+
+def _text(files: dict[str, Any]) -> str:
+    """A manifest, with a sum of its own."""
+    return json.dumps({"files": files, "sha256": digest_of(files)}, indent=1) + "\n"
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with the first file that is not as it was written; None if every file of the manifest is whole."""
     try:
-        files: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        files: dict[str, Any] = json.loads(text)["files"]
+        if text != _text(files):
+            return f"{MANIFEST_FILE} is damaged"
         listed = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in files.items()]
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"

@@ -23,7 +23,7 @@ from .conftest import assert_as_unbroken
 @pytest.fixture(scope="module")
 def stopped(start, unbroken, tmp_path_factory):
     """A run that was stopped after its second checkpoint, which is whole, as is the one before."""
-    ended = start(tmp_path_factory.mktemp("stopped") / "run", at=int(unbroken.moments * 0.8), signals=["SIGTERM"])
+    ended = start(tmp_path_factory.mktemp("stopped") / "run", at=int(unbroken.moments * 0.6), signals=["SIGTERM"])
     assert ended.status == EXIT_PREEMPTED, ended.output
     assert len(list_checkpoints(ended.directory)) >= 2
     return ended.directory
@@ -165,7 +165,7 @@ def test_another_tokenizer_in_the_store_is_refused_by_name(copy, start, tmp_path
 def test_a_text_that_changed_under_the_run_is_refused(start, unbroken, workspace, tmp_path):
     text = shutil.copytree(workspace / "text", tmp_path / "text")
     own = (f"data.paths=[{text}]", f"data.cache_dir={tmp_path}/cache")
-    stopped = start(tmp_path / "run", *own, at=int(unbroken.moments * 0.8), signals=["SIGTERM"])
+    stopped = start(tmp_path / "run", *own, at=int(unbroken.moments * 0.6), signals=["SIGTERM"])
     assert stopped.status == EXIT_PREEMPTED, stopped.output
     file = sorted(text.iterdir())[0]
     file.write_text(file.read_text() + "\nOne line more.\n")
