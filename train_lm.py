@@ -28,6 +28,7 @@ from configs.seeds import stream_seed
 if TYPE_CHECKING:
     from stability.resume import ResumePoint
     from stability.rewind import GoingBack
+    from stability.signals import StopVote
     from training.run import Run
 
 # Threads that wait for each other sleep instead of spinning: with one busy neighbour on the cores, spinning made a step on
@@ -119,7 +120,7 @@ def loop(run: Run) -> int:
             if run.diverged or spoilt:
                 run.watch.finish(step, run.batch_number)
                 run.watch.report_divergence(last_row, run.vitals.names(), run.vitals.ranks(), updated=spoilt)
-                run.accelerator.end_training()
+                end(run, vote)
                 return EXIT_DIVERGED
             if keeping:
                 save_checkpoint(run)
@@ -128,12 +129,20 @@ def loop(run: Run) -> int:
                 asked = stop.signal or "a signal to another rank"
                 run.recorder.event("preempted", step, step=step, signal=asked)
                 run.recorder.status("preempted", step, f"stopped by {asked}; the same command goes on")
+                end(run, vote)
                 return EXIT_PREEMPTED
     run.watch.finish(steps, run.batch_number)
     run.recorder.status("finished", steps)
-    run.accelerator.end_training()
+    end(run, vote)
     run.accelerator.print(f"finished: validation NLL {run.validation_nll:.4f} nats/token; {run.directory}")
     return EXIT_FINISHED
+
+
+def end(run: Run, vote: StopVote) -> None:
+    """Close trackers and connections. All ranks call it."""
+    vote.close()
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
 
 
 def open_run_directory(run: Run, point: ResumePoint) -> None:
@@ -183,6 +192,7 @@ def storage_failed(run: Run, error: OSError) -> int:
 def training_step(run: Run, step: int) -> None:
     """One optimizer step over all micro-batches. Reads nothing back from the device."""
     config, accelerator = run.config, run.accelerator
+    run.watchdog.moved(step, "batch")
     host = prepare_step(run, step)
     x_BT, y_BT = step_batch(run, step)
     if accelerator.device.type == "cuda":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,13 @@ import yaml
 
 from configs.errors import InputError
 
-NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-"""How strict JSON spells the numbers it has no literal for."""
+from .rows import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special
 
-LAST_STEP = 2**63 - 1
-"""Steps are 64-bit numbers."""
-LARGEST = 3.5e38
-"""A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What train_lm.py accepts as the name of a run."""
 _SPIKE_STEPS = ("start_step", "peak_step", "end_step")
 _SPIKE_NUMBERS = ("height", "sigmas")
 
-_ROWS_PER_CHUNK = 20_000  # dictionaries are large: a long run is turned into columns piece by piece
 _STEP_DIRECTORY = re.compile(r"step_(\d+)")
 
 
@@ -52,8 +45,10 @@ class Run:
         """The values the run has written for ``key``, NaN and infinities among them; empty if it has written none."""
         if key not in self.metrics:
             return pd.Series(dtype="float64", index=pd.Index([], dtype="int64", name="step"))
-        column = self.metrics[key]
-        return column[column.notna() | column.index.isin(self.non_finite.get(key, []))]
+        column, written = self.metrics[key], self.metrics[key].notna()
+        if key in self.non_finite:
+            written |= column.index.isin(self.non_finite[key])
+        return column[written]
 
     def value(self, key: str, step: int) -> float | None:
         """What the run wrote for ``key`` at ``step``, NaN and infinities included; None if it wrote nothing."""
@@ -221,102 +216,13 @@ def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int
     Raises :class:`InputError` naming file and line for a torn line that is not the last, a row without a step, or a
     value that is not a number.
     """
-    frames: list[pd.DataFrame] = []
-    written: dict[str, list[npt.NDArray[np.int64]]] = {}
-    rows: list[dict[str, Any]] = []
-    for number, row in json_lines(path):
-        step = row.get("step")
-        if type(step) is not int or not 0 <= step <= LAST_STEP:
-            raise InputError(f"{path} line {number} has no whole number under 'step'; remove the line")
-        rows.append(row)
-        if len(rows) == _ROWS_PER_CHUNK:
-            frames.append(_columns(rows, path, written))
-            rows = []
-    if rows:
-        frames.append(_columns(rows, path, written))
-    if not frames:
-        raise InputError(f"{path} has no complete row; wait until the run has taken a step, or start it again")
-    metrics = pd.concat(frames)
-    metrics = metrics[~metrics.index.duplicated(keep="last")].sort_index()
-    non_finite = {key: np.unique(np.concatenate(steps)) for key, steps in written.items()}
-    # A step that was taken again after a resume may have turned finite.
-    kept = {key: steps[~np.isfinite(metrics.loc[steps, key].to_numpy())] for key, steps in non_finite.items()}
-    return metrics, {key: steps for key, steps in kept.items() if steps.size}
-
-
-def _columns(rows: list[dict[str, Any]], path: Path, written: dict[str, list[npt.NDArray[np.int64]]]) -> pd.DataFrame:
-    """Rows to float64 columns indexed by step; the steps of spelled-out non-finite values are added to ``written``."""
-    frame = pd.DataFrame.from_records(rows, index="step")
-    frame.index = frame.index.astype("int64")
-    for key in frame.columns:
-        if pd.api.types.is_numeric_dtype(frame[key].dtype) and not pd.api.types.is_bool_dtype(frame[key].dtype):
-            frame[key] = frame[key].astype("float64")
-            _refuse_too_large(frame[key], path)
-            continue
-        values = frame[key].to_numpy(dtype=object)
-        numbers = np.empty(len(values))
-        for index, value in enumerate(values):
-            numbers[index] = _number(value, key, frame.index[index], path)
-        spelled = np.fromiter((isinstance(value, str) for value in values), dtype=bool, count=len(values))
-        written.setdefault(key, []).append(frame.index.to_numpy()[spelled])
-        frame[key] = numbers
-        _refuse_too_large(frame[key], path)
-    return frame
-
-
-def _refuse_too_large(column: pd.Series, path: Path) -> None:
-    beyond = column[np.isfinite(column) & (column.abs() > LARGEST)]
-    if len(beyond):
-        raise InputError(
-            f"{path} step {beyond.index[0]}: {column.name} is {beyond.iloc[0]:g}, more than a float32 can hold; "
-            "correct or remove the row"
-        )
-
-
-def _number(value: Any, key: str, step: int, path: Path) -> float:
-    if value is None:
-        return float("nan")
-    if isinstance(value, int | float) and not isinstance(value, bool | np.bool_):
-        with contextlib.suppress(OverflowError):  # an integer of 400 digits
-            return float(value)
-    if isinstance(value, str) and value in NON_FINITE:
-        return NON_FINITE[value]
-    raise InputError(f"{path} step {step}: {key} is {str(value)[:80]!r}, not a number; correct or remove the row")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
-    torn: int | None = None
-    _refuse_special(path)
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if torn is not None:
-                    raise InputError(f"{path} line {torn} is torn or not a JSON object; remove that line")
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
-                if isinstance(row, dict):
-                    yield number, row
-                else:
-                    torn = number
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _refuse_special(path: Path) -> None:
-    """A pipe or a device in a file's place would be waited for, or read, without end."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a file; restore it or start the run again")
+    table = read_table(path)
+    # Each column stays where it is: joined, all of them would be in memory twice.
+    return pd.DataFrame(table.columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
 
 
 def _read_text(path: Path) -> str:
-    _refuse_special(path)
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

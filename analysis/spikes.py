@@ -10,8 +10,7 @@ nothing is smoothed before.
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,14 @@ import numpy as np
 
 from configs.errors import InputError, exit_status
 from stability.detectors import Detector, Event, Olmo2, Spike
-from stability.precursors import precursors
+from stability.precursors import LOOK_BACK, precursors
 from stability.spikes import DEFAULT, DETECTORS, detect_rows, falls, make_detector
+from stability.stalls import LOGITS
 
 from . import style
 from .files import write_json
-from .runs import LARGEST, LAST_STEP, NON_FINITE, is_file, json_lines, run_directory, run_file, unique_labels
+from .rows import Table, read_table
+from .runs import is_file, run_directory, run_file, unique_labels
 from .spikes_figure import draw_spikes
 from .style import Floats
 from .tables import terminal_table
@@ -37,26 +38,28 @@ PRINTED_PRECURSORS = 4
 
 @dataclass(frozen=True)
 class Series:
-    """The rows of one run: each has "step" and the numbers that were written at it."""
+    """The numbers of one run."""
 
     label: str
-    rows: list[dict[str, Any]]
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of all rows, ascending."""
-        return [row["step"] for row in self.rows]
+    table: Table
 
     @property
     def names(self) -> list[str]:
         """All metrics that any row has."""
-        return sorted({name for row in self.rows for name in row} - {"step"})
+        return sorted(self.table.columns)
 
     def values(self, name: str) -> tuple[Floats, Floats]:
         """Steps and values where ``name`` was written, NaN and infinities among them."""
-        written = [(row["step"], row[name]) for row in self.rows if name in row]
-        steps, values = np.array(written, dtype=np.float64).reshape(-1, 2).T
-        return steps, values
+        written = self.table.written(name)
+        return self.table.steps[written].astype(np.float64), self.table.columns[name][written]
+
+    def rows(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Each step with those of the named metrics that were written at it."""
+        found = {name: iter(self.table.columns[name].tolist()) for name in names if name in self.table.columns}
+        written = {name: iter(self.table.written(name).tolist()) for name in found}
+        for step in self.table.steps.tolist():
+            row = {name: next(values) for name, values in found.items()}
+            yield {"step": step} | {name: value for name, value in row.items() if next(written[name])}
 
 
 @dataclass(frozen=True)
@@ -107,59 +110,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load_series(paths: Sequence[str]) -> list[Series]:
-    """The rows of run directories and of bare files, labelled. Raises :class:`InputError` with all that is wrong with any."""
+    """The rows of run directories and of bare files, labelled. Raises :class:`InputError` with all that is wrong with any.
+
+    A bare file may be of another project (:func:`analysis.rows.read_table`, ``foreign``).
+    """
     names: list[str] = []
-    rows: list[list[dict[str, Any]]] = []
+    tables: list[Table] = []
     problems: list[str] = []
     for path in map(Path, paths):
         try:
             file = path if is_file(path) else run_file(run_directory(path), "metrics.jsonl")
             names.append(file.absolute().parent.name if file.name == "metrics.jsonl" else file.stem)
-            rows.append(read_numbers(file))
+            tables.append(read_table(file, foreign=True))
         except InputError as error:
             problems.extend(error.problems)
     if problems:
         raise InputError(*problems)
-    return [Series(label, one) for label, one in zip(unique_labels(names, paths), rows, strict=True)]
-
-
-def read_numbers(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file, their numbers only, by ascending step; of a step that was written twice the later row.
-
-    Non-finite numbers may be spelled as strict JSON must ("NaN", "Infinity", "-Infinity") or as Python does. Raises
-    :class:`InputError` for a row without a whole step, a torn line that is not the last, and a file without rows.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    for number, row in json_lines(path):
-        step = row.get("step")
-        if (
-            isinstance(step, bool)
-            or not isinstance(step, int | float)
-            or not (0 <= step <= LAST_STEP and step == int(step))
-        ):
-            raise InputError(
-                f"{path} line {number} has no whole number under 'step'; remove the line or number the rows"
-            )
-        numbers = {name: _number(value) for name, value in row.items()}
-        beyond = [name for name, value in numbers.items() if value is not None and LARGEST < abs(value) < math.inf]
-        if beyond:
-            raise InputError(f"{path} line {number}: {beyond[0]} is more than a float32 can hold; correct or remove it")
-        rows[int(step)] = {name: value for name, value in numbers.items() if value is not None} | {"step": int(step)}
-    if not rows:
-        raise InputError(f"{path} has no complete row; wait until the run has taken a step, or name another file")
-    return [rows[step] for step in sorted(rows)]
-
-
-def _number(value: Any) -> float | None:
-    """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
-    if isinstance(value, str):
-        return NON_FINITE.get(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
+    return [Series(label, one) for label, one in zip(unique_labels(names, paths), tables, strict=True)]
 
 
 def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
@@ -175,16 +142,19 @@ def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
 
 def find_events(series: Series, detector: Detector) -> list[Found]:
     """The events that ``detector`` finds in the run, in the order in which they ended, spikes with their precursors."""
-    events = detect_rows(detector, series.rows)
-    columns = {name: [row.get(name, math.nan) for row in series.rows] for name in series.names} if events else {}
+    events = detect_rows(detector, series.rows(dict.fromkeys([detector.signal, *LOGITS])))
     return [
-        Found(
-            series.label,
-            event,
-            [asdict(p) for p in precursors(event, series.steps, columns)] if isinstance(event, Spike) else [],
-        )
+        Found(series.label, event, _precursors(event, series.table) if isinstance(event, Spike) else [])
         for event in events
     ]
+
+
+def _precursors(spike: Spike, table: Table) -> list[dict[str, Any]]:
+    """What is known about the spike's precursors, of all metrics."""
+    before, after = np.searchsorted(table.steps, [spike.start_step - LOOK_BACK, spike.start_step + 1])
+    window = slice(int(before), int(after))
+    columns = {name: table.columns[name][window].tolist() for name in sorted(table.columns)}
+    return [asdict(p) for p in precursors(spike, table.steps[window].tolist(), columns)]
 
 
 def _print_score(series: Series, detector: Detector) -> None:

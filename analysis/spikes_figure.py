@@ -11,6 +11,7 @@ from stability.detectors import Event, Spike
 
 from . import style
 from .style import ArmStyle, Floats
+from .thinning import envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def _draw_panel(
     shown = np.where(np.isfinite(values), values, np.nan)
     if axes.get_yscale() == "log":
         shown = np.where(shown > 0, shown, np.nan)
-    kept = style.envelope(shown)
+    kept = envelope(shown)
     axes.plot(steps[kept], shown[kept], color=SERIES.colour, linewidth=0.7, zorder=3)
     style.mark_non_finite(axes, steps[~np.isfinite(values)], SERIES)
     narrowest = max(float(steps[-1] - steps[0]), 1.0) / 400  # a span of one step is still seen

@@ -15,6 +15,7 @@ import pandas as pd
 from configs.errors import InputError
 
 from .files import write_atomically
+from .thinning import MAX_POINTS, crosses, envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,8 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "stability-testbed",  # the same input gives the same file
 }
 DPI = 180
-_MAX_POINTS = 4000
+_MEDIAN_SHARE = 20
+"""Of a long series the running median is taken at every so-manieth part of its span: between two such places it hardly moves."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +111,15 @@ def smooth_median(values: Floats, span: int) -> Floats:
     return finite.rolling(span, center=True, min_periods=1).median().where(finite.notna()).to_numpy()
 
 
-def envelope(values: Floats, max_points: int = _MAX_POINTS) -> npt.NDArray[np.int64]:
-    """Indices to draw so that no extreme is lost: all of a short series, else the minimum and maximum of each bucket.
-
-    Gaps stay gaps: of a bucket without a finite value the first index is kept.
-    """
-    if len(values) <= max_points:
-        return np.arange(len(values))
-    kept = []
-    for bucket in np.array_split(np.arange(len(values)), max_points // 2):
-        finite = bucket[np.isfinite(values[bucket])]
-        if finite.size:
-            kept.append(finite[[np.argmin(values[finite]), np.argmax(values[finite])]])
-        else:
-            kept.append(bucket[:1])
-    return np.unique(np.concatenate(kept))
+def smooth_median_at(values: Floats, span: int, places: npt.NDArray[np.int64]) -> Floats:
+    """What :func:`smooth_median` is at ``places``, for a few of them in a long series: it costs a sort of ``span`` values each."""
+    found = np.full(len(places), np.nan)
+    for index, place in enumerate(places):
+        # pandas puts the middle of an even window after its centre.
+        window = values[max(0, place - span // 2) : place + (span + 1) // 2]
+        if np.isfinite(values[place]):
+            found[index] = np.median(window[np.isfinite(window)])
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
@@ -131,20 +127,24 @@ def envelope(values: Floats, max_points: int = _MAX_POINTS) -> npt.NDArray[np.in
 
 def draw_series(axes: Axes, x: Floats, y: Floats, style: ArmStyle, span: int, *, width: float = 1.7) -> None:
     """The raw values thin and faint, and over them, in the same colour, the smoothed ones (a median on a log axis)."""
-    smooth = smooth_median if axes.get_yscale() == "log" else smooth_mean
     shown = np.where(np.isfinite(y), y, np.nan)
+    places = np.arange(len(y))
     if axes.get_yscale() == "log":
         shown = np.where(shown > 0, shown, np.nan)
-    strong = smooth(shown, span)
+        places = places[:: max(1, min(len(y) // MAX_POINTS, span // _MEDIAN_SHARE))]
+        strong = smooth_median(shown, span) if len(places) == len(y) else smooth_median_at(shown, span, places)
+    else:
+        strong = smooth_mean(shown, span)
     raw, thin = envelope(shown), envelope(strong)
     axes.plot(x[raw], shown[raw], color=style.colour, linewidth=0.5, alpha=0.3, zorder=2)
-    axes.plot(x[thin], strong[thin], color=style.colour, linestyle=style.line, linewidth=width, zorder=3)
+    axes.plot(x[places[thin]], strong[thin], color=style.colour, linestyle=style.line, linewidth=width, zorder=3)
     mark_non_finite(axes, x[~np.isfinite(y)], style)
 
 
 def mark_non_finite(axes: Axes, x: Floats, style: ArmStyle) -> None:
     """A cross on the upper edge where a value is NaN or infinite: a line would only show a gap there."""
     if x.size:
+        x = crosses(x)
         axes.plot(
             x, np.full(len(x), 0.975), transform=axes.get_xaxis_transform(), linestyle="", marker="x", markersize=6,
             markeredgewidth=1.6, color=style.colour, clip_on=False, zorder=5,

@@ -69,3 +69,9 @@ class StopVote:
         assert work is not None, "an asynchronous reduction gives a handle"
         self._cast = (work, value)
         return stops
+
+    def close(self) -> None:
+        """Wait for what is on its way: at the end, when all ranks have voted equally often."""
+        if self._cast is not None:
+            self._cast[0].wait()
+            self._cast = None

@@ -66,6 +66,8 @@ class Watchdog:
         self._places = [Place(heard_at=now, moved_at=now) for _ in range(world_size())]
         self._mine = self._places[self._rank]
         self._store = _connect(device, self._period) if world_size() > 1 else None
+        self._exchanged_at = now
+        """When this rank last gave and heard signs."""
         self._done = threading.Event()
 
     @contextlib.contextmanager
@@ -75,13 +77,17 @@ class Watchdog:
             yield
             return
         self._give_sign()
-        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        thread.start()
+        # Two threads: an exchange may hang for as long as rank 0 stands still, and that must be noticed.
+        exchange = threading.Thread(target=self._exchange, name="watchdog's signs", daemon=True)
+        judge = threading.Thread(target=self._judge, name="watchdog", daemon=True)
+        for thread in (exchange, judge):
+            thread.start()
         try:
             yield
         finally:
             self._done.set()
-            thread.join()
+            judge.join()
+            exchange.join(timeout=SIGNS_OF_A_DEAD_RANK * self._period)
 
     def moved(self, step: int, phase: str) -> None:
         """This rank gets on: it is at ``phase`` of ``step`` now. All ranks must pass the same places."""
@@ -99,20 +105,26 @@ class Watchdog:
                 raise RankLostError(line)
             time.sleep(self._period / 2)
 
-    def _watch(self) -> None:
+    def _exchange(self) -> None:
         while not self._done.wait(self._period):
-            try:
+            with contextlib.suppress(dist.DistError):  # rank 0, which holds the store, is gone: judged by its silence
                 self._give_sign()
                 self._listen()
-            except dist.DistError:  # rank 0 holds the store: it is the silent one, and of the others nothing is known
-                self._heard_nothing_but_silence_of_rank_0()
+                self._exchanged_at = time.monotonic()
+
+    def _judge(self) -> None:
+        while not self._done.wait(self._period):
+            now = time.monotonic()
+            self._mine.heard_at = now
+            if now - self._exchanged_at > SIGNS_OF_A_DEAD_RANK * self._period:
+                for place in self._places[1:]:  # without the store nothing is known of the others
+                    place.heard_at = now
             if missing := self._silent(self._limit) or self._behind():
                 self._end(missing)
 
     def _give_sign(self) -> None:
         mine = self._mine
         mine.signs += 1
-        mine.heard_at = time.monotonic()
         assert self._store is not None, "only several ranks give signs"
         self._store.set(str(self._rank), json.dumps([mine.signs, mine.moves, mine.step, mine.phase]))
 
@@ -128,11 +140,6 @@ class Watchdog:
             if moves != place.moves:
                 place.moved_at = now
             place.signs, place.moves, place.step, place.phase = signs, moves, step, phase
-
-    def _heard_nothing_but_silence_of_rank_0(self) -> None:
-        now = time.monotonic()
-        for place in self._places[1:]:
-            place.heard_at = now
 
     def _silent(self, patience: float) -> list[int]:
         """Ranks that gave no sign for so many seconds."""

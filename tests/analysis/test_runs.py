@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import runs
+from analysis import rows as rows_of_files
 from analysis.runs import (
     checkpoint_state,
     checkpoints_of,
@@ -44,11 +44,11 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert run.status["status"] == "finished"
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 1000])
+@pytest.mark.parametrize("size", [1, 40, 2**22])
 def test_spelled_out_values_are_numbers_and_differ_from_missing_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(runs, "_ROWS_PER_CHUNK", chunk)
+    monkeypatch.setattr(rows_of_files, "BLOCK_BYTES", size)
     rows = [{"step": 1, "a": "NaN"}, {"step": 2, "a": "Infinity"}, {"step": 3}, {"step": 4, "a": "-Infinity"}]
     run = load_run(write_run(tmp_path / "r", [*rows, {"step": 5, "a": 7, "late": 1}, {"step": 6, "a": None}]))
     np.testing.assert_array_equal(run.metrics["a"], [np.nan, np.inf, np.nan, -np.inf, 7.0, np.nan])

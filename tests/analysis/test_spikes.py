@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import spikes
-from analysis.spikes import read_numbers
+from analysis.rows import read_table
 from configs.errors import InputError
 from stability.spikes import DETECTORS, detect
 from tests.analysis.written import training_rows, write_run
@@ -78,13 +78,13 @@ def test_a_foreign_file_needs_only_step_and_the_signal(foreign: Path, tmp_path: 
 
 def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> None:
     spikes.main([str(eventful), "--detector", "all", "--signal", "loss/nll", "--out", str(tmp_path)])
-    rows = read_numbers(eventful / "metrics.jsonl")
+    table = read_table(eventful / "metrics.jsonl")
     found = [event for event in events(tmp_path) if event["detector"] not in ("stall", "non_finite")]
     expected = [
         event.event()
         for name in DETECTORS
         if name not in ("stall", "non_finite")
-        for event in detect("loss/nll", [row["step"] for row in rows], [row["loss/nll"] for row in rows], name)
+        for event in detect("loss/nll", table.steps.tolist(), table.columns["loss/nll"], name)
     ]
     assert expected
     assert [{key: event[key] for key in one} for event, one in zip(found, expected, strict=True)] == expected

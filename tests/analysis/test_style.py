@@ -33,16 +33,31 @@ def test_the_running_median_is_centred_and_skips_what_is_not_finite() -> None:
     np.testing.assert_array_equal(style.smooth_median(values, 3), [50.5, 2.0, 51.0, np.nan, 3.0])
 
 
-def test_thinning_keeps_every_extreme_and_every_gap() -> None:
-    values = np.sin(np.arange(10_001) / 50.0)
-    values[4321] = 50.0
-    values[6000:6100] = np.nan
-    kept = style.envelope(values, max_points=400)
-    assert len(kept) <= 400
-    assert 4321 in kept
-    assert np.nanmin(values[kept]) == np.nanmin(values)
-    assert np.isnan(values[kept][(kept >= 6000) & (kept < 6100)]).any()
-    assert style.envelope(values[:400], max_points=400).tolist() == list(range(400))
+@pytest.mark.parametrize("span", [1, 4, 7, 60])
+def test_the_running_median_at_some_places_is_the_running_median_there(span: int) -> None:
+    values = np.random.default_rng(0).normal(size=200)
+    values[[3, 50, 51, 199]] = np.nan
+    places = np.arange(0, 200, 3)
+    np.testing.assert_array_equal(
+        style.smooth_median_at(values, span, places), style.smooth_median(values, span)[places]
+    )
+
+
+def test_a_long_series_is_drawn_with_its_spike_and_its_gap() -> None:
+    from matplotlib.figure import Figure
+
+    x, y = np.arange(200_000.0), 2 + np.random.default_rng(0).random(200_000)
+    y[123_456], y[77_777], y[88_888] = 1e3, np.nan, np.inf
+    for scale in ("linear", "log"):
+        axes = Figure().add_subplot()
+        axes.set_yscale(scale)
+        style.draw_series(axes, x, y, style.arm_styles(["a"])["a"], span=3000)
+        raw, strong, crosses = axes.lines
+        assert max(len(line.get_xdata()) for line in axes.lines) < 10_000
+        assert raw.get_ydata()[raw.get_xdata() == 123_456] == 1e3
+        assert np.isnan(raw.get_ydata()[np.isin(raw.get_xdata(), [77_777, 88_888])]).tolist() == [True, True]
+        assert crosses.get_xdata().tolist() == [77_777, 88_888]
+        assert 2.4 < np.nanmedian(strong.get_ydata()) < 2.6
 
 
 def test_arms_differ_without_colour() -> None:

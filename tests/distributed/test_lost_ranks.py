@@ -137,5 +137,5 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(name, launch, tmp_path):
     assert [status for status, _ in ended] == [EXIT_PREEMPTED] * 2, ended
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     assert rows_of(tmp_path / "run")[-1]["step"] == step_of(checkpoint)
-    (event,) = events_of(tmp_path / "run")
-    assert (event["event"], event["step"]) == ("preempted", step_of(checkpoint))
+    (event,) = [e for e in events_of(tmp_path / "run") if e["event"] == "preempted"]
+    assert event["step"] == step_of(checkpoint)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from analysis import curves, spikes, summary
+from analysis.rows import read_table
 from analysis.runs import checkpoint_state, checkpoints_of, resolve_checkpoint
 from configs.errors import InputError, exit_status
 
@@ -157,7 +158,7 @@ def test_a_row_of_wrong_types_is_named_by_line_or_step(tmp_path, key, value, row
     else:
         assert status == 2
     with contextlib.suppress(InputError):
-        spikes.read_numbers(run / "metrics.jsonl")
+        read_table(run / "metrics.jsonl", foreign=True)
 
 
 KEYS = ["event", "signal", "start_step", "peak_step", "end_step", "height", "sigmas", "recovered"]
