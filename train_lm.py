@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import math
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,9 @@ def guarded(run: Run, point: ResumePoint) -> int:
     from stability.watchdog import RankLostError
 
     try:
-        open_run_directory(run, point)
         with run.watchdog.watching():
             try:
+                open_run_directory(run, point)
                 return loop(run)
             except RuntimeError:
                 run.watchdog.name_lost()  # a broken connection says nothing about who broke it
@@ -85,30 +85,29 @@ def guarded(run: Run, point: ResumePoint) -> int:
     except RankLostError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_RANK_LOST
-    except OSError as error:
-        if error.errno is None:  # of a library, about something else than a file
-            raise
-        return storage_failed(run, error)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            return storage_failed(run, error)
         run.recorder.status("failed", run.step, f"{type(error).__name__}: {error}")
         raise
 
 
 def loop(run: Run) -> int:
     """All steps that are left; returns the exit status."""
+    from stability.launch import connection_timeout
     from stability.signals import StopVote, stop_signals
 
     config, steps = run.config, run.config.train.steps
     run.began = time.perf_counter()
     with stop_signals() as stop, run.bar:
-        vote = StopVote()
+        vote = StopVote(connection_timeout(config.train.stall_seconds))
         while run.step < steps:
             training_step(run, run.step + 1)
             step = run.step
             checkpoint_due = step % config.checkpoint.every == 0 or step == steps
             evaluation_due = step % config.train.eval_every == 0 or checkpoint_due
             stopping = vote(stop.signal is not None) and step < steps
-            # Where only a signal makes the run look, an unbroken run would not have looked.
+            # Where only a signal makes the run look, an unbroken run would not have looked, nor decided anything.
             regular = step % config.telemetry.flush_every == 0 or evaluation_due
             if not (regular or stopping):
                 continue
@@ -117,13 +116,14 @@ def loop(run: Run) -> int:
                 continue
             keeping = (checkpoint_due or stopping) and not run.diverged
             spoilt = keeping and not run.vitals.state_is_finite(run.optimizer.optimizer)
-            if run.diverged or spoilt:
+            decides_later = not regular and bool(config.interventions)
+            if (run.diverged and not decides_later) or spoilt:
                 run.watch.finish(step, run.batch_number)
                 run.watch.report_divergence(last_row, run.vitals.names(), run.vitals.ranks(), updated=spoilt)
                 end(run, vote)
                 return EXIT_DIVERGED
             if keeping:
-                save_checkpoint(run)
+                save_checkpoint(run, undecided=decides_later)
             run.began = time.perf_counter()
             if stopping:
                 asked = stop.signal or "a signal to another rank"
@@ -134,7 +134,8 @@ def loop(run: Run) -> int:
     run.watch.finish(steps, run.batch_number)
     run.recorder.status("finished", steps)
     end(run, vote)
-    run.accelerator.print(f"finished: validation NLL {run.validation_nll:.4f} nats/token; {run.directory}")
+    nll = math.nan if run.validation_nll is None else run.validation_nll
+    run.accelerator.print(f"finished: validation NLL {nll:.4f} nats/token; {run.directory}")
     return EXIT_FINISHED
 
 
@@ -147,16 +148,19 @@ def end(run: Run, vote: StopVote) -> None:
 
 def open_run_directory(run: Run, point: ResumePoint) -> None:
     """Write what describes the run, and drop the rows that it will write again."""
+    from stability.checkpoints import tidy_up
     from stability.environment import environment
     from stability.resume import flat, set_rejected_aside
 
     config, recorder, accelerator = run.config, run.recorder, run.accelerator
+    accelerator.wait_for_everyone()  # all have read the directory
     facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
     facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
     path = run.store.path.resolve()
     facts["data"] = {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()}
     if accelerator.is_main_process:
         set_rejected_aside(point, run.directory)
+        tidy_up(run.directory)
     recorder.write_text("config.yaml", dump_config(config))
     recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
     recorder.rewind(run.step)
@@ -292,12 +296,13 @@ def update(run: Run) -> dict[str, Any]:
         run.accelerator.unscale_gradients(optimizer)
     total = telemetry.before_update()
     healthy = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite() & (total.isfinite() | scaled)
-    healthy = healthy & run.vitals.look(
+    healthy = run.vitals.look(
         run.alive,
         telemetry.local_loss,
         None if scaled else telemetry.gradient_norm_P,
         telemetry.parameter_norm_P,
         optimizer.optimizer,
+        sound=healthy,
     )
     if not scaled:
         # The fused kernel leaves parameters and moments alone where found_inf is 1: no update, and no wait for the device.
@@ -340,15 +345,17 @@ def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
 
 def rewind(run: Run) -> bool:
     """Go back before what was just seen, if the configuration asks for that; whether it did."""
-    from stability.checkpoints import checkpoint_before
-    from stability.rewind import ABANDONED, take_back
+    from stability.checkpoints import checkpoint_at
+    from stability.distributed import from_main
+    from stability.rewind import ABANDONED, GoingBack, take_back
     from training.run import go_to
 
     accelerator = run.accelerator
-    back = whole_way_back(run)
-    if back is None:
+    # Decided in one place: a network's disk may show the ranks different folders.
+    told = from_main(lambda: asdict(back) if (back := whole_way_back(run)) else None, accelerator.device)
+    if told is None:
         return False
-    accelerator.wait_for_everyone()  # all have decided by the same checkpoints before any is deleted
+    back = GoingBack(**told)
     if accelerator.is_main_process:
         take_back(run.recorder, back)
     accelerator.wait_for_everyone()
@@ -356,34 +363,29 @@ def rewind(run: Run) -> bool:
         f"rewind {back.number}: from step {back.from_step} to {back.to_step}, without batches "
         f"{back.skipped[-1][0]} to {back.skipped[-1][1]}; the steps taken back are in {ABANDONED}"
     )
-    go_to(run, checkpoint_before(run.directory, back.to_step + 1))
+    go_to(run, checkpoint_at(run.directory, back.to_step) if back.to_step else None)
     run.began = time.perf_counter()
     return True
 
 
 def whole_way_back(run: Run) -> GoingBack | None:
-    """Where the run goes back to: to a checkpoint that is whole; those that are not are set aside on the way."""
-    from stability.checkpoints import checkpoint_before, set_aside
-    from stability.distributed import from_main
+    """Where the run goes back to: to a checkpoint that is whole; those that are not are set aside. Main process only."""
+    from stability.checkpoints import checkpoint_at, set_aside
     from stability.integrity import damage
     from stability.rewind import decide
 
-    config = run.config
+    config, alarms = run.config, run.watch.alarms
     while True:
-        back = decide(
-            config.interventions, run.watch.alarms, run.rewind, config.data.skip_steps, run.step, run.directory
-        )
-        target = checkpoint_before(run.directory, back.to_step + 1) if back else None
-        if target is None:
+        back = decide(config.interventions, alarms, run.rewind, config.data.skip_steps, run.step, run.directory)
+        if back is None or back.to_step == 0:
             return back
-        problem = from_main(functools.partial(damage, target), run.accelerator.device)
+        target = checkpoint_at(run.directory, back.to_step)
+        problem = damage(target)
         if problem is None:
             return back
-        if run.accelerator.is_main_process:
-            set_aside(target)
+        set_aside(target)
         run.recorder.event("checkpoint_rejected", run.step, step=run.step, checkpoint=target.name, problem=problem)
         run.watch.say(f"{target.name} cannot be used: {problem}")
-        run.accelerator.wait_for_everyone()
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -419,8 +421,11 @@ def evaluate(run: Run) -> dict[str, float]:
     return {"validation/nll": nll / count, "validation/objective": objective / count}
 
 
-def save_checkpoint(run: Run) -> None:
-    """Write the checkpoint of this step and delete the ones that need not stay. All ranks call it."""
+def save_checkpoint(run: Run, *, undecided: bool) -> None:
+    """Write the checkpoint of this step and delete the ones that need not stay. All ranks call it.
+
+    ``undecided``: whether the run has seen alarms that it would decide about later.
+    """
     import torch
 
     from model import SwapHeadForCausalLM
@@ -443,6 +448,7 @@ def save_checkpoint(run: Run) -> None:
             "tokens": run.step * run.tokens_per_step,
             "validation_nll": nll if nll is not None and math.isfinite(nll) else None,
             "detectors": run.watch.state(),
+            "alarms": [asdict(alarm) for alarm in run.watch.alarms] if undecided else [],
             "config": config.model_dump(mode="json"),
             "data": run.store.manifest_hash(),
             "gradient_scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
@@ -454,4 +460,9 @@ def save_checkpoint(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(main))
+    ended_with = exit_status(main)
+    if ended_with in (EXIT_RANK_LOST, EXIT_STORAGE):  # other ranks are gone or wait: nothing may wait for them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended_with)
+    raise SystemExit(ended_with)

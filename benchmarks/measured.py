@@ -81,7 +81,7 @@ def measure_files(recipe: Path = DEFAULT_RECIPE, overrides: Sequence[str] = ()) 
         for number in range(1, BLOCK + 1):
             step(number)
         began = time.perf_counter()
-        save_checkpoint(run)
+        save_checkpoint(run, undecided=False)
         seconds = time.perf_counter() - began
         size = sum(path.stat().st_size for path in run.directory.glob("checkpoints/**/*") if path.is_file())
         metrics = run.directory / "metrics.jsonl"

@@ -32,6 +32,7 @@ from .integrity import write_manifest
 STATE_FILE = "trainer_state.json"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -103,8 +104,8 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that nothing begins from it any more."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    """Rename a checkpoint that cannot be used, so that nothing begins from it any more."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.rejected")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
 
@@ -133,7 +134,15 @@ def delete(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)  # what a killed run may have left
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # a file that somebody reads may stay on a network's disk; see tidy_up
+
+
+def tidy_up(run: Path) -> None:
+    """Remove what a killed run left half written or half deleted. Main process only, before it writes."""
+    folder = run / "checkpoints"
+    for leftover in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -32,24 +32,28 @@ def all_reduce(values: Tensor, operation: str) -> None:
 def from_main(find: Callable[[], Any], device: torch.device) -> Any:
     """What ``find`` returns on the main process, on all ranks: anything that JSON holds. All ranks call it.
 
-    An :class:`InputError` of the main process is told there; the other ranks raise one without a line.
+    What the main process raises is told there; the other ranks raise an :class:`InputError` without a line.
     """
     if world_size() == 1:
         return find()
-    found, failure = None, None
-    if rank() == 0:
-        try:
-            found = find()
-        except InputError as error:
-            failure = error
-    text = json.dumps({"found": found, "failed": failure is not None}).encode()
+    told = {"found": None, "failed": True}
+    try:
+        if rank() == 0:
+            told = {"found": find(), "failed": False}
+    finally:  # the others learn of a failure before it ends the main process
+        told = _broadcast(told, device)
+    if told["failed"]:
+        raise InputError()
+    return told["found"]
+
+
+def _broadcast(value: Any, device: torch.device) -> Any:
+    """The main process's ``value``, as JSON."""
+    text = json.dumps(value).encode()
     size = torch.tensor([len(text)], device=device)
     dist.broadcast(size, src=0)
     data = torch.zeros(int(size), dtype=torch.uint8, device=device)
     if rank() == 0:
         data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
     dist.broadcast(data, src=0)
-    told = json.loads(bytes(data.tolist()))
-    if told["failed"]:
-        raise failure or InputError()
-    return told["found"]
+    return json.loads(bytes(data.tolist()))

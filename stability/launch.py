@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import accelerate
 from accelerate import tracking
@@ -22,6 +23,8 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
         mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
         log_with=list(config.trackers) or None,
         project_dir=config.output_dir,
+        # Connections outlast the watchdog, which knows whom to name.
+        kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(config.train.stall_seconds))],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
@@ -36,6 +39,11 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     if config.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
     return accelerator
+
+
+def connection_timeout(stall_seconds: float) -> timedelta:
+    """How long a collective may wait before torch itself ends it."""
+    return timedelta(seconds=stall_seconds + 600)
 
 
 def _refuse_missing_trackers(trackers: list[str]) -> None:

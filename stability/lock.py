@@ -23,21 +23,21 @@ def run_lock(directory: Path) -> Iterator[None]:
     record lock, which network file systems know too and a child process does not inherit.
     Raises :class:`InputError` if another process holds it, or the directory cannot be written.
     """
-    new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     path = directory / LOCK_FILE
     try:
+        new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another output_dir") from None
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # before the lock is given back: who waits for it finds another file, and tries again
+        with contextlib.suppress(OSError):  # a folder that was deleted, or can only be read by now
+            path.unlink()  # before the lock is given back: who waits for it finds another file, and tries again
         os.close(descriptor)
         with contextlib.suppress(OSError):  # not empty
             for folder in new:

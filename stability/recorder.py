@@ -86,6 +86,14 @@ def rows_backwards(path: Path) -> Iterator[tuple[int, Row]]:
             end = start
 
 
+def _drop_torn_line(path: Path) -> None:
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            whole = text.rfind(b"\n") + 1
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+
+
 def rows_up_to(path: Path, step: int, count: int) -> list[Row]:
     """The last ``count`` rows of metrics.jsonl that are not after ``step``, oldest first."""
     wanted = (row for _, row in rows_backwards(path) if row["step"] <= step)
@@ -140,7 +148,8 @@ class Recorder:
         if not self.writes:
             return
         path = self.directory / "metrics.jsonl"
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("r+" if self._size else "a", encoding="utf-8") as file:  # a file that is gone is not made anew
+            file.seek(0, os.SEEK_END)
             if self._size is not None and file.tell() != self._size:
                 raise OSError(errno.ESTALE, "deleted or changed by another program", str(path))
             file.writelines(json_line(row) + "\n" for row in rows)
@@ -148,12 +157,12 @@ class Recorder:
 
     def event(self, event: str, written_at: int, **fields: Any) -> None:
         """Append one event to events.jsonl. ``written_at`` is the step up to which the run had come when it was known."""
-        self._append("events.jsonl", [{"event": event, "written_at": written_at, **fields}])
-
-    def _append(self, name: str, rows: Iterable[Row]) -> None:
-        if self.writes:
-            with (self.directory / name).open("a", encoding="utf-8") as file:
-                file.writelines(json_line(row) + "\n" for row in rows)
+        if not self.writes:
+            return
+        path = self.directory / "events.jsonl"
+        _drop_torn_line(path)  # of a rank that is gone, or of a disk that was full
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json_line({"event": event, "written_at": written_at, **fields}) + "\n")
 
     def archive(self, name: str, step: int, number: int) -> None:
         """Keep the rows after ``step`` in the file ``name`` of the run directory, as those of rewind ``number``, once."""

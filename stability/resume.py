@@ -13,7 +13,7 @@ from configs.schema import RunConfig
 
 from .checkpoints import checkpoint_at, list_checkpoints, read_state, set_aside, step_of
 from .integrity import damage
-from .recorder import rows_backwards
+from .recorder import read_rows, rows_backwards
 
 FREE_KEYS = (
     "output_dir",
@@ -49,7 +49,7 @@ class ResumePoint:
 
 
 def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
-    """Look at the run directory; damaged checkpoints that the run would have begun from are set aside. Main process only.
+    """Look at the run directory. Main process only.
 
     Raises InputError for what ``resume`` forbids and for a run or a checkpoint of another configuration.
     """
@@ -61,6 +61,7 @@ def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
     if not status_file.exists() and not checkpoints:
         return ResumePoint()
     _refuse_other_configuration(config, directory)
+    _read_events(directory)
     if status_file.exists() and _read_status(status_file) == "finished":
         return ResumePoint(config.train.steps, finished=True)
     return _newest_whole(config, directory)
@@ -68,14 +69,23 @@ def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
 
 def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
     rejected: list[dict[str, str]] = []
+    rows_lost = False
     for checkpoint in reversed(list_checkpoints(directory)):
         problem = damage(checkpoint) or _missing_rows(directory, step_of(checkpoint))
         if problem is None:
             state = read_state(checkpoint)
             where = f"the checkpoint {checkpoint.name} in {directory}"
-            _refuse_differing(config, state["config"], where, also_free=("name",))
+            before = RunConfig.model_validate(
+                state["config"]
+            ).model_dump()  # with what has been added to the schema since
+            _refuse_differing(config, before, where, also_free=("name",))
             return ResumePoint(state["step"], rejected=rejected)
         rejected.append({"checkpoint": checkpoint.name, "problem": problem})
+        rows_lost = rows_lost or damage(checkpoint) is None
+    if rows_lost:
+        raise InputError(
+            f"{directory / 'metrics.jsonl'}: its rows end before the first whole checkpoint; restore it, or choose another name"
+        )
     if rejected and config.resume == "must":
         told = "; ".join(f"{each['checkpoint']}: {each['problem']}" for each in rejected)
         raise InputError(f"{directory}: resume=must, but no checkpoint can be used ({told})")
@@ -98,6 +108,13 @@ def _missing_rows(directory: Path, step: int) -> str | None:
             f"{path}: its last rows cannot be read ({error}); restore the file, or choose another name"
         ) from None
     return f"the rows of steps {last + 1} to {step} are missing in metrics.jsonl" if last < step else None
+
+
+def _read_events(directory: Path) -> None:
+    try:
+        read_rows(directory / "events.jsonl")
+    except ValueError as error:
+        raise InputError(f"{error}; delete that line, or choose another name") from None
 
 
 def _read_status(path: Path) -> str:

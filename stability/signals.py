@@ -6,6 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -50,9 +51,9 @@ class StopVote:
     stop one step after the signal. One process needs no agreement and stops at once. All ranks make and ask it alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta) -> None:
         # On the processors also where the work is on GPUs: asking must not wait for these.
-        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self._cast: tuple[dist.Work, torch.Tensor] | None = None
 
     def __call__(self, asked: bool) -> bool:

@@ -214,7 +214,7 @@ class Telemetry:
         if self.enabled:
             for name, pieces in self.norms.items():
                 norms_N = torch.cat(pieces)
-                means[f"{name}/mean"] = (norms_N.mean(), norms_N.new_tensor(len(norms_N)))
+                means[f"{name}/mean"] = (norms_N.mean(), torch.full((), float(len(norms_N)), device=norms_N.device))
                 maxima[f"{name}/max"] = norms_N.max()
             histogram = self._reduce_statistics(means, maxima)
             self._reduce_attention(means, maxima)

@@ -38,17 +38,19 @@ class Vitals:
         gradient_P: Tensor | None,
         parameter_P: Tensor,
         optimizer: torch.optim.Optimizer,
+        sound: Tensor,
     ) -> Tensor:
         """Whether all is finite (a boolean scalar, the same on all ranks).
 
         ``alive`` is 1 as long as all was; later steps are not remembered. ``local_loss``: of this rank's tokens.
-        ``gradient_P``, ``parameter_P``: norms of each; ``None`` where a gradient that is not finite is let pass.
+        ``gradient_P``, ``parameter_P``: norms of each; ``None`` where a gradient that is not finite is let pass. ``sound``:
+        what is known already, on this rank.
         """
         norms = self._state_norms(parameter_P, optimizer)
         if gradient_P is not None:
             norms["gradient"] = gradient_P
         first = alive.isfinite()
-        bad = torch.zeros((), device=self._device)
+        bad = (~sound).float()
         for kind, norm_P in norms.items():
             bad_P = ~norm_P.isfinite()
             bad = torch.maximum(bad, bad_P.any().float())
@@ -71,8 +73,10 @@ class Vitals:
         norms = {"parameter": parameter_P}
         held = [i for i, p in enumerate(self._parameters) if p in optimizer.state]  # none before the first step
         for slot in MOMENTS if held else ():
-            norms[slot] = torch.zeros_like(parameter_P)
-            norms[slot][held] = tensor_norms([optimizer.state[self._parameters[i]][slot] for i in held])
+            norm_H = tensor_norms([optimizer.state[self._parameters[i]][slot] for i in held])
+            norm_of = dict(zip(held, norm_H.unbind(), strict=True))
+            zero = norm_H.new_zeros(())  # indexing by a list would wait for the device
+            norms[slot] = torch.stack([norm_of.get(i, zero) for i in range(len(self._parameters))])
         return norms
 
     def names(self) -> list[str]:

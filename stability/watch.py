@@ -48,17 +48,22 @@ class Watch:
             # Numbers that JSON has no literal for are written as words.
             self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         self.alarms: list[Alarm] = []
+        self.carried: list[Alarm] = []
 
     def state(self) -> list[dict[str, Any]]:
-        """JSON state for a checkpoint."""
+        """JSON state of the detectors for a checkpoint."""
         return [detector.state() for detector in self.detectors]
+
+    def carry(self, alarms: Sequence[dict[str, Any]]) -> None:
+        """Take over alarms that a run which was stopped had not decided about."""
+        self.carried = [Alarm(**alarm) for alarm in alarms]
 
     def look(self, rows: list[Row], drew: Callable[[int], int], *, diverged: bool = False) -> None:
         """Feed the detectors; report each spike that has ended. ``drew``: the batch that a step drew.
 
         ``alarms`` are then the spikes among these rows, over or not, and the last row if the run ``diverged`` there.
         """
-        self.alarms = []
+        self.alarms, self.carried = self.carried, []
         for row in rows:
             self.recent.append(row)
             for detector in self.detectors:
@@ -81,7 +86,8 @@ class Watch:
         """Report what is still open at the end of the run."""
         for detector in self.detectors:
             for found in detector.finish():
-                self._report(found, written_at=step, drew=drew)
+                # A run that is killed now and goes on from a checkpoint of this very step reports it again.
+                self._report(found, written_at=step + 1, drew=drew)
 
     def _report(self, found: Event, written_at: int, drew: Callable[[int], int]) -> None:
         if not isinstance(found, Spike):

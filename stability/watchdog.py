@@ -28,6 +28,10 @@ from .distributed import from_main, rank, world_size
 
 CONNECT_SECONDS = 60
 MOST_SECONDS_BETWEEN_SIGNS = 5.0
+MOST_SECONDS_OF_SILENCE = 120.0
+"""A rank that lives gives signs also while it works long, so silence is judged sooner than standing still."""
+WRITING_SECONDS = 30
+"""For the last words on a disk that may be what hangs."""
 SIGNS_WITHIN_LIMIT = 20
 """Signs of life that a rank gives within the limit, at least."""
 SIGNS_OF_A_DEAD_RANK = 3
@@ -42,7 +46,7 @@ class RankLostError(Exception):
 class Place:
     """How far a rank has come, as this rank knows it. Times are of this process's own clock, which nobody can set."""
 
-    signs: int = -1
+    signs: int = 0
     """Signs of life it has given."""
     moves: int = 0
     step: int = 0
@@ -76,7 +80,10 @@ class Watchdog:
         if self._store is None:
             yield
             return
-        self._give_sign()
+        now = time.monotonic()
+        for place in self._places:  # loading may have taken longer than the limit
+            place.heard_at = place.moved_at = now
+        self._exchanged_at = now
         # Two threads: an exchange may hang for as long as rank 0 stands still, and that must be noticed.
         exchange = threading.Thread(target=self._exchange, name="watchdog's signs", daemon=True)
         judge = threading.Thread(target=self._judge, name="watchdog", daemon=True)
@@ -113,13 +120,15 @@ class Watchdog:
                 self._exchanged_at = time.monotonic()
 
     def _judge(self) -> None:
+        looked_at = time.monotonic()
         while not self._done.wait(self._period):
             now = time.monotonic()
-            self._mine.heard_at = now
-            if now - self._exchanged_at > SIGNS_OF_A_DEAD_RANK * self._period:
-                for place in self._places[1:]:  # without the store nothing is known of the others
-                    place.heard_at = now
-            if missing := self._silent(self._limit) or self._behind():
+            if now - looked_at > SIGNS_OF_A_DEAD_RANK * self._period:  # the whole job was suspended: no time has passed
+                for place in self._places:
+                    place.heard_at = place.moved_at = now
+                self._exchanged_at = now
+            looked_at = now
+            if missing := self._silent(min(self._limit, MOST_SECONDS_OF_SILENCE)) or self._behind():
                 self._end(missing)
 
     def _give_sign(self) -> None:
@@ -130,11 +139,12 @@ class Watchdog:
 
     def _listen(self) -> None:
         assert self._store is not None, "only several ranks listen"
-        others = [r for r in range(len(self._places)) if r != self._rank and self._store.check([str(r)])]
+        signs_of_all = self._store.multi_get([str(r) for r in range(len(self._places))])
         now = time.monotonic()
-        for other, told in zip(others, self._store.multi_get([str(r) for r in others]), strict=True):
+        for place, told in zip(self._places, signs_of_all, strict=True):
+            if place is self._mine:
+                continue
             signs, moves, step, phase = json.loads(told)
-            place = self._places[other]
             if signs != place.signs:
                 place.heard_at = now
             if moves != place.moves:
@@ -143,8 +153,10 @@ class Watchdog:
 
     def _silent(self, patience: float) -> list[int]:
         """Ranks that gave no sign for so many seconds."""
-        now = time.monotonic()
-        return [r for r, place in enumerate(self._places) if now - place.heard_at > patience]
+        if self._rank and time.monotonic() - self._exchanged_at > patience:
+            return [0]  # it holds the store; of the others nothing is known
+        heard = self._exchanged_at
+        return [r for r, place in enumerate(self._places) if r != self._rank and heard - place.heard_at > patience]
 
     def _behind(self) -> list[int]:
         """If this rank has not got on within the limit: the ranks that have come least far."""
@@ -171,14 +183,20 @@ class Watchdog:
     def _end(self, missing: list[int]) -> None:
         """Say what is known and end the process: its main thread waits and cannot be called back."""
         try:
-            with contextlib.suppress(OSError), self._stacks.open("w", encoding="utf-8") as file:
-                faulthandler.dump_traceback(file)
             line = self._line(missing)
-            # On a line of its own, after what there is of a progress bar.
+            # On a line of its own, after what there is of a progress bar; and before a disk that may hang is touched.
             print(f"\nerror: {line}; where this rank was: {self._stacks}", file=sys.stderr, flush=True)
-            self._tell(self._mine.step, line, missing)
+            writer = threading.Thread(target=self._write_down, args=(line, missing), daemon=True)
+            writer.start()
+            writer.join(WRITING_SECONDS)
         finally:
             os._exit(EXIT_RANK_LOST)
+
+    def _write_down(self, line: str, missing: list[int]) -> None:
+        with contextlib.suppress(OSError):
+            with self._stacks.open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file)
+            self._tell(self._mine.step, line, missing)
 
 
 def _connect(device: torch.device, period: float) -> dist.Store:
@@ -187,6 +205,8 @@ def _connect(device: torch.device, period: float) -> dist.Store:
     store = None
     if rank() == 0:
         store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=wait)
+        for number in range(world_size()):  # so that nobody waits for a sign that has not been given yet
+            store.set(str(number), json.dumps([0, 0, 0, "start"]))
     port = from_main(lambda: store.port if store else None, device)
     host = os.environ["MASTER_ADDR"]
     if store is None:

@@ -6,7 +6,7 @@ Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +190,23 @@ def _trainable(
 def _restore(run: Run, checkpoint: Path | None) -> None:
     """Optimizer, detectors and counters as they were at ``checkpoint``, or as they are at the start."""
     run.step, run.validation_nll, run.diverged = 0, None, False
-    detectors = None
+    detectors, alarms = None, []
     if checkpoint is not None:
         state = read_state(checkpoint)
         load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
         run.step, run.validation_nll, detectors = state["step"], state["validation_nll"], state["detectors"]
+        alarms = state["alarms"]
         if run.accelerator.scaler is not None:
             run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
-    run.rewind = last_rewind(run.directory, run.step)
+    back = from_main(lambda: _as_json(last_rewind(run.directory, run.step)), run.accelerator.device)
+    run.rewind = GoingBack(**back) if back else None
     run.watch.restore(detectors, run.step)
+    run.watch.carry(alarms)
     run.bar.n = run.bar.initial = run.bar.last_print_n = run.step
+
+
+def _as_json(back: GoingBack | None) -> dict[str, Any] | None:
+    return asdict(back) if back else None
 
 
 def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:

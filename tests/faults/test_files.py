@@ -85,7 +85,7 @@ def test_a_run_with_a_damaged_checkpoint_says_so_and_ends_as_if_it_had_not_been(
     assert f"{last.name} cannot be used: {file} is not what was written" in ended.output
     (event,) = [e for e in events_of(copy) if e["event"] == "checkpoint_rejected"]
     assert (event["checkpoint"], event["step"]) == (last.name, int(before.name[5:]))
-    assert last.with_name(f"{last.name}.damaged").is_dir()
+    assert last.with_name(f"{last.name}.rejected").is_dir()
     assert_as_unbroken(copy, unbroken.directory)
 
 
@@ -98,6 +98,15 @@ def test_a_run_without_one_whole_checkpoint_begins_again_or_is_refused(copy, sta
     ended = start(copy)
     assert ended.status == 0, ended.output
     assert_as_unbroken(copy, unbroken.directory)
+
+
+def test_a_lost_log_is_asked_for_and_no_checkpoint_is_given_up(copy, start):
+    before = [p.name for p in list_checkpoints(copy)]
+    (copy / "metrics.jsonl").write_text("")
+    ended = start(copy)
+    assert ended.status == EXIT_BAD_INPUT
+    assert "metrics.jsonl: its rows end before the first whole checkpoint; restore it" in ended.output
+    assert [p.name for p in list_checkpoints(copy)] == before
 
 
 def test_rows_that_are_missing_before_a_checkpoint_are_taken_again(copy, start, unbroken):
