@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint audit bench clean
+.PHONY: demo test test-faults lint audit bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python run_suite.py configs/suites/demo.yaml
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/faults tests/distributed -m "faults or not faults"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

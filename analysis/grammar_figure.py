@@ -145,8 +145,8 @@ def _draw_scores(figure: SubFigure, result: Result) -> None:
         axes.set_title(title, fontsize=9)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)),
-        title=f"mean and {CONFIDENCE:.0%} interval; small and hollow: raw", title_fontsize=8,
+        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), columnspacing=1.0, handletextpad=0.3,
+        title=f"mean and {CONFIDENCE:.0%} interval; small and hollow: raw", title_fontsize=8, fontsize=8,
     )  # fmt: skip
 
 

@@ -30,8 +30,17 @@ def launch(recipe):
         ranks.kill()
 
 
+MANY = pytest.mark.faults
+
+
 @pytest.mark.parametrize(
-    ("lost", "how"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)]
+    ("lost", "how"),
+    [
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=MANY),
+        pytest.param(1, signal.SIGSTOP, marks=MANY),
+        (0, signal.SIGSTOP),
+    ],
 )
 def test_the_others_name_a_rank_that_is_killed_or_stands_still(lost, how, launch, tmp_path):
     ranks = launch(*LONG)
@@ -48,7 +57,7 @@ def test_the_others_name_a_rank_that_is_killed_or_stands_still(lost, how, launch
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.faults
+@MANY
 def test_three_of_four_ranks_name_the_one_that_died(launch, tmp_path):
     ranks = launch(*LONG, world_size=4)
     wait_until(lambda: rows_written(tmp_path / "run") > 10, ranks)
@@ -96,6 +105,7 @@ def test_a_rank_that_lives_and_does_not_get_on_is_named(launch, tmp_path):
     assert "faulty.py" in (tmp_path / "run" / "stalled_rank_1.txt").read_text(), "where it stood"
 
 
+@MANY
 def test_a_rank_that_fails_is_named_by_the_others_and_tells_why(launch, tmp_path):
     ranks = launch(*LONG, program=faulty_program(tmp_path, "raise ValueError('of its own')"))
     (first, second) = ranks.wait()
@@ -108,10 +118,13 @@ def test_a_rank_that_fails_is_named_by_the_others_and_tells_why(launch, tmp_path
     ("fault", "named"),
     [
         ("run.bare_model().model.wte.weight.data[3] = torch.inf", "parameter of model.wte.weight"),
-        ("next(iter(run.optimizer.optimizer.state.values()))['exp_avg'][0] = torch.nan", "exp_avg of "),
-        (
+        pytest.param(
+            "next(iter(run.optimizer.optimizer.state.values()))['exp_avg'][0] = torch.nan", "exp_avg of ", marks=MANY
+        ),
+        pytest.param(
             "run.bare_model().model.ln_f.register_forward_hook(lambda module, given, out: out * torch.nan)",
             "gradient of ",
+            marks=MANY,
         ),
     ],
     ids=["parameter", "moment", "activation"],
@@ -126,7 +139,7 @@ def test_a_bad_number_on_one_rank_stops_all_before_the_update(fault, named, laun
     assert rows_of(tmp_path / "run")[-1]["step"] == 15
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=MANY)])
 def test_a_signal_to_one_rank_stops_all_at_one_step(name, launch, tmp_path):
     ranks = launch(
         "train.steps=100000", "telemetry.flush_every=50", "train.eval_every=100000", "checkpoint.every=100000"

@@ -1,0 +1,76 @@
+"""Runs of one, two and four ranks are one run: the same curves, the same weights; and one may go on as another."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from configs.errors import EXIT_PREEMPTED
+from stability.checkpoints import list_checkpoints, step_of
+
+from ..conftest import events_of, rows_of
+from .ranks import Ranks, rows_written, wait_until
+
+UNEVEN = "stress=[{kind: corrupt_sequences, step: 5, steps: 20, sequences: 5, pattern: ignored}]"
+"""Of eight sequences five have no targets: on several ranks the first ones have none at all, or one."""
+
+
+@pytest.fixture
+def run(recipe):
+    def start(name, world_size, *overrides):
+        ranks = Ranks(recipe, f"name={name}", *overrides, world_size=world_size)
+        try:
+            ended = ranks.wait()
+        finally:
+            ranks.kill()
+        assert [status for status, _ in ended] == [0] * world_size, ended
+
+    return start
+
+
+def assert_same_curves(one, other, *, rel=2e-4):
+    a, b = rows_of(one), rows_of(other)
+    assert [r["step"] for r in a] == [r["step"] for r in b]
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x.keys() - {"tfsd/weight_p10"}:
+            assert x[name] == pytest.approx(y[name], rel=rel, abs=1e-5), (name, x["step"])
+
+
+def assert_same_weights(one, other):
+    a, b = (load_file(list_checkpoints(r)[-1] / "model.safetensors") for r in (one, other))
+    assert a.keys() == b.keys()
+    assert all(a[name].allclose(b[name], rtol=1e-3, atol=1e-4) for name in a)
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.faults)])
+def test_uneven_ranks_count_every_token_alike(world_size, run, tmp_path):
+    run("one", 1, UNEVEN)
+    run("many", world_size, UNEVEN, "train.micro_batch_size=2")
+    assert_same_curves(tmp_path / "one", tmp_path / "many")
+    assert_same_weights(tmp_path / "one", tmp_path / "many")
+    assert events_of(tmp_path / "many") == events_of(tmp_path / "one")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(before, after, run, recipe, tmp_path):
+    """And with another split into micro-batches: the same order of sequences, the same curve."""
+    longer = ("train.steps=400", "train.eval_every=200", "checkpoint.every=200")
+    run("whole", 1, *longer)
+    ranks = Ranks(recipe, "name=moved", *longer, world_size=before)
+    wait_until(lambda: rows_written(tmp_path / "moved") > 20, ranks)
+    ranks.processes[0].terminate()
+    assert [status for status, _ in ranks.wait()] == [EXIT_PREEMPTED] * before
+    stopped = step_of(list_checkpoints(tmp_path / "moved")[-1])
+    assert 20 < stopped < 400
+    shutil.copytree(tmp_path / "moved", tmp_path / "kept")
+    run("moved", after, *longer, "train.micro_batch_size=1")
+    rows = rows_of(tmp_path / "moved")
+    assert rows[:stopped] == rows_of(tmp_path / "kept")
+    whole = rows_of(tmp_path / "whole")
+    assert [r["data/batch"] for r in rows] == [r["data/batch"] for r in whole]
+    for x, y in zip(whole[: stopped + 20], rows, strict=False):
+        assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=2e-3), x["step"]
