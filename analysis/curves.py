@@ -21,6 +21,7 @@ from configs.errors import InputError, exit_status
 from . import style
 from .runs import Run, load_runs
 from .style import ArmStyle, Floats
+from .thinning import envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,8 +149,10 @@ def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
         _mark_spikes(axes, run, TRAINING, arm, drawing)
         above += _mark_excursions(axes, x, y, high, arm)
         x, y = drawing.values(run, VALIDATION)
+        shown = np.where(np.isfinite(y), y, np.nan)
+        kept = envelope(shown)
         axes.plot(
-            x, np.where(np.isfinite(y), y, np.nan), color=arm.colour, linestyle="", marker=arm.marker,
+            x[kept], shown[kept], color=arm.colour, linestyle="", marker=arm.marker,
             markersize=max(8.5 - 1.8 * index, 4.0),  # a later arm on the same value does not hide an earlier one
             markeredgecolor="white", markeredgewidth=0.7, zorder=4,
         )  # fmt: skip

@@ -34,6 +34,8 @@ from .tables import terminal_table
 SIGNALS = ("loss/nll", "grad_norm/total")
 """Looked at where they exist, if no signal is named."""
 PRINTED_PRECURSORS = 4
+ROWS_AT_ONCE = 10_000
+"""Rows are much larger than the columns that they are made of."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,16 @@ class Series:
 
     def rows(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Each step with those of the named metrics that were written at it."""
-        found = {name: iter(self.table.columns[name].tolist()) for name in names if name in self.table.columns}
-        written = {name: iter(self.table.written(name).tolist()) for name in found}
-        for step in self.table.steps.tolist():
-            row = {name: next(values) for name, values in found.items()}
-            yield {"step": step} | {name: value for name, value in row.items() if next(written[name])}
+        table = self.table
+        columns = {name: (table.columns[name], table.written(name)) for name in names if name in table.columns}
+        for start in range(0, len(table.steps), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            rows: list[dict[str, Any]] = [{"step": step} for step in table.steps[part].tolist()]
+            for name, (values, written) in columns.items():
+                for row, value, there in zip(rows, values[part].tolist(), written[part].tolist(), strict=True):
+                    if there:
+                        row[name] = value
+            yield from rows
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ _RC: dict[Any, Any] = {
 }
 DPI = 180
 _MEDIAN_SHARE = 20
-"""Of a long series the running median is taken at every so-manieth part of its span: between two such places it hardly moves."""
+"""Of a long series the running median is taken so many times in its span: between two such places it hardly moves."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def smooth_median(values: Floats, span: int) -> Floats:
 
 
 def smooth_median_at(values: Floats, span: int, places: npt.NDArray[np.int64]) -> Floats:
-    """What :func:`smooth_median` is at ``places``, for a few of them in a long series: it costs a sort of ``span`` values each."""
+    """What :func:`smooth_median` is at ``places``, for few of them in a long series: each costs a sort of ``span`` values."""
     found = np.full(len(places), np.nan)
     for index, place in enumerate(places):
         # pandas puts the middle of an even window after its centre.

@@ -1,0 +1,218 @@
+"""Rows of numbers from .jsonl files, as columns: line by line where a row is unusual, a block of lines at once where not.
+
+A run writes the same keys in the same order at every step, but for a few steps with more of them. Those lines are read many at
+once (:mod:`analysis.layouts`); whatever is left over there is read here, as JSON, and refused here if something is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from configs.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.int64]
+
+NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+"""How strict JSON spells the numbers it has no literal for."""
+
+LAST_STEP = 2**63 - 1
+"""Steps are 64-bit numbers."""
+LARGEST = 3.5e38
+"""A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
+BLOCK_BYTES = 16 * 2**20
+"""Read at once: thousands of lines, so that what is done once a block and column costs little beside them."""
+
+
+class Block(NamedTuple):
+    """Whole lines of a file."""
+
+    first: int
+    """Number of the first line, from 1."""
+    size: int
+    """Lines."""
+    lines: bytes
+    last: int | None
+    """Number of the last line of the file, in the block that ends with it."""
+
+
+@dataclass
+class Part:
+    """Some rows of a file as columns; all arrays have one value for each row."""
+
+    lines: Steps
+    """Numbers of the lines, from 1."""
+    steps: Steps
+    columns: dict[str, Floats]
+    """NaN where a row has no value."""
+    spelled: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    """Where a row has NaN or an infinity, as opposed to nothing; metrics that have none are left out."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a file: columns over ascending steps, each step once."""
+
+    steps: Steps
+    columns: dict[str, Floats]
+    """NaN where a step has no value; see ``non_finite``."""
+    non_finite: dict[str, Steps]
+    """For each metric that has some, the steps at which NaN or an infinity was written (as opposed to nothing)."""
+
+    def written(self, key: str) -> npt.NDArray[np.bool_]:
+        """At which of the steps ``key`` was written, as NaN or an infinity too."""
+        there: npt.NDArray[np.bool_] = ~np.isnan(self.columns[key])
+        if key in self.non_finite:
+            there[np.searchsorted(self.steps, self.non_finite[key])] = True
+        return there
+
+
+def read_table(path: Path, *, foreign: bool = False) -> Table:
+    """Read a file of rows; of a step that was written twice the later row counts, a torn last line is left out.
+
+    A ``foreign`` file may have values that are no numbers, which are passed over, and steps such as 5.0. Raises
+    :class:`InputError` naming file and line or step for a torn line that is not the last, a row without a whole step, a
+    number that no metric can have and, unless ``foreign``, a value that is no number; and for a file without rows.
+    """
+    from .layouts import read_alike
+
+    parts: list[Part] = []
+    for block in _blocks(path):
+        alike, left = read_alike(block)
+        rows = [(number, row) for number, line in left if (row := _object(path, number, line, block.last)) is not None]
+        parts += [*alike, _part(path, rows, foreign)] if rows else alike
+    if not parts:
+        raise InputError(f"{path} has no complete row; wait until the run has taken a step, or start it again")
+    return _joined(parts)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
+    for block in _blocks(path):
+        for number, line in enumerate(block.lines.removesuffix(b"\n").split(b"\n"), block.first):
+            row = _object(path, number, line, block.last)
+            if row is not None:
+                yield number, row
+
+
+def refuse_special(path: Path) -> None:
+    """A pipe or a device in a file's place would be waited for, or read, without end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file; restore it or start the run again")
+
+
+# ----------------------------------------------------------------------------------------------------------- line by line
+
+
+def _blocks(path: Path) -> Iterator[Block]:
+    """The lines of a file, some MiB at once."""
+    refuse_special(path)
+    first, block = 1, b""
+    try:
+        with path.open("rb") as file:
+            while lines := file.read(BLOCK_BYTES) + file.readline():
+                if block:
+                    count = block.count(b"\n")
+                    yield Block(first, count, block, None)
+                    first += count
+                block = lines
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    if block:
+        count = block.count(b"\n") + (not block.endswith(b"\n"))
+        yield Block(first, count, block, first + count - 1)
+
+
+def _object(path: Path, number: int, line: bytes, last: int | None) -> dict[str, Any] | None:
+    """The row of a line; None for a blank one, and for one that does not parse if it is the ``last`` of the file."""
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    if number == last:
+        return None
+    raise InputError(f"{path} line {number} is torn or not a JSON object; remove that line")
+
+
+def _part(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], foreign: bool) -> Part:
+    """Numbered rows as columns; see :func:`read_table`."""
+    part = Part(np.array([number for number, _ in rows], dtype=np.int64), np.zeros(len(rows), dtype=np.int64), {})
+    for place, (number, row) in enumerate(rows):
+        part.steps[place] = step = _step(path, number, row, foreign)
+        for name, value in row.items():
+            found = None if name == "step" else number_of(value)
+            if name == "step" or (found is None and foreign):
+                continue
+            if found is None and value is not None:
+                told = f"{name} is {str(value)[:80]!r}, not a number"
+                raise InputError(f"{path} step {step}: {told}; correct or remove the row")
+            if name not in part.columns:
+                part.columns[name] = np.full(len(rows), np.nan)
+            if found is None:
+                continue
+            if LARGEST < abs(found) < math.inf:
+                told = f"{name} is {found:g}, more than a float32 can hold"
+                raise InputError(f"{path} step {step}: {told}; correct or remove the row")
+            part.columns[name][place] = found
+            if not math.isfinite(found):
+                part.spelled.setdefault(name, np.zeros(len(rows), dtype=bool))[place] = True
+    return part
+
+
+def _step(path: Path, number: int, row: dict[str, Any], foreign: bool) -> int:
+    step = row.get("step")
+    whole = type(step) is int or (foreign and isinstance(step, float) and step.is_integer())
+    if step is None or not whole or not 0 <= step <= LAST_STEP:
+        raise InputError(f"{path} line {number} has no whole number under 'step'; remove the line or number the rows")
+    return int(step)
+
+
+def number_of(value: Any) -> float | None:
+    """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
+    if isinstance(value, str):
+        return NON_FINITE.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of 400 digits
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------------- joining
+
+
+def _joined(parts: Sequence[Part]) -> Table:
+    """One table of all parts, whose columns are taken out of them on the way: a long run is in memory once."""
+    steps = np.concatenate([part.steps for part in parts])
+    order = np.lexsort((np.concatenate([part.lines for part in parts]), steps))
+    order = order[np.append(steps[order[1:]] != steps[order[:-1]], True)]  # the last line of each step
+    steps = steps[order]
+    place = np.full(sum(len(part.steps) for part in parts), len(order))  # a row that does not count goes past the end
+    place[order] = np.arange(len(order))
+    places = np.split(place, np.cumsum([len(part.steps) for part in parts])[:-1])
+    columns, non_finite = {}, {}
+    for name in dict.fromkeys(name for part in parts for name in part.columns):
+        column, spelled = np.full(len(order) + 1, np.nan), np.zeros(len(order) + 1, dtype=bool)
+        for part, own in zip(parts, places, strict=True):
+            if name in part.columns:
+                column[own] = part.columns.pop(name)
+                spelled[own] = part.spelled.get(name, False)
+        columns[name] = column[:-1]
+        if spelled[:-1].any():
+            non_finite[name] = steps[spelled[:-1]]
+    return Table(steps, columns, non_finite)

@@ -1,0 +1,258 @@
+"""Load: does a long run's memory stay flat, is its metrics file complete, and can a million rows be analysed?
+
+    python -m benchmarks.soak [--steps N] [--rows N] [--out DIR]
+
+Two parts, each left out at 0. *Steps*: train_lm.py in a process of its own, tiny, with everything on (telemetry, attention
+probe, detection, evaluation, checkpoints); its resident memory is looked at from outside. *Rows*: a metrics file made of such a
+run's rows, and the commands of analysis/ on it, each in a process of its own: their time by the clock and on the CPU, and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from analysis.rows import Table, json_lines, read_table
+from configs.errors import InputError, exit_status
+from configs.files import strict
+
+# Without torch: a process that this one starts is told to have had at least this one's memory.
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "configs" / "grammar_micro.yaml"
+EVALUATED = 100
+PROBED = 20
+TINY = [
+    *("data.documents=1000", "data.sequence_length=32", "data.validation_fraction=0.1"),
+    *("body.n_head=2", "body.n_embd=32", "train.batch_size=4", "train.eval_sequences=16"),
+    *(f"train.eval_every={EVALUATED}", f"checkpoint.every={EVALUATED}", "checkpoint.keep=2"),
+    *("telemetry.flush_every=20", f"telemetry.attention_every={PROBED}", "detection.detector=median_mad"),
+]
+WARM_UP = 1000
+"""Steps after which memory may not grow any more."""
+SHARE = 10
+"""The first and the last of so many parts of the steps after the warm-up are compared, by the medians of their samples."""
+EVERY = 0.5
+"""Seconds between two looks at the memory."""
+TEMPLATE_STEPS = 200
+"""Of a run, whose rows the file of many rows is made of."""
+VARIANTS = 5000
+"""Rows with values of their own; then they come again, with other steps."""
+NOISE = 0.05
+NON_FINITE_EVERY = 10_000
+"""Rows between two whose gradient norm overflowed, as under fp16."""
+LAST_ROWS = 2**16
+"""Bytes at the end of metrics.jsonl in which its last row is looked for."""
+Row = dict[str, Any]
+COMMANDS = {
+    "curves": ["--out", "{out}/curves.png"],
+    "summary": ["--out", "{out}/summary"],
+    "spikes": ["--out", "{out}/spikes", "--detector", "non_finite"],
+}
+"""The default detector of analysis.spikes looks at each value as a run would, which no reading can make quicker."""
+
+
+class Sample(NamedTuple):
+    """The resident memory of a run at about a step."""
+
+    step: int
+    resident: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took."""
+
+    wall: float
+    cpu: float
+    peak: int
+    """Bytes of resident memory."""
+
+
+def main() -> int:
+    """Command line; see the module's docstring. Status 1 if rows are missing."""
+    parser = argparse.ArgumentParser(description="Memory of a long run, and analysis of a long file.")
+    parser.add_argument("--steps", type=int, default=50_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, help="folder that keeps the run and the file (default: a temporary one)")
+    options = parser.parse_args()
+    for name, least in (("steps", 2 * EVALUATED), ("rows", 1)):
+        if getattr(options, name) and getattr(options, name) < least:
+            raise InputError(f"--{name}: must be 0 or at least {least}, but is {getattr(options, name)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.out or Path(temporary)
+        complete, template = True, None
+        if options.steps:
+            template, complete = soak(options.steps, folder)
+        if options.rows:
+            analyse(options.rows, folder, template or train(TEMPLATE_STEPS, folder, "template")[0])
+    return 0 if complete else 1
+
+
+# ----------------------------------------------------------------------------------------------------------------- steps
+
+
+def soak(steps: int, folder: Path) -> tuple[Path, bool]:
+    """Train and print what became of the memory and of the rows; the run, and whether all of its rows are there."""
+    began = time.perf_counter()
+    run, samples = train(steps, folder, f"soak_{steps}")
+    print(f"{steps:,} steps in {time.perf_counter() - began:,.0f} s, {len(samples)} looks at the memory")
+    print(
+        f"  resident memory: {_mib(samples[-1].resident)} at the end, {_mib(max(s.resident for s in samples))} at most"
+    )
+    found = growth(samples)
+    told = "not measured, the run is too short" if found is None else f"{found:+.2%}"
+    print(f"  growth after the first {WARM_UP} steps: {told}")
+    problems = missing(read_table(run / "metrics.jsonl"), steps)
+    print(f"  metrics.jsonl: {'; '.join(problems) or f'complete, {steps:,} rows'}")
+    return run, not problems
+
+
+def train(steps: int, folder: Path, name: str) -> tuple[Path, list[Sample]]:
+    """A run of the tiny recipe in a process of its own: its directory and its memory on the way."""
+    run = folder / name
+    own = [f"train.steps={steps}", f"name={name}", f"output_dir={folder}", f"data.cache_dir={folder / 'cache'}"]
+    command = [sys.executable, str(ROOT / "train_lm.py"), "--config", str(RECIPE), *TINY, *own]
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+        samples = list(watched(process, run / "metrics.jsonl"))
+    if process.wait():
+        last = (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        raise InputError(f"the run ended with status {process.returncode}: {''.join(last)}")
+    return run, samples
+
+
+def watched(process: subprocess.Popen[bytes], metrics: Path) -> Iterator[Sample]:
+    """The memory of a training process at intervals, from its first row on until its end."""
+    try:
+        while process.poll() is None:
+            step, resident = last_step(metrics), psutil.Process(process.pid).memory_info().rss
+            if step and resident:  # a process that has ended and is not waited for has none
+                yield Sample(step, resident)
+            time.sleep(EVERY)
+    except psutil.Error:  # ended between two lines
+        return
+    finally:
+        if process.poll() is None:
+            process.terminate()
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole row; 0 if there is none yet."""
+    if not metrics.exists():
+        return 0
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - LAST_ROWS))
+        lines = file.read().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def growth(samples: Sequence[Sample]) -> float | None:
+    """How much more memory the last of the parts after the warm-up has than the first, relative; None for a short run."""
+    steps, resident = np.array(samples, dtype=np.float64).reshape(-1, 2).T
+    later = steps >= WARM_UP
+    if not later.any() or steps[-1] < 2 * WARM_UP:
+        return None
+    part = (steps[-1] - WARM_UP) / SHARE
+    first = float(np.median(resident[later & (steps <= max(WARM_UP + part, steps[later][0]))]))
+    return float(np.median(resident[steps >= steps[-1] - part])) / first - 1
+
+
+def missing(table: Table, steps: int) -> list[str]:
+    """What a metrics file of ``steps`` steps lacks: steps, or values of metrics of every step and of every few."""
+    if not np.array_equal(table.steps, np.arange(1, steps + 1)):
+        return [f"{len(table.steps):,} rows, steps {table.steps[0]} to {table.steps[-1]}, instead of 1 to {steps}"]
+    problems = []
+    due = {"attention": table.steps % PROBED == 0, "validation": table.steps % EVALUATED == 0}
+    due["validation"][-1] = True
+    for name in table.columns:
+        expected = due.get(name.split("/", maxsplit=1)[0], np.ones(steps, dtype=bool))
+        wrong = np.flatnonzero(table.written(name) != expected)
+        if wrong.size:
+            problems.append(f"{name} is wrongly there or not at {wrong.size} steps, first at {table.steps[wrong[0]]}")
+    return problems
+
+
+# ------------------------------------------------------------------------------------------------------------------ rows
+
+
+def analyse(rows: int, folder: Path, template: Path) -> None:
+    """Write a metrics file of so many rows like those of a run, and print what each command of analysis/ takes for it."""
+    run = folder / f"rows_{rows}"
+    run.mkdir(exist_ok=True)
+    for name in ("config.yaml", "status.json"):
+        (run / name).write_bytes((template / name).read_bytes())
+    written = [row for _, row in itertools.islice(json_lines(template / "metrics.jsonl"), TEMPLATE_STEPS)]
+    write_metrics(run / "metrics.jsonl", written, rows)
+    metrics = len({name for row in written for name in row})
+    print(f"{rows:,} rows of {metrics} metrics, {_mib((run / 'metrics.jsonl').stat().st_size)}")
+    for name, options in COMMANDS.items():
+        filled = [option.format(out=run / "out") for option in options]
+        cost = measured([sys.executable, "-m", f"analysis.{name}", str(run), *filled])
+        print(
+            f"  analysis.{name:<8} {cost.wall:7.1f} s by the clock, {cost.cpu:7.1f} s of CPU, {_mib(cost.peak)} at most"
+        )
+
+
+def write_metrics(path: Path, template: Sequence[Row], count: int) -> None:
+    """Rows as a run writes them: those of ``template`` over and over, with noise in float32, their own steps and tokens."""
+    random = np.random.default_rng(0)
+    tokens = template[0]["tokens"]
+    tails = [_tail(_noisy(row, random)) for row in itertools.islice(itertools.cycle(template), VARIANTS)]
+    overflowed = [_tail(_noisy(row, random) | {"grad_norm/total": float("inf")}) for row in template[:PROBED]]
+    with path.open("w", encoding="utf-8") as file:
+        for step in range(1, count + 1):
+            kinds = tails if step % NON_FINITE_EVERY else overflowed
+            file.write(f'{{"step": {step}, "tokens": {step * tokens}, {kinds[(step - 1) % len(kinds)]}\n')
+
+
+def _noisy(row: Row, random: np.random.Generator) -> Row:
+    factors = np.exp(NOISE * random.standard_normal(len(row)))
+    return {
+        name: float(np.float32(value * factor)) if isinstance(value, float) else value
+        for (name, value), factor in zip(row.items(), factors, strict=True)
+    }
+
+
+def _tail(row: Row) -> str:
+    """The line of a row without its first two values."""
+    rest = {name: value for name, value in row.items() if name not in ("step", "tokens")}
+    return json.dumps(strict(rest), allow_nan=False)[1:]
+
+
+def measured(command: Sequence[str]) -> Cost:
+    """Run a command on one thread. Raises InputError with its last line if it fails."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(  # noqa: S603
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            last = output.read().decode(errors="replace").splitlines()[-1:]
+            raise InputError(f"{' '.join(command)} ended with status {process.returncode}: {''.join(last)}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))
