@@ -142,7 +142,6 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
         checkpoint,
         writes=False,
         store=store,
-        probed_by=facts["world_size"],
     )
     run.rewind = last_rewind(logged.path)  # what it skipped in the end holds for every step before, too
     return run

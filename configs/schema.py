@@ -269,7 +269,7 @@ class TelemetryConfig(Section):
     attention_every: int | None = Field(default=20, ge=1, le=MOST)
     """Steps between probes of the attention logits; null switches them off."""
     attention_sequences: int = Field(default=2, ge=1, le=MOST)
-    """Validation sequences each rank probes; always the same ones."""
+    """Validation sequences that are probed; always the same ones, on every rank."""
 
 
 class DetectionConfig(Section):

@@ -48,7 +48,7 @@ class Run:
     watch: Watch
     bar: Any
     probe_BT: Tensor
-    """The validation sequences of this rank whose attention is probed."""
+    """The validation sequences whose attention is probed: the same on all ranks, however many there are."""
     watchdog: Watchdog
     # From here on: what go_to() sets.
     model: nn.Module
@@ -95,12 +95,11 @@ def build_run(
     *,
     writes: bool = True,
     store: TokenStore | None = None,
-    probed_by: int | None = None,
 ) -> Run:
     """A run at ``checkpoint``, or at its start.
 
     Only if ``writes``, and on the main process, does it write to ``directory``. For a replay: ``store``, the tokens, if not
-    those that the configuration leads to now; ``probed_by``, the number of ranks among which the probed sequences were.
+    those that the configuration leads to now.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -124,15 +123,8 @@ def build_run(
         say=(lambda _: None) if quiet else tqdm.write,
         detection=config.detection,
     )
-    ranks = probed_by or accelerator.num_processes
-    probe = evaluation_batches(
-        store.validation.ids,
-        config.data.sequence_length,
-        config.telemetry.attention_sequences * ranks,
-        config.telemetry.attention_sequences * ranks // accelerator.num_processes,
-        rank=rank,
-        world_size=accelerator.num_processes,
-    )
+    probed = config.telemetry.attention_sequences
+    probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
     probe_BT = next(probe)[0].to(accelerator.device)
     watchdog = Watchdog(
         config.train.stall_seconds,
