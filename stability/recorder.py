@@ -172,7 +172,10 @@ class Recorder:
         before = [
             row for row in read_rows(path) if row["rewind"] != number
         ]  # what a run killed here has written already
-        new = [row | {"rewind": number} for row in read_rows(self.directory / "metrics.jsonl") if row["step"] > step]
+        after = itertools.takewhile(
+            lambda row: row["step"] > step, (row for _, row in rows_backwards(self.directory / "metrics.jsonl"))
+        )
+        new = [row | {"rewind": number} for row in after][::-1]
         write_atomically(path, "".join(json_line(row) + "\n" for row in [*before, *new]))
 
     def rewind(self, step: int) -> None:
