@@ -220,7 +220,7 @@ def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe,
     AcceleratorState._reset_state(reset_partial_state=True)
     run = start_run(recipe["path"], recipe["overrides"], str(tmp_path), "written")
     loop_step(run)(1)
-    save_checkpoint(run)
+    save_checkpoint(run, undecided=False)
     (checkpoint,) = list_checkpoints(run.directory)
     written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     costs = Costs(run.config, run.store.vocab_size)
