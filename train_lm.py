@@ -129,6 +129,7 @@ def loop(run: Run) -> int:
                 asked = stop.signal or "a signal to another rank"
                 run.recorder.event("preempted", step, step=step, signal=asked)
                 run.recorder.status("preempted", step, f"stopped by {asked}; the same command goes on")
+                run.watch.say(f"stopped by {asked} after step {step}; the same command goes on")
                 end(run, vote)
                 return EXIT_PREEMPTED
     run.watch.finish(steps, run.batch_number)
@@ -167,9 +168,12 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
     recorder.status("running", run.step)
     for rejected in point.rejected:
         recorder.event("checkpoint_rejected", run.step, step=run.step, **rejected)
-        run.watch.say(f"{rejected['checkpoint']} cannot be used: {rejected['problem']}; going on from step {run.step}")
+        run.watch.say(f"{rejected['checkpoint']} cannot be used: {rejected['problem']}")
+    if point.rejected and not run.step:
+        run.watch.say("no checkpoint can be used: starting over")
     if run.step:
         recorder.event("resume", run.step, step=run.step)
+        run.watch.say(f"going on from step {run.step}")
     if config.trackers:
         settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config.model_dump()).items()}
         accelerator.init_trackers(config.name, config=settings)

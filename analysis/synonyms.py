@@ -62,13 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def add_settings(parser: argparse.ArgumentParser, contexts_per_word: int | None = None) -> None:
     """The options that say what is asked, with this default of --contexts-per-word; None: all."""
     parser.add_argument(
-        "--pairs", default="builtin", metavar="SOURCE", help="builtin, wordnet, wordnet:FOLDER or a file"
+        "--pairs", default="builtin", metavar="SOURCE", help="builtin (the default), wordnet, wordnet:FOLDER or a file"
     )
     parser.add_argument(
-        "--match-pos", metavar="SOURCE", help="match controls by part of speech: wordnet, wordnet:FOLDER"
+        "--match-pos", metavar="SOURCE", help="match controls by part of speech: wordnet, wordnet:FOLDER (default: not)"
     )
     parser.add_argument(
-        "--min-similarity", type=float, default=MIN_SIMILARITY, metavar="S", help="of synonyms in scored lists, 0 to 1"
+        "--min-similarity",
+        type=float,
+        default=MIN_SIMILARITY,
+        metavar="S",
+        help="least of synonyms in scored lists, 0 to 1 (default %(default)s)",
     )
     parser.add_argument(
         "--contexts-per-word",

@@ -39,5 +39,5 @@ def described(study: Study) -> list[str]:
     if study.left_out:
         lines.append(f"left out {len(study.left_out)} ({reasons(study.left_out)}); why, for each, is in summary.json")
         named = ", ".join(entry.name for entry in study.left_out)
-        lines.append("  " + textwrap.shorten(named, WIDTH - 2, placeholder=" ..."))
+        lines.append(textwrap.shorten(f"  not used: {named}", WIDTH, placeholder=" ..."))
     return lines
