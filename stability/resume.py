@@ -25,7 +25,8 @@ FREE_KEYS = (
     "train.micro_batch_size",
     "train.stall_seconds",
 )
-"""What may change between a run and its continuation: none of it changes the curves, or only by rounding."""
+"""What may change between a run and its continuation: none of it changes the curves, or only by rounding.
+(Where there is dropout, its draws depend on the micro-batches as they do on the number of ranks.)"""
 REWIND_KEYS = ("checkpoint", "telemetry.flush_every")
 """Those of them that do change what a run with interventions does."""
 
@@ -71,17 +72,17 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
     rejected: list[dict[str, str]] = []
     rows_lost = False
     for checkpoint in reversed(list_checkpoints(directory)):
-        problem = damage(checkpoint) or _missing_rows(directory, step_of(checkpoint))
+        damaged = damage(checkpoint)
+        problem = damaged or _missing_rows(directory, step_of(checkpoint))
         if problem is None:
             state = read_state(checkpoint)
             where = f"the checkpoint {checkpoint.name} in {directory}"
-            before = RunConfig.model_validate(
-                state["config"]
-            ).model_dump()  # with what has been added to the schema since
+            # With what has been added to the schema since.
+            before = RunConfig.model_validate(state["config"]).model_dump()
             _refuse_differing(config, before, where, also_free=("name",))
             return ResumePoint(state["step"], rejected=rejected)
         rejected.append({"checkpoint": checkpoint.name, "problem": problem})
-        rows_lost = rows_lost or damage(checkpoint) is None
+        rows_lost = rows_lost or damaged is None
     if rows_lost:
         raise InputError(
             f"{directory / 'metrics.jsonl'}: its rows end before the first whole checkpoint; restore it, or choose another name"

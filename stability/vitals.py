@@ -23,10 +23,6 @@ class Vitals:
     def __init__(self, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
         self._names, self._parameters = list(names), list(parameters)
         self._device = parameters[0].device
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget."""
         self._bad_P: dict[str, Tensor] = {}
         self._bad_loss = torch.zeros((), device=self._device)
 
