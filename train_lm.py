@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -156,6 +157,7 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
     config, recorder, accelerator = run.config, run.recorder, run.accelerator
     accelerator.wait_for_everyone()  # all have read the directory
     facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
+    facts["sharded"] = accelerator.is_fsdp2
     facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
     path = run.store.path.resolve()
     facts["data"] = {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()}
@@ -210,7 +212,8 @@ def training_step(run: Run, step: int) -> None:
     for start in range(0, len(x_BT), rows):
         run.watchdog.moved(step, "forward and backward")
         last = start + rows >= len(x_BT)
-        with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
+        # Sharded gradients are summed over ranks at once: between micro-batches each rank would hold all of them.
+        with contextlib.nullcontext() if last or accelerator.is_fsdp2 else accelerator.no_sync(run.model):
             out = run.model(
                 input_ids=x_BT[start : start + rows].to(accelerator.device, non_blocking=True),
                 shift_labels=y_BT[start : start + rows].to(accelerator.device, non_blocking=True),
@@ -274,15 +277,12 @@ def step_batch(run: Run, step: int) -> tuple[Any, Any]:
 
 def probe_attention(run: Run) -> None:
     """Measure the attention logits on fixed validation sequences; touches no random stream and no gradient."""
-    import torch
-
     from model import attention_probe
+    from stability.distributed import only_looking
 
     model = run.bare_model()
-    model.eval()
-    with torch.no_grad(), attention_probe(model.model) as layers:
+    with only_looking(model), attention_probe(model.model) as layers:
         model(input_ids=run.probe_BT, logits_to_keep=1, use_cache=False)
-    model.train()
     run.telemetry.add_attention(layers)
 
 
@@ -397,7 +397,7 @@ def evaluate(run: Run) -> dict[str, float]:
     import torch
 
     from data.batches import evaluation_batches
-    from stability.distributed import all_reduce
+    from stability.distributed import all_reduce, only_looking
 
     config, accelerator = run.config, run.accelerator
     rows = config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes)
@@ -411,15 +411,13 @@ def evaluate(run: Run) -> dict[str, float]:
     )
     model = run.bare_model()
     sums = torch.zeros(3, device=accelerator.device)
-    model.eval()
-    with torch.no_grad():
+    with only_looking(model):
         for x_BT, y_BT in batches:
             run.watchdog.moved(run.step, "evaluation")
             out = model(
                 input_ids=x_BT.to(accelerator.device), shift_labels=y_BT.to(accelerator.device), use_cache=False
             )
             sums += torch.stack([out.losses.nll_sum, out.losses.objective_sum, out.losses.valid_N.sum()])
-    model.train()
     all_reduce(sums, "sum")
     nll, objective, count = sums.tolist()
     return {"validation/nll": nll / count, "validation/objective": objective / count}
@@ -440,6 +438,11 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
+        # Each once, by its first name: gathered from its shards, a tied weight looks like two.
+        own = {
+            name for name, _ in itertools.chain(run.bare_model().named_parameters(), run.bare_model().named_buffers())
+        }
+        weights = {name: weight for name, weight in weights.items() if name in own}
         tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
         with torch.device("meta"):  # of the project's own class: sharding swaps the class of the model it wraps
             model = SwapHeadForCausalLM(run.bare_model().config)

@@ -3,11 +3,11 @@
 Everything follows from the parameters of the real model and from what the code does with them:
 
 - parameters, gradients and both moments of AdamW are float32, whatever ``train.precision`` is: under bf16 and fp16 the float32
-  parameters are themselves the master weights (autocast under DDP, MixedPrecisionPolicy under FSDP2, both by Accelerate);
+  parameters are themselves the master weights, and autocast makes copies of them for the matrix products;
 - telemetry holds a second copy of the parameters, to measure the update;
 - DDP holds gradients a second time, in the buckets that it reduces (gradient_as_bucket_view is off, PyTorch's default);
-- FSDP2 deals every parameter's first axis out to the ranks; of some it gathers the whole in the computing dtype, and while
-  micro-batches accumulate, whole gradients stay on every rank;
+- FSDP2 deals every parameter's first axis out to the ranks; of some it gathers the whole, and it sums their gradients over the
+  ranks in every micro-batch;
 - activations and what the head works with are counted by running the model on fake tensors (benchmarks/simulate.py).
 
 Collectives are taken as rings, the least that a rank must send: (W - 1) / W of the data for a gather or a scatter, twice that for
@@ -120,9 +120,7 @@ class Memory:
     buckets: int
     """DDP's copy of the gradients."""
     gathered: int
-    """What FSDP2 holds whole: the embeddings and two blocks in the computing dtype, and as much for their gradients."""
-    accumulated: int
-    """Whole gradients that FSDP2 keeps between micro-batches."""
+    """What FSDP2 holds whole: the embeddings and two blocks, and as much for their gradients."""
     working: int
     """Activations, and what the head works with."""
 
@@ -139,9 +137,9 @@ class Traffic:
     parameters: float
     """Gathered by FSDP2, in each micro-batch."""
     gradients: float
-    """Averaged over ranks, once."""
+    """Averaged over ranks: once by DDP, in each micro-batch by FSDP2."""
     other: float
-    """The output embedding, which FSDP2 gathers for the norms of its rows; buffers, which DDP sends."""
+    """Norms of the output embedding's rows, which FSDP2 gathers; buffers, which DDP sends."""
 
     @property
     def total(self) -> float:
@@ -157,16 +155,6 @@ class Costs:
         self.shapes = shapes_of(skeleton(config, vocabulary), config.data.sequence_length)
         self._working: dict[tuple[int, bool], MicroBatch] = {}
 
-    @property
-    def compute_bytes(self) -> int:
-        """Of a number in the computing dtype."""
-        return FLOAT32 if self.config.train.precision == "fp32" else 2
-
-    @property
-    def reduce_bytes(self) -> int:
-        """Of a number in which FSDP2 adds gradients up, over micro-batches and over ranks: Accelerate's policy has no other."""
-        return self.compute_bytes
-
     def split(self, ranks: int) -> tuple[int, int]:
         """Sequences of one micro-batch of a rank, and how many micro-batches a step has."""
         share = self.config.train.batch_size // ranks
@@ -175,14 +163,14 @@ class Costs:
 
     def working(self, sequences: int, sharded: bool) -> MicroBatch:
         """What a micro-batch of so many sequences works with."""
-        key = (sequences, sharded and self.compute_bytes != FLOAT32)
+        key = (sequences, sharded and self.config.train.precision != "fp32")
         if key not in self._working:
             self._working[key] = micro_batch(self.config, self.vocabulary, sequences, sharded=key[1])
         return self._working[key]
 
     def memory(self, ranks: int, sharded: bool) -> Memory:
         """Of one rank of ``ranks``; ``sharded``: FSDP2 instead of DDP."""
-        shapes, (sequences, parts) = self.shapes, self.split(ranks)
+        shapes, (sequences, _) = self.shapes, self.split(ranks)
         held = FLOAT32 * (shapes.shard(ranks) if sharded else shapes.parameters)
         whole = GATHERED_BLOCKS * shapes.largest_block + count(shapes.rest)
         return Memory(
@@ -191,22 +179,20 @@ class Costs:
             moments=2 * held + FLOAT32 * len(shapes.all),  # each parameter counts its steps
             telemetry=held if self.config.telemetry.enabled else 0,
             buckets=held if ranks > 1 and not sharded else 0,
-            gathered=(self.compute_bytes + self.reduce_bytes) * whole if sharded else 0,
-            accumulated=self.reduce_bytes * shapes.parameters if sharded and parts > 1 else 0,
+            gathered=2 * FLOAT32 * whole if sharded else 0,
             working=self.working(sequences, sharded).peak,
         )
 
     def traffic(self, ranks: int, sharded: bool) -> Traffic:
         """Of one rank of ``ranks`` in a step; ``sharded``: FSDP2 instead of DDP."""
         shapes, (_, parts), share = self.shapes, self.split(ranks), (ranks - 1) / ranks
-        rows, width = shapes.vocabulary
         if not sharded:
             # Rank 0 sends buffers along a tree of the ranks; each passes them on at most once.
             return Traffic(0.0, 2 * share * FLOAT32 * shapes.parameters, parts * share * shapes.buffers)
         # Blocks are gathered for the forward pass and again for the backward pass.
-        gathered = self.compute_bytes * (2 * shapes.parameters - shapes.staying)
-        norms = FLOAT32 * rows * width if self.config.telemetry.enabled else 0  # whole, for the norms of its rows
-        return Traffic(parts * share * gathered, share * self.reduce_bytes * shapes.parameters, share * norms)
+        gathered = FLOAT32 * (2 * shapes.parameters - shapes.staying)
+        norms = FLOAT32 * shapes.vocabulary[0] if self.config.telemetry.enabled else 0
+        return Traffic(parts * share * gathered, parts * share * FLOAT32 * shapes.parameters, share * norms)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -106,12 +106,12 @@ def sizes(costs: dict[str, Costs]) -> Table:
 def memory(costs: dict[str, Costs], ranks: Sequence[int]) -> Table:
     """Memory of a rank."""
     heads = ["recipe", "ranks", "", "sequences x parts", "weights", "gradients", "moments", "telemetry", "DDP buckets"]
-    heads += ["gathered", "accumulated", "working", "total GB"]
+    heads += ["gathered", "working", "total GB"]
 
     def rows() -> Iterator[list[str]]:
         for name, cost, number, sharded in _launches(costs, ranks):
             m, (sequences, parts) = cost.memory(number, sharded), cost.split(number)
-            held = (m.weights, m.gradients, m.moments, m.telemetry, m.buckets, m.gathered, m.accumulated, m.working)
+            held = (m.weights, m.gradients, m.moments, m.telemetry, m.buckets, m.gathered, m.working)
             launch = [name, str(number), "FSDP2" if sharded else "DDP", f"{sequences} x {parts}"]
             yield [*launch, *map(gigabytes, held), gigabytes(m.total)]
 

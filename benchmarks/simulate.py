@@ -98,15 +98,14 @@ def micro_batch(
 ) -> MicroBatch:
     """Bytes that forward and backward pass of ``sequences`` sequences need beyond weights and gradients.
 
-    ``sharded``: with parameters in the computing dtype, as FSDP2 gathers them, instead of float32 ones that autocast copies.
+    ``sharded``: autocast keeps none of the copies that it makes of parameters (stability.launch.autocast_sharded).
     ``device``: whose size of the head's chunks is taken. ``fake``: on fake tensors; else everything is really computed.
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
     length = config.data.sequence_length
     eager = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
     with FakeTensorMode() if fake else contextlib.nullcontext(), _one_block():
-        with _default_dtype(half if sharded and half is not None else torch.float32):
-            model = prepare_model(eager, SwapHeadForCausalLM(model_config(config, vocabulary, 0)))
+        model = prepare_model(eager, SwapHeadForCausalLM(model_config(config, vocabulary, 0)))
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         living = Living()
@@ -116,7 +115,7 @@ def micro_batch(
         chunk = chunk_rows(sequences * length, vocabulary, device)
         with living:
             x_BT = torch.zeros(sequences, length, dtype=torch.long)
-            with torch.autocast("cpu", half, enabled=half is not None):
+            with torch.autocast("cpu", half, enabled=half is not None, cache_enabled=not sharded):
                 h_ND = model.model(input_ids=x_BT, use_cache=False).last_hidden_state.flatten(0, 1)
                 kept = living.bytes - state
                 losses = chunked_loss(model.lm_head, model.objective, h_ND, x_BT.flatten(), statistics=True, rows=chunk)
@@ -124,17 +123,6 @@ def micro_batch(
             living.forget_peak()
             losses.objective_sum.backward()
             return MicroBatch(kept, forward, living.peak - state)
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters are of ``dtype``."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
 
 
 @contextlib.contextmanager

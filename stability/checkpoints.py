@@ -27,9 +27,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from configs.files import flush_to_disk
 
-from .integrity import write_manifest
+from .integrity import MANIFEST_FILE, write_manifest
 
 STATE_FILE = "trainer_state.json"
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
+"""A folder with none of them never was a checkpoint; one whose manifest lists weights that are gone is a damaged one."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
@@ -37,10 +39,18 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run directory, oldest first."""
+    """The complete checkpoints of a run directory, oldest first; whether their files are whole, ``integrity.damage`` says.
+
+    Left out are links, which a run could neither delete nor replace, and folders that it would have called otherwise.
+    """
     folder = run / "checkpoints"
-    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted((p for p in found if (p / STATE_FILE).is_file()), key=step_of)
+    named = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    found = [p for p in named if p == checkpoint_at(run, step_of(p)) and not p.is_symlink()]
+    return sorted((p for p in found if _looks_complete(p)), key=step_of)
+
+
+def _looks_complete(folder: Path) -> bool:
+    return (folder / STATE_FILE).is_file() and any((folder / name).is_file() for name in _MODEL_FILES)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -153,11 +163,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restore the optimizer's state, for whatever sharding the model has now. Hyperparameters stay the configuration's."""
-    options = StateDictOptions(full_state_dict=True)
-    nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(checkpoint / _OPTIMIZER_FILE).items():
         name, _, slot = key.rpartition(".")
         state.setdefault(name, {})[slot] = value
     nested["state"] = state
-    set_optimizer_state_dict(model, optimizer, nested, options=options)
+    set_optimizer_state_dict(model, optimizer, nested, options=StateDictOptions(full_state_dict=True))

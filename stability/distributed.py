@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from configs.errors import InputError
 
@@ -27,6 +29,24 @@ def all_reduce(values: Tensor, operation: str) -> None:
     """ "sum" or "max" over ranks, in place. All ranks call it."""
     if world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
+
+
+@contextlib.contextmanager
+def only_looking(model: nn.Module) -> Iterator[None]:
+    """Forward passes that leave no trace in ``model``: no gradients, and what they gathered of sharded parameters is let go.
+
+    FSDP2 keeps its last groups gathered after a forward pass because a backward pass should follow: until then the model's
+    parameters are not those that the optimizer holds.
+    """
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def from_main(find: Callable[[], Any], device: torch.device) -> Any:

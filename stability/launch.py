@@ -6,17 +6,24 @@ import os
 from datetime import timedelta
 
 import accelerate
-from accelerate import tracking
+import torch
+from accelerate import PartialState, tracking
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from configs.errors import InputError
 from configs.schema import RunConfig
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtype of matrix products by Accelerate's mixed_precision; parameters are float32 everywhere."""
 
 
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
-    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other or that accumulates
-    gradients by itself, and for fp16 on a CPU.
+    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other or that shards by
+    FSDP's first version, and for fp16 on a CPU.
     """
     _refuse_missing_trackers(config.trackers)
     accelerator = accelerate.Accelerator(
@@ -32,6 +39,7 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
             f"launch: {started} processes were started but Accelerate works with {accelerator.num_processes}; "
             "on CPU set ACCELERATE_USE_CPU=1 as configs/launch/cpu_2proc.yaml says"
         )
+    _shard(accelerator)
     if config.train.batch_size % started:
         raise InputError(
             f"train.batch_size: {config.train.batch_size} sequences do not divide over {started} processes"
@@ -44,6 +52,31 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
 def connection_timeout(stall_seconds: float) -> timedelta:
     """How long a collective may wait before torch itself ends it."""
     return timedelta(seconds=stall_seconds + 600)
+
+
+def _shard(accelerator: accelerate.Accelerator) -> None:
+    """FSDP2 where the launch asks for it: on CPUs too, and with parameters and gradients in float32 as under DDP."""
+    state = accelerator.state
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+        return
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate leaves CPUs out of the launches that it shards; all that it does for the others works for them.
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if not accelerator.is_fsdp2:
+        raise InputError("launch: sharding needs FSDP2; set fsdp_version: 2 in the launch file, or FSDP_VERSION=2")
+    # Accelerate's policy would have norms, residual stream, loss and sums of gradients in the compute dtype. Autocast is to
+    # mean the same sharded or not: see autocast_sharded().
+    state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def autocast_sharded(accelerator: accelerate.Accelerator, model: nn.Module) -> None:
+    """Have a model that was prepared sharded compute as Accelerate has every other compute: under autocast, if any."""
+    if accelerator.is_fsdp2 and accelerator.mixed_precision in COMPUTE_DTYPES:
+        dtype = COMPUTE_DTYPES[accelerator.mixed_precision]
+        # Without autocast's cache, which would keep a copy of each gathered parameter until the end of the forward pass.
+        autocast = torch.autocast(accelerator.device.type, dtype, cache_enabled=False)
+        model.forward = autocast(model.forward)
 
 
 def _refuse_missing_trackers(trackers: list[str]) -> None:

@@ -166,8 +166,8 @@ class Telemetry:
                 norms += torch._foreach_norm(self.parameters[portion])
             self.parameter_norm_P = whole(norms)
             self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
-            classes_VD = _full(self.head.get_parameter("weight"))[: self.n_classes]  # without the vocabulary's padding
-            norms_V = torch.linalg.vector_norm(classes_VD, dim=1)
+            norms_V = _full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
+            norms_V = norms_V[: self.n_classes]  # without the vocabulary's padding
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
         else:
             self.parameter_norm_P = tensor_norms(self.parameters)

@@ -6,6 +6,7 @@ Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
@@ -27,12 +29,15 @@ from data.store import TokenStore, open_store
 from model import attend_causally, blocks, final_norm, load_model, new_model
 from stability.checkpoints import load_optimizer, read_state
 from stability.distributed import from_main
+from stability.launch import autocast_sharded
 from stability.recorder import Recorder
 from stability.rewind import GoingBack, last_rewind
 from stability.telemetry import Telemetry, parameter_groups
 from stability.vitals import Vitals
 from stability.watch import Watch
 from stability.watchdog import Watchdog
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 @dataclass
@@ -104,6 +109,8 @@ def build_run(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     rank, main_process = accelerator.process_index, accelerator.is_main_process
+    if checkpoint is None:
+        from_main(lambda: _check_body(config), accelerator.device)
     store = store or open_store(config.data, progress=main_process)
     if writes:
         from_main(lambda: _refuse_other_tokens(store, directory, checkpoint), accelerator.device)
@@ -136,6 +143,16 @@ def build_run(
     run = Run(config, directory, accelerator, *parts, *_trainable(config, accelerator, store, checkpoint))
     _restore(run, checkpoint)
     return run
+
+
+def _check_body(config: RunConfig) -> None:
+    """Raise InputError, before any text is read, if the checkpoint that the body comes from cannot be used."""
+    place = config.body.checkpoint
+    if place is None:
+        return
+    if not Path(place).is_dir() and not _HUB_NAME.fullmatch(place):
+        raise InputError(f"body.checkpoint: {place}: no such folder")
+    model_config(config, vocab_size=1, special_id=0)  # the tokens are not known yet; what is said of them comes later
 
 
 def _refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | None) -> None:
@@ -173,6 +190,7 @@ def _trainable(
     model = load_model(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
+    autocast_sharded(accelerator, wrapped)
     bare = accelerator.unwrap_model(wrapped)
     telemetry = build_telemetry(bare, config)
     names = [name for name, _ in bare.named_parameters()]
@@ -205,9 +223,12 @@ def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
     """A new model, its body new too or that of an existing checkpoint."""
     model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
     if config.body.checkpoint is not None:
-        existing = AutoModelForCausalLM.from_pretrained(
-            config.body.checkpoint, dtype="float32", trust_remote_code=False
-        )
+        try:
+            existing = AutoModelForCausalLM.from_pretrained(
+                config.body.checkpoint, dtype="float32", trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"body.checkpoint: {config.body.checkpoint}: {' '.join(str(error).split())}") from None
         model.model.load_state_dict(existing.base_model.state_dict())
     return model
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
@@ -23,6 +24,7 @@ from benchmarks.simulate import micro_batch
 from configs.errors import exit_status
 from configs.load import load_config
 from stability.checkpoints import list_checkpoints
+from stability.launch import autocast_sharded
 from train_lm import save_checkpoint
 from training.run import build_model, build_optimizer, build_telemetry, prepare_model
 
@@ -64,9 +66,7 @@ def trained(config, model, parts=1):
     """Take one step of ``parts`` micro-batches; returns the optimizer and the telemetry."""
     optimizer, telemetry = build_optimizer(model, config.optimizer), build_telemetry(model, config)
     x_BT = torch.zeros(2, config.data.sequence_length, dtype=torch.long)
-    for part in range(parts):
-        if hasattr(model, "set_requires_gradient_sync"):
-            model.set_requires_gradient_sync(part == parts - 1)
+    for _ in range(parts):
         model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
     optimizer.step()
     return optimizer, telemetry
@@ -145,15 +145,16 @@ def test_a_rank_of_fsdp2_as_accelerate_prepares_it_holds_and_sends_what_the_mode
         auto_wrap_policy="transformer_based_wrap",
         cpu_ram_efficient_loading=False,
     )
-    if precision != "fp32":
-        plugin.set_mixed_precision(precision)
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()  # as stability.launch has it
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         mixed_precision="no" if precision == "fp32" else precision,
         is_main_process=False,
+        is_fsdp2=True,
         device=torch.device("cpu"),
     )
     model = fsdp2_prepare_model(accelerator, built(config))
+    autocast_sharded(accelerator, model)
     costs = Costs(config, VOCABULARY)
     with Collectives() as collectives:
         optimizer, telemetry = trained(config, model, parts=2)

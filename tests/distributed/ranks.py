@@ -14,13 +14,28 @@ from typing import Any
 from ..conftest import ROOT
 
 LIMIT = 240
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What slurm.sbatch and Accelerate's launcher set for FSDP2."""
 
 
 class Ranks:
     """The processes of one launch, as a scheduler would start them: one each, with the variables that torch reads."""
 
     def __init__(
-        self, recipe: dict[str, Any], *overrides: str, world_size: int = 2, program: Sequence[object] = ()
+        self,
+        recipe: dict[str, Any],
+        *overrides: str,
+        world_size: int = 2,
+        sharded: bool = False,
+        program: Sequence[object] = (),
+        **environment: str,
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -34,7 +49,9 @@ class Ranks:
                 env=os.environ
                 | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
                 | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
-                | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+                | (SHARDED if sharded else {})
+                | environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -1,59 +1,191 @@
-"""FSDP2 without a GPU: the parts of the loop that touch sharded parameters, on a one-process gloo mesh."""
+"""FSDP2 through Accelerate: real ranks of train_lm.py (gloo, CPU) that share parameters and moments out among themselves."""
 
-import textwrap
+from __future__ import annotations
 
-from ..conftest import ROOT, python
+import json
 
-SCRIPT = """
-    import sys
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.fsdp import fully_shard
-    from transformers import AutoConfig
-    from configs.load import load_config
-    from model import SwapHeadConfig, new_model
-    from stability.checkpoints import optimizer_tensors
-    from training.run import build_optimizer, build_telemetry
+import pytest
+from safetensors.torch import load_file
 
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-    config = load_config("configs/pydoc_micro.yaml")
-    fields = {"n_layer": 2, "n_head": 2, "n_embd": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    text = AutoConfig.for_model("gpt2", vocab_size=90, bos_token_id=0, eos_token_id=0, **fields)
-    x_BT = torch.randint(0, 90, (4, 8), generator=torch.Generator().manual_seed(0))
-    found = []
-    for sharded in (False, True):
-        model = new_model(SwapHeadConfig(text, head={"kind": "metric"}, objective={"kind": "tfsd"}), 0).train()
-        if sharded:
-            mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-            for block in model.model.h:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
-            assert model.lm_head.weight is model.model.wte.weight
-        optimizer, telemetry = build_optimizer(model, config.optimizer), build_telemetry(model, config)
-        for _ in range(2):
-            out = model(input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, statistics=True, use_cache=False)
-            out.loss.backward()
-            telemetry.add_losses(out.losses)
-            values = telemetry.loss_values()
-            total = telemetry.before_update()
-            torch.nn.utils.clip_grads_with_norm_(telemetry.parameters, 1.0, total)
-            optimizer.found_inf = torch.zeros(())
-            optimizer.step()
-            telemetry.after_update()
-            optimizer.zero_grad()
-            values |= telemetry.collect()
-        found.append(({k: float(v) for k, v in values.items()}, optimizer_tensors(model, optimizer)))
-    (plain, plain_state), (shard, shard_state) = found
-    assert plain.keys() == shard.keys()
-    assert all(abs(plain[k] - shard[k]) <= 1e-4 * abs(plain[k]) + 1e-6 for k in plain), (plain, shard)
-    assert plain_state.keys() == shard_state.keys()
-    assert all(torch.allclose(plain_state[k], shard_state[k], atol=1e-6) for k in plain_state)
-    dist.destroy_process_group()
-    print("agree")
+from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED
+from model import load_model
+from stability.checkpoints import list_checkpoints, step_of
+
+from ..conftest import ROOT, events_of, python, rows_of
+from .ranks import Ranks, rows_written, wait_until
+from .test_world_sizes import UNEVEN, assert_same_curves, assert_same_weights
+
+MANY = pytest.mark.faults
+PROBED = "telemetry.attention_every=5"
+
+
+@pytest.fixture
+def launch(recipe):
+    started = []
+
+    def start(name, *overrides, **options):
+        started.append(Ranks(recipe, f"name={name}", *overrides, **options))
+        return started[-1]
+
+    yield start
+    for ranks in started:
+        ranks.kill()
+
+
+@pytest.fixture
+def run(launch):
+    def finish(name, *overrides, world_size=2, **options):
+        ended = launch(name, *overrides, world_size=world_size, **options).wait()
+        assert [status for status, _ in ended] == [0] * world_size, ended
+
+    return finish
+
+
+@pytest.mark.parametrize(
+    ("world_size", "head", "parts"),
+    [
+        (2, "{kind: metric}", 2),
+        pytest.param(2, "{kind: linear, tied: false}", 4, marks=MANY),
+        pytest.param(4, "{kind: metric}", 2, marks=MANY),
+    ],
+)
+def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
+    """Uneven ranks, several micro-batches, attention probed: the same metrics, events, weights and moments; the tie holds."""
+    with_head = (
+        UNEVEN,
+        PROBED,
+        f"head={head}",
+        "objective={kind: ce}" if "linear" in head else "objective={kind: tfsd}",
+    )
+    run("one", *with_head, world_size=1)
+    run("sharded", *with_head, f"train.micro_batch_size={parts // 2}", world_size=world_size, sharded=True)
+    assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
+    assert_same_weights(tmp_path / "one", tmp_path / "sharded")
+    assert events_of(tmp_path / "sharded") == events_of(tmp_path / "one")
+    facts = [json.loads((tmp_path / name / "environment.json").read_text()) for name in ("one", "sharded")]
+    assert facts[0]["parameters"] == facts[1]["parameters"]
+    assert [fact["sharded"] for fact in facts] == [False, True]
+    checkpoint = list_checkpoints(tmp_path / "sharded")[-1]
+    model = load_model(checkpoint)
+    assert (model.lm_head.weight is model.model.wte.weight) == ("tied: false" not in head)
+    assert json.loads((checkpoint / "config.json").read_text())["architectures"] == ["SwapHeadForCausalLM"]
+
+
+@MANY
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [({"sharded": True}, {"sharded": False}), ({"sharded": False}, {"sharded": True})],
+    ids=["FSDP2 to DDP", "DDP to FSDP2"],
+)
+def test_a_run_goes_on_sharded_or_not(first, then, launch, run, tmp_path):
+    """Stopped by a signal, gone on the other way with another split into micro-batches: the same order, the same curve."""
+    longer = ("train.steps=120", "train.eval_every=60", "checkpoint.every=60")
+    run("whole", *longer, world_size=1)
+    ranks = launch("moved", *longer, **first)
+    wait_until(lambda: rows_written(tmp_path / "moved") > 20, ranks)
+    ranks.processes[1].terminate()
+    assert [status for status, _ in ranks.wait()] == [EXIT_PREEMPTED] * 2
+    stopped = step_of(list_checkpoints(tmp_path / "moved")[-1])
+    assert 20 < stopped < 120
+    before = rows_of(tmp_path / "moved")
+    run("moved", *longer, "train.micro_batch_size=1", **then)
+    rows, whole = rows_of(tmp_path / "moved"), rows_of(tmp_path / "whole")
+    assert rows[:stopped] == before
+    assert [r["data/batch"] for r in rows] == [r["data/batch"] for r in whole]
+    for x, y in zip(whole[: stopped + 20], rows, strict=False):
+        assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=2e-3), x["step"]
+
+
+@MANY
+def test_a_sharded_run_goes_on_to_the_bit(launch, run, tmp_path):
+    longer = ("train.steps=60", "train.eval_every=60", "checkpoint.every=60")
+    run("whole", *longer, sharded=True)
+    ranks = launch("moved", *longer, sharded=True)
+    wait_until(lambda: rows_written(tmp_path / "moved") > 6, ranks)
+    ranks.processes[0].terminate()
+    assert [status for status, _ in ranks.wait()] == [EXIT_PREEMPTED] * 2
+    run("moved", *longer, sharded=True)
+    assert rows_of(tmp_path / "moved") == rows_of(tmp_path / "whole")
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        a, b = (load_file(list_checkpoints(tmp_path / name)[-1] / file) for name in ("whole", "moved"))
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a), file
+
+
+@MANY
+def test_sharded_ranks_go_back_together(run, tmp_path):
+    fault = "stress=[{kind: corrupt_sequences, step: 65, steps: 3, sequences: 8, pattern: random}]"
+    long = ["train.steps=80", "checkpoint.every=20", "interventions=[{kind: rewind}]"]
+    run("rewound", fault, *long, sharded=True)
+    (back,) = [e for e in events_of(tmp_path / "rewound") if e["event"] == "rewind"]
+    assert (back["to_step"], back["skipped"]) == (60, [[65, 67]])
+    rows = rows_of(tmp_path / "rewound")
+    assert [r["data/batch"] for r in rows[60:70]] == [61, 62, 63, 64, 68, 69, 70, 71, 72, 73]
+    assert max(r["loss/nll"] for r in rows[60:]) < 6
+
+
+@MANY
+def test_a_bad_number_in_one_rank_s_share_stops_all_before_the_update(launch, tmp_path):
+    """A row of the embedding that the second rank holds: named, and never in a checkpoint."""
+    program = tmp_path / "spoilt.py"
+    program.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch.distributed as dist
+import train_lm
+step_taken = train_lm.training_step
+def training_step(run, step):
+    if step == 15 and dist.get_rank() == 1:
+        run.bare_model().model.wte.weight.to_local().data[3] = float("inf")
+    step_taken(run, step)
+train_lm.training_step = training_step
+raise SystemExit(train_lm.exit_status(train_lm.main))
 """
+    )
+    ended = launch("run", sharded=True, program=[program]).wait()
+    assert [status for status, _ in ended] == [EXIT_DIVERGED] * 2, ended
+    (event,) = [e for e in events_of(tmp_path / "run") if e["event"] == "diverged"]
+    assert event["step"] == 15
+    assert "parameter of model.wte.weight" in event["not_finite"], event
+    assert [step_of(c) for c in list_checkpoints(tmp_path / "run")] == [10]
 
 
-def test_a_sharded_step_measures_and_moves_what_a_plain_one_does(tmp_path):
-    result = python("-c", textwrap.dedent(SCRIPT), tmp_path / "rendezvous", PYTHONPATH=str(ROOT))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith("agree")
+@MANY
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
+def test_bf16_means_the_same_on_several_ranks(sharded, run, tmp_path):
+    """Rounded products alone differ: what one rank computes in one part, two compute in four."""
+    run("one", "train.precision=bf16", "train.steps=10", world_size=1)
+    run("two", "train.precision=bf16", "train.steps=10", "train.micro_batch_size=2", sharded=sharded)
+    a, b = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    for name in ("loss/nll", "grad_norm/total", "hidden_norm/pre_final/mean", "param_norm/embedding"):
+        # One rounding of bf16 is 0.4%.
+        assert [r[name] for r in b] == pytest.approx([r[name] for r in a], rel=4e-3), name
+    weights = load_file(list_checkpoints(tmp_path / "two")[-1] / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+
+
+@MANY
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
+def test_a_compiled_body_follows_an_eager_one(sharded, run, tmp_path):
+    run("eager", PROBED, sharded=sharded)
+    run("compiled", PROBED, "train.compile=true", sharded=sharded)
+    assert_same_curves(tmp_path / "eager", tmp_path / "compiled", closely=12)
+    assert_same_weights(tmp_path / "eager", tmp_path / "compiled")
+
+
+@MANY
+def test_the_launch_file_shards_over_two_processes(recipe, tmp_path):
+    file = ROOT / "configs/launch/cpu_2proc_fsdp2.yaml"
+    command = ("-m", "accelerate.commands.launch", "--config_file", file, ROOT / "train_lm.py")
+    done = python(*command, "--config", recipe["path"], *recipe["overrides"], "name=filed", "train.steps=10")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "filed" / "environment.json").read_text())["sharded"] is True
+
+
+@MANY
+def test_the_first_version_of_fsdp_is_refused(launch, tmp_path):
+    ended = launch("run", sharded=True, FSDP_VERSION="1").wait()
+    assert [status for status, _ in ended] == [2, 2]
+    assert "error: launch: sharding needs FSDP2; set fsdp_version: 2" in ended[0][1]
+    assert not (tmp_path / "run").exists()
