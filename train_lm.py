@@ -62,12 +62,12 @@ def train(config: RunConfig) -> int:
     accelerator = start_accelerator(config)
     directory = Path(config.output_dir) / config.name
     with contextlib.ExitStack() as held:
-        from_main(lambda: held.enter_context(run_lock(directory)), accelerator.device)
+        launch = from_main(lambda: held.enter_context(run_lock(directory)), accelerator.device)
         point = ResumePoint(**from_main(lambda: find_resume_point(config, directory).to_json(), accelerator.device))
         if point.finished:
             accelerator.print(f"{directory}: already finished")
             return EXIT_FINISHED
-        run = build_run(config, accelerator, directory, point.checkpoint(directory))
+        run = build_run(config, accelerator, directory, point.checkpoint(directory), launch=launch)
         return guarded(run, point)
 
 
@@ -117,13 +117,17 @@ def loop(run: Run) -> int:
                 continue
             keeping = (checkpoint_due or stopping) and not run.diverged
             spoilt = keeping and not run.vitals.state_is_finite(run.optimizer.optimizer)
+            if spoilt:
+                run.watch.overflowed(step)
+                if regular and rewind(run):
+                    continue
             decides_later = not regular and bool(config.interventions)
-            if (run.diverged and not decides_later) or spoilt:
+            if (run.diverged or spoilt) and not decides_later:
                 run.watch.finish(step, run.batch_number)
                 run.watch.report_divergence(last_row, run.vitals.names(), run.vitals.ranks(), updated=spoilt)
                 end(run, vote)
                 return EXIT_DIVERGED
-            if keeping:
+            if keeping and not spoilt:
                 save_checkpoint(run, undecided=decides_later)
             run.began = time.perf_counter()
             if stopping:

@@ -16,8 +16,9 @@ LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run directory while inside; a directory that is made for it and stays empty goes again.
+def run_lock(directory: Path) -> Iterator[str]:
+    """Hold the lock of a run directory while inside, which is told what the lock says of its holder; a directory that is made
+    for it and stays empty goes again.
 
     The system gives the lock back when the process ends, so a lock file that a killed run left behind refuses nobody. It is a
     record lock, which network file systems know too and a child process does not inherit.
@@ -30,11 +31,12 @@ def run_lock(directory: Path) -> Iterator[None]:
         descriptor = _acquire(path)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another output_dir") from None
+    holder = json.dumps({"process": os.getpid(), "host": socket.gethostname()})
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield
+            os.pwrite(descriptor, holder.encode(), 0)
+        yield holder
     finally:
         with contextlib.suppress(OSError):  # a folder that was deleted, or can only be read by now
             path.unlink()  # before the lock is given back: who waits for it finds another file, and tries again
@@ -44,6 +46,17 @@ def run_lock(directory: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def held_by(directory: Path) -> str:
+    """What the lock says of its holder, or of the one that was killed with it. The holder itself must not ask.
+
+    To close any descriptor of a file gives back all the record locks that a process has on it.
+    """
+    try:
+        return (directory / LOCK_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
 def _acquire(path: Path) -> int:
     """A descriptor of the lock file that is there now, with the lock on it."""
     while True:
@@ -51,10 +64,10 @@ def _acquire(path: Path) -> int:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            held_by = _holder(descriptor)
+            holder = _holder(descriptor)
             os.close(descriptor)
             raise InputError(
-                f"{path.parent}: {held_by} is writing this run; wait for it, stop it, or choose another name"
+                f"{path.parent}: {holder} is writing this run; wait for it, stop it, or choose another name"
             ) from None
         except OSError as error:
             os.close(descriptor)

@@ -74,6 +74,10 @@ class Watch:
             step = rows[-1]["step"]
             self.alarms.append(Alarm("non_finite", step, step, math.inf))
 
+    def overflowed(self, step: int) -> None:
+        """Raise the alarm about a step that was sound itself and whose update was not."""
+        self.alarms.append(Alarm("non_finite", step, step, math.inf))
+
     def first_steps(self, highest: int) -> list[int]:
         """First steps of the ``highest`` spikes of the run so far, and of those going on: where a replay may want to begin."""
         events = [e for e in read_rows(self.recorder.directory / "events.jsonl") if e["event"] == "spike"]

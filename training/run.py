@@ -30,6 +30,7 @@ from model import attend_causally, blocks, final_norm, load_model, new_model
 from stability.checkpoints import load_optimizer, read_state
 from stability.distributed import from_main
 from stability.launch import autocast_sharded
+from stability.lock import held_by
 from stability.recorder import Recorder
 from stability.rewind import GoingBack, last_rewind
 from stability.telemetry import Telemetry, parameter_groups
@@ -99,12 +100,13 @@ def build_run(
     checkpoint: Path | None,
     *,
     writes: bool = True,
+    launch: str = "",
     store: TokenStore | None = None,
 ) -> Run:
     """A run at ``checkpoint``, or at its start.
 
-    Only if ``writes``, and on the main process, does it write to ``directory``. For a replay: ``store``, the tokens, if not
-    those that the configuration leads to now.
+    Only if ``writes``, and on the main process, does it write to ``directory``. ``launch``: what the directory's lock says while
+    it is this launch's. For a replay: ``store``, the tokens, if not those that the configuration leads to now.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -135,7 +137,7 @@ def build_run(
     probe_BT = next(probe)[0].to(accelerator.device)
     watchdog = Watchdog(
         config.train.stall_seconds,
-        tell=functools.partial(_record_lost_ranks, accelerator, directory),
+        tell=functools.partial(_record_lost_ranks, accelerator, directory, launch),
         stacks=directory / f"stalled_rank_{rank}.txt",
         device=accelerator.device,
     )
@@ -165,10 +167,13 @@ def _refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | 
         )
 
 
-def _record_lost_ranks(accelerator: Accelerator, directory: Path, step: int, line: str, missing: list[int]) -> None:
-    """The first of the ranks that are left writes what happened."""
+def _record_lost_ranks(
+    accelerator: Accelerator, directory: Path, launch: str, step: int, line: str, missing: list[int]
+) -> None:
+    """The first of the ranks that are left writes what happened, unless the run has been started again in the meantime."""
     left = [r for r in range(accelerator.num_processes) if r not in missing] or [0]
-    if accelerator.process_index == left[0]:
+    mine = accelerator.is_main_process or held_by(directory) == launch
+    if accelerator.process_index == left[0] and mine:
         recorder = Recorder(directory, writes=True)
         recorder.event("rank_lost", step, step=step, missing=missing, reason=line)
         recorder.status("failed", step, line)

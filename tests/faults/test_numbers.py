@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_lm
-from configs.errors import EXIT_DIVERGED
+from configs.errors import EXIT_DIVERGED, EXIT_FINISHED
 from configs.load import load_config
 from stability.checkpoints import list_checkpoints, step_of
 
@@ -67,6 +67,26 @@ def test_a_bad_number_stops_the_run_before_the_update_and_is_named(place, step, 
     for checkpoint in list_checkpoints(run):
         for file in ("model.safetensors", "optimizer.safetensors"):
             assert all(bool(v.isfinite().all()) for v in load_file(checkpoint / file).values())
+
+
+def test_a_run_goes_back_before_an_update_that_overflows(recipe, tmp_path, monkeypatch):
+    """Found when its checkpoint is due, before any loss shows it."""
+    usual, state = train_lm.update, {"faults": 1}
+
+    def overflowing(run):
+        if run.step == 19 and state["faults"]:
+            state["faults"] = 0
+            for group in run.optimizer.param_groups:
+                group["lr"] = 1e38
+        return usual(run)
+
+    monkeypatch.setattr(train_lm, "update", overflowing)
+    overrides = ["name=run", "optimizer.weight_decay=100", "interventions=[{kind: rewind, margin: 0}]"]
+    assert train_lm.train(load_config(recipe["path"], [*recipe["overrides"], *overrides])) == EXIT_FINISHED
+    (back,) = [e for e in events_of(tmp_path / "run") if e["event"] == "rewind"]
+    assert (back["from_step"], back["to_step"], back["skipped"]) == (20, 10, [[20, 20]])
+    assert back["cause"]["signal"] == "non_finite"
+    assert [row["data/batch"] for row in rows_of(tmp_path / "run")] == [*range(1, 20), *range(21, 32)]
 
 
 def test_an_update_that_overflows_is_not_kept(recipe, tmp_path):
