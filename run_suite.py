@@ -12,7 +12,6 @@ that two runs on a core each are done sooner than one after the other on both (R
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -28,7 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, InputError, exit_status
+from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, ArgumentParser, InputError, exit_status
 from configs.schema import Section
 
 ROOT = Path(__file__).parent
@@ -68,7 +67,7 @@ class Suite(Section):
 
 def main() -> int:
     """Run the suite named on the command line."""
-    parser = argparse.ArgumentParser(description="Run a set of runs that belong together, then compare them.")
+    parser = ArgumentParser(description="Run a set of runs that belong together, then compare them.")
     parser.add_argument("suite", type=Path, help="a YAML file, see configs/suites/")
     parser.add_argument("--out", help="directory of the runs (default: the suite's own)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")

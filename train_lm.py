@@ -9,7 +9,6 @@ Shapes: B sequences of one micro-batch on this rank, T positions.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -21,7 +20,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_RANK_LOST, EXIT_STORAGE, exit_status
+from configs.errors import (
+    EXIT_DIVERGED,
+    EXIT_FINISHED,
+    EXIT_PREEMPTED,
+    EXIT_RANK_LOST,
+    EXIT_STORAGE,
+    ArgumentParser,
+    exit_status,
+)
 from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.seeds import stream_seed
@@ -39,7 +46,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def main() -> int:
     """Parse the command line, then run; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Pretrain a language model and watch it.")
+    parser = ArgumentParser(description="Pretrain a language model and watch it.")
     parser.add_argument("--config", required=True, help="recipe: a YAML file, see configs/")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the recipe")

@@ -38,16 +38,14 @@ def draw_counterfactual(cases: Counterfactual | Sequence[Counterfactual]) -> Fig
     styles = style.arm_styles([_LOGGED, *(c.change for c in cases)])
     figure = Figure(figsize=(10.5, 3.7 + 0.36 * len(cases)), layout="constrained")
     title = f"{visible(cases[0].run)}: what if, from the checkpoint of step {cases[0].checkpoint}"
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     loss, gradient = figure.subplots(1, 2, sharex=True)
     _draw_cases(loss, cases, _NLL, styles)
     loss.set(title="NLL of the batch", ylabel="nats per token")
     _draw_cases(gradient, cases, _GRADIENT, styles)
     gradient.set(title="Gradient norm", ylabel="L2 norm, before clipping")
     handles, labels = loss.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8.5, handlelength=3.5)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles, labels, loc="outside lower left", fontsize=8.5, handlelength=3.5)
     return figure
 
 

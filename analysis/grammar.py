@@ -10,7 +10,8 @@ in which the set comes next, and do not depend on which of its words was drawn. 
 temperature, and at the entropy of the baseline; differences are paired by seed, document and set.
 
 Writes summary.json, sets.csv (a row for each set, arm and view), contexts.parquet (single contexts), truth.png; with
---over-training also training.csv and training.png: the same at every checkpoint, on fewer documents.
+--over-training also training.csv and training.png: the same at every checkpoint, on fewer documents. There a checkpoint that
+has diverged is named and has no values.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 
 from .files import write_json, write_text
 
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _write(result, training, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis.grammar", description=(__doc__ or "").partition("\n")[0])
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m analysis.grammar", description=(__doc__ or "").partition("\n")[0])
     runs = "runs or checkpoints of runs on the grammar"
     parser.add_argument("--baseline", required=True, nargs="+", metavar="RUN", help=f"{runs}; one arm, over seeds")
     parser.add_argument("--candidate", required=True, nargs="+", metavar="RUN", help=f"{runs}, of any number of arms")
@@ -75,6 +76,7 @@ def _write(result: Result, training: pd.DataFrame | None, options: argparse.Name
     from .files import write_atomically
     from .grammar_figure import draw_training, draw_truth
     from .grammar_report import context_table, report, set_table
+    from .probing.arms import arms_differ_in
 
     out = Path(options.out)
     names = ["summary.json", "sets.csv", "contexts.parquet", "truth.png"]
@@ -88,8 +90,13 @@ def _write(result: Result, training: pd.DataFrame | None, options: argparse.Name
             write_text(out / "training.csv", training.to_csv(index=False, lineterminator="\n"))
             style.save_figure(draw_training(training, [arm.label for arm in result.arms]), out / "training.png")
             names += ["training.csv", "training.png"]
-    print(report(result))
-    print(f"\nwritten to {out}: {', '.join(names)}")
+    lines = [report(result), "", *arms_differ_in(result.arms)]
+    if training is not None:
+        from .grammar_training import diverged_lines
+
+        lines += diverged_lines(training)
+    print("\n".join(lines))
+    print(f"written to {out}: {', '.join(names)}")
 
 
 def summary(result: Result, training: pd.DataFrame | None, options: argparse.Namespace) -> dict[str, Any]:

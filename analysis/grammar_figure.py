@@ -16,7 +16,7 @@ from .probing.truth_arms import SCOPES
 from .probing.truth_contexts import Floats
 from .probing.truth_study import Result
 from .probing.views import MEANINGS_WITH_TRUTH, VIEWS
-from .style import ArmStyle, arm_styles
+from .style import ArmStyle, arm_styles, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,6 +90,8 @@ def _draw_contexts(figure: SubFigure, result: Result) -> None:
         masses.set_xscale("log")
         masses.set_yscale("log")
         masses.set_ylim(bottom=low)
+        plain_log_ticks(masses.xaxis, masses.get_xlim())
+        plain_log_ticks(masses.yaxis, masses.get_ylim())
         shares.set_ylabel("model's share")
         masses.set_ylabel("model's mass M")
         shares.set_title(f"{arm.label}: share of the first word", fontsize=9)
@@ -166,7 +168,7 @@ def _draw_arm(axes: Axes, result: Result, arm: Arm, key: str, offset: float, sty
 
 def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """A column for each score and a row for each view, against tokens: a thin line for each run, and a thick
-    one for the mean of an arm, where all its runs have a checkpoint."""
+    one for the mean of an arm, where all its runs have a checkpoint. Both have a gap where a run has diverged."""
     from matplotlib.figure import Figure
 
     styles = arm_styles(labels)
@@ -193,7 +195,7 @@ def _draw_curve(axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle) -> No
     for _, run in runs:
         axes.plot(run["tokens"] / 1e6, run[key], color=style.colour, linewidth=0.7, alpha=0.5)
     at = rows.groupby("tokens")[key]
-    mean = at.mean()[at.count() == len(runs)]  # of fewer runs it would be the mean of something else
+    mean = at.mean().where(at.count() == len(runs))[at.size() == len(runs)]  # of fewer runs: the mean of something else
     axes.plot(
         mean.index / 1e6, mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5,
         linewidth=1.6, label=rows["arm"].iloc[0],

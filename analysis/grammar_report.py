@@ -13,8 +13,8 @@ import pandas as pd
 
 from .probing.arms import Arm
 from .probing.metric import Metric
-from .probing.statistics import CONFIDENCE, Effect
-from .probing.truth import KEPT_MASS, KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores
+from .probing.statistics import CONFIDENCE, NO_INTERVAL, Effect
+from .probing.truth import KEPT_MASS, KINDS, SET_METRICS, TEXT_METRICS, Scores
 from .probing.truth_arms import SCOPES, SYNONYMS, set_means
 from .probing.truth_study import Result
 from .probing.views import MEANINGS_WITH_TRUTH, VIEWS
@@ -22,7 +22,7 @@ from .tables import terminal_table
 
 _TEXT_DIFFERENCES = ("kl", "between", "within_true", "within_control", "excess", "entropy")
 _LEADING = ("split_kl", "log_fracture", "joint_kl")
-"""Metrics of sets whose differences are printed for each kind, in the matched view."""
+"""Metrics of sets whose differences are printed for each kind."""
 
 
 def first_scores(result: Result) -> Scores:
@@ -141,6 +141,7 @@ def report(result: Result) -> str:
     footnotes = [
         "smallest       the smallest true effect that would be found with 80% power at a two-sided 5%",
         "p              Wilcoxon's signed-rank test over the lemmas' mean differences, in which all lemmas weigh the same",
+        f"[low, high]    {NO_INTERVAL}",
     ]
     return "\n".join([*parts, "", *meanings, *footnotes])
 
@@ -166,19 +167,23 @@ def _arms(result: Result) -> str:
 
 
 def _weights(result: Result) -> list[str]:
-    """The weights c of the arms that log them."""
-    rows = []
+    """The weights c of the arms that log them, and why the others have none."""
+    rows, without = [], []
     for arm in result.arms:
         found = [result.weights[member.label] for member in arm.members if member.label in result.weights]
         if found:
             means = [f"{np.mean([one[key] for one in found]):.4f}" for key in ("last_tenth", "lowest_decile")]
             rows.append([arm.label, str(len(found)), *means])
+        else:
+            without.append(arm.label)
     if not rows:
         return []
+    why = "without c, which is logged where no logit is above 0 (metric heads) or the objective uses it"
     header = ["arm", "seeds", "last tenth of training", "lowest decile over training"]
     return [
         "\nMean weight c by which TFSD scales the gradient of CE, or would where the objective is another, in training",
         terminal_table(header, rows),
+        *([f"{', '.join(without)}: {why}"] if without else []),
     ]
 
 
@@ -200,8 +205,6 @@ def _differences(result: Result, arm: Arm, view: str) -> str:
     by_key = {metric.key: metric for metric in (*TEXT_METRICS, *SET_METRICS)}
     rows = [_row("all contexts", by_key[key], table.text[view][key], None) for key in _TEXT_DIFFERENCES]
     for scope in SCOPES:
-        if scope in TRUE_KINDS and view != "matched":
-            continue
         keys: Sequence[str] = [m.key for m in SET_METRICS] if scope == SYNONYMS else _LEADING
         rows += [
             _row(scope, by_key[key], table.sets[view][scope][key], table.wilcoxon[view][scope][key]) for key in keys

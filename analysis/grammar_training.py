@@ -9,9 +9,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from .probing.arms import Arm, checkpoints_up_to
+from .probing.states import Diverged
 from .probing.truth import CONTROL_KINDS, TRUE_KINDS, Scores, measure
 from .probing.truth_arms import scope_mean
-from .probing.truth_contexts import TruthCalibration
+from .probing.truth_contexts import Predictor, TruthCalibration
 from .probing.truth_study import Study, predictor
 from .probing.views import OVER_TRAINING
 from .runs import read_config
@@ -23,9 +24,8 @@ _OF_SETS = ("split_kl", "log_fracture", "joint_kl")
 
 def over_training(study: Study, arms: Sequence[Arm]) -> pd.DataFrame:
     """A row for each checkpoint and view: arm, label, seed, step, tokens, view, KL, entropy, temperature and, of true
-    synonyms and of controls, the split KL, log fracture and joint KL. Only the first documents are measured.
-
-    Raises :class:`InputError` for a checkpoint that has diverged.
+    synonyms and of controls, the split KL, log fracture and joint KL. Only the first documents are measured. Where
+    ``diverged`` is true the checkpoint's logits are not finite, and its numbers are NaN.
     """
     few = replace(study, measured=study.measured.first(TRAINING_DOCUMENTS))
     checkpoints = [
@@ -34,17 +34,34 @@ def over_training(study: Study, arms: Sequence[Arm]) -> pd.DataFrame:
     rows = []
     for arm, member, step, path in tqdm(checkpoints, desc="over training", unit="checkpoint"):
         assert member.run is not None, "the study was planned from runs"
-        predict = predictor(replace(member, checkpoint=path), few)
-        temperatures = [1.0, TruthCalibration.of(predict, few.grammar, few.calibration).best()]
-        scores = measure(predict, few.grammar, few.measured, temperatures)
+        values = _measured(predictor(replace(member, checkpoint=path), few), few)
         config = read_config(member.run)
         tokens = step * config["train"]["batch_size"] * config["data"]["sequence_length"]
         place = {"arm": arm.label, "label": member.label, "seed": member.seed, "step": step, "tokens": tokens}
         rows += [
-            place | {"view": view, "temperature": temperatures[x]} | _values(scores, few, x)
+            place | {"view": view, "diverged": values is None} | (values[x] if values else {})
             for x, view in enumerate(OVER_TRAINING)
         ]
     return pd.DataFrame(rows)
+
+
+def diverged_lines(training: pd.DataFrame) -> list[str]:
+    """A line for each checkpoint that has no values."""
+    broken = training[training["diverged"]].drop_duplicates(["label", "step"])
+    return [
+        f"{row.label} step {row.step} ({row.tokens:,} tokens) has diverged: its logits are not finite; it has no values"
+        for row in broken.itertuples()
+    ]
+
+
+def _measured(predict: Predictor, study: Study) -> list[dict[str, float]] | None:
+    """The values in each view of OVER_TRAINING; None of a model that has diverged."""
+    try:
+        temperatures = [1.0, TruthCalibration.of(predict, study.grammar, study.calibration).best()]
+        scores = measure(predict, study.grammar, study.measured, temperatures)
+    except Diverged:
+        return None
+    return [{"temperature": temperatures[x]} | _values(scores, study, x) for x in range(len(OVER_TRAINING))]
 
 
 def _values(scores: Scores, study: Study, view: int) -> dict[str, float]:

@@ -10,7 +10,6 @@ explains step N: DIR/page.html, figure.png, explanation.json, tokens.parquet, an
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -27,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train_lm.py does
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 from configs.imports import importing
 from configs.load import load_config
 
@@ -69,7 +68,7 @@ NOT_REPLAYED = ("throughput/", "memory/", "validation/")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.replay", description="Replay a step and explain it.")
+    parser = ArgumentParser(prog="python -m analysis.replay", description="Replay a step and explain it.")
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--step", type=int, required=True, help="the step to explain")
     parser.add_argument("--out", required=True, help="folder for the results")

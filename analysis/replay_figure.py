@@ -35,7 +35,7 @@ def draw_explanation(e: Explanation, tokens: TokenTable) -> Figure:
     heights = [2.2, max(1.7, 0.9 + 0.145 * min(len(e.sequences), _MOST_ROWS)), 2.7]
     figure = Figure(figsize=(10.5, 0.5 + sum(heights)), layout="constrained")
     colour = _ALARM if e.disagreements else "black"
-    figure.suptitle(_title(e), fontsize=10, x=0.01, ha="left", color=colour, parse_math=False)
+    figure.suptitle(_title(e), fontsize=10, x=0.01, ha="left", color=colour)
     grid = figure.add_gridspec(3, 1, height_ratios=heights)
     top, middle, bottom = (figure.add_subfigure(grid[row]) for row in range(3))  # each aligns its own panels
     loss, gradient = top.subplots(1, 2, sharex=True)
@@ -282,6 +282,7 @@ def _draw_weights(axes: Axes, weight_BT: Floats) -> None:
     axes.hist(np.clip(values, 0, 1), bins=40, range=(0, 1), color=_STEP.colour)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
+    style.plain_log_ticks(axes.yaxis, axes.get_ylim())
     axes.set_title("TFSD weight c")
     axes.set_ylabel("tokens")
     broken = weight_BT.size - values.size

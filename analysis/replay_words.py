@@ -39,9 +39,12 @@ _NOISE = 3.0
 
 def headline(e: Explanation) -> tuple[str, str]:
     """The step's NLL and gradient against the usual; then which sequences make the gradient, or are far less likely."""
+    checks = e.metrics.get("loss/nll"), e.metrics.get("grad_norm/total")
+    first, last = e.usual_window
+    counted = any(check is not None and check.sigmas is not None and math.isfinite(check.replayed) for check in checks)
+    meaning = f" (median and MAD of steps {first} to {last})" if counted else ""
     return (
-        f"Step {e.step}: {_against_usual('NLL', e.metrics.get('loss/nll'))}; "
-        f"{_against_usual('gradient norm', e.metrics.get('grad_norm/total'))}.",
+        f"Step {e.step}: {_against_usual('NLL', checks[0])}; {_against_usual('gradient norm', checks[1])}{meaning}.",
         " ".join(filter(None, [_origin(e), _unlikely(e)])),
     )
 
@@ -76,12 +79,20 @@ def _origin(e: Explanation) -> str:
         return "The batch is one sequence."
     if not found:
         largest = by_gradient(e)[:1]
-        share = f"the largest has {percent(shares.get(largest[0].row))} of the gradient" if largest else "none recorded"
+        part = shares.get(largest[0].row) if largest else None
+        share = f"the largest has {percent(part)} of the gradient{_beyond(part)}" if largest else "none recorded"
         return f"No sequence's gradient stands out among {count}: {share}."
     if not shares:
         return f"{len(found)} of {count} sequences have a gradient above {STANDS_OUT:g} x the median of the batch."
     part = math.fsum(shares[s.row] for s in found)
-    return f"{percent(part)} of the gradient comes from {len(found)} of {count} sequences."
+    beyond = _beyond(part, *(shares[s.row] for s in found))
+    return f"{percent(part)} of the gradient comes from {len(found)} of {count} sequences{beyond}."
+
+
+def _beyond(*parts: float | None) -> str:
+    """What a part of more than 100% means, if one of them is written so (see :func:`gradient_shares`)."""
+    most = max((part for part in parts if part is not None), default=0.0)
+    return " (above 100%: the others pull against it)" if round(100 * most) > 100 else ""
 
 
 def _unlikely(e: Explanation) -> str:
@@ -152,9 +163,11 @@ def spike_words(e: Explanation) -> str:
     """The spike that the step belongs to; only for an explanation that has one."""
     spike = e.spike or {}
     end = "" if spike.get("recovered", True) else ", from which the run did not recover"
+    sigmas = spike.get("sigmas")
+    height = "" if sigmas is None else f", {number(float(sigmas), 3)} sigma above the detector's forecast"
     return (
         f"It belongs to the spike of {spike.get('signal')} from step {spike.get('start_step')} to "
-        f"{spike.get('end_step')} (peak at {spike.get('peak_step')}){end}."
+        f"{spike.get('end_step')} (peak at {spike.get('peak_step')}{height}){end}."
     )
 
 
@@ -170,7 +183,7 @@ def summary_lines(e: Explanation) -> list[str]:
         lines += ["  " + first_of(e.disagreements, 3)]
     values, origin = headline(e)
     lines += _wrapped(values)
-    lines += [spike_words(e)] if e.spike else []
+    lines += _wrapped(spike_words(e)) if e.spike else []
     shares, found = gradient_shares(e), standing_out(e)
     told = {s.row for s in found}
     found += [s for s in unlikely(e) if s.row not in told]

@@ -19,6 +19,7 @@ from .thinning import MAX_POINTS, crosses, envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
@@ -41,12 +42,16 @@ _RC: dict[Any, Any] = {
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # names are anybody's: a run may be called a$b$c
     "svg.fonttype": "none",  # text stays text: it can be searched, and a test can read it
     "svg.hashsalt": "stability-testbed",  # the same input gives the same file
 }
 DPI = 180
 _MEDIAN_SHARE = 20
 """Of a long series the running median is taken so many times in its span: between two such places it hardly moves."""
+
+_NEAR = 300
+"""Ends of a log axis whose quotient is below this have ticks at 2 and 5, too: else there would be one or two in all."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +172,22 @@ def presence(values: Sequence[float | None]) -> tuple[Floats, npt.NDArray[np.boo
 
 def log_if_spread(axes: Axes, values: Floats) -> None:
     """A log axis with ticks in plain numbers, if the positive values spread by more than a factor of 5."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     positive = values[np.isfinite(values) & (values > 0)]
     if not positive.size or positive.max() <= 5 * positive.min():
         return
     axes.set_yscale("log")
-    near = positive.max() < 300 * positive.min()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,), numticks=8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(axes.yaxis, (positive.min(), positive.max()))
+
+
+def plain_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
+    """Ticks of a log axis in plain numbers, 0.5 and not 5 x 10^-1; between the powers of ten only if the ends of what is
+    shown are near."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    near = ends[1] < _NEAR * ends[0]
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def whole_ticks(axes: Axes) -> None:

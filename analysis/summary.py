@@ -2,12 +2,12 @@
 
     python -m analysis.summary RUN... [--out DIR]
 
-Prints a table; with --out also writes summary.json (strict), summary.csv and summary.md.
+Prints a table and, of several runs, in which keys their configurations differ; with --out also writes summary.json (strict),
+summary.csv and summary.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import exit_status
+from configs.errors import ArgumentParser, exit_status
 
+from .differing import differing, differing_words
 from .files import write_json, write_text
 from .highlight import visible
 from .runs import Run, load_runs
@@ -63,20 +64,23 @@ COLUMNS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.summary", description="A row for each run.")
+    parser = ArgumentParser(prog="python -m analysis.summary", description="A row for each run.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (or a checkpoint directory in one)")
     parser.add_argument("--out", type=Path, help="folder for summary.json, summary.csv and summary.md")
     options = parser.parse_args(arguments)
-    summaries = summarise(load_runs(options.runs))
+    runs = load_runs(options.runs)
+    summaries, configs = summarise(runs), [run.config for run in runs.values()]
     header, rows = formatted(summaries)
     print(terminal_table(header, rows))
-    print(f"\n{_legend(summaries)}")
+    legend = _legend(summaries, configs)
+    print(f"\n{legend}")
     if options.out:
         used = {column.key: column.meaning for column in _used(summaries)}
-        write_json(options.out / "summary.json", {"columns": used, "runs": summaries})
+        found = {"columns": used, "runs": summaries, "differing": differing(configs)}
+        write_json(options.out / "summary.json", found)
         table = pd.DataFrame(summaries)[list(used)]
         write_text(options.out / "summary.csv", table.to_csv(index=False, lineterminator="\n"))
-        write_text(options.out / "summary.md", f"{markdown_table(header, rows)}\n{_legend(summaries)}\n")
+        write_text(options.out / "summary.md", f"{markdown_table(header, rows)}\n{legend}\n")
         print(f"written to {options.out}: summary.json, summary.csv, summary.md")
 
 
@@ -156,12 +160,13 @@ def _cell(value: Any, form: str) -> str:
     return format(value, form)
 
 
-def _legend(summaries: Sequence[dict[str, Any]]) -> str:
+def _legend(summaries: Sequence[dict[str, Any]], configs: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"NLL in nats per token. train NLL, mean c: mean of the last {TAIL:.0%} of the steps. val NLL: last evaluation."
     ]
     if len(summaries) > 1:
         lines.append(f"Δ val: val NLL minus that of {summaries[0]['arm']}.")
+        lines.append(differing_words(configs, "runs"))
     return "\n".join(lines)
 
 

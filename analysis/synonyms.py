@@ -23,10 +23,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 
 from .files import write_json, write_text
-from .probing.arms import compared_arms, untrained_arm
+from .probing.arms import arms_differ_in, compared_arms, untrained_arm
 from .probing.ask import Settings, ask_all, open_data, plan
 from .probing.compare import Comparison, compare
 from .probing.pair_scores import MIN_SIMILARITY
@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(out / "pairs.csv", item_table(found, asked).to_csv(index=False, lineterminator="\n"))
     write_contexts(found, out / "contexts.parquet")
     _save_figure(found, out / "synonyms.png")
-    print(printed(found, asked, out))
+    print("\n".join([printed(found, asked, out), *arms_differ_in(arms)]))
 
 
-def add_settings(parser: argparse.ArgumentParser, contexts_per_word: int | None = None) -> None:
+def add_settings(parser: ArgumentParser, contexts_per_word: int | None = None) -> None:
     """The options that say what is asked, with this default of --contexts-per-word; None: all."""
     parser.add_argument(
         "--pairs", default="builtin", metavar="SOURCE", help="builtin (the default), wordnet, wordnet:FOLDER or a file"
@@ -109,8 +109,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis.synonyms", description=(__doc__ or "").partition("\n")[0])
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m analysis.synonyms", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--baseline", required=True, nargs="+", metavar="RUN", help="runs of one arm")
     parser.add_argument("--candidate", required=True, nargs="+", metavar="RUN", help="runs or checkpoints to compare")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")

@@ -15,7 +15,7 @@ from .probing.arms import Arm
 from .probing.compare import TESTED, Comparison, item_means, paired, values_of
 from .probing.counts import counts
 from .probing.score import Floats
-from .probing.statistics import CONFIDENCE, POWER, Effect
+from .probing.statistics import CONFIDENCE, FEWEST_UNITS, POWER, Effect
 from .probing.views import MEANINGS, VIEWS
 from .style import arm_styles, note
 
@@ -37,6 +37,7 @@ _DIFFERENCES = {
 _VIEW_OFFSETS = (-0.26, 0.0, 0.26)
 _VIEW_MARKERS = ("o", "s", "D")
 _BAND = 0.1  # half the height of a band, in rows
+_LIFT = 1.5  # of a number over its interval, points: it ends below the next view's interval, 10 points higher
 _PER_ROW = 5  # arms beside each other
 _WIDTH = 13.5  # of the figure, inches
 _LARGEST = 3.2  # panel for the points of one arm, inches
@@ -136,8 +137,8 @@ def _draw_effect(axes: Axes, effect: Effect, y: float, colour: str, view: int) -
         high if right else low, y, linestyle="", marker=">" if right else "<", color=colour, markersize=5, clip_on=False
     )  # fmt: skip
     axes.annotate(
-        f"{effect.mean:+.3g}", (high if right else low, y), xytext=(-6 if right else 6, 0), textcoords="offset points",
-        ha="right" if right else "left", va="center", fontsize=7, color=_GREY,
+        f"{effect.mean:+.3g}", (high if right else low, y), xytext=(-6 if right else 6, _LIFT), textcoords="offset points",
+        ha="right" if right else "left", va="baseline", fontsize=6.5, color=_GREY,
     )  # fmt: skip
 
 
@@ -160,9 +161,8 @@ def _legend() -> list[Any]:
         Line2D([], [], label=f"{view}: {MEANINGS[view]}", **_view_marker(place, _GREY))
         for place, view in enumerate(VIEWS)
     ]
-    handles.append(
-        Line2D([], [], color=_GREY, linewidth=1.7, label=f"{CONFIDENCE:.0%} interval, lemmas, documents, seeds")
-    )
+    interval = f"{CONFIDENCE:.0%} interval over lemmas and documents, {FEWEST_UNITS} or more of each, and seeds"
+    handles.append(Line2D([], [], color=_GREY, linewidth=1.7, label=interval))
     handles.append(Patch(color=_FAINT, label=f"smaller true effects could not be shown ({POWER:.0%} power)"))
     handles.append(Line2D([], [], color=_GREY, linestyle="", marker=">", label="the mean lies beyond the axis"))
     return handles

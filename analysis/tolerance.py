@@ -18,7 +18,6 @@ Writes summary.json, tolerance.csv (a row for each run and checkpoint) and toler
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 
 from .files import write_json, write_text
 from .probing.arms import Arm, Member, checkpoints_up_to, find_arms, load_member, untrained_arm
@@ -37,7 +36,7 @@ from .probing.compare import finite_mean, item_means
 from .probing.counts import counts, described
 from .probing.encode import Encoded, encode_study
 from .probing.measures import KEYS, METRICS
-from .probing.states import diverged
+from .probing.states import Diverged
 from .probing.study import Study
 from .probing.views import MEANINGS, OVER_TRAINING
 from .probing.weight import WEIGHT, logged_weight
@@ -98,10 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"written to {out}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tolerance", description=(__doc__ or "").partition("\n")[0]
-    )
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m analysis.tolerance", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a checkpoint directory in one")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     add_settings(parser, CONTEXTS_PER_WORD)
@@ -187,9 +184,7 @@ def _ask_unless_diverged(model: Any, encoded: Encoded, *, label: str, seed: int,
     """The model's answers, or None if its logits are not finite: that is a result of its training and no mistake of the user."""
     try:
         return ask(model, encoded, label=label, entropy=math.nan, seed=seed, progress=progress)
-    except InputError as error:
-        if list(error.problems) != [diverged(label)]:
-            raise
+    except Diverged:
         return None
 
 

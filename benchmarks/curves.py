@@ -7,14 +7,13 @@ A column for each run and signal, five significant digits.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.files import write_text
 from analysis.runs import load_runs
-from configs.errors import exit_status
+from configs.errors import ArgumentParser, exit_status
 
 CURVES = Path(__file__).with_name("curves.csv")
 SIGNALS = ("loss/nll", "grad_norm/total")
@@ -27,7 +26,7 @@ def load_curves() -> pd.DataFrame:
 
 def main() -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Write benchmarks/curves.csv from runs.")
+    parser = ArgumentParser(description="Write benchmarks/curves.csv from runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN")
     runs = load_runs(parser.parse_args().runs)
     curves = pd.DataFrame({(name, signal): run.series(signal) for name, run in runs.items() for signal in SIGNALS})

@@ -28,7 +28,6 @@ false alarms. The target is at least 0.99 each for faults of at least 6 sigmas a
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from scipy.signal import lfilter
 
 from analysis.files import write_text
 from analysis.tables import markdown_table
-from configs.errors import exit_status
+from configs.errors import ArgumentParser, exit_status
 from stability.detectors import Detector
 from stability.spikes import DEFAULT, DETECTORS, logarithmic, make_detector
 
@@ -246,7 +245,7 @@ def measure(name: str, all_cases: list[Case]) -> Outcome:
 
 def main() -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Precision, recall and delay of every spike detector.")
+    parser = ArgumentParser(description="Precision, recall and delay of every spike detector.")
     parser.add_argument("--split", choices=tuple(SEEDS), default="score")
     parser.add_argument("--out", type=Path, help="folder for detectors.md and detectors.csv (a row for each fault)")
     options = parser.parse_args()

@@ -14,7 +14,6 @@ Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.paired import machine
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 from model import HEADS, OBJECTIVES
 from model.chunked import chunk_rows, chunked_loss
 from model.precision import product
@@ -41,7 +40,7 @@ LossAndInputs = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def main() -> None:
     """Measure and print a table for each shape."""
-    parser = argparse.ArgumentParser(description="The loss over a vocabulary: time and memory.")
+    parser = ArgumentParser(description="The loss over a vocabulary: time and memory.")
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="N,D,V", help="tokens, width, vocabulary")
     parser.add_argument("--rounds", type=int, help="turns of each contestant; by default fewer for larger shapes")
     parser.add_argument("--threads", type=int, default=1, help="threads on CPU")

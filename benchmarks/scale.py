@@ -10,14 +10,13 @@ parameters, tokens and vocabulary grow, the writing of a checkpoint, and the byt
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cost_model import Costs
 from benchmarks.measured import Files, StepCost, measure_files, measure_step
 from benchmarks.paired import machine
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 from configs.load import load_config
 from configs.schema import RunConfig
 
@@ -46,7 +45,7 @@ GROWTH: dict[str, list[tuple[int, list[str]]]] = {
 
 def main() -> None:
     """Compute, measure and print."""
-    parser = argparse.ArgumentParser(description="What a run costs as it grows.")
+    parser = ArgumentParser(description="What a run costs as it grows.")
     parser.add_argument("--config", type=Path, nargs="+", default=RECIPES, help="recipes")
     parser.add_argument("--ranks", default="1,8,64", help="numbers of processes, separated by commas")
     parser.add_argument("--vocabulary", type=int, help="tokens, where the recipe does not say how many")

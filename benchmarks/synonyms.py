@@ -9,7 +9,6 @@ probabilities, ranks and entropies are those of analysis.synonyms; planning and 
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from analysis.probing.measures import measure
 from analysis.probing.score import answer
 from analysis.probing.study import CONTROLS, Candidate, Item, Role, Study, Unit, assemble
 from analysis.probing.vocabulary import MAX_WORD_TOKENS, Vocabulary
-from configs.errors import exit_status
+from configs.errors import ArgumentParser, exit_status
 from model import SwapHeadConfig, new_model
 
 LENGTH = 128
@@ -45,9 +44,7 @@ class _Tokens(Vocabulary):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.synonyms", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = ArgumentParser(prog="python -m benchmarks.synonyms", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--contexts", type=int, default=100_000)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--width", type=int, default=128)

@@ -9,7 +9,6 @@ and checkpoints are left out. Prints the median time of a step, and the median o
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -26,14 +25,14 @@ from benchmarks.paired import (
     start_run,
     take_turns,
 )
-from configs.errors import exit_status
+from configs.errors import ArgumentParser, exit_status
 
 MODES = {"on": [], "off": ["telemetry.enabled=false", "detection.signals=[]"]}
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="What watching costs, per step.")
+    parser = ArgumentParser(description="What watching costs, per step.")
     parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
     parser.add_argument("--steps", type=int, default=200, help=f"steps of each run, in {BLOCK}s")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")

@@ -18,7 +18,6 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ from benchmarks.paired import (
     take_turns,
 )
 from benchmarks.plain_gpt import PlainGPT
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 from configs.load import load_config
 from training.run import Run, build_model, build_optimizer, prepare_model
 
@@ -88,7 +87,7 @@ class Measured(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="How fast train_lm.py's loop is, as ratios.")
+    parser = ArgumentParser(description="How fast train_lm.py's loop is, as ratios.")
     parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
     parser.add_argument("--steps", type=int, default=200, help=f"steps of each contestant, in {BLOCK}s")
     parser.add_argument("--compiled", action="store_true", help="torch.compile takes part too")

@@ -6,8 +6,10 @@ file is told in one line each, with exit status 2 and no traceback.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 EXIT_FINISHED = 0
 EXIT_BAD_INPUT = 2
@@ -31,6 +33,20 @@ class InputError(Exception):
     def __init__(self, *problems: str) -> None:
         self.problems: Sequence[str] = tuple(_one_line(problem) for problem in problems)
         super().__init__("\n".join(self.problems))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but ``--option=--`` is refused: before Python 3.13 argparse drops that value and hands on an empty list."""
+
+    def parse_known_args(  # type: ignore[override]  # parse_args comes here; the overloads of its namespace are one
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        given = list(sys.argv[1:] if args is None else args)
+        for argument in given[: given.index("--")] if "--" in given else given:
+            option, _, value = argument.partition("=")
+            if option.startswith("-") and value == "--":
+                self.error(f"argument {option}: expected a value, but it is --; a file of that name is ./--")
+        return super().parse_known_args(given, namespace)
 
 
 def _one_line(problem: str) -> str:

@@ -25,6 +25,8 @@ from .schema import RunConfig, Section
 
 _KIND_KEYS = {"data": "kind", "head": "kind", "objective": "kind", "body": "model_type"}
 """The key of each section that decides which other keys it has."""
+_DECIDING = {"plugins", "body.checkpoint", *(f"{section}.{key}" for section, key in _KIND_KEYS.items()), *_KIND_KEYS}
+"""Keys without which nothing can be said of others."""
 
 
 @importing()  # the checks and plugins import torch and transformers
@@ -34,8 +36,24 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     An override that changes the kind of a section drops the file's options which the new kind does not have.
     Raises InputError with every mistake found.
     """
-    merged = _read_recipe(Path(path))
-    changes = _read_overrides(overrides)
+    changes, unread = _read_overrides(overrides)
+    keys = {key for key, _ in unread}
+    problems = [line for _, line in unread]
+    try:
+        merged = _read_recipe(Path(path))
+        if keys.isdisjoint(_DECIDING):
+            config = _changed(merged, changes)
+            if not problems:
+                return config
+    except InputError as error:
+        # What is said of a key whose override cannot be read is said of the recipe's value, which is not meant.
+        not_meant = tuple(f"{key}{end}" for key in keys for end in ":.")
+        problems += [line for line in error.problems if not line.startswith(not_meant)]
+    raise InputError(*problems)
+
+
+def _changed(merged: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
+    """The recipe ``merged`` with ``changes``, checked."""
     _import_plugins(changes.get("plugins", merged.get("plugins")) or [])
     for section, key in _KIND_KEYS.items():
         old, new = merged.get(section), changes.get(section)
@@ -119,17 +137,26 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(_read_recipe(base_path, (*above, path.resolve())), recipe)
 
 
-def _read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    overrides = list(overrides)
-    wrong = [o for o in overrides if "=" not in o or o.startswith("-") or not _names_key(o.partition("=")[0])]
-    if wrong:
-        raise InputError(*(f"{o}: an override has the form key.sub=value" for o in wrong))
+def _read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What the overrides that can be read change, and of each of the others its key and what is wrong with it."""
+    good, unread = [], []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "=" not in override or override.startswith("-") or not _names_key(key):
+            unread.append((key, f"{override}: an override has the form key.sub=value"))
+            continue
+        try:
+            OmegaConf.from_dotlist([override])
+            good.append(override)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+            unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}"))
     try:
-        container = OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from None
+        container = OmegaConf.to_container(OmegaConf.from_dotlist(good), resolve=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        line = f"overrides {' '.join(good)}: {' '.join(str(error).split())}"
+        raise InputError(*(told for _, told in unread), line) from None
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return {str(key): value for key, value in container.items()}, unread
 
 
 def _names_key(key: str) -> bool:

@@ -5,9 +5,7 @@ python -m data.prepare --config FILE [key.sub=value ...]
 
 from __future__ import annotations
 
-import argparse
-
-from configs.errors import exit_status
+from configs.errors import ArgumentParser, exit_status
 from data.store import TokenStore, open_store
 
 
@@ -51,7 +49,7 @@ def main() -> None:
     """Read the command line and the configuration, open the store, print its summary."""
     from configs.load import load_config  # keeps --help free of what a configuration may load
 
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Build the token store of a recipe.")
+    parser = ArgumentParser(prog="python -m data.prepare", description="Build the token store of a recipe.")
     parser.add_argument("--config", required=True, help="the recipe, a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="keys to set over the recipe's")
     arguments = parser.parse_args()

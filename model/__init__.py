@@ -46,6 +46,6 @@ def load_model(checkpoint: str | Path) -> PreTrainedModel:
     Never runs code that the checkpoint carries.
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(checkpoint), dtype="float32", local_files_only=True, trust_remote_code=False
+        str(checkpoint), dtype="float32", local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
     return model.eval()

@@ -31,6 +31,9 @@ from .registry import register_head
 
 Normalization = Literal["none", "layernorm", "batchnorm"]
 CentroidInit = Literal["normal", "small_uniform", "unit"]
+SCALES = (1e-6, 1e6)
+"""Between which a given g of the metric head must lie, far beyond what is of use on either side: the squares of 2 g h are then
+numbers of float32 for hidden states of any length from 1e-11 to 1e12."""
 
 
 class Head(nn.Module):
@@ -183,8 +186,8 @@ class MetricHead(AffineHead):
         unit = random directions of length 1."""
 
         def __post_init__(self) -> None:
-            if not isinstance(self.scale, str) and not self.scale > 0:
-                raise ValueError(f"scale must be positive, not {self.scale}")
+            if not isinstance(self.scale, str) and not SCALES[0] <= self.scale <= SCALES[1]:
+                raise ValueError(f"scale must be from {SCALES[0]:g} to {SCALES[1]:g}, not {self.scale}")
 
     def __init__(self, hidden_size: int, vocab_size: int, options: Options) -> None:
         super().__init__(hidden_size, vocab_size, options)

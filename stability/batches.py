@@ -43,7 +43,7 @@ def detect_batches(detector: spikes.MedianMad, steps: Steps, values: Floats) -> 
     judgeable = np.isfinite(values) & (values > 0 if logarithmic else True)  # the others mean nothing to the rule
     steps, values = steps[judgeable], values[judgeable]
     # A logarithm by numpy need not have the last bit of one by math.
-    judged = np.array([math.log(value) for value in values.tolist()]) if logarithmic else values
+    judged = np.fromiter(map(math.log, values), np.float64) if logarithmic else values
     found: list[Event] = []
     place, size = 0, SMALLEST
     while place < len(values):

@@ -82,7 +82,10 @@ MISTAKES = [
     (["optimizer.lr=.nan"], "optimizer.lr: input should be a finite number, but is NaN"),
     (["optimizer.warmup_steps=9999"], "optimizer.warmup_steps (9999) must be smaller than train.steps"),
     (["head.kind=metrc"], "linear, metric; did you mean metric?"),
-    (["head.scale=-1"], "head: scale must be positive, not -1.0"),
+    (["head.scale=-1"], "head: scale must be from 1e-06 to 1e+06, not -1.0"),
+    (["head.scale=1e308"], "head: scale must be from 1e-06 to 1e+06, not 1e+308"),
+    (["head.scale=0"], "head: scale must be from 1e-06 to 1e+06, not 0"),
+    (["head.scale=1e-7"], "head: scale must be from 1e-06 to 1e+06, not 1e-07"),
     (["head.scael=1"], "head.scael: no option of the kind metric"),
     (["head.kind=linear", "head.scale=1"], "head.scale: no option of the kind linear, it has tied, bias"),
     (["objective.label_smoothing=0.1"], "objective.label_smoothing: no option of the kind tfsd, it has no options"),
@@ -110,6 +113,34 @@ def test_a_mistake_is_one_line_that_names_the_key(overrides, expected):
 
 def test_all_mistakes_are_told_at_once():
     assert len(problems("optimizer.lrr=1", "train.steps=many", "data.paths=[x]", "foo=1")) == 4
+
+
+def test_an_override_that_cannot_be_read_hides_no_other_mistake():
+    told = problems("optimizer.lr=[1", "train.steps=many", "steps", "body.n_layers=2", "name={x")
+    starts = [
+        "optimizer.lr=[1: not valid YAML",
+        "steps: an override has",
+        "name={x: not valid YAML",
+        "body.n_layers",
+        "train.steps",
+    ]
+    assert len(told) == len(starts)
+    for start in starts:
+        assert any(line.startswith(start) for line in told), told
+    told = problems("data.documents=[", recipe=Path("nowhere.yaml"))
+    assert [line.partition(": ")[0] for line in told] == ["data.documents=[", "--config nowhere.yaml"]
+
+
+@pytest.mark.parametrize("override", ["head.kind=[", "plugins=[", "data={kind: [", "body.model_type=["])
+def test_nothing_is_said_of_keys_whose_kind_cannot_be_read(override):
+    (told,) = problems(override, "head.tied=x", "data.paths=[x]")
+    assert told.startswith(f"{override}: not valid YAML")
+
+
+def test_nothing_is_said_of_a_value_that_cannot_be_read(tmp_path):
+    (tmp_path / "r.yaml").write_text(f"base: {MICRO.resolve()}\ntrain: {{steps: many}}\n")
+    (told,) = problems("train.steps=[1", recipe=tmp_path / "r.yaml")
+    assert told.startswith("train.steps=[1: not valid YAML")
 
 
 @pytest.mark.parametrize(
@@ -188,6 +219,14 @@ def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback_and_writes_no
         "error: optimizer.lrr: unknown key; did you mean optimizer.lr?",
         "error: head.kind: unknown kind 'nothing'; registered: linear, metric",
     ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_not_there_is_told_before_any_text_is_read(tmp_path):
+    places = [f"output_dir={tmp_path}/runs", f"data.cache_dir={tmp_path}/cache"]
+    result = python(ROOT / "train_lm.py", "--config", MICRO, "body.checkpoint=/nope", *places, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "error: body.checkpoint: /nope: no such folder\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,6 +30,8 @@ ONLY = {"allow_pickle": False, "trust_remote_code": False, "shell": False, "weig
 """Options that no call may state otherwise, nor leave to a variable."""
 STATES_TRUST = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoProcessor")
 """transformers asks at a terminal whether to run a checkpoint's code where ``from_pretrained`` of these does not say no."""
+WEIGHTS = ("AutoModel", "AutoModelForCausalLM")
+"""transformers takes weights out of a pickle where ``from_pretrained`` of these does not ask for safetensors."""
 EXCEPTIONS = {
     (
         "configs/load.py",
@@ -83,6 +85,8 @@ def _call_problems(call: ast.Call, names: dict[str, str], file: str) -> Iterator
     *_, owner, method = ["", "", *called.split(".")]
     if method == "from_pretrained" and owner in STATES_TRUST and "trust_remote_code" not in options:
         yield f"{owner}.from_pretrained does not say trust_remote_code=False"
+    if method == "from_pretrained" and owner in WEIGHTS and not _is(options.get("use_safetensors"), True):
+        yield f"{owner}.from_pretrained does not say use_safetensors=True"
 
 
 def _is(value: ast.expr | None, literal: bool) -> bool:
@@ -138,6 +142,8 @@ BAD = [
     "load(x, trust_remote_code=options.trust)",
     "from transformers import AutoTokenizer\nAutoTokenizer.from_pretrained(x)",
     "import transformers\ntransformers.AutoModelForCausalLM.from_pretrained(x, dtype='float32')",
+    "from transformers import AutoModel\nAutoModel.from_pretrained(x, trust_remote_code=False)",
+    "from transformers import AutoModel as A\nA.from_pretrained(x, trust_remote_code=False, use_safetensors=flag)",
 ]
 GOOD = [
     "import json, numpy as np\nnp.load('x', allow_pickle=False)\njson.loads('{}')",
@@ -146,6 +152,7 @@ GOOD = [
     "import re\nre.compile('x')",
     "import subprocess\nsubprocess.run(['ls'], shell=False)",
     "from transformers import AutoTokenizer\nAutoTokenizer.from_pretrained(x, trust_remote_code=False)",
+    "from transformers import AutoModel\nAutoModel.from_pretrained(x, trust_remote_code=False, use_safetensors=True)",
 ]
 
 

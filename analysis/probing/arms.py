@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.differing import differing_words, what_matters
 from analysis.runs import checkpoints_of, read_config, resolve_checkpoint, run_directory, unique_labels
 from configs.errors import InputError
 
-_NOT_THE_ARM = ("name", "output_dir", "resume", "seed", "checkpoint")
-"""Sections of a configuration in which the runs of one arm may differ: nothing of their training depends on them."""
-_NOT_THE_DATA = ("cache_dir",)
-"""The same within data."""
 UNTRAINED = "untrained"
 """The label of the untrained model, if no run has that name."""
 _SEED_SUFFIX = re.compile(r"([-_.]s(eed)?|seed)[-_]?\d+$")
@@ -111,6 +108,15 @@ def compared_arms(baseline: Sequence[str], candidates: Sequence[str]) -> list[Ar
     return arms
 
 
+def arms_differ_in(arms: Sequence[Arm]) -> list[str]:
+    """A line with the keys in which the configurations of the arms' first runs differ; none if fewer than two have a run."""
+    trained = [arm for arm in arms if arm.members[0].run and not arm.members[0].untrained]
+    if len(trained) < 2:
+        return []
+    configs = [{**read_config(run), "seed": None} for arm in trained if (run := arm.members[0].run)]
+    return [differing_words(configs, f"arms {', '.join(arm.label for arm in trained)}")]
+
+
 def untrained_arm(arm: Arm, others: Sequence[Arm] = ()) -> Arm:
     """The first model of ``arm`` before training: what the initialisation alone predicts. Its label is none of ``others``."""
     taken = {label for other in others for label in (other.label, *(member.label for member in other.members))}
@@ -189,10 +195,7 @@ def load_tokenizer(member: Member) -> Any:
 
 def _what_it_trains(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without what may differ within an arm."""
-    kept = {key: value for key, value in config.items() if key not in _NOT_THE_ARM}
-    if isinstance(kept.get("data"), dict):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key not in _NOT_THE_DATA}
-    return kept
+    return {key: value for key, value in what_matters(config).items() if key != "seed"}
 
 
 def _name(checkpoint: Path, run: Path | None) -> str:

@@ -164,6 +164,7 @@ def effects(study: Study, value_KSM: Floats, mask_M: npt.NDArray[np.bool_], seed
         },
         weight_MQ=weight_KQ,
         seed=seed,
+        units=("lemma", "document"),
     )
 
 

@@ -21,7 +21,7 @@ from .counts import counts, described
 from .measures import KEYS, METRICS
 from .metric import Metric
 from .score import Floats
-from .statistics import CONFIDENCE, POWER, RESAMPLES, Effect
+from .statistics import CONFIDENCE, NO_INTERVAL, POWER, RESAMPLES, Effect
 from .study import Role, Study
 from .views import MEANINGS, VIEWS
 
@@ -60,7 +60,8 @@ def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
         parts += _differences(found, arm)
     parts += ["", *(f"{m.heading:14} {m.meaning}" for m in _present(found))]
     parts += [
-        f"\nIntervals: {CONFIDENCE:.0%}, crossed bootstrap over lemmas, documents and seeds ({RESAMPLES} resamples).",
+        f"\nIntervals: {CONFIDENCE:.0%}, crossed bootstrap over lemmas, documents and seeds ({RESAMPLES} resamples);",
+        f"{NO_INTERVAL}.",
         "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
         f"could show: the smallest true effect that would have been found with {POWER:.0%} power, matched view.",
         "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
@@ -79,7 +80,7 @@ def summary(found: Comparison, asked: Mapping[str, Asked], settings: Settings) -
         "source": study.source,
         "counts": counts(study),
         "settings": asdict(settings),
-        "interval": f"{CONFIDENCE:.0%}, crossed bootstrap over lemma, document and seed, {RESAMPLES} resamples",
+        "interval": f"{CONFIDENCE:.0%}, crossed bootstrap over lemma, document and seed, {RESAMPLES} resamples; {NO_INTERVAL}",
         "metrics": {metric.key: metric.meaning for metric in METRICS},
         "views": MEANINGS,
         "means": _with_items(found.means, found.items, "mean"),

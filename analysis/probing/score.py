@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.errors import InputError
-
 from .encode import Encoded
 from .lots import Lot
-from .states import Reader, diverged
+from .states import Diverged, Reader
 from .vocabulary import Ids
 
 Floats = npt.NDArray[np.float64]
@@ -63,7 +61,8 @@ def answer(
     """The predictions of a model in evaluation mode, on the device it is on; ``label`` names it in errors and on the bar.
 
     A temperature of NaN (one that could not be found) gives NaN.
-    Raises :class:`InputError` if the model does not fit the study or its logits are not finite.
+    Raises :class:`InputError` if the model does not fit the study, and its kind
+    :class:`~analysis.probing.states.Diverged` if its logits are not finite.
     """
     study = encoded.study
     reader = Reader(model, encoded, label)
@@ -103,7 +102,7 @@ def _answer_lot(
         logits_RV = reader.logits(h_RD[low:high]).float()
         log_z_XR, log_b_XR, entropy_XR = softmax_rows(logits_RV, beta_X, ends_V, with_entropy=low < lot.places)
         if not bool(torch.isfinite(logits_RV.amax(-1)).all()):
-            raise InputError(diverged(label))
+            raise Diverged(label)
         log_b.append(log_b_XR.cpu())
         below = torch.from_numpy(order_N[slice(*np.searchsorted(parents, [low, high]))])
         row = torch.from_numpy(lot.parent_N)[below].to(logits_RV.device) - low

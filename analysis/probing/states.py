@@ -36,6 +36,13 @@ _REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)
 """What bodies raise for a mask of four dimensions or for positions that they cannot take."""
 
 
+class Diverged(InputError):
+    """A model's logits are not finite: a result of its training, where all of its checkpoints are asked."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(f"{label}: the model's logits are not finite; it has diverged: name an earlier checkpoint")
+
+
 class _Given(nn.Module):
     """Stands in for a body: hands over hidden states that are known already."""
 
@@ -51,7 +58,7 @@ class Reader:
     """A model that reads the places of a study."""
 
     def __init__(self, model: Any, encoded: Encoded, label: str) -> None:
-        """Check that the model can answer. Raises :class:`InputError` naming ``label`` if it cannot."""
+        """Check that the model can answer. Raises :class:`InputError` naming ``label`` if it cannot, Diverged among them."""
         self._model = model
         self._label = label
         self._encoded = encoded
@@ -180,12 +187,7 @@ class Reader:
                 f"{self._label}: the model has {embeddings} token embeddings and its tokenizer "
                 f"{len(self._encoded.vocabulary)} tokens; save the tokenizer that it was trained with beside it"
             )
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and positions < self._encoded.longest:
-            raise InputError(
-                f"{self._label}: the model has {positions} positions and the passages take {self._encoded.longest} of its "
-                "tokens; compare it on a run with a shorter data.sequence_length"
-            )
+        check_positions(self._model, self._label, self._encoded.longest)
 
     def _check_logits(self) -> None:
         """Logits made apart from the body must be those that the whole model makes."""
@@ -196,7 +198,7 @@ class Reader:
         except _REFUSALS as error:
             raise InputError(f"{self._label}: cannot be read as a causal language model ({error})") from error
         if not bool(torch.isfinite(whole_LV[:, : apart_LV.shape[1]]).all()):
-            raise InputError(diverged(self._label))
+            raise Diverged(self._label)
         if not _close(whole_LV[:, : apart_LV.shape[1]], apart_LV):
             raise InputError(
                 f"{self._label}: the model's logits are not a function of its last hidden state alone; it cannot be probed"
@@ -233,9 +235,14 @@ def _by_size(lengths: Sequence[int]) -> Iterator[range]:
             start = end
 
 
-def diverged(label: str) -> str:
-    """What is said of a model whose logits are not finite."""
-    return f"{label}: the model's logits are not finite; it has diverged: name an earlier checkpoint"
+def check_positions(model: Any, label: str, longest: int) -> None:
+    """Raise :class:`InputError` if texts of ``longest`` tokens do not fit into the model's positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < longest:
+        raise InputError(
+            f"{label}: the model has {positions} positions and the texts take {longest} of its tokens; compare it on a run "
+            "with a shorter data.sequence_length"
+        )
 
 
 def _close(one_RV: Tensor, other_RV: Tensor) -> bool:

@@ -8,7 +8,7 @@ A accepted and R rejected candidates, K candidates of one item.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -23,6 +23,10 @@ Labels = npt.NDArray[Any]
 RESAMPLES = 2000  # an interval's end then has a sampling error of about 6% of the standard error
 CONFIDENCE = 0.95
 POWER = 0.80  # with which an effect of the size `smallest` is found
+FEWEST_UNITS = 5
+"""Lemmas, and documents, below which a mean gets no interval. Draws of k - 1 of k levels differ in (2k - 2 over k - 1) ways: of 4
+there are 20, so that the outer 2.5% is one draw, and values that are equal by chance leave an interval of no width. Of 5, 70."""
+NO_INTERVAL = f"no interval is given from fewer than {FEWEST_UNITS} lemmas or documents: resampling so few says little"
 
 _TAIL = (1 - CONFIDENCE) / 2
 _Z_TAIL = NormalDist().inv_cdf(1 - _TAIL)
@@ -37,7 +41,7 @@ class Effect:
     mean: float
     """NaN if nothing was counted."""
     low: float | None
-    """None, as ``high``, ``standard_error`` and ``smallest``, if no factor has two levels."""
+    """None, as ``high``, ``standard_error`` and ``smallest``, if no factor has two levels, or one of ``units`` too few."""
     high: float | None
     standard_error: float | None
     smallest: float | None
@@ -90,7 +94,7 @@ def crossed_bootstrap(
     values, weights, labels = _checked(value_Q, weight_Q, factors)
     counted_Q = np.isfinite(values) & (weights > 0)
     counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
-    (effect,) = _of_counted(values[None, counted_Q], weights[counted_Q], counted, seed, resamples)
+    (effect,) = _of_counted(values[None, counted_Q], weights[counted_Q], counted, (), seed, resamples)
     return effect
 
 
@@ -100,10 +104,12 @@ def crossed_bootstraps(
     *,
     weight_MQ: npt.ArrayLike,
     seed: int,
+    units: Collection[str] = (),
     resamples: int = RESAMPLES,
 ) -> list[Effect]:
     """:func:`crossed_bootstrap` of several measures of the same observations, each with its own weights.
 
+    No interval is given where fewer than FEWEST_UNITS levels of a factor in ``units`` were counted.
     Measures that count the same observations with the same weights share their resamples, and are evaluated together.
     """
     value_MQ, weight_MQ = np.asarray(value_MQ, dtype=np.float64), np.asarray(weight_MQ, dtype=np.float64)
@@ -119,7 +125,7 @@ def crossed_bootstraps(
         counted_Q = np.isfinite(values) & (weights > 0)
         counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
         several = _of_counted(
-            value_MQ[np.ix_(np.array(measures), counted_Q)], weights[counted_Q], counted, seed, resamples
+            value_MQ[np.ix_(np.array(measures), counted_Q)], weights[counted_Q], counted, units, seed, resamples
         )
         found |= zip(measures, several, strict=True)
     return [found[measure] for measure in range(len(value_MQ))]
@@ -211,7 +217,7 @@ def _checked(
 
 
 def _of_counted(
-    value_MN: Floats, weight_N: Floats, labels: Mapping[str, Labels], seed: int, resamples: int
+    value_MN: Floats, weight_N: Floats, labels: Mapping[str, Labels], units: Collection[str], seed: int, resamples: int
 ) -> list[Effect]:
     """The effects of measures that all have finite values and weights above zero."""
     measures, n = value_MN.shape
@@ -227,7 +233,7 @@ def _of_counted(
         if len(level_L) > 1:
             level_FN.append(level_N)
     without = [Effect(mean, None, None, None, None, n, clusters) for mean in mean_M.tolist()]
-    if not level_FN:
+    if not level_FN or any(clusters[name] < FEWEST_UNITS for name in units):
         return without
     pull_MN = weight_N * (value_MN - mean_M[:, None])
     deviation_MS = _deviations(pull_MN, weight_N, level_FN, np.random.SeedSequence(seed), resamples)

@@ -87,6 +87,7 @@ def effects_of_text(pairs: Pairs, seed: int) -> dict[str, dict[str, Effect]]:
         {"document": np.tile(pairs[0][0].document_D, members), "seed": np.repeat(np.arange(members), documents)},
         weight_MQ=np.tile(pairs[0][0].position_D, (len(places), members)),
         seed=seed,
+        units=("document",),
     )
     found: dict[str, dict[str, Effect]] = {view: {} for view in VIEWS}
     for (_, view, key), effect in zip(places, effects, strict=True):
@@ -115,6 +116,7 @@ def effects_of_sets(
         {"lemma": lemma_Q, "document": document_Q, "seed": seed_Q},
         weight_MQ=weight_KMDL.reshape(len(places), -1),
         seed=seed,
+        units=("lemma", "document"),
     )
     found: dict[str, dict[str, tuple[Effect, float]]] = {view: {} for view in VIEWS}
     for (_, view, key), effect, value_MDL, weight_MDL in zip(places, effects, value_KMDL, weight_KMDL, strict=True):

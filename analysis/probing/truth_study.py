@@ -171,19 +171,15 @@ def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
 
 
 def predictor(member: Member, study: Study) -> Predictor:
-    """The model as a function of tokens. Raises :class:`InputError` if it cannot be loaded or asked, or has diverged."""
+    """The model as a function of tokens. Raises :class:`InputError` if it cannot be loaded or asked; the function raises
+    :class:`~analysis.probing.states.Diverged`."""
     import torch
 
-    from .states import diverged
+    from .states import Diverged, check_positions
 
     model = load_member(member)
     vocabulary = len(study.grammar.words)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(study.measured.x_DT.shape[1], study.calibration.x_DT.shape[1])
-    if positions is not None and positions < longest:
-        raise InputError(
-            f"{member.label}: the model has {positions} positions, and documents of the data take {longest}"
-        )
+    check_positions(model, member.label, max(study.measured.x_DT.shape[1], study.calibration.x_DT.shape[1]))
 
     def predict(x_BT: Ids) -> Any:
         """(B, T, V): ln q of the grammar's words after each prefix, in float64."""
@@ -191,7 +187,7 @@ def predictor(member: Member, study: Study) -> Predictor:
             logits_BTV = model(input_ids=torch.from_numpy(x_BT).to(model.device), use_cache=False).logits
             log_q_BTV = logits_BTV[..., :vocabulary].double().log_softmax(-1)
         if not bool(torch.isfinite(log_q_BTV).all()):
-            raise InputError(diverged(member.label))
+            raise Diverged(member.label)
         return log_q_BTV.cpu().numpy()
 
     return predict

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from analysis import style
 from analysis.grammar import main
+from analysis.grammar_figure import draw_training
 from analysis.probing.truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS
 from analysis.probing.truth_arms import SCOPES
 from analysis.probing.views import MEANINGS_WITH_TRUTH, VIEWS
 from analysis.probing.weight import tfsd_weight
 from configs.errors import InputError
+from model import load_model
 from tests.conftest import ROOT, python
 
 ARMS = {"linear": ["head.kind=linear", "objective.kind=ce"], "metric": ["head.scale=article"]}
@@ -181,9 +185,49 @@ def test_the_printed_tables_name_arms_views_and_counts(runs: Path, out: Path) ->
         assert metric.meaning in printed
     assert "smallest" in printed and "Wilcoxon" in printed
     weights = printed.partition("Mean weight c")[2].splitlines()
-    assert weights[2].split()[:2] == ["metric", "2"] and weights[3] == ""  # the other arm logs none
+    assert weights[2].split()[:2] == ["metric", "2"] and weights[4] == ""  # the other arm logs none
+    assert weights[3].startswith("linear: without c")
     assert max(len(line) for line in printed.splitlines() if "  " in line and ":" not in line) <= 120
     assert str(out) in printed
+    told = " ".join(printed.partition("The arms linear, metric differ in: ")[2].split())
+    assert "head.kind (linear | metric)" in told and "objective.kind (ce | tfsd)" in told and "seed (" not in told
+
+
+def test_the_same_kinds_are_compared_in_every_view(runs: Path, out: Path) -> None:
+    del out
+    tables = (runs / "printed.txt").read_text().split("metric minus linear, ")[1:]
+    assert len(tables) == len(VIEWS)
+    for table in tables:
+        rows = [line.split()[0] for line in table.partition("\n\n")[0].splitlines()[2:]]
+        assert set(rows) == {"all", *SCOPES}
+
+
+def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_as_ever(
+    runs: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "metric_seed0"
+    shutil.copytree(runs / "metric_seed0", broken)
+    checkpoint = broken / "checkpoints" / "step_00000002"
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    model.save_pretrained(checkpoint)
+    candidates = [str(broken), paths(runs, "metric")[1]]
+    command = ["--baseline", *paths(runs, "linear"), "--candidate", *candidates, "--out", str(tmp_path / "out")]
+    main([*command, "--documents", "12", "--over-training"])
+    assert "metric_seed0 step 2 (384 tokens) has diverged" in capsys.readouterr().out
+    found, before = (pd.read_csv(folder / "training.csv") for folder in (tmp_path / "out", out))
+    here = (found["label"] == "metric_seed0") & (found["step"] == 2)
+    assert list(found["diverged"]) == list(here)
+    assert found[here].drop(columns=list(before.columns[:7])).isna().all(axis=None)
+    pd.testing.assert_frame_equal(found[~here], before[~here])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["kl"] == "NaN" for row in summary["training"]] == list(here)
+    with style.look():
+        figure = draw_training(found, list(ARMS))
+    curves = [np.asarray(line.get_ydata()) for line in figure.axes[0].lines[1:]]  # the first: zero
+    gaps = sorted(np.isnan(curve).tolist() for curve in curves if len(curve) == STEPS // 2)
+    assert gaps == 4 * [[False, False]] + 2 * [[True, False]]  # of the run, and of the mean of its arm
 
 
 def test_the_weight_of_tfsd_is_that_of_the_end_and_of_the_lowest_steps(tmp_path: Path) -> None:

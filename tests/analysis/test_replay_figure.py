@@ -44,7 +44,7 @@ def test_every_panel_says_what_it_shows(tmp_path: Path) -> None:
                  "Its gradient norm and share", "Gradient by group", "this step", "embedding", "L03", "Residual norm",
                  "before", "after", "largest change of a mean: final", "TFSD weight c", "c; mean 0.9"):  # fmt: skip
         assert part in words
-    assert "NaN" not in words
+    assert "NaN" not in words and "mathdefault" not in words
     assert "REPRODUCED" not in words
 
 

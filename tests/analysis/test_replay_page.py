@@ -151,6 +151,33 @@ def test_the_headline_says_what_is_unusual_and_where_it_comes_from(e: Explanatio
 
 
 @pytest.mark.parametrize(
+    ("alignments", "explained_why"), [((0.9, 0.9, 0.2, 0.1), False), ((0.9, 0.9, -0.9, -0.8), True)]
+)
+def test_a_part_of_more_than_the_whole_gradient_is_explained(
+    e: Explanation, alignments: tuple[float, ...], explained_why: bool
+) -> None:
+    sequences = [
+        replace(e.sequences[0], row=row, grad_norm=norm, alignment=alignment)
+        for row, (norm, alignment) in enumerate(zip((9.0, 8.0, 0.5, 0.4), alignments, strict=True))
+    ]
+    one = replace(e, sequences=sequences)
+    origin = headline(one)[1]
+    assert (int(re.findall(r"(\d+)% of the gradient", origin)[0]) > 100) == explained_why
+    assert ("(above 100%: the others pull against it)" in origin) == explained_why
+    assert ("(above 100%: the others pull against it):" in "\n".join(summary_lines(one))) == explained_why
+
+
+def test_each_sigma_says_whose_it_is(e: Explanation) -> None:
+    assert headline(e)[0].endswith("(median and MAD of steps 248 to 311).")
+    nothing = replace(e, metrics={name: replace(m, sigmas=None, usual=None) for name, m in e.metrics.items()})
+    assert "MAD" not in headline(nothing)[0]
+    spike = {"signal": "loss/nll", "start_step": 312, "end_step": 316, "peak_step": 312, "recovered": False}
+    text = " ".join(" ".join(summary_lines(replace(e, spike=spike | {"sigmas": 12.74}))).split())
+    assert "(peak at 312, 12.7 sigma above the detector's forecast), from which the run did not recover." in text
+    assert "forecast" not in "\n".join(summary_lines(replace(e, spike=spike | {"sigmas": None})))
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"replayed": 4.0, "sigmas": -7.0}, "NLL 4.000, 7.0 sigma below the usual 4.931"),

@@ -67,6 +67,38 @@ def test_arms_differ_without_colour() -> None:
     assert style.arm_styles(list(styles)) == styles
 
 
+def test_a_name_with_dollars_is_written_as_it_is(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    with style.look():
+        axes = Figure().add_subplot()
+        axes.plot([0, 1], label="a$b$c")
+        axes.set_title("x$_{y$ \\frac")
+        axes.legend()
+        style.save_figure(axes.figure, tmp_path / "f.svg")
+    svg = (tmp_path / "f.svg").read_text()
+    assert ">a$b$c<" in svg and ">x$_{y$ \\frac<" in svg
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.5, 8.0, {"0.5", "1", "2", "5"}), (0.06, 0.9, {"0.1", "0.2", "0.5"}), (1e-4, 40.0, {"0.0001", "0.01", "1"})],
+)
+def test_a_log_axis_has_plain_numbers(low: float, high: float, expected: set[str], tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    with style.look():
+        axes = Figure(figsize=(4, 3)).add_subplot()
+        axes.plot([low, high])
+        style.log_if_spread(axes, np.array([low, high]))
+        style.save_figure(axes.figure, tmp_path / "f.svg")
+        bottom, top = axes.get_ylim()
+        labels = axes.yaxis.get_ticklabels(which="both")
+        ticks = {label.get_text() for label in labels if bottom <= label.get_position()[1] <= top} - {""}
+    assert expected <= ticks
+    assert not any(set(tick) - set("0123456789.") for tick in ticks)
+
+
 def test_other_suffixes_are_refused() -> None:
     with pytest.raises(InputError, match=r"\.png or \.svg"):
         style.check_figure_path(Path("curves.pdf"))

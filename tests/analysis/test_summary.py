@@ -68,6 +68,42 @@ def test_columns_that_no_run_has_are_left_out(arms: list[Path]) -> None:
     assert {"mean c", "Δ val"} <= set(formatted(summarise(load_runs(arms)))[0])
 
 
+def test_what_the_runs_differ_in_is_said_with_its_values(
+    arms: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": 1, "loss/nll": 2.0}]
+    same = {"train": {"steps": 1}, "data": {"kind": "text", "cache_dir": "a"}, "output_dir": "x"}
+    paths = []
+    for name, lr, head, cache in (
+        ("low", 0.001, {"kind": "linear"}, "a"),
+        ("high", 0.003, {"kind": "metric", "scale": 0.5}, "b"),
+        ("wide", 0.003, {"kind": "metric", "scale": 1.0}, "b"),
+    ):
+        config = same | {
+            "optimizer": {"lr": lr, "beta1": 0.9},
+            "head": head,
+            "data": {"kind": "text", "cache_dir": cache},
+        }
+        paths.append(str(write_run(tmp_path / name, rows, config=config)))
+    main([*paths, "--out", str(tmp_path / "out")])
+    keys = (
+        "optimizer.lr (0.001 | 0.003 | 0.003)",
+        "head.kind (linear | metric | metric)",
+        "head.scale (- | 0.5 | 1.0)",
+    )
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "summary.md").read_text()):
+        told = " ".join(text.partition("The runs differ in: ")[2].partition(".\n")[0].split())
+        assert sorted(told.split("; ")) == sorted(keys)
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["differing"]
+    assert found["optimizer.lr"] == [0.001, 0.003, 0.003] and found["head.scale"] == [None, 0.5, 1.0]
+    main(paths[1:2])
+    assert "differ" not in capsys.readouterr().out
+    main(
+        [paths[1], str(write_run(tmp_path / "twin", rows, config=config | {"head": {"kind": "metric", "scale": 0.5}}))]
+    )
+    assert "The runs differ in: no key of their configurations." in capsys.readouterr().out
+
+
 def test_a_diverged_tail_is_not_a_number_but_the_best_value_is(tmp_path: Path) -> None:
     rows = [
         {"step": 1, "loss/nll": 2.0, "validation/nll": 2.0},

@@ -62,7 +62,8 @@ def test_the_command_compares_arms_over_seeds_with_a_guest_and_an_untrained_mode
     done: tuple[str, Path, list[str]],
 ) -> None:
     text, out, _ = done
-    for words in ("second minus first", "guest minus first", "untrained minus first", "3 of 4 items", "river/zymurgy"):
+    for words in ("second minus first", "guest minus first", "untrained minus first", "3 of 4 items", "river/zymurgy",
+                  "The arms first, second differ in: head.kind (linear | metric)"):  # fmt: skip
         assert words in text
     found = strictly(out / "summary.json")
     labels = [(m["arm"], m["seed"], m["untrained"]) for m in found["models"]]

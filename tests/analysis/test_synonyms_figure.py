@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from matplotlib.textpath import TextPath
 
 from analysis import style
 from analysis.probing.arms import find_arms, untrained_arm
@@ -105,6 +106,29 @@ def test_an_untrained_model_does_not_set_the_axes_and_its_mean_is_written_where_
     assert [text.get_text() for text in axes.texts] == ["+1e+03"] * 3
     arrows = [line for line in marks(axes) if line.get_marker() == ">"]
     assert [float(line.get_xdata()[0]) for line in arrows] == [high] * 3
+
+
+def test_a_number_beyond_the_axis_overlaps_no_interval(found: Comparison) -> None:
+    def moved(view: str, row: dict[str, Any]) -> dict[str, Any]:
+        side = -1e3 if view == "fitted" else 1e3
+        low, high = sorted((-side, 2 * side))
+        return {key: replace(effect, mean=side, low=low, high=high) for key, effect in row.items()}
+
+    far = {view: moved(view, row) for view, row in found.differences["untrained"]["all"].items()}
+    with style.look():
+        figure = draw_synonyms(replace(found, differences=found.differences | {"untrained": {"all": far}}))
+        figure.canvas.draw()
+    for title in ("Log-odds", "Rank AUC, synonym against controls"):
+        axes = panel(figure, title)
+        points = 72 / figure.dpi
+        intervals = [line for line in axes.lines if line.get_linewidth() == 1.7]
+        assert len(axes.texts) == 3 and len(intervals) >= 6
+        at = [(points * axes.transData.transform((0, y.get_ydata()[0]))[1], y.get_linewidth() / 2) for y in intervals]
+        for text in axes.texts:
+            ink = TextPath((0, 0), text.get_text(), size=text.get_fontsize()).get_extents()
+            baseline = points * axes.transData.transform(text.xy)[1] + text.xyann[1]
+            assert text.get_verticalalignment() == "baseline"
+            assert not any(baseline + ink.y0 < y + half and y - half < baseline + ink.y1 for y, half in at)
 
 
 def test_a_point_is_an_items_mean_over_contexts_and_seeds_and_filled_where_it_differs(found: Comparison) -> None:

@@ -113,6 +113,16 @@ def test_an_unknown_option_is_named(tmp_path, command, word):
     assert option in refused(tmp_path, command, [*filled(tmp_path, command, tmp_path), option])
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_dashes_are_no_value_of_any_option(tmp_path, command):
+    write_once(tmp_path / "run")
+    given_options = filled(tmp_path, command, tmp_path / "run")
+    for option in [part for part in given_options if part.startswith("--")]:
+        value = given_options.index(option) + 1
+        told = refused(tmp_path, command, [*given_options[: value - 1], f"{option}=--", *given_options[value + 1 :]])
+        assert f"error: argument {option}: " in told.splitlines()[-1]
+
+
 NUMBERS = {
     "grammar": ["--documents", "--seed"],
     "synonyms": ["--contexts-per-word", "--min-contexts", "--seed"],

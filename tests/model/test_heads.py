@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import HEADS
+from model.heads import SCALES
 
 from . import naive
 
@@ -27,6 +28,15 @@ def test_metric_logits_are_scaled_squared_distances(D, V, scale):
     h_ND = torch.randn(5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     g = {"article": 1 / math.sqrt(8 * D), "linear_equivalent": 0.5, "learned": 0.5}.get(scale, scale)
     torch.testing.assert_close(head(h_ND), naive.metric_logits(h_ND, head.weight, g), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("g", [SCALES[0], 0.5, SCALES[1]])
+@pytest.mark.parametrize("length", [1e-11, 1.0, 1e12])
+def test_at_any_scale_that_is_accepted_float32_holds_the_distance_to_the_origin(g, length):
+    head = HEADS["metric"](768, 2, HEADS["metric"].Options(scale=g))
+    h_ND = torch.full((1, 768), length / math.sqrt(768))
+    shift = float(head.shift(head.features(h_ND, torch.float32)))
+    assert shift == pytest.approx(-g * length**2, rel=1e-5)
 
 
 @given(st.integers(1, 12), st.integers(2, 30), st.sampled_from([0.01, 0.5, 3.0]))

@@ -24,12 +24,12 @@ OTHER = arm("other", 0, 1, 2)
 
 
 def small_study(questions: int = 60, seed: int = 0) -> Study:
-    """Three items of very different sizes and four units; the last sixth are places of other words."""
-    units = [unit(min(i, 2), f"lemma{i}", Role.SYNONYM, Role.CONTROL, single=i != 2) for i in range(4)]
+    """Three items of very different sizes and six units; the last sixth are places of other words."""
+    units = [unit(min(i, 2), f"lemma{i}", Role.SYNONYM, Role.CONTROL, single=i != 2) for i in range(6)]
     rng = np.random.default_rng(seed)
-    unit_M = rng.choice(4, questions, p=[0.7, 0.15, 0.1, 0.05])
-    unit_M[: 2 * len(units)] = np.tile(np.arange(4), 2)
-    unit_M[-4:] = np.arange(4)
+    unit_M = rng.choice(6, questions, p=[0.6, 0.15, 0.1, 0.05, 0.05, 0.05])
+    unit_M[: 2 * len(units)] = np.tile(np.arange(6), 2)
+    unit_M[-6:] = np.arange(6)
     return study_of(units, unit_M.tolist(), shuffled=range(questions - questions // 6, questions))
 
 
@@ -195,7 +195,7 @@ def test_the_gain_of_context_is_that_of_each_unit_over_its_own_mean_elsewhere() 
 
 def test_words_that_are_liked_everywhere_gain_nothing_of_context_however_often_they_are_asked() -> None:
     study = small_study()  # a unit's share of an item is not its share of the places of other words
-    anywhere_U = np.array([3.0, -2.0, 5.0, -4.0])
+    anywhere_U = np.array([3.0, -2.0, 5.0, -4.0, 1.0, 2.0])
     measured = {m.label: measures_of(len(study.unit_M), lambda key: anywhere_U[study.unit_M]) for m in OTHER.members}
     got = run(study, [OTHER], measured).gains["other"]
     assert (got.mean, got.low, got.high) == (0, 0, 0)
@@ -262,6 +262,17 @@ def test_a_small_difference_of_large_values_is_right_although_float32_is_stored(
     }
     got = run(study, [arm("base", None), arm("other", None)], measured).differences["other"]["all"]["raw"]["log_odds"]
     assert got.mean == pytest.approx(shift_M.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("lemmas", "documents"), [(2, 6), (4, 6), (6, 2), (6, 4), (5, 5)])
+def test_there_is_no_interval_of_fewer_than_five_lemmas_or_documents(lemmas: int, documents: int) -> None:
+    units = [unit(i // 2, f"lemma{i}", Role.SYNONYM, Role.CONTROL) for i in range(lemmas)]
+    study = study_of(units, np.repeat(np.arange(lemmas), documents).tolist(), documents=documents)
+    found = run(study, [BASE, OTHER], random_measures(study, [BASE, OTHER]))
+    got = found.differences["other"]["all"]["raw"]["log_odds"]
+    assert math.isfinite(got.mean) and got.clusters == {"lemma": lemmas, "document": documents, "seed": 3}
+    ends = (got.low, got.high, got.standard_error, got.smallest)
+    assert all((end is not None) == (min(lemmas, documents) >= 5) for end in ends)
 
 
 def test_metrics_evaluated_together_are_those_evaluated_alone() -> None:

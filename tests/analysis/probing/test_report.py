@@ -122,3 +122,10 @@ def test_every_arm_is_printed(result: tuple[Comparison, dict[str, Asked]]) -> No
     text = printed(*result, Path("somewhere"))
     for heading in ("other minus base", "guest minus base", "15 contexts", "somewhere"):
         assert heading in text
+
+
+def test_three_lemmas_get_no_interval_and_the_reason_is_said(result: tuple[Comparison, dict[str, Asked]]) -> None:
+    text = printed(*result, Path("somewhere"))
+    assert "no interval is given from fewer than 5 lemmas or documents" in text
+    tables = text.partition("other minus base")[2].partition("share of the controls")[0]
+    assert "log-odds" in tables and "[" not in tables

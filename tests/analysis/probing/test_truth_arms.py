@@ -70,6 +70,27 @@ def shifted(one: Scores, shift: float) -> Scores:
     )
 
 
+def first_documents(one: Scores, count: int) -> Scores:
+    return replace(
+        one,
+        document_D=one.document_D[:count],
+        position_D=one.position_D[:count],
+        mass_DS=one.mass_DS[:count],
+        minority_mass_DS=one.minority_mass_DS[:count],
+        of_sets={key: value[:, :count] for key, value in one.of_sets.items()},
+        of_text={key: value[:, :count] for key, value in one.of_text.items()},
+    )
+
+
+def only_sets(one: Scores, chosen: list[int]) -> Scores:
+    return replace(
+        one,
+        mass_DS=one.mass_DS[:, chosen],
+        minority_mass_DS=one.minority_mass_DS[:, chosen],
+        of_sets={key: value[..., chosen] for key, value in one.of_sets.items()},
+    )
+
+
 def test_the_means_are_weighted_by_the_true_mass_and_those_of_kinds_are_apart() -> None:
     found = {"a0": scores(1, 0.5), "a1": scores(2)}
     table = arm_table(arm("a", 0, 1), found, SETS, seed=0)
@@ -142,6 +163,22 @@ def test_the_interval_covers_no_difference_and_not_a_large_one() -> None:
     assert 0 < large.low < 2
     assert p < 0.01 < no_p
     assert 0 < large.smallest < 2
+
+
+def test_there_is_no_interval_of_fewer_than_five_documents_or_lemmas() -> None:
+    found = {"a0": scores(1), "b0": scores(2)}
+    few = {label: first_documents(one, 4) for label, one in found.items()}
+    for some, documents in ((found, DOCUMENTS), (few, 4)):
+        pairs = paired(arm("b", 0), some, arm("a", 0))
+        text = effects_of_text(pairs, seed=0)["raw"]["kl"]
+        assert text.clusters["document"] == documents and (text.low is None) == (documents < 5)
+        for lemmas in (LEMMAS, 4):
+            sets = [one for one in SETS if int(one.lemma[-1]) < lemmas]
+            chosen = [index for index, one in enumerate(SETS) if one in sets]
+            own = paired(arm("b", 0), {label: only_sets(one, chosen) for label, one in some.items()}, arm("a", 0))
+            effect, p = effects_of_sets(own, sets, ["rare"], seed=0)["raw"]["split_kl"]
+            assert effect.clusters["lemma"] == lemmas and (effect.low is None) == (min(documents, lemmas) < 5)
+            assert 0 < p <= 1
 
 
 def test_effects_that_are_found_together_are_those_of_each_by_itself() -> None:
