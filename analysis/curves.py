@@ -7,7 +7,6 @@ Panels that no run has data for are left out. All arms share each panel's axes. 
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 
 from . import style
 from .runs import Run, load_runs
@@ -59,7 +58,7 @@ PANELS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.curves", description="Training curves in one figure.")
+    parser = ArgumentParser(prog="python -m analysis.curves", description="Training curves in one figure.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (or a checkpoint directory in one)")
     parser.add_argument("--out", required=True, help="figure to write, .png or .svg")
     parser.add_argument(
@@ -254,20 +253,14 @@ def _needs_log(panel: Panel, runs: dict[str, Run]) -> bool:
 
 
 def _finish(axes: Axes, axis: str) -> None:
-    from matplotlib.ticker import EngFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set_xlabel(axis)
     axes.margins(x=0.015)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axes.get_yscale() == "log":
-        low, high = axes.get_ylim()
-        if high / low > 30:
-            axes.yaxis.set_major_locator(LogLocator(numticks=6))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.6, not 6 x 10^-1
+        style.plain_log_ticks(axes.yaxis, axes.get_ylim())
 
 
 def _legend(drawing: _Drawing) -> list[Any]:

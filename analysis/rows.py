@@ -28,7 +28,7 @@ LAST_STEP = 2**63 - 1
 """Steps are 64-bit numbers."""
 LARGEST = 3.5e38
 """A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Read at once: thousands of lines, so that what is done once a block and column costs little beside them."""
 
 
@@ -37,11 +37,28 @@ class Block(NamedTuple):
 
     first: int
     """Number of the first line, from 1."""
-    size: int
-    """Lines."""
     lines: bytes
+    ends: npt.NDArray[np.intp]
+    """Of each line, the place after its last byte."""
     last: int | None
     """Number of the last line of the file, in the block that ends with it."""
+
+    @property
+    def size(self) -> int:
+        """Lines."""
+        return len(self.ends)
+
+    def line(self, place: int) -> bytes:
+        """The line at a place from 0, without its end."""
+        return self.lines[self.ends[place - 1] + 1 if place else 0 : self.ends[place]]
+
+    @classmethod
+    def of(cls, lines: bytes, first: int = 1, *, last: bool = True) -> Block:
+        """The block of some lines, by the number of the first one, and whether they are the last of the file."""
+        ends = np.flatnonzero(np.frombuffer(lines, dtype=np.uint8) == ord("\n"))
+        if not lines.endswith(b"\n"):
+            ends = np.append(ends, len(lines))
+        return cls(first, lines, ends, first + len(ends) - 1 if last else None)
 
 
 @dataclass
@@ -97,8 +114,9 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
     for block in _blocks(path):
-        for number, line in enumerate(block.lines.removesuffix(b"\n").split(b"\n"), block.first):
-            row = _object(path, number, line, block.last)
+        for place in range(block.size):
+            number = block.first + place
+            row = _object(path, number, block.line(place), block.last)
             if row is not None:
                 yield number, row
 
@@ -115,22 +133,21 @@ def refuse_special(path: Path) -> None:
 def _blocks(path: Path) -> Iterator[Block]:
     """The lines of a file, some MiB at once."""
     refuse_special(path)
-    first, block = 1, b""
+    first, held = 1, b""
     try:
         with path.open("rb") as file:
             while lines := file.read(BLOCK_BYTES) + file.readline():
-                if block:
-                    count = block.count(b"\n")
-                    yield Block(first, count, block, None)
-                    first += count
-                block = lines
+                if held:
+                    block = Block.of(held, first, last=False)
+                    yield block
+                    first += block.size
+                held = lines
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    if block:
-        count = block.count(b"\n") + (not block.endswith(b"\n"))
-        yield Block(first, count, block, first + count - 1)
+    if held:
+        yield Block.of(held, first)
 
 
 def _object(path: Path, number: int, line: bytes, last: int | None) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ nothing is smoothed before.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 from stability.detectors import Detector, Event, Olmo2, Spike
 from stability.precursors import LOOK_BACK, precursors
-from stability.spikes import DEFAULT, DETECTORS, detect_rows, falls, make_detector
-from stability.stalls import LOGITS
+from stability.spikes import DEFAULT, DETECTORS, detect_rows, detect_series, falls, make_detector
+from stability.stalls import LOGITS, StallRule
 
 from . import style
 from .files import write_json
@@ -84,7 +83,7 @@ class Found:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.spikes", description="Spikes in finished runs.")
+    parser = ArgumentParser(prog="python -m analysis.spikes", description="Spikes in finished runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN|metrics.jsonl")
     parser.add_argument(
         "--detector", default=DEFAULT, help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT})"
@@ -149,7 +148,12 @@ def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
 
 def find_events(series: Series, detector: Detector) -> list[Found]:
     """The events that ``detector`` finds in the run, in the order in which they ended, spikes with their precursors."""
-    events = detect_rows(detector, series.rows(dict.fromkeys([detector.signal, *LOGITS])))
+    if isinstance(detector, StallRule):
+        events = detect_rows(detector, series.rows(dict.fromkeys([detector.signal, *LOGITS])))
+    else:
+        written = series.table.written(detector.signal)
+        values = series.table.columns[detector.signal][written]
+        events = detect_series(detector, series.table.steps[written], values)
     return [
         Found(series.label, event, _precursors(event, series.table) if isinstance(event, Spike) else [])
         for event in events

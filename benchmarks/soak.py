@@ -9,7 +9,6 @@ run's rows, and the commands of analysis/ on it, each in a process of its own: t
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -26,7 +25,7 @@ import numpy as np
 import psutil
 
 from analysis.rows import Table, json_lines, read_table
-from configs.errors import InputError, exit_status
+from configs.errors import ArgumentParser, InputError, exit_status
 from configs.files import strict
 
 # Without torch: a process that this one starts is told to have had at least this one's memory.
@@ -48,7 +47,7 @@ SHARE = 10
 EVERY = 0.5
 """Seconds between two looks at the memory."""
 TEMPLATE_STEPS = 200
-"""Of a run, whose rows the file of many rows is made of."""
+"""Of a run, of whose last EVALUATED rows the file of many rows is made: a start that comes again would be a spike each time."""
 VARIANTS = 5000
 """Rows with values of their own; then they come again, with other steps."""
 NOISE = 0.05
@@ -60,9 +59,8 @@ Row = dict[str, Any]
 COMMANDS = {
     "curves": ["--out", "{out}/curves.png"],
     "summary": ["--out", "{out}/summary"],
-    "spikes": ["--out", "{out}/spikes", "--detector", "non_finite"],
+    "spikes": ["--out", "{out}/spikes"],
 }
-"""The default detector of analysis.spikes looks at each value as a run would, which no reading can make quicker."""
 
 
 class Sample(NamedTuple):
@@ -84,7 +82,7 @@ class Cost:
 
 def main() -> int:
     """Command line; see the module's docstring. Status 1 if rows are missing."""
-    parser = argparse.ArgumentParser(description="Memory of a long run, and analysis of a long file.")
+    parser = ArgumentParser(description="Memory of a long run, and analysis of a long file.")
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, help="folder that keeps the run and the file (default: a temporary one)")
@@ -94,6 +92,7 @@ def main() -> int:
             raise InputError(f"--{name}: must be 0 or at least {least}, but is {getattr(options, name)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         complete, template = True, None
         if options.steps:
             template, complete = soak(options.steps, folder)
@@ -195,7 +194,8 @@ def analyse(rows: int, folder: Path, template: Path) -> None:
     run.mkdir(exist_ok=True)
     for name in ("config.yaml", "status.json"):
         (run / name).write_bytes((template / name).read_bytes())
-    written = [row for _, row in itertools.islice(json_lines(template / "metrics.jsonl"), TEMPLATE_STEPS)]
+    start = (row for _, row in itertools.islice(json_lines(template / "metrics.jsonl"), TEMPLATE_STEPS))
+    written = list(start)[-EVALUATED:]
     write_metrics(run / "metrics.jsonl", written, rows)
     metrics = len({name for row in written for name in row})
     print(f"{rows:,} rows of {metrics} metrics, {_mib((run / 'metrics.jsonl').stat().st_size)}")
@@ -210,7 +210,7 @@ def analyse(rows: int, folder: Path, template: Path) -> None:
 def write_metrics(path: Path, template: Sequence[Row], count: int) -> None:
     """Rows as a run writes them: those of ``template`` over and over, with noise in float32, their own steps and tokens."""
     random = np.random.default_rng(0)
-    tokens = template[0]["tokens"]
+    tokens = template[0]["tokens"] // template[0]["step"]
     tails = [_tail(_noisy(row, random)) for row in itertools.islice(itertools.cycle(template), VARIANTS)]
     overflowed = [_tail(_noisy(row, random) | {"grad_norm/total": float("inf")}) for row in template[:PROBED]]
     with path.open("w", encoding="utf-8") as file:

@@ -50,7 +50,7 @@ from .stalls import StallRule
 
 __all__ = [
     "DEFAULT", "DETECTORS", "Baseline", "Event", "MedianMad", "NonFinite", "Spike", "Stall", "detect", "detect_rows",
-    "detector_from_state", "make_detector",
+    "detect_series", "detector_from_state", "make_detector",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
@@ -121,8 +121,8 @@ def median(values: Floats) -> float:
     half = len(values) // 2
     if len(values) % 2:
         return float(np.partition(values, half)[half])
-    parted = np.partition(values, [half - 1, half])
-    return float(parted[half - 1] + parted[half]) / 2
+    parted = np.partition(values, half)
+    return float(parted[:half].max() + parted[half]) / 2
 
 
 class Baseline:
@@ -310,9 +310,18 @@ def detector_from_state(state: Mapping[str, Any]) -> Detector:
 
 def detect(signal: str, steps: Iterable[int], values: Iterable[float], detector: str = DEFAULT) -> list[Event]:
     """All events of a finished series, in the order in which they ended."""
-    return detect_rows(
-        make_detector(detector, signal), ({"step": s, signal: v} for s, v in zip(steps, values, strict=True))
-    )
+    series = np.fromiter(steps, dtype=np.int64), np.fromiter(values, dtype=np.float64)
+    return detect_series(make_detector(detector, signal), *series)
+
+
+def detect_series(detector: Detector, steps: npt.NDArray[np.int64], values: Floats) -> list[Event]:
+    """All events that ``detector`` finds in the values of its signal in a finished run; the default rule is quicker so."""
+    if isinstance(detector, MedianMad):
+        from .batches import detect_batches
+
+        return detect_batches(detector, steps, values) + detector.finish()
+    points = zip(steps.tolist(), values.tolist(), strict=True)
+    return detect_rows(detector, ({"step": step, detector.signal: value} for step, value in points))
 
 
 def detect_rows(detector: Detector, rows: Iterable[Mapping[str, Any]]) -> list[Event]:

@@ -56,6 +56,7 @@ def test_the_svg_says_what_it_shows(eventful: Path, plain: Path, tmp_path: Path)
     for label in ("eventful", "plain", "nats per token", "steps", "Gradient norm", "TFSD weight c", "spike (event)"):
         assert label in text
     assert "NaN or infinite" in text
+    assert "mathdefault" not in text and not re.search(r"\de[^ a-z]", text)  # numbers of log axes, too, are plain
     assert "values reach 40" in text  # the spike is above the axis, and told
     assert "1 values of 0" in text  # the first 10th percentile is 0 on a log axis
 

@@ -76,7 +76,7 @@ def run_rows(count: int) -> list[Row]:
 
 def alike(text: str) -> tuple[int, list[int]]:
     """How many of the lines are read many at once, and the numbers of the others."""
-    parts, left = read_alike(Block(1, text.count("\n"), text.encode(), None))
+    parts, left = read_alike(Block.of(text.encode()))
     return sum(len(part.steps) for part in parts), [number for number, _ in left]
 
 
@@ -89,6 +89,18 @@ def test_rows_as_runs_write_them_are_read_many_at_once() -> None:
     rows[7]["a"], rows[8]["b"] = "NaN", "-Infinity"
     assert alike(lines(rows)) == (300, [])
     assert alike(lines(rows[: FEWEST_ALIKE - 1])) == (0, list(range(1, FEWEST_ALIKE)))
+
+
+def test_values_that_are_all_spelled_out_are_read_many_at_once(tmp_path: Path) -> None:
+    rows = [{"step": i, "a": "NaN", "b": ["Infinity", "-Infinity"][i % 2]} for i in range(100)]
+    assert alike(lines(rows)) == (100, [])
+    (tmp_path / "metrics.jsonl").write_text(lines(rows))
+    check(read_table(tmp_path / "metrics.jsonl"), rows)
+
+
+@pytest.mark.parametrize("row", ['"a, b": 1', '"a": 1, "a": 2', '"a": 1.5, "b": [1, 2]', '"a": 1.5 ', '"a":1.5'])
+def test_what_has_other_commas_or_spaces_than_a_row_is_left_to_the_parser(row: str) -> None:
+    assert alike(f'{{"step": 5, {row}}}\n' * 100) == (0, list(range(1, 101)))
 
 
 BAD = {
@@ -109,6 +121,9 @@ BAD = {
     "an object": '{"step": 500, "a": {"c": 1.5}, "b": 2.5}',
     "more than a float32": '{"step": 500, "a": 1e39, "b": 2.5}',
     "zeros": "\0" * 40,
+    "no number in UTF-8": '{"step": 500, "a": \u0664, "b": 2.5}',
+    "no number nor UTF-8": '{"step": 500, "a": \udcff, "b": 2.5}',
+    "ended otherwise": '{"step": 500, "a": 1.5, "b": 2.5]',
     "not UTF-8": '{"step": 500, "\udcff": 1.5, "b": 2.5}',
 }
 

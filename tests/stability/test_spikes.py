@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.curves import load_curves
+from stability.batches import detect_batches
 from stability.spikes import (
     ALONE,
     CLIP,
@@ -296,6 +298,59 @@ def test_the_array_is_judged_as_the_stream(name):
     streamed = [event for row in rows for event in detector.update(row)] + detector.finish()
     assert streamed  # the rows are eventful enough for every rule
     assert detect("loss/nll", [row["step"] for row in rows], [row["loss/nll"] for row in rows], name) == streamed
+
+
+def long_curve(kind, seed, length):
+    """A series of several batches: what a batch passes over, and what it has to leave to the stream."""
+    random = np.random.default_rng(seed)
+    values = curve(length, seed=seed, freedom=3 if kind == "heavy tails" else 100)
+    if kind == "random":
+        values = random.uniform(0, 1, length)
+    elif kind == "constant":
+        values = np.full(length, 2.0)
+        values[random.integers(0, length, 3)] = 2.1
+    elif kind == "steps":
+        values = np.repeat(random.integers(-3, 4, length), 5)[:length].astype(float)
+    elif kind == "spiky":
+        for start in random.integers(0, length, length // 60):
+            values[start : start + random.integers(1, 12)] += random.uniform(0.1, 2)
+    elif kind == "creep":
+        values[length // 2 :] += np.linspace(0, random.uniform(0.2, 5), length - length // 2)
+    elif kind == "level":
+        values[length // 3 :] += 1
+    elif kind == "not finite":
+        values[random.integers(0, length, length // 5)] = random.choice([math.nan, math.inf, -math.inf], length // 5)
+    elif kind == "huge":
+        values = random.choice([3e38, -3e38, 1e-45, 0.0, -0.0, 3.0], length)
+    return values
+
+
+@pytest.mark.parametrize("signal", ["loss/nll", "grad_norm/total", "entropy/p"])
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "random", "heavy tails", "constant", "steps", "spiky", "creep", "level", "not finite", "huge"],
+)
+@settings(max_examples=3)
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 700), max_size=2))
+def test_batches_find_and_keep_what_the_stream_does_to_the_bit(kind, signal, seed, cuts):
+    values = long_curve(kind, seed, 700)
+    steps = np.cumsum(np.random.default_rng(seed).integers(1, 4, len(values)))
+    one, other = MedianMad(signal), MedianMad(signal)
+    for begin, end in pairwise([0, *sorted(cuts), len(values)]):
+        found = detect_batches(one, steps[begin:end], values[begin:end])
+        rows = zip(steps[begin:end].tolist(), values[begin:end].tolist(), strict=True)
+        assert found == [event for step, value in rows for event in other.update({"step": step, signal: value})]
+        assert json.dumps(one.state()) == json.dumps(other.state())
+    assert one.finish() == other.finish()
+
+
+def test_batches_are_of_rows_in_order():
+    detector = MedianMad("x")
+    with pytest.raises(ValueError, match="step 2 after step 2"):
+        detect_batches(detector, np.array([1, 2, 2]), np.zeros(3))
+    detect_batches(detector, np.array([1, 2]), np.zeros(2))
+    with pytest.raises(ValueError, match="step 2 after step 2"):
+        detect_batches(detector, np.array([2, 3]), np.zeros(2))
 
 
 @pytest.mark.parametrize("signal", ["loss/nll", "grad_norm/total"])
