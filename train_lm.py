@@ -389,9 +389,9 @@ def whole_way_back(run: Run) -> GoingBack | None:
     from stability.integrity import damage
     from stability.rewind import decide
 
-    config, alarms = run.config, run.watch.alarms
+    config, alarms, every = run.config, run.watch.alarms, run.config.checkpoint.every
     while True:
-        back = decide(config.interventions, alarms, run.rewind, config.data.skip_steps, run.step, run.directory)
+        back = decide(config.interventions, alarms, run.rewind, config.data.skip_steps, run.step, run.directory, every)
         if back is None or back.to_step == 0:
             return back
         target = checkpoint_at(run.directory, back.to_step)
@@ -473,7 +473,8 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
         }
         run.recorder.sync()  # the rows before a checkpoint are on the disk before it
         write_checkpoint(run.directory, run.step, save_model, tensors, state)
-        prune(run.directory, config.checkpoint.keep, run.watch.first_steps(config.checkpoint.keep_before_spikes))
+        spikes = run.watch.first_steps(config.checkpoint.keep_before_spikes)
+        prune(run.directory, config.checkpoint.keep, spikes, config.checkpoint.every)
     accelerator.wait_for_everyone()
 
 

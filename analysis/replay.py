@@ -124,6 +124,7 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
         import torch
 
         from stability.checkpoints import checkpoint_before
+        from stability.integrity import damage
         from stability.launch import start_accelerator
         from stability.rewind import last_rewind
         from training.run import build_run
@@ -134,6 +135,8 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
     if config.train.precision == "fp16":
         raise InputError(f"{logged.path}: a run in fp16 cannot be replayed, its gradient scale is not kept")
     checkpoint, store = checkpoint_before(logged.path, step), _recorded_store(logged, config.data.cache_dir)
+    if checkpoint is not None and (problem := damage(checkpoint)):
+        raise InputError(f"{checkpoint} cannot be used: {problem}; rename it, and the one before it is")
     run = build_run(
         config,
         start_accelerator(config),

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,25 +31,29 @@ LAST_STEP = 2**63 - 1
 """Steps are 64-bit numbers."""
 LARGEST = 3.5e38
 """A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
+READERS = 2
+"""Threads. More gain little: some of the work is Python's, which one does at a time."""
 BLOCK_BYTES = 8 * 2**20
 """Read at once: thousands of lines, so that what is done once a block and column costs little beside them."""
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True)
+class Block:
     """Whole lines of a file."""
 
     first: int
     """Number of the first line, from 1."""
     lines: bytes
-    ends: npt.NDArray[np.intp]
-    """Of each line, the place after its last byte."""
+    size: int
+    """Lines."""
     last: int | None
     """Number of the last line of the file, in the block that ends with it."""
 
-    @property
-    def size(self) -> int:
-        """Lines."""
-        return len(self.ends)
+    @cached_property
+    def ends(self) -> npt.NDArray[np.intp]:
+        """Of each line, the place after its last byte."""
+        ends = np.flatnonzero(np.frombuffer(self.lines, dtype=np.uint8) == ord("\n"))
+        return ends if len(ends) == self.size else np.append(ends, len(self.lines))
 
     def line(self, place: int) -> bytes:
         """The line at a place from 0, without its end."""
@@ -55,10 +62,8 @@ class Block(NamedTuple):
     @classmethod
     def of(cls, lines: bytes, first: int = 1, *, last: bool = True) -> Block:
         """The block of some lines, by the number of the first one, and whether they are the last of the file."""
-        ends = np.flatnonzero(np.frombuffer(lines, dtype=np.uint8) == ord("\n"))
-        if not lines.endswith(b"\n"):
-            ends = np.append(ends, len(lines))
-        return cls(first, lines, ends, first + len(ends) - 1 if last else None)
+        size = lines.count(b"\n") + (not lines.endswith(b"\n"))
+        return cls(first, lines, size, first + size - 1 if last else None)
 
 
 @dataclass
@@ -99,11 +104,8 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
     :class:`InputError` naming file and line or step for a torn line that is not the last, a row without a whole step, a
     number that no metric can have and, unless ``foreign``, a value that is no number; and for a file without rows.
     """
-    from .layouts import read_alike
-
     parts: list[Part] = []
-    for block in _blocks(path):
-        alike, left = read_alike(block)
+    for block, alike, left in _read_ahead(path):
         rows = [(number, row) for number, line in left if (row := _object(path, number, line, block.last)) is not None]
         parts += [*alike, _part(path, rows, foreign)] if rows else alike
     if not parts:
@@ -148,6 +150,22 @@ def _blocks(path: Path) -> Iterator[Block]:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     if held:
         yield Block.of(held, first)
+
+
+def _read_ahead(path: Path) -> Iterator[tuple[Block, list[Part], list[tuple[int, bytes]]]]:
+    """The blocks of a file, the rows in each that can be read at once, and the lines that are left."""
+    from .layouts import read_alike
+
+    # Much of the work is Arrow's and numpy's, which threads do at the same time.
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[tuple[Block, Future[tuple[list[Part], list[tuple[int, bytes]]]]]] = deque()
+        for block in _blocks(path):
+            ahead.append((block, pool.submit(read_alike, block)))
+            if len(ahead) > READERS:
+                done, alike = ahead.popleft()
+                yield done, *alike.result()
+        for done, alike in ahead:
+            yield done, *alike.result()
 
 
 def _object(path: Path, number: int, line: bytes, last: int | None) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from configs.errors import InputError
+from stability.spikes import median
 
 from .files import write_atomically
 from .thinning import MAX_POINTS, crosses, envelope
@@ -123,7 +124,7 @@ def smooth_median_at(values: Floats, span: int, places: npt.NDArray[np.int64]) -
         # pandas puts the middle of an even window after its centre.
         window = values[max(0, place - span // 2) : place + (span + 1) // 2]
         if np.isfinite(values[place]):
-            found[index] = np.median(window[np.isfinite(window)])
+            found[index] = median(window[np.isfinite(window)])
     return found
 
 

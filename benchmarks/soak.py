@@ -47,8 +47,8 @@ SHARE = 10
 EVERY = 0.5
 """Seconds between two looks at the memory."""
 TEMPLATE_STEPS = 200
-"""Of a run, of whose last EVALUATED rows the file of many rows is made: a start that comes again would be a spike each time."""
-VARIANTS = 5000
+"""Of a run, of whose last EVALUATED rows the file of many rows is made."""
+VARIANTS = 20_000
 """Rows with values of their own; then they come again, with other steps."""
 NOISE = 0.05
 NON_FINITE_EVERY = 10_000
@@ -210,6 +210,7 @@ def analyse(rows: int, folder: Path, template: Path) -> None:
 def write_metrics(path: Path, template: Sequence[Row], count: int) -> None:
     """Rows as a run writes them: those of ``template`` over and over, with noise in float32, their own steps and tokens."""
     random = np.random.default_rng(0)
+    template = _levelled(template)
     tokens = template[0]["tokens"] // template[0]["step"]
     tails = [_tail(_noisy(row, random)) for row in itertools.islice(itertools.cycle(template), VARIANTS)]
     overflowed = [_tail(_noisy(row, random) | {"grad_norm/total": float("inf")}) for row in template[:PROBED]]
@@ -217,6 +218,17 @@ def write_metrics(path: Path, template: Sequence[Row], count: int) -> None:
         for step in range(1, count + 1):
             kinds = tails if step % NON_FINITE_EVERY else overflowed
             file.write(f'{{"step": {step}, "tokens": {step * tokens}, {kinds[(step - 1) % len(kinds)]}\n')
+
+
+def _levelled(template: Sequence[Row]) -> list[Row]:
+    """The rows with the median of each metric for its values: a curve that comes again would be a spike at each seam."""
+    found: dict[str, list[float]] = {}
+    for row in template:
+        for name, value in row.items():
+            if isinstance(value, float):
+                found.setdefault(name, []).append(value)
+    levels = {name: float(np.median(values)) for name, values in found.items()}
+    return [{name: levels.get(name, value) for name, value in row.items()} for row in template]
 
 
 def _noisy(row: Row, random: np.random.Generator) -> Row:

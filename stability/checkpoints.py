@@ -120,23 +120,36 @@ def set_aside(checkpoint: Path) -> None:
     checkpoint.rename(aside)
 
 
-def checkpoint_before(run: Path, step: int) -> Path | None:
-    """The newest complete checkpoint from which ``step`` can be taken again: that of an earlier step. None: the start."""
-    earlier = [path for path in list_checkpoints(run) if step_of(path) < step]
+def checkpoint_before(run: Path, step: int, every: int = 1) -> Path | None:
+    """The newest complete checkpoint from which ``step`` can be taken again: that of an earlier step. None: the start.
+
+    Only those of multiples of ``every`` count.
+    """
+    earlier = [path for path in list_checkpoints(run) if step_of(path) < step and step_of(path) % every == 0]
     return earlier[-1] if earlier else None
 
 
-def prune(run: Path, keep: int, before: Collection[int] = ()) -> None:
-    """Delete all checkpoints but these: the newest ``keep``, of those evaluated the one with the lowest validation NLL,
-    and the last one earlier than each step of ``before``.
+def prune(run: Path, keep: int, before: Collection[int] = (), every: int = 1) -> None:
+    """Delete all checkpoints but these: the newest one, the newest ``keep`` of multiples of ``every``, of those evaluated the
+    one with the lowest validation NLL, and the last one of such a multiple earlier than each step of ``before``.
     """
     checkpoints = list_checkpoints(run)
-    scores = {p: score for p in checkpoints if (score := read_state(p)["validation_nll"]) is not None}
-    stays = {*checkpoints[-keep:], *sorted(scores, key=lambda p: scores[p])[:1]}
-    stays |= {path for step in before if (path := checkpoint_before(run, step)) is not None}
+    due = [path for path in checkpoints if step_of(path) % every == 0]
+    scores = {path: score for path in checkpoints if (score := _validation_nll(path)) is not None}
+    stays = {*checkpoints[-1:], *due[-keep:], *sorted(scores, key=lambda p: scores[p])[:1]}
+    stays |= {path for step in before if (path := checkpoint_before(run, step, every)) is not None}
     for path in checkpoints:
         if path not in stays:
             delete(path)
+
+
+def _validation_nll(checkpoint: Path) -> float | None:
+    """None also where the state cannot be read: an old checkpoint that is damaged is no reason to end the run."""
+    try:
+        score: float | None = read_state(checkpoint)["validation_nll"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score
 
 
 def delete(checkpoint: Path) -> None:

@@ -72,7 +72,7 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
     rejected: list[dict[str, str]] = []
     rows_lost = False
     for checkpoint in reversed(list_checkpoints(directory)):
-        damaged = damage(checkpoint)
+        damaged = damage(checkpoint) or _other_step(checkpoint)
         problem = damaged or _missing_rows(directory, step_of(checkpoint))
         if problem is None:
             state = read_state(checkpoint)
@@ -97,6 +97,12 @@ def set_rejected_aside(point: ResumePoint, directory: Path) -> None:
     """Rename the checkpoints that cannot be used. Main process only."""
     for each in point.rejected:
         set_aside(directory / "checkpoints" / each["checkpoint"])
+
+
+def _other_step(checkpoint: Path) -> str | None:
+    """What is wrong with a whole checkpoint that somebody has renamed."""
+    step = read_state(checkpoint)["step"]
+    return None if step == step_of(checkpoint) else f"it was written after step {step}"
 
 
 def _missing_rows(directory: Path, step: int) -> str | None:

@@ -53,9 +53,11 @@ def decide(
     always_skipped: Sequence[list[int]],
     step: int,
     run: Path,
+    every: int = 1,
 ) -> GoingBack | None:
     """Where the run, which has come to ``step``, goes back to; None if it goes on, as it must when no checkpoint is old enough.
 
+    ``every``: at the multiples of which checkpoints are due; those of a stop, which an unbroken run does not have, do not count.
     ``last``: its last rewind, if any. ``always_skipped``: the batches that its configuration leaves out.
     """
     number = 1 if last is None else last.number + 1
@@ -66,8 +68,9 @@ def decide(
         ]
         if number > policy.most or not serious:
             continue
-        alarm = min(serious, key=lambda a: a.start_step)
-        checkpoint = checkpoint_before(run, alarm.start_step)
+        # A spike that was going on when the run was stopped is told again, longer, after it has gone on.
+        alarm = min(serious, key=lambda a: (a.start_step, -a.end_step))
+        checkpoint = checkpoint_before(run, alarm.start_step, every)
         if checkpoint is None and list_checkpoints(run):
             continue  # the one before it has been pruned: a creep's beginning may lie far back
         to_step = step_of(checkpoint) if checkpoint else 0

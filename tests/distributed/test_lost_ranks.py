@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import textwrap
+import time
 
+import numpy as np
 import pytest
 
 from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_RANK_LOST
 from stability.checkpoints import list_checkpoints, step_of
 
 from ..conftest import events_of, rows_of
+from ..faults.conftest import assert_as_unbroken
 from .ranks import Ranks, rows_written, wait_until
 
 LONG = ("train.steps=100000", "train.stall_seconds=6", "telemetry.flush_every=5", "train.eval_every=1000")
@@ -152,3 +155,64 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(name, launch, tmp_path):
     assert rows_of(tmp_path / "run")[-1]["step"] == step_of(checkpoint)
     (event,) = [e for e in events_of(tmp_path / "run") if e["event"] == "preempted"]
     assert event["step"] == step_of(checkpoint)
+
+
+# ------------------------------------------------------------------------------------------------- the same command again
+
+FINITE = (
+    "train.steps=80",
+    "train.stall_seconds=6",
+    "telemetry.flush_every=3",
+    "train.eval_every=40",
+    "checkpoint.every=10",
+)
+LATEST_KILL = 40
+"""Rows at the latest kill: many steps before the end, which the run must not reach first."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(workspace, tmp_path_factory):
+    """The run of FINITE on two ranks as it goes when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    ranks = Ranks({"path": workspace / "tiny.yaml", "overrides": [f"output_dir={folder}"]}, "name=run", *FINITE)
+    try:
+        ended = ranks.wait()
+    finally:
+        ranks.kill()
+    assert [status for status, _ in ended] == [0, 0], ended
+    return folder / "run"
+
+
+def assert_goes_on(launch, run, unbroken):
+    """The same command ends as if nothing had been, and some of it was there already."""
+    kept = len(list_checkpoints(run))
+    ended = launch(*FINITE).wait()
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert_as_unbroken(run, unbroken)
+    assert bool([e for e in events_of(run) if e["event"] == "resume"]) == bool(kept)
+
+
+@MANY
+@pytest.mark.parametrize("seed", range(2))
+def test_two_ranks_killed_at_a_random_moment_go_on_as_if_nothing_had_been(seed, launch, unbroken, tmp_path):
+    generator = np.random.default_rng(seed)
+    ranks, run = launch(*FINITE), tmp_path / "run"
+    rows = int(generator.integers(1, LATEST_KILL))
+    wait_until(lambda: rows_written(run) >= rows, ranks)
+    time.sleep(float(generator.uniform(0, 0.1)))  # not only where rows have just been written
+    for number in generator.permutation(2):
+        ranks.processes[number].kill()
+    assert [status for status, _ in ranks.wait()] == [-signal.SIGKILL] * 2
+    assert_goes_on(launch, run, unbroken)
+
+
+@MANY
+@pytest.mark.parametrize("lost", [0, 1])
+def test_after_status_69_the_same_command_goes_on_as_if_no_rank_had_died(lost, launch, unbroken, tmp_path):
+    ranks, run = launch(*FINITE), tmp_path / "run"
+    wait_until(lambda: rows_written(run) > LATEST_KILL // 2, ranks)
+    ranks.processes[lost].kill()
+    assert ranks.wait()[1 - lost][0] == EXIT_RANK_LOST
+    assert len(list_checkpoints(run)) >= 1
+    assert_goes_on(launch, run, unbroken)
+    assert [e["missing"] for e in events_of(run) if e["event"] == "rank_lost"] == [[lost]], "it is not forgotten"

@@ -16,6 +16,15 @@ from safetensors.torch import load_file
 
 from ..conftest import ROOT, events_of, rows_of
 
+REWINDING = (
+    "train.steps=60",
+    "checkpoint.every=10",
+    "checkpoint.keep=3",
+    "interventions=[{kind: rewind, min_sigmas: 5}]",
+    "stress=[{kind: corrupt_sequences, step: 45, steps: 2, sequences: 8, pattern: random}]",
+)
+"""A run that goes back before a planted spike: it meets it at step 45, sees it at 49 and goes back to 40."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -27,6 +36,8 @@ class Ended:
     output: str
     moments: int
     """File operations in the run directory that it lived to see."""
+    seconds: float
+    """How long it lived."""
 
 
 class Starter:
@@ -44,7 +55,13 @@ class Starter:
         )
 
     def __call__(self, directory: Path, *overrides: str, **plan: Any) -> Ended:
-        """Run in ``directory``. ``at``: the number of the file operation at which ``signals`` or ``delete`` act."""
+        """Run in ``directory``. What may be planned:
+
+        ``at``: the number of the file operation at which ``signals`` or ``delete`` act; ``step``: the step before which
+        ``signals`` act; ``kill_after``: seconds after which the process is killed from outside, with ``kill_at_file`` only once
+        there is a file of that pattern in its directory; ``limit``: seconds after which the run counts as hanging and the test
+        fails, with what it wrote and where its threads stood.
+        """
         place = [f"output_dir={directory.parent}", f"name={directory.name}"]
         request = {
             "overrides": [*place, *overrides],
@@ -56,7 +73,10 @@ class Starter:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return Ended(directory, **json.loads(self.process.stdout.readline()))
+        answer = json.loads(self.process.stdout.readline())
+        if answer.pop("hung"):
+            pytest.fail(f"{directory} hung for {answer['seconds']:.0f} s; output and stacks:\n{answer['output']}")
+        return Ended(directory, **answer)
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
@@ -74,6 +94,16 @@ def unbroken(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The tiny run as it goes when nothing happens to it."""
     ended = start(tmp_path_factory.mktemp("unbroken") / "run")
     assert ended.status == 0, ended.output
+    return ended
+
+
+@pytest.fixture(scope="session")
+def rewinding(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The run of REWINDING as it goes when nothing else happens to it."""
+    ended = start(tmp_path_factory.mktemp("rewinding") / "run", *REWINDING)
+    assert ended.status == 0, ended.output
+    (back,) = [e for e in events_of(ended.directory) if e["event"] == "rewind"]
+    assert (back["from_step"], back["to_step"], back["skipped"]) == (49, 40, [[45, 46]])
     return ended
 
 

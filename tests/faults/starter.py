@@ -2,15 +2,18 @@
 
 Importing torch and transformers takes longer than the tests' runs: this process imports them once and forks for each run. It
 reads one JSON object a line, {"overrides": [...], "plan": {...}}, and answers with one: {"status": ..., "signal": ...,
-"stderr": ..., "moments": ...}. What is broken is not the project's code but what surrounds it: a hook that Python calls at
-every file operation sends a real signal, or takes files away.
+"output": ..., "moments": ..., "seconds": ..., "hung": ...}. What is broken is not the project's code but what surrounds it: a
+hook that Python calls at every file operation sends a real signal, or takes files away; or this process, after a time.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import glob
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -31,6 +34,13 @@ FILE_EVENTS = (
     "mmap.__new__",
 )
 """What Python tells its audit hooks about files: https://docs.python.org/3/library/audit_events.html"""
+
+LIMIT_SECONDS = 240.0
+"""A run of the tests takes two seconds, on a busy machine a few times that: one that is still there hangs."""
+LAST_WORDS_SECONDS = 1.0
+"""For a process that hangs to write where it is."""
+WHERE_ARE_YOU = signal.SIGUSR2
+"""The project has no use for this signal: Python's fault handler answers it with the stacks of all threads."""
 
 
 class Moments:
@@ -63,6 +73,7 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             moments = Moments(folder, plan)
+            faulthandler.register(WHERE_ARE_YOU, file=output.fileno(), all_threads=True)
             status = 1
             try:
                 if "largest_file" in plan:
@@ -76,6 +87,8 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
 
                 sys.argv = ["train_lm.py", "--config", recipe, *overrides]
                 sys.addaudithook(moments)
+                if "step" in plan:
+                    signal_before_step(train_lm, plan["step"], plan["signals"])
                 status = exit_status(train_lm.main)
             except BaseException:
                 import traceback
@@ -88,7 +101,7 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
                 told.write(str(moments.count))
                 told.flush()
                 os._exit(status)
-        _, ended = os.waitpid(child, 0)
+        ended, seconds, hung = wait_for(child, folder, plan)
         for file in (output, told):
             file.seek(0)
         killed = os.WIFSIGNALED(ended)
@@ -97,7 +110,58 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
             "signal": signal.Signals(os.WTERMSIG(ended)).name if killed else None,
             "output": output.read(),
             "moments": int(told.read() or 0),
+            "seconds": seconds,
+            "hung": hung,
         }
+
+
+def signal_before_step(train_lm: Any, step: int, signals: list[str]) -> None:
+    """Have the process send itself ``signals`` just before it takes ``step`` for the first time."""
+    usual, sent = train_lm.training_step, False
+
+    def training_step(run: Any, number: int) -> None:
+        nonlocal sent
+        if number == step and not sent:
+            sent = True
+            for name in signals:
+                os.kill(os.getpid(), signal.Signals[name])
+        usual(run, number)
+
+    train_lm.training_step = training_step
+
+
+def wait_for(child: int, folder: str, plan: dict[str, Any]) -> tuple[int, float, bool]:
+    """Wait status of a child, how long it lived in seconds, and whether it was ended for being there for too long."""
+    began = time.monotonic()
+    handle = os.pidfd_open(child)
+    try:
+        if "kill_after" in plan and still_there(handle, folder, plan["kill_after"], plan.get("kill_at_file")):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        hung = not has_ended(handle, plan.get("limit", LIMIT_SECONDS))
+        if hung:
+            signal.pidfd_send_signal(handle, WHERE_ARE_YOU)
+            signal.pidfd_send_signal(handle, signal.SIGCONT)  # a stopped process answers nothing else
+            has_ended(handle, LAST_WORDS_SECONDS)
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        return os.waitpid(child, 0)[1], time.monotonic() - began, hung
+    finally:
+        os.close(handle)
+
+
+def still_there(handle: int, folder: str, seconds: float, pattern: str | None) -> bool:
+    """Wait so long, then until there is a file of that pattern in the folder; whether the process has not ended by then."""
+    if has_ended(handle, seconds):
+        return False
+    # pathlib's glob fails where folders come and go
+    while pattern is not None and not glob.glob(str(Path(folder) / pattern)):  # noqa: PTH207
+        if has_ended(handle, 0.0):
+            return False
+    return True
+
+
+def has_ended(handle: int, seconds: float) -> bool:
+    """Whether the process of a handle ends within so many seconds."""
+    return bool(select.select([handle], [], [], seconds)[0])
 
 
 def serve() -> None:

@@ -8,16 +8,14 @@ import pytest
 from stability.checkpoints import list_checkpoints
 from stability.integrity import damage
 
-from ..conftest import events_of
-from .conftest import assert_as_unbroken
+from .conftest import REWINDING, assert_as_unbroken
 
-REWINDING = (
-    "train.steps=60",
-    "checkpoint.every=10",
-    "checkpoint.keep=3",
-    "interventions=[{kind: rewind, min_sigmas: 5}]",
-    "stress=[{kind: corrupt_sequences, step: 45, steps: 2, sequences: 8, pattern: random}]",
-)
+OFTEN = ("train.steps=12", "checkpoint.every=2", "body.n_embd=128")
+"""Much of this run's time goes into its checkpoints, of six megabytes each."""
+HALF_WRITTEN = "checkpoints/.step_*.tmp/.tmp*"
+"""The file that the safetensors library, which Python's hook does not see into, writes before it gives it its name."""
+MOST_TRIES = 10
+"""For each kill: a run may end before its moment comes."""
 
 
 def kill_until_finished(start, directory, seed, kills, moments, *overrides):
@@ -62,14 +60,57 @@ def test_a_run_killed_over_and_over_ends_as_if_it_had_not_been(start, unbroken, 
     assert_as_unbroken(tmp_path / "run", unbroken.directory)
 
 
+def killed_from_outside(start, tmp_path, unbroken, seed, kills, *overrides, inside=None):
+    """Kill runs after random times, spread over the time that the unbroken one took, until so many have met one alive.
+
+    ``inside``: a file that is there while something is written; then only kills that left it behind count.
+    """
+    generator = np.random.default_rng(seed)
+    plan = {} if inside is None else {"kill_at_file": inside}
+    met, takes = 0, unbroken.seconds
+    for number in range(MOST_TRIES * kills):
+        directory = tmp_path / f"killed_{number}"
+        ended = start(directory, *overrides, kill_after=float(generator.uniform(0, takes)), **plan)
+        assert ended.signal == "SIGKILL" or ended.status == 0, ended.output
+        takes = ended.seconds if ended.status == 0 else takes  # the first run of all makes the tokens and takes longer
+        met += ended.signal == "SIGKILL" and (inside is None or any(directory.glob(inside)))
+        for checkpoint in list_checkpoints(directory):
+            assert damage(checkpoint) is None, "what has a checkpoint's name is whole at any time"
+        again = start(directory, *overrides)
+        assert again.status == 0, again.output
+        assert_as_unbroken(directory, unbroken.directory)
+        assert not any(directory.glob("checkpoints/.*")), "what was half written is gone"
+        if met == kills:
+            return
+    pytest.fail(f"of {MOST_TRIES * kills} kills only {met} met a run alive at the right moment")
+
+
+def test_a_run_killed_from_outside_at_any_time_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path):
+    killed_from_outside(start, tmp_path, unbroken, seed=3, kills=1)
+
+
+@pytest.fixture(scope="module")
+def often(start, tmp_path_factory):
+    ended = start(tmp_path_factory.mktemp("often") / "run", *OFTEN)
+    assert ended.status == 0, ended.output
+    return ended
+
+
+@pytest.mark.faults
+def test_a_run_killed_from_outside_at_any_of_many_times_goes_on_as_if_nothing_had_been(start, often, tmp_path):
+    killed_from_outside(start, tmp_path, often, 4, 10, *OFTEN)
+
+
+@pytest.mark.faults
+def test_a_run_killed_while_tensors_are_being_written_goes_on_as_if_nothing_had_been(start, often, tmp_path):
+    killed_from_outside(start, tmp_path, often, 5, 5, *OFTEN, inside=HALF_WRITTEN)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_that_rewinds_may_be_killed_while_it_does(seed, start, tmp_path):
+def test_a_run_that_rewinds_may_be_killed_while_it_does(seed, start, rewinding, tmp_path):
     """Rows that were taken back are kept once each, whatever the moment of the kill."""
-    plain = start(tmp_path / "plain", *REWINDING)
-    assert plain.status == 0, plain.output
-    assert [e["event"] for e in events_of(plain.directory)].count("rewind") >= 1
-    assert kill_until_finished(start, tmp_path / "killed", seed, 10, plain.moments // 2, *REWINDING) >= 2
-    assert_as_unbroken(tmp_path / "killed", plain.directory)
-    kept = [(tmp_path / name / "abandoned.jsonl").read_text().splitlines() for name in ("plain", "killed")]
+    assert kill_until_finished(start, tmp_path / "killed", seed, 10, rewinding.moments // 2, *REWINDING) >= 2
+    assert_as_unbroken(tmp_path / "killed", rewinding.directory)
+    kept = [(run / "abandoned.jsonl").read_text().splitlines() for run in (rewinding.directory, tmp_path / "killed")]
     assert len(kept[0]) == len(kept[1])

@@ -12,7 +12,7 @@ from stability.checkpoints import list_checkpoints, step_of
 from stability.integrity import damage
 
 from ..conftest import events_of
-from .conftest import assert_as_unbroken
+from .conftest import REWINDING, assert_as_unbroken
 
 ENDS = {
     "SIGTERM": ("SIGTERM", None),
@@ -68,3 +68,54 @@ def test_signals_at_any_moment_lose_nothing(seed, start, unbroken, tmp_path):
     again = start(ended.directory)
     assert again.status == 0, again.output
     assert_as_unbroken(again.directory, unbroken.directory)
+
+
+# ---------------------------------------------------------------------------------------------------- and interventions
+
+MANY = pytest.mark.faults
+MARGIN = tuple(value.replace("min_sigmas: 5", "min_sigmas: 5, margin: 3") for value in REWINDING)
+"""Batches before the spike are left out too, and the checkpoint of a stop may lie among them."""
+
+
+def rewinds_of(run):
+    """What was left out, and for what."""
+    return [(e["skipped"], e["cause"]) for e in events_of(run) if e["event"] == "rewind"]
+
+
+def assert_as_rewound(start, directory, unbroken, recipe, **plan):
+    """Stop a run that rewinds, and go on with it."""
+    ended = start(directory, *recipe, **plan)
+    assert "Traceback" not in ended.output, ended.output
+    again = start(directory, *recipe)
+    assert again.status == 0, again.output
+    assert_as_unbroken(directory, unbroken.directory)
+    assert rewinds_of(directory) == rewinds_of(unbroken.directory)
+    return ended
+
+
+@pytest.mark.parametrize(
+    "step", [45, *(pytest.param(step, marks=MANY) for step in (40, 41, 44, 46, 47, 48, 49, 50, 51))]
+)
+def test_a_signal_before_during_or_after_a_spike_changes_nothing_of_the_rewind(step, start, rewinding, tmp_path):
+    """The spike is met at steps 45 and 46 and seen at 49; after the rewind 41 follows, which the signal of 49 stops at."""
+    ended = assert_as_rewound(start, tmp_path / "run", rewinding, REWINDING, step=step, signals=["SIGTERM"])
+    assert ended.status == EXIT_PREEMPTED, ended.output
+
+
+@MANY
+@pytest.mark.parametrize("step", [42, 44])
+def test_a_rewind_leaves_out_what_it_would_have_without_the_checkpoint_of_a_stop(step, start, tmp_path):
+    whole = start(tmp_path / "whole", *MARGIN)
+    assert whole.status == 0, whole.output
+    assert [skipped for skipped, _ in rewinds_of(whole.directory)] == [[[42, 49]]]
+    ended = assert_as_rewound(start, tmp_path / "run", whole, MARGIN, step=step, signals=["SIGTERM"])
+    assert ended.status == EXIT_PREEMPTED, ended.output
+
+
+@MANY
+@pytest.mark.parametrize("seed", range(5))
+def test_signals_at_any_moment_of_a_rewind_lose_nothing(seed, start, rewinding, tmp_path):
+    generator = np.random.default_rng(seed)
+    signals = [str(name) for name in generator.choice(list(ENDS), size=generator.integers(1, 3))]
+    at = int(generator.integers(rewinding.moments // 2, rewinding.moments))
+    assert_as_rewound(start, tmp_path / "run", rewinding, REWINDING, at=at, signals=signals)

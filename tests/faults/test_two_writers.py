@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from configs.errors import EXIT_BAD_INPUT, InputError
-from stability.lock import LOCK_FILE, run_lock
+from stability.lock import LOCK_FILE, held_by, run_lock
+from training.run import _record_lost_ranks
 
-from ..conftest import ROOT
+from ..conftest import ROOT, events_of
 from .conftest import assert_as_unbroken
 
 HOLD = """
@@ -24,6 +26,30 @@ with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)
 """
+
+CONTEND = """
+import sys, time
+from pathlib import Path
+from configs.errors import InputError
+from stability.lock import run_lock
+run, times = Path(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+held = refused = 0
+while held < times:
+    try:
+        with run_lock(run):
+            (run / "inside").touch(exist_ok=False)  # fails if another process is inside
+            time.sleep(0.0005)
+            (run / "inside").unlink()
+            held += 1
+    except InputError as error:
+        if "is writing this run" not in str(error):
+            raise
+        refused += 1
+print(refused)
+"""
+CONTENDERS, TIMES = 4, 100
 
 
 @pytest.fixture
@@ -53,31 +79,48 @@ def test_the_second_of_two_runs_in_one_folder_is_refused(holder, start, unbroken
     assert not (tmp_path / "run" / LOCK_FILE).exists()
 
 
+def test_survivors_of_an_old_launch_write_nothing_into_a_run_that_was_started_again(holder, tmp_path):
+    """Rank 0 was killed, its lock went with it, and the run goes on elsewhere before the other ranks have noticed."""
+    survivor = SimpleNamespace(num_processes=2, process_index=1, is_main_process=False)
+    run, holds = tmp_path / "run", held_by(tmp_path / "run")
+    assert str(holder.pid) in holds
+    _record_lost_ranks(survivor, run, "an old launch", 7, "rank 0 is missing", [0])
+    assert sorted(p.name for p in run.iterdir()) == [LOCK_FILE]
+    _record_lost_ranks(survivor, run, holds, 7, "rank 0 is missing", [0])
+    assert [event["event"] for event in events_of(run)] == ["rank_lost"]
+
+
 def test_a_lock_leaves_no_trace_where_nothing_was_written(tmp_path):
     with run_lock(tmp_path / "runs" / "run"):
         assert (tmp_path / "runs" / "run" / LOCK_FILE).exists()
     assert not (tmp_path / "runs").exists()
 
 
-def test_of_many_that_want_the_lock_at_once_one_has_it(tmp_path):
-    """Each holder deletes the file it locked: whoever opened that file must not think it holds the lock."""
-    script = HOLD.replace("time.sleep(300)", "time.sleep(float(sys.argv[2]))")
-    processes = []
-    for _ in range(4):
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", script, tmp_path / "run", "1.5"],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+def test_of_many_that_want_the_lock_again_and_again_never_two_have_it(tmp_path):
+    """Each holder deletes the file it locked: whoever opened that file must not think it holds the lock. And all get it."""
+    (tmp_path / "run").mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONTEND, tmp_path / "run", str(TIMES)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    outputs = [process.communicate(timeout=120) for process in processes]
-    held = [out for out, _ in outputs if "held" in out]
-    refused = [err for _, err in outputs if "is writing this run" in err]
-    assert len(held) >= 1
-    assert len(held) + len(refused) == 4
+        for _ in range(CONTENDERS)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * CONTENDERS, [error for _, error in told]
+    assert sum(int(refused) for refused, _ in told) > 0, "they did want it at the same time"
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_the_lock_is_not_inherited(holder, tmp_path):

@@ -37,7 +37,8 @@ def checkpoints(run, *steps):
     for step in steps:
         folder = run / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text("{}")
+        for name in ("trainer_state.json", "manifest.json"):
+            (folder / name).write_text("{}")
 
 
 POLICY = Rewind(kind="rewind", min_sigmas=10.0, margin=2, most=2)
