@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of tests side by side, one a core: the tests' own runs have one thread each.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-faults lint audit bench clean
 
@@ -9,10 +11,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python run_suite.py configs/suites/demo.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/faults tests/distributed -m "faults or not faults"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/faults tests/distributed -m "faults or not faults"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,18 +12,18 @@ from benchmarks import soak
 from benchmarks.soak import EVALUATED, PROBED, Sample, growth, last_step, missing, write_metrics
 from configs.errors import exit_status
 
+from ..conftest import python
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["soak", *arguments])
     return exit_status(soak.main)
 
 
-def test_a_short_soak_tells_memory_rows_and_the_cost_of_each_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(soak, "EVERY", 0.2)
-    assert run(monkeypatch, "--steps", "200", "--rows", "3000", "--out", str(tmp_path)) == 0
-    out = capsys.readouterr().out
+def test_a_short_soak_tells_memory_rows_and_the_cost_of_each_command(tmp_path: Path) -> None:
+    ended = python("-m", "benchmarks.soak", "--steps", "200", "--rows", "3000", "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    out = ended.stdout
     assert "200 steps in " in out
     assert re.search(r"resident memory: \d+ MiB at the end, \d+ MiB at most", out)
     assert "growth after the first 1000 steps: not measured" in out
