@@ -10,7 +10,6 @@ Shapes: B sequences of one micro-batch on this rank, T positions.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -350,12 +349,19 @@ def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
         rows[-1] |= evaluate(run)
     run.validation_nll = rows[-1].get("validation/nll")
     run.recorder.write_rows(rows)
-    run.watch.look(rows, run.batch_number, diverged=run.diverged)
+    run.watch.look(
+        rows, run.batch_number, diverged_since=diverged_since(run, rows[-1]["step"]) if run.diverged else None
+    )
     for row in rows:
         run.accelerator.log(row, step=row["step"])
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
     return rows[-1]
+
+
+def diverged_since(run: Run, step: int) -> int:
+    """The first step to blame for what was not finite at ``step``: the one before, if that one's update had made it so."""
+    return step - any(not name.startswith("gradient of ") for name in run.vitals.names())
 
 
 def rewind(run: Run) -> bool:
@@ -449,11 +455,10 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
-        # Each once, by its first name: gathered from its shards, a tied weight looks like two.
-        own = {
-            name for name, _ in itertools.chain(run.bare_model().named_parameters(), run.bare_model().named_buffers())
-        }
-        weights = {name: weight for name, weight in weights.items() if name in own}
+        # Gathered from its shards, a tied weight looks like two: it goes by its first name alone.
+        once, all_names = (dict(run.bare_model().named_parameters(remove_duplicate=once)) for once in (True, False))
+        for name in all_names.keys() - once.keys():
+            del weights[name]
         tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
         with torch.device("meta"):  # of the project's own class: sharding swaps the class of the model it wraps
             model = SwapHeadForCausalLM(run.bare_model().config)

@@ -254,7 +254,7 @@ class CheckpointConfig(Section):
     every: int = Field(default=500, ge=1, le=MOST)
     """Steps between checkpoints; the last step always writes one. Each checkpoint's step is evaluated too."""
     keep: int = Field(default=2, ge=1, le=MOST)
-    """The newest checkpoints that stay. The one with the lowest validation NLL stays beside them."""
+    """The newest checkpoints that stay; beside them the one with the lowest validation NLL and, until the next, a stop's."""
     keep_before_spikes: int = Field(default=2, ge=0, le=MOST)
     """Beside those, the last checkpoint before each of the so many highest spikes stays, for replays to begin at."""
 
@@ -320,7 +320,9 @@ StressConfig = Annotated[CorruptSequences | ScaleLearningRate, Field(discriminat
 
 
 class Rewind(Section):
-    """On a spike, go back to the last checkpoint before it and go on without the batches it was met at (PaLM, section 5.1)."""
+    """On a spike, go back to the last checkpoint before it and go on without the batches it was met at (PaLM, section 5.1).
+
+    Checkpoints of a stop do not count: a run that was stopped goes back to where it would have gone back without."""
 
     kind: Literal["rewind"]
     signal: Text = "loss/nll"

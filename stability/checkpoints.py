@@ -130,12 +130,12 @@ def checkpoint_before(run: Path, step: int, every: int = 1) -> Path | None:
 
 
 def prune(run: Path, keep: int, before: Collection[int] = (), every: int = 1) -> None:
-    """Delete all checkpoints but these: the newest one, the newest ``keep`` of multiples of ``every``, of those evaluated the
-    one with the lowest validation NLL, and the last one of such a multiple earlier than each step of ``before``.
+    """Delete all checkpoints but these: the newest one and, of those of multiples of ``every``, the newest ``keep``, the one with
+    the lowest validation NLL, and the last one earlier than each step of ``before``.
     """
     checkpoints = list_checkpoints(run)
     due = [path for path in checkpoints if step_of(path) % every == 0]
-    scores = {path: score for path in checkpoints if (score := _validation_nll(path)) is not None}
+    scores = {path: score for path in due if (score := _validation_nll(path)) is not None}
     stays = {*checkpoints[-1:], *due[-keep:], *sorted(scores, key=lambda p: scores[p])[:1]}
     stays |= {path for step in before if (path := checkpoint_before(run, step, every)) is not None}
     for path in checkpoints:

@@ -36,17 +36,20 @@ def only_looking(model: nn.Module) -> Iterator[None]:
     """Forward passes that leave no trace in ``model``: no gradients, and what they gathered of sharded parameters is let go.
 
     FSDP2 keeps its last groups gathered after a forward pass because a backward pass should follow: until then the model's
-    parameters are not those that the optimizer holds.
+    parameters are not those that the optimizer holds. All ranks call it.
     """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if sharded:
+        for buffer in model.buffers():  # running statistics: DDP has those of rank 0 everywhere
+            dist.broadcast(buffer, src=0)
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         model.train()
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for module in sharded:
+            module.reshard()
 
 
 def from_main(find: Callable[[], Any], device: torch.device) -> Any:

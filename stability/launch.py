@@ -22,8 +22,8 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
-    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other or that shards by
-    FSDP's first version, and for fp16 on a CPU.
+    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other, that accumulates
+    gradients by itself or shards in a way that is not this project's, and for fp16 on a CPU.
     """
     _refuse_missing_trackers(config.trackers)
     accelerator = accelerate.Accelerator(
@@ -40,6 +40,10 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
             "on CPU set ACCELERATE_USE_CPU=1 as configs/launch/cpu_2proc.yaml says"
         )
     _shard(accelerator)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(
+            "launch: gradients are accumulated by train.micro_batch_size; unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+        )
     if config.train.batch_size % started:
         raise InputError(
             f"train.batch_size: {config.train.batch_size} sequences do not divide over {started} processes"
@@ -57,14 +61,21 @@ def connection_timeout(stall_seconds: float) -> timedelta:
 def _shard(accelerator: accelerate.Accelerator) -> None:
     """FSDP2 where the launch asks for it: on CPUs too, and with parameters and gradients in float32 as under DDP."""
     state = accelerator.state
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not asked or state.distributed_type == DistributedType.NO:
         return
     if state.distributed_type == DistributedType.MULTI_CPU:
+        if torch.accelerator.is_available():
+            raise InputError(
+                "launch: FSDP2 on CPUs would put its shards on the GPU that is here; set CUDA_VISIBLE_DEVICES="
+            )
         # Accelerate leaves CPUs out of the launches that it shards; all that it does for the others works for them.
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
         state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if not accelerator.is_fsdp2:
         raise InputError("launch: sharding needs FSDP2; set fsdp_version: 2 in the launch file, or FSDP_VERSION=2")
+    if state.fsdp_plugin.activation_checkpointing:
+        raise InputError("launch: set train.gradient_checkpointing=true instead of fsdp_activation_checkpointing")
     # Accelerate's policy would have norms, residual stream, loss and sums of gradients in the compute dtype. Autocast is to
     # mean the same sharded or not: see autocast_sharded().
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,8 @@ def run_lock(directory: Path) -> Iterator[str]:
         descriptor = _acquire(path)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another output_dir") from None
-    holder = json.dumps({"process": os.getpid(), "host": socket.gethostname()})
+    # In containers another launch may have the same number and the same host.
+    holder = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "launch": secrets.token_hex(8)})
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(descriptor, 0)
@@ -47,13 +49,13 @@ def run_lock(directory: Path) -> Iterator[str]:
 
 
 def held_by(directory: Path) -> str:
-    """What the lock says of its holder, or of the one that was killed with it. The holder itself must not ask.
+    """What the lock says of its holder, or of the one that was killed with it; nothing if it cannot be read.
 
-    To close any descriptor of a file gives back all the record locks that a process has on it.
+    The holder itself must not ask: to close any descriptor of a file gives back all the record locks that a process has on it.
     """
     try:
         return (directory / LOCK_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return ""
 
 

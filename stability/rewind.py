@@ -71,7 +71,7 @@ def decide(
         # A spike that was going on when the run was stopped is told again, longer, after it has gone on.
         alarm = min(serious, key=lambda a: (a.start_step, -a.end_step))
         checkpoint = checkpoint_before(run, alarm.start_step, every)
-        if checkpoint is None and list_checkpoints(run):
+        if checkpoint is None and any(step_of(path) % every == 0 for path in list_checkpoints(run)):
             continue  # the one before it has been pruned: a creep's beginning may lie far back
         to_step = step_of(checkpoint) if checkpoint else 0
         drawn = [batch_number(s, [*always_skipped, *earlier]) for s in (to_step, alarm.start_step, alarm.end_step)]

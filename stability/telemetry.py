@@ -125,7 +125,7 @@ class Telemetry:
                 if module.training:  # an evaluation leaves no trace
                     value = output if output is not None else arguments
                     h_BTD = value[0] if isinstance(value, tuple) else value
-                    # The last block's output is the final norm's input: measured once.
+                    # The last block's output is the final norm's input, and measured once, unless FSDP2 comes between them.
                     if h_BTD is not self.measured[0]:
                         with torch.no_grad():
                             norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()

@@ -58,10 +58,10 @@ class Watch:
         """Take over alarms that a run which was stopped had not decided about."""
         self.carried = [Alarm(**alarm) for alarm in alarms]
 
-    def look(self, rows: list[Row], drew: Callable[[int], int], *, diverged: bool = False) -> None:
+    def look(self, rows: list[Row], drew: Callable[[int], int], *, diverged_since: int | None = None) -> None:
         """Feed the detectors; report each spike that has ended. ``drew``: the batch that a step drew.
 
-        ``alarms`` are then the spikes among these rows, over or not, and the last row if the run ``diverged`` there.
+        ``alarms`` are then the spikes among these rows, over or not, and the steps from ``diverged_since`` to the last row.
         """
         self.alarms, self.carried = self.carried, []
         for row in rows:
@@ -70,9 +70,8 @@ class Watch:
                 for found in detector.update(row):
                     self._report(found, written_at=rows[-1]["step"], drew=drew)
         self.alarms += [_alarm(d.open) for d in self.detectors if d.open is not None]
-        if diverged:
-            step = rows[-1]["step"]
-            self.alarms.append(Alarm("non_finite", step, step, math.inf))
+        if diverged_since is not None:
+            self.alarms.append(Alarm("non_finite", diverged_since, rows[-1]["step"], math.inf))
 
     def overflowed(self, step: int) -> None:
         """Raise the alarm about a step that was sound itself and whose update was not."""

@@ -1,5 +1,6 @@
 """Real runs of train_lm.py: what they write, that they repeat, resume, stop and diverge as the README says."""
 
+import gc
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from stability.checkpoints import list_checkpoints, read_state
 from stability.launch import start_accelerator
 from stability.metrics import describe
 from train_lm import train, training_step
-from training.run import build_model, build_optimizer, build_run
+from training.run import build_model, build_optimizer, build_run, go_to
 from training.schedule import learning_rate
 
 from .conftest import ROOT, events_of, python, rows_of
@@ -50,6 +52,18 @@ def built(recipe, *overrides):
     AcceleratorState._reset_state(reset_partial_state=True)
     config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
     return build_run(config, start_accelerator(config), Path(config.output_dir) / config.name, None, writes=False)
+
+
+def test_going_back_keeps_no_second_model_in_memory(recipe):
+    """Under mixed precision the model refers to itself, so that only the garbage collector lets it go."""
+    run = built(recipe, "train.precision=bf16")
+    old = weakref.ref(run.bare_model())
+    gc.disable()
+    try:
+        go_to(run, None)
+        assert old() is None
+    finally:
+        gc.enable()
 
 
 def weights(run):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -172,7 +173,7 @@ def _record_lost_ranks(
 ) -> None:
     """The first of the ranks that are left writes what happened, unless the run has been started again in the meantime."""
     left = [r for r in range(accelerator.num_processes) if r not in missing] or [0]
-    mine = accelerator.is_main_process or held_by(directory) == launch
+    mine = launch and (accelerator.is_main_process or held_by(directory) == launch)
     if accelerator.process_index == left[0] and mine:
         recorder = Recorder(directory, writes=True)
         recorder.event("rank_lost", step, step=step, missing=missing, reason=line)
@@ -183,6 +184,7 @@ def go_to(run: Run, checkpoint: Path | None) -> None:
     """Bring ``run`` to ``checkpoint`` (None: to its start), whatever it has become since. All ranks call it."""
     del run.model, run.optimizer, run.telemetry, run.vitals  # before the new ones need their memory
     run.accelerator.free_memory()
+    clear_device_cache(garbage_collection=True)  # Accelerate collects before it lets its own references go
     trainable = _trainable(run.config, run.accelerator, run.store, checkpoint)
     run.model, run.optimizer, run.telemetry, run.vitals, run.alive = trainable
     _restore(run, checkpoint)

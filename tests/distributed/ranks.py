@@ -49,7 +49,12 @@ class Ranks:
                 env=os.environ
                 | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
                 | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
-                | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+                | {
+                    "ACCELERATE_USE_CPU": "1",
+                    "CUDA_VISIBLE_DEVICES": "",
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": str(ROOT),
+                }
                 | (SHARDED if sharded else {})
                 | environment,
                 stdout=subprocess.PIPE,

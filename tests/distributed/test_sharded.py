@@ -98,7 +98,8 @@ def test_a_run_goes_on_sharded_or_not(first, then, launch, run, tmp_path):
 
 @MANY
 def test_a_sharded_run_goes_on_to_the_bit(launch, run, tmp_path):
-    longer = ("train.steps=60", "train.eval_every=60", "checkpoint.every=60")
+    """With running statistics, of which every rank has its own and rank 0's count."""
+    longer = ("train.steps=60", "train.eval_every=60", "checkpoint.every=60", "head.feature_norm=batchnorm")
     run("whole", *longer, sharded=True)
     ranks = launch("moved", *longer, sharded=True)
     wait_until(lambda: rows_written(tmp_path / "moved") > 6, ranks)
@@ -178,14 +179,23 @@ def test_a_compiled_body_follows_an_eager_one(sharded, run, tmp_path):
 def test_the_launch_file_shards_over_two_processes(recipe, tmp_path):
     file = ROOT / "configs/launch/cpu_2proc_fsdp2.yaml"
     command = ("-m", "accelerate.commands.launch", "--config_file", file, ROOT / "train_lm.py")
-    done = python(*command, "--config", recipe["path"], *recipe["overrides"], "name=filed", "train.steps=10")
+    options = (*recipe["overrides"], "name=filed", "train.steps=10")
+    done = python(*command, "--config", recipe["path"], *options, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "filed" / "environment.json").read_text())["sharded"] is True
 
 
 @MANY
-def test_the_first_version_of_fsdp_is_refused(launch, tmp_path):
-    ended = launch("run", sharded=True, FSDP_VERSION="1").wait()
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ({"FSDP_VERSION": "1"}, "sharding needs FSDP2; set fsdp_version: 2"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set train.gradient_checkpointing=true instead of"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradients are accumulated by train.micro_batch_size"),
+    ],
+)
+def test_a_launch_that_shards_or_accumulates_in_another_way_is_refused(asked, answer, launch, tmp_path):
+    ended = launch("run", sharded=True, **asked).wait()
     assert [status for status, _ in ended] == [2, 2]
-    assert "error: launch: sharding needs FSDP2; set fsdp_version: 2" in ended[0][1]
+    assert f"error: launch: {answer}" in ended[0][1]
     assert not (tmp_path / "run").exists()

@@ -69,12 +69,13 @@ def test_a_bad_number_stops_the_run_before_the_update_and_is_named(place, step, 
             assert all(bool(v.isfinite().all()) for v in load_file(checkpoint / file).values())
 
 
-def test_a_run_goes_back_before_an_update_that_overflows(recipe, tmp_path, monkeypatch):
-    """Found when its checkpoint is due, before any loss shows it."""
+@pytest.mark.parametrize(("step", "found"), [(20, 20), (17, 18)])
+def test_a_run_goes_back_before_an_update_that_overflows(step, found, recipe, tmp_path, monkeypatch):
+    """Found when its checkpoint is due, before any loss shows it; else at the next step, whose batch is not to blame alone."""
     usual, state = train_lm.update, {"faults": 1}
 
     def overflowing(run):
-        if run.step == 19 and state["faults"]:
+        if run.step == step - 1 and state["faults"]:
             state["faults"] = 0
             for group in run.optimizer.param_groups:
                 group["lr"] = 1e38
@@ -84,9 +85,10 @@ def test_a_run_goes_back_before_an_update_that_overflows(recipe, tmp_path, monke
     overrides = ["name=run", "optimizer.weight_decay=100", "interventions=[{kind: rewind, margin: 0}]"]
     assert train_lm.train(load_config(recipe["path"], [*recipe["overrides"], *overrides])) == EXIT_FINISHED
     (back,) = [e for e in events_of(tmp_path / "run") if e["event"] == "rewind"]
-    assert (back["from_step"], back["to_step"], back["skipped"]) == (20, 10, [[20, 20]])
+    assert (back["from_step"], back["to_step"], back["skipped"]) == (20, 10, [[step, found]])
     assert back["cause"]["signal"] == "non_finite"
-    assert [row["data/batch"] for row in rows_of(tmp_path / "run")] == [*range(1, 20), *range(21, 32)]
+    drawn = [*range(1, step), *range(found + 1, found + 32 - step)]
+    assert [row["data/batch"] for row in rows_of(tmp_path / "run")] == drawn
 
 
 def test_an_update_that_overflows_is_not_kept(recipe, tmp_path):

@@ -113,6 +113,17 @@ def test_a_rewind_leaves_out_what_it_would_have_without_the_checkpoint_of_a_stop
 
 
 @MANY
+def test_a_stop_before_any_checkpoint_was_due_leaves_the_way_back_to_the_start(start, tmp_path):
+    recipe = (*REWINDING, "checkpoint.every=1000")
+    whole = start(tmp_path / "whole", *recipe)
+    assert whole.status == 0, whole.output
+    (back,) = [e for e in events_of(whole.directory) if e["event"] == "rewind"]
+    assert (back["to_step"], back["skipped"]) == (0, [[45, 46]])
+    ended = assert_as_rewound(start, tmp_path / "run", whole, recipe, step=30, signals=["SIGTERM"])
+    assert ended.status == EXIT_PREEMPTED, ended.output
+
+
+@MANY
 @pytest.mark.parametrize("seed", range(5))
 def test_signals_at_any_moment_of_a_rewind_lose_nothing(seed, start, rewinding, tmp_path):
     generator = np.random.default_rng(seed)
