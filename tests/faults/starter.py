@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ WHERE_ARE_YOU = signal.SIGUSR2
 """The project has no use for this signal: Python's fault handler answers it with the stacks of all threads."""
 
 
+def send(signals: Sequence[str]) -> None:
+    """Send this process signals, each after the one before has been handled: two at once that nobody has looked at are one."""
+    for name in signals:
+        os.kill(os.getpid(), signal.Signals[name])
+        time.sleep(0.05)
+
+
 class Moments:
     """Counts the file operations inside a folder and acts at the one that is asked for."""
 
@@ -58,8 +66,7 @@ class Moments:
         self.count += 1
         if self.count == self.plan.get("at"):
             self.busy = True
-            for name in self.plan.get("signals", ()):
-                os.kill(os.getpid(), signal.Signals[name])
+            send(self.plan.get("signals", ()))
             for path in self.plan.get("delete", ()):
                 shutil.rmtree(path)
             self.busy = False
@@ -123,8 +130,7 @@ def signal_before_step(train_lm: Any, step: int, signals: list[str]) -> None:
         nonlocal sent
         if number == step and not sent:
             sent = True
-            for name in signals:
-                os.kill(os.getpid(), signal.Signals[name])
+            send(signals)
         usual(run, number)
 
     train_lm.training_step = training_step
