@@ -28,7 +28,7 @@ from configs.errors import (
     ArgumentParser,
     exit_status,
 )
-from configs.load import dump_config, load_config
+from configs.load import dump_config, flat, load_config
 from configs.schema import RunConfig
 from configs.seeds import stream_seed
 
@@ -162,7 +162,7 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
     """Write what describes the run, and drop the rows that it will write again."""
     from stability.checkpoints import tidy_up
     from stability.environment import environment
-    from stability.resume import flat, set_rejected_aside
+    from stability.resume import set_rejected_aside
 
     config, recorder, accelerator = run.config, run.recorder, run.accelerator
     accelerator.wait_for_everyone()  # all have read the directory
@@ -456,9 +456,10 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
         # Gathered from its shards, a tied weight looks like two: it goes by its first name alone.
-        once, all_names = (dict(run.bare_model().named_parameters(remove_duplicate=once)) for once in (True, False))
-        for name in all_names.keys() - once.keys():
-            del weights[name]
+        own = dict(run.bare_model().named_parameters())
+        for name, _ in run.bare_model().named_parameters(remove_duplicate=False):
+            if name not in own:
+                del weights[name]
         tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
         with torch.device("meta"):  # of the project's own class: sharding swaps the class of the model it wraps
             model = SwapHeadForCausalLM(run.bare_model().config)

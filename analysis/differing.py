@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from configs.load import flat
+
 from .highlight import visible
 from .tables import WIDTH
 
@@ -17,12 +19,8 @@ _LONGEST = 40
 
 def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a run's configuration by dotted key, without those that its training does not depend on."""
-    flat: dict[str, Any] = {}
-    for section, value in config.items():
-        flat |= (
-            {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {str(section): value}
-        )
-    return {key: value for key, value in flat.items() if key not in _ASIDE and key.partition(".")[0] not in _ASIDE}
+    values = flat(dict(config)).items()
+    return {key: value for key, value in values if key not in _ASIDE and key.partition(".")[0] not in _ASIDE}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -30,12 +28,12 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
     A key that only some have, with one value, comes with their kind of head, body or data, which differs too.
     """
-    flat = [what_matters(config) for config in configs]
+    each = [what_matters(config) for config in configs]
     found = {}
-    for key in dict.fromkeys(key for one in flat for key in one):
-        first, *others = (one[key] for one in flat if key in one)
+    for key in dict.fromkeys(key for one in each for key in one):
+        first, *others = (one[key] for one in each if key in one)
         if any(other != first for other in others):
-            found[key] = [one.get(key) for one in flat]
+            found[key] = [one.get(key) for one in each]
     return found
 
 

@@ -41,6 +41,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # parse_args comes here; the overloads of its namespace are one
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
+        """Argparse's, which all its other ways of parsing come through."""
         given = list(sys.argv[1:] if args is None else args)
         for argument in given[: given.index("--")] if "--" in given else given:
             option, _, value = argument.partition("=")

@@ -52,6 +52,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     raise InputError(*problems)
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return items
+
+
 def _changed(merged: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
     """The recipe ``merged`` with ``changes``, checked."""
     _import_plugins(changes.get("plugins", merged.get("plugins")) or [])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from configs.load import load_config
+from configs.load import flat, load_config
 from configs.schema import RunConfig
 
 from .checkpoints import checkpoint_at, list_checkpoints, read_state, set_aside, step_of
@@ -146,11 +146,3 @@ def _refuse_differing(config: RunConfig, other: dict[str, Any], where: str, also
     ]
     if differing:
         raise InputError(*differing)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items

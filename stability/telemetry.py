@@ -16,11 +16,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .distributed import all_reduce, world_size
 from .metrics import describe
-from .vitals import tensor_norms, whole
+from .vitals import full, tensor_norms, whole
 
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
@@ -166,7 +165,7 @@ class Telemetry:
                 norms += torch._foreach_norm(self.parameters[portion])
             self.parameter_norm_P = whole(norms)
             self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
-            norms_V = _full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
+            norms_V = full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
             norms_V = norms_V[: self.n_classes]  # without the vocabulary's padding
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
         else:
@@ -301,7 +300,3 @@ def _portions(parameters: Sequence[Tensor]) -> list[slice]:
             size = 0
         size += parameter.numel()
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(parameters)], strict=True)]
-
-
-def _full(weight: Tensor) -> Tensor:
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight

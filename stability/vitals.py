@@ -99,5 +99,9 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def whole(norms: Sequence[Tensor]) -> Tensor:
     """(P,): norms of tensors, of which those of sharded ones are combined over the ranks."""
-    norm_P = torch.stack(list(norms))
-    return norm_P.full_tensor() if isinstance(norm_P, DTensor) else norm_P
+    return full(torch.stack(list(norms)))
+
+
+def full(values: Tensor) -> Tensor:
+    """All of a tensor, of which each rank may hold a part. All ranks call it."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
