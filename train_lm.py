@@ -31,6 +31,7 @@ from configs.errors import (
 from configs.load import dump_config, flat, load_config
 from configs.schema import RunConfig
 from configs.seeds import stream_seed
+from stability.launch_variables import check_launch_variables
 
 if TYPE_CHECKING:
     from stability.resume import ResumePoint
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the recipe")
     arguments = parser.parse_args()
+    check_launch_variables()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(dump_config(config), end="")
@@ -448,18 +450,13 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     import torch
 
     from model import SwapHeadForCausalLM
-    from stability.checkpoints import optimizer_tensors, prune, write_checkpoint
+    from stability.checkpoints import model_tensors, optimizer_tensors, prune, write_checkpoint
 
     config, accelerator = run.config, run.accelerator
     run.watchdog.moved(run.step, "checkpoint")
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
-    weights = accelerator.get_state_dict(run.model)
+    weights = model_tensors(run.model, run.bare_model())
     if accelerator.is_main_process:
-        # Gathered from its shards, a tied weight looks like two: it goes by its first name alone.
-        own = dict(run.bare_model().named_parameters())
-        for name, _ in run.bare_model().named_parameters(remove_duplicate=False):
-            if name not in own:
-                del weights[name]
         tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
         with torch.device("meta"):  # of the project's own class: sharding swaps the class of the model it wraps
             model = SwapHeadForCausalLM(run.bare_model().config)

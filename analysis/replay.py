@@ -29,6 +29,7 @@ import pandas as pd
 from configs.errors import ArgumentParser, InputError, exit_status
 from configs.imports import importing
 from configs.load import load_config
+from stability.launch_variables import check_launch_variables
 
 from . import style
 from .counterfactual_figure import draw_counterfactual
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("sequences", "window"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} is {getattr(options, name)}; give a whole number from 1")
+    check_launch_variables()
     logged, out = load_run(options.run), Path(options.out)
     _check(logged, options.step)
     with importing():  # torch

@@ -1,14 +1,8 @@
 """What a run costs by a stated model: operations, memory and communication of a rank, checkpoint and metrics.
 
-Everything follows from the parameters of the real model and from what the code does with them:
-
-- parameters, gradients and both moments of AdamW are float32, whatever ``train.precision`` is: under bf16 and fp16 the float32
-  parameters are themselves the master weights, and autocast makes copies of them for the matrix products;
-- telemetry holds a second copy of the parameters, to measure the update;
-- DDP holds gradients a second time, in the buckets that it reduces (gradient_as_bucket_view is off, PyTorch's default);
-- FSDP2 deals every parameter's first axis out to the ranks; of some it gathers the whole, and it sums their gradients over the
-  ranks in every micro-batch;
-- activations and what the head works with are counted by running the model on fake tensors (benchmarks/simulate.py).
+Everything follows from the parameters of the real model and from what the code does with them. What a rank holds is in
+training/memory.py, but that activations, and what the head works with, are counted here by running the model on fake tensors
+(benchmarks/simulate.py). FSDP2 sums gradients over the ranks in every micro-batch.
 
 Collectives are taken as rings, the least that a rank must send: (W - 1) / W of the data for a gather or a scatter, twice that for
 a reduction to all. Shapes: W ranks, V vocabulary, D width, T positions, L layers.
@@ -16,118 +10,15 @@ a reduction to all. Shapes: W ranks, V vocabulary, D width, T positions, L layer
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any
-
-from torch import nn
+from dataclasses import dataclass
 
 from configs.schema import RunConfig
-from model import blocks
+from training.memory import FLOAT32, Memory, micro_batches, shapes_of, skeleton, state_memory
 
-from .simulate import MicroBatch, micro_batch, skeleton
+from .simulate import MicroBatch, micro_batch
 
-FLOAT32 = 4
 OVERHEAD_PER_TENSOR = 256
 """Most bytes of a safetensors file beside a tensor's values: its entry in the header, and alignment."""
-GATHERED_BLOCKS = 2
-"""Blocks that FSDP2 holds whole at once: the one at work and the one being gathered, or whose gradient is being reduced."""
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """The parameters of a model, each once, by the part that FSDP2 gathers together."""
-
-    blocks: list[list[tuple[int, ...]]]
-    """Those of each transformer block."""
-    rest: list[tuple[int, ...]]
-    """All others: embeddings, the last normalisation, what the head has of its own."""
-    input_embedding: tuple[int, ...] | None
-    """The one of them that FSDP2 gathers like a block: the input embedding, where the head has another."""
-    vocabulary: tuple[int, int]
-    """The rows and the width of the output embedding, padding included."""
-    buffers: int
-    """Bytes of buffers, which DDP sends from rank 0 to all in every forward pass."""
-    length: int
-    """T"""
-
-    @property
-    def all(self) -> list[tuple[int, ...]]:
-        """Every parameter's shape."""
-        return [shape for block in self.blocks for shape in block] + self.rest
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers they are."""
-        return count(self.all)
-
-    @property
-    def staying(self) -> int:
-        """Parameters that FSDP2, once they are gathered for the forward pass, keeps whole until the backward pass."""
-        return count(self.rest) - (math.prod(self.input_embedding) if self.input_embedding else 0)
-
-    @property
-    def largest_block(self) -> int:
-        """Parameters of the largest block."""
-        return max(count(block) for block in self.blocks)
-
-    def shard(self, ranks: int) -> int:
-        """Parameters that rank 0, which has the most, holds under FSDP2: of each the first part of its first axis."""
-        return sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in self.all)
-
-    def flops_per_token(self) -> int:
-        """Of a forward and a backward pass, as PaLM counts them (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
-
-        6 for each parameter in a matrix product, the head's included, and 12 L D T for those of attention, as if it looked at
-        all positions. Activation checkpointing takes a third of the blocks' share again.
-        """
-        rows, width = self.vocabulary
-        matrices = sum(math.prod(shape) for block in self.blocks for shape in block if len(shape) > 1)
-        return 6 * (matrices + rows * width) + 12 * len(self.blocks) * width * self.length
-
-
-def count(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Numbers in tensors of these shapes."""
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def shapes_of(model: Any, length: int) -> Shapes:
-    """The shapes of a model of this project, on whatever device."""
-    stack: nn.ModuleList = blocks(model.model)
-    parts = [list(block.parameters()) for block in stack]
-    inside = {id(parameter) for part in parts for parameter in part}
-    rows, width = model.lm_head.weight.shape
-    embedding = model.get_input_embeddings().weight
-    return Shapes(
-        [[tuple(p.shape) for p in part] for part in parts],
-        [tuple(p.shape) for p in model.parameters() if id(p) not in inside],
-        None if embedding is model.lm_head.weight else tuple(embedding.shape),
-        (rows, width),
-        sum(b.numel() * b.element_size() for b in model.buffers()),
-        length,
-    )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that one rank holds on its device at the worst moment of a step."""
-
-    weights: int
-    gradients: int
-    moments: int
-    telemetry: int
-    buckets: int
-    """DDP's copy of the gradients."""
-    gathered: int
-    """What FSDP2 holds whole: the embeddings and two blocks, and as much for their gradients."""
-    working: int
-    """Activations, and what the head works with."""
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return sum(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -157,9 +48,7 @@ class Costs:
 
     def split(self, ranks: int) -> tuple[int, int]:
         """Sequences of one micro-batch of a rank, and how many micro-batches a step has."""
-        share = self.config.train.batch_size // ranks
-        rows = min(share, self.config.train.micro_batch_size or share)
-        return rows, math.ceil(share / rows) if rows else 0
+        return micro_batches(self.config, ranks)
 
     def working(self, sequences: int, sharded: bool) -> MicroBatch:
         """What a micro-batch of so many sequences works with."""
@@ -170,18 +59,8 @@ class Costs:
 
     def memory(self, ranks: int, sharded: bool) -> Memory:
         """Of one rank of ``ranks``; ``sharded``: FSDP2 instead of DDP."""
-        shapes, (sequences, _) = self.shapes, self.split(ranks)
-        held = FLOAT32 * (shapes.shard(ranks) if sharded else shapes.parameters)
-        whole = GATHERED_BLOCKS * shapes.largest_block + count(shapes.rest)
-        return Memory(
-            weights=held,
-            gradients=held,
-            moments=2 * held + FLOAT32 * len(shapes.all),  # each parameter counts its steps
-            telemetry=held if self.config.telemetry.enabled else 0,
-            buckets=held if ranks > 1 and not sharded else 0,
-            gathered=2 * FLOAT32 * whole if sharded else 0,
-            working=self.working(sequences, sharded).peak,
-        )
+        working = self.working(self.split(ranks)[0], sharded).peak
+        return state_memory(self.shapes, ranks, sharded, self.config.telemetry.enabled, working)
 
     def traffic(self, ranks: int, sharded: bool) -> Traffic:
         """Of one rank of ``ranks`` in a step; ``sharded``: FSDP2 instead of DDP."""

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cost_model import Shapes, shapes_of
 from benchmarks.paired import BLOCK, DEFAULT_RECIPE, loop_step, start_run
 from configs.load import load_config
 from stability.recorder import read_rows
 from train_lm import save_checkpoint
+from training.memory import Shapes, shapes_of
 from training.run import build_model, build_optimizer, prepare_model
 
 REPEATS = 5

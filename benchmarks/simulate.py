@@ -81,12 +81,6 @@ class Living(TorchDispatchMode):
         self.peak = self.bytes
 
 
-def skeleton(config: RunConfig, vocabulary: int) -> SwapHeadForCausalLM:
-    """The model of a run without memory for it, on torch's meta device: names and shapes of all parameters."""
-    with torch.device("meta"):
-        return SwapHeadForCausalLM(model_config(config, vocabulary, 0))
-
-
 def micro_batch(
     config: RunConfig,
     vocabulary: int,

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,10 +69,26 @@ def _changed(merged: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
         if not isinstance(old, dict) or not isinstance(new, dict):
             continue
         if "checkpoint" in new or new.get(key, old.get(key)) != old.get(key):
-            kind = new.get(key)
-            known = _known_options(section, kind) if isinstance(kind, str) else set()
-            merged[section] = {name: value for name, value in old.items() if name in known}
+            merged[section] = _kept_options(section, key, old, new)
     return validate(_merge(merged, changes))
+
+
+def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The options of a section that keep their meaning where ``new`` changes its kind; the others are named on stderr."""
+    kind = new.get(key)
+    if not isinstance(kind, str):  # a checkpoint, which has a whole body; or a mistake, told later
+        return {}
+    names = _carried_over(section, old, kind)
+    dropped = [name for name in old if name not in names and name not in (key, *new)]
+    if dropped and int(os.environ.get("RANK", "0")) == 0:
+        left_out = f"has no {', '.join(dropped)}; the recipe's values are left out"
+        print(f"note: {section}.{key}={kind} {left_out}", file=sys.stderr)
+    if section == "body":
+        from .body import carried_over
+
+        given = set(carried_over({**new, "model_type": kind}, kind).values())
+        names = {name: own for name, own in names.items() if own not in given}
+    return {own: old[name] for name, own in names.items()}
 
 
 def validate(raw: dict[str, Any]) -> RunConfig:
@@ -223,18 +240,22 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
-def _known_options(section: str, kind: str) -> set[str]:
-    """Keys of a section that keep their meaning under another kind."""
+def _carried_over(section: str, old: dict[str, Any], kind: str) -> dict[str, str]:
+    """The keys of a section that keep their meaning under another kind, and what they are called there."""
     if section == "body":
-        return set()
+        from .body import carried_over
+
+        return carried_over(old, kind)
     if section == "data":
         variants = [m for name, m in _sections() if name == "data."]
-        return {f for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,) for f in m.model_fields}
-    from model import HEADS, OBJECTIVES
+        known = {f for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,) for f in m.model_fields}
+    else:
+        from model import HEADS, OBJECTIVES
 
-    tables: dict[str, dict[str, Any]] = {"head": {**HEADS}, "objective": {**OBJECTIVES}}
-    registered = tables[section].get(kind)
-    return {f.name for f in dataclasses.fields(registered.Options)} if registered else set()
+        tables: dict[str, dict[str, Any]] = {"head": {**HEADS}, "objective": {**OBJECTIVES}}
+        registered = tables[section].get(kind)
+        known = {f.name for f in dataclasses.fields(registered.Options)} if registered else set()
+    return {name: name for name in old if name in known}
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -56,6 +57,25 @@ def _looks_complete(folder: Path) -> bool:
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written, read off its name."""
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def model_tensors(model: nn.Module, bare: nn.Module) -> dict[str, Tensor]:
+    """The weights of ``model`` by the names that ``bare``, the model inside whatever wraps it, has for them.
+
+    They are whole and on the CPU also when sharded; a tied weight comes under its first name alone. All ranks call it; the main
+    process gets the tensors, the others nothing.
+    """
+    weights: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    own = {name for name, _ in bare.named_parameters()}
+    tied = {name for name, _ in bare.named_parameters(remove_duplicate=False)} - own
+    if weights and weights.keys() != bare.state_dict().keys():
+        other = sorted(weights.keys() ^ bare.state_dict().keys())
+        raise RuntimeError(
+            f"the launch has renamed weights, which no checkpoint could give back: {', '.join(other[:3])}"
+        )
+    return {name: weight for name, weight in weights.items() if name not in tied}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import accelerate
 import torch
+import torch.distributed as dist
 from accelerate import PartialState, tracking
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
@@ -15,6 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from configs.errors import InputError
 from configs.schema import RunConfig
 
+from .launch_variables import check_launch_variables
+
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of matrix products by Accelerate's mixed_precision; parameters are float32 everywhere."""
 
@@ -22,17 +25,32 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
-    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other, that accumulates
-    gradients by itself or shards in a way that is not this project's, and for fp16 on a CPU.
+    Raises InputError for what :mod:`stability.launch_variables` refuses, for trackers that are not installed, for a launch whose
+    ranks do not see each other or that shards in a way that is not this project's, for a device that cannot be used, and for
+    fp16 on a CPU.
     """
+    check_launch_variables()
     _refuse_missing_trackers(config.trackers)
-    accelerator = accelerate.Accelerator(
-        mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
-        log_with=list(config.trackers) or None,
-        project_dir=config.output_dir,
-        # Connections outlast the watchdog, which knows whom to name.
-        kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(config.train.stall_seconds))],
-    )
+    try:
+        accelerator = accelerate.Accelerator(
+            mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
+            log_with=list(config.trackers) or None,
+            project_dir=config.output_dir,
+            # Connections outlast the watchdog, which knows whom to name.
+            kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(config.train.stall_seconds))],
+        )
+        torch.zeros((), device=accelerator.device)
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise InputError(f"launch: the processes cannot meet at MASTER_ADDR:MASTER_PORT={where}: {error}") from None
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # what torch raises for a device that it or the machine does not have
+        device = os.environ.get("ACCELERATE_TORCH_DEVICE")
+        if device is None:
+            raise
+        raise InputError(f"launch: ACCELERATE_TORCH_DEVICE={device} cannot be used here: {error}; unset it") from None
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise InputError(
@@ -40,10 +58,6 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
             "on CPU set ACCELERATE_USE_CPU=1 as configs/launch/cpu_2proc.yaml says"
         )
     _shard(accelerator)
-    if accelerator.gradient_accumulation_steps != 1:
-        raise InputError(
-            "launch: gradients are accumulated by train.micro_batch_size; unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-        )
     if config.train.batch_size % started:
         raise InputError(
             f"train.batch_size: {config.train.batch_size} sequences do not divide over {started} processes"
@@ -74,8 +88,6 @@ def _shard(accelerator: accelerate.Accelerator) -> None:
         state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if not accelerator.is_fsdp2:
         raise InputError("launch: sharding needs FSDP2; set fsdp_version: 2 in the launch file, or FSDP_VERSION=2")
-    if state.fsdp_plugin.activation_checkpointing:
-        raise InputError("launch: set train.gradient_checkpointing=true instead of fsdp_activation_checkpointing")
     # Accelerate's policy would have norms, residual stream, loss and sums of gradients in the compute dtype. Autocast is to
     # mean the same sharded or not: see autocast_sharded().
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()

@@ -99,6 +99,15 @@ MISTAKES = [
     (["body.n_head=3"], "body: transformers cannot build this gpt2"),
     (["body.vocab_size=9"], "body.vocab_size: follows from the data"),
     (["body.model_type=gpt22"], "body.model_type: transformers knows no model type 'gpt22'; did you mean gpt2?"),
+    (["body.hidden_size=64"], "body.n_embd: body.hidden_size is the same field; leave one out"),
+    (
+        ["body.model_type=llama"],
+        "body.intermediate_size: is required; transformers' default for llama, 11008, is the size",
+    ),
+    (["body.model_type=qwen3"], "body.head_dim: is required; transformers' default for qwen3, 128"),
+    (["body.model_type=qwen3"], "body.num_key_value_heads: is required; transformers' default for qwen3, 32"),
+    (["body.model_type=opt"], "body.ffn_dim: is required; transformers' default for opt, 3072"),
+    (["body.model_type=mixtral"], "body.num_local_experts: is required; transformers' default for mixtral, 8"),
     (["body.n_positions=64"], "data.sequence_length: 128 is more than the body's 64 positions"),
     (["name=../elsewhere"], "name: string should match pattern"),
     (["steps"], "steps: an override has the form key.sub=value"),
@@ -252,3 +261,41 @@ def _keys(tree, prefix=""):
         yield prefix + key
         if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def test_another_body_keeps_the_fields_that_it_has_under_its_own_names(capsys):
+    """gpt2's n_embd is llama's hidden_size; of what llama has not, each field is named."""
+    config = load_config(MICRO, ["body.model_type=llama", "body.intermediate_size=384"])
+    assert config.body.fields == {
+        **{"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 384},
+    }
+    told = capsys.readouterr().err
+    assert told == (
+        "note: body.model_type=llama has no activation_function, resid_pdrop, embd_pdrop, attn_pdrop; "
+        "the recipe's values are left out\n"
+    )
+
+
+def test_a_llama_recipe_that_becomes_a_qwen3_stays_as_small_as_it_was(tmp_path, capsys):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    recipe = tmp_path / "llama.yaml"
+    body = {"model_type": "llama", **sizes, "intermediate_size": 96, "rms_norm_eps": 1e-5}
+    recipe.write_text(yaml.safe_dump({**yaml.safe_load(MICRO.read_text()), "body": body}))
+    config = load_config(recipe, ["body.model_type=qwen3", "body.head_dim=32"])
+    assert config.body.fields == {**sizes, "intermediate_size": 96, "rms_norm_eps": 1e-5, "head_dim": 32}
+    assert capsys.readouterr().err == ""
+
+
+def test_a_field_stated_under_its_common_name_replaces_the_recipes(capsys):
+    config = load_config(MICRO, ["body.model_type=gpt_neox", "body.hidden_size=64", "body.intermediate_size=96"])
+    assert config.body.fields["hidden_size"] == 64
+    back = load_config(MICRO, ["body.model_type=gptj", "body.hidden_size=64", "body.rotary_dim=8"])
+    assert "n_embd" not in back.body.fields
+    assert (back.body.fields["hidden_size"], back.body.fields["n_layer"]) == (64, 4)
+
+
+def test_options_that_another_head_has_not_are_named(tmp_path, capsys):
+    recipe = tmp_path / "article.yaml"
+    recipe.write_text(f"base: {MICRO}\nhead: {{kind: metric, scale: article, tied: true}}\n")
+    assert load_config(recipe, ["head.kind=linear"]).head.options["tied"] is True
+    assert capsys.readouterr().err == "note: head.kind=linear has no scale; the recipe's values are left out\n"

@@ -18,7 +18,6 @@ from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from configs.components import model_config
@@ -38,6 +37,8 @@ from stability.telemetry import Telemetry, parameter_groups
 from stability.vitals import Vitals
 from stability.watch import Watch
 from stability.watchdog import Watchdog
+
+from .memory import need_of
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -91,7 +92,7 @@ class Run:
 
     def bare_model(self) -> Any:
         """The model inside whatever the launch wrapped it in."""
-        return self.accelerator.unwrap_model(self.model)
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
 def build_run(
@@ -114,7 +115,12 @@ def build_run(
     rank, main_process = accelerator.process_index, accelerator.is_main_process
     if checkpoint is None:
         from_main(lambda: _check_body(config), accelerator.device)
-    store = store or open_store(config.data, progress=main_process)
+    if store is None:
+        # Once before the text is tokenised, when a given tokenizer's size is not known yet.
+        least = getattr(config.data, "vocab_size", None) or 1
+        from_main(lambda: _check_memory(config, least, accelerator), accelerator.device)
+        store = open_store(config.data, progress=main_process)
+    parameters, memory = from_main(lambda: _check_memory(config, store.vocab_size, accelerator), accelerator.device)
     if writes:
         from_main(lambda: _refuse_other_tokens(store, directory, checkpoint), accelerator.device)
     batches = Batches(
@@ -127,6 +133,11 @@ def build_run(
     )
     recorder = Recorder(directory, writes=writes and main_process)
     quiet = not (writes and main_process)
+    if not quiet:
+        step = config.train.batch_size * config.data.sequence_length
+        epochs = config.train.steps * config.train.batch_size / batches.sequences_per_epoch
+        tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
+        print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
     bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
     watch = Watch(
         recorder,
@@ -156,6 +167,19 @@ def _check_body(config: RunConfig) -> None:
     if not Path(place).is_dir() and not _HUB_NAME.fullmatch(place):
         raise InputError(f"body.checkpoint: {place}: no such folder")
     model_config(config, vocab_size=1, special_id=0)  # the tokens are not known yet; what is said of them comes later
+
+
+def _check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -> tuple[int, str]:
+    """Parameters of the model, and the memory it needs, in words. Raises InputError if it cannot fit. Main process only."""
+    need = need_of(
+        config,
+        vocabulary,
+        ranks=accelerator.num_processes,
+        sharded=accelerator.is_fsdp2,
+        device=accelerator.device,
+    )
+    need.refuse()
+    return need.parameters, str(need)
 
 
 def _refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | None) -> None:
@@ -194,7 +218,7 @@ def _trainable(
     config: RunConfig, accelerator: Accelerator, store: TokenStore, checkpoint: Path | None
 ) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Vitals, Tensor]:
     """Model and optimizer as prepared for the launch, their telemetry and vitals, and the flag that they are alive."""
-    model = load_model(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
+    model = load_weights(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
     autocast_sharded(accelerator, wrapped)
@@ -231,13 +255,20 @@ def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
     model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
     if config.body.checkpoint is not None:
         try:
-            existing = AutoModelForCausalLM.from_pretrained(
-                config.body.checkpoint, dtype="float32", trust_remote_code=False, use_safetensors=True
-            )
+            existing = load_model(config.body.checkpoint, local_files_only=False, body_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"body.checkpoint: {config.body.checkpoint}: {' '.join(str(error).split())}") from None
         model.model.load_state_dict(existing.base_model.state_dict())
     return model
+
+
+def load_weights(checkpoint: Path) -> Any:
+    """The model of a run's checkpoint. Raises InputError if its weights are not exactly the model's."""
+    try:
+        return load_model(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None
 
 
 def prepare_model(config: RunConfig, model: Any) -> Any:

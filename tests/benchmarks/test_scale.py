@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import scale
-from benchmarks.cost_model import Costs, shapes_of
+from benchmarks.cost_model import Costs
 from benchmarks.measured import measure_files, measure_step
 from benchmarks.paired import loop_step, start_run
 from benchmarks.simulate import micro_batch
@@ -26,6 +26,7 @@ from configs.load import load_config
 from stability.checkpoints import list_checkpoints
 from stability.launch import autocast_sharded
 from train_lm import save_checkpoint
+from training.memory import shapes_of
 from training.run import build_model, build_optimizer, build_telemetry, prepare_model
 
 VOCABULARY = 500

@@ -190,8 +190,14 @@ def test_the_launch_file_shards_over_two_processes(recipe, tmp_path):
     ("asked", "answer"),
     [
         ({"FSDP_VERSION": "1"}, "sharding needs FSDP2; set fsdp_version: 2"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set train.gradient_checkpointing=true instead of"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradients are accumulated by train.micro_batch_size"),
+        (
+            {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "FSDP_ACTIVATION_CHECKPOINTING=true: set train.gradient_checkpointing=true instead of",
+        ),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4: gradients are accumulated by train.micro_batch_size",
+        ),
     ],
 )
 def test_a_launch_that_shards_or_accumulates_in_another_way_is_refused(asked, answer, launch, tmp_path):

@@ -1,0 +1,115 @@
+"""What is said of a run's size before it begins: against the model itself, and against the system's own files."""
+
+import dataclasses
+
+import psutil
+import pytest
+import torch
+
+from benchmarks.simulate import micro_batch
+from configs.errors import InputError
+from configs.load import load_config
+from training.memory import GIB, activations, group_room, need_of, shapes_of, skeleton
+
+from ..conftest import python
+
+CPU = torch.device("cpu")
+GELU = "body.activation_function=gelu_pytorch_tanh"
+BODIES = {
+    "gpt2": ["body.n_embd=64", GELU],
+    "llama": ["body={model_type: llama, hidden_size: 64, num_key_value_heads: 1, intermediate_size: 192}"],
+    "qwen3": [
+        "body={model_type: qwen3, hidden_size: 64, num_key_value_heads: 1, head_dim: 48, intermediate_size: 192}"
+    ],
+    "gpt2 in bf16": ["body.n_embd=64", GELU, "train.precision=bf16"],
+    "gpt2, recomputed": ["body.n_embd=64", "body.n_layer=6", GELU, "train.gradient_checkpointing=true"],
+}
+
+
+def config_of(recipe, *overrides):
+    return load_config(recipe["path"], [*recipe["overrides"], "data.sequence_length=64", *overrides])
+
+
+@pytest.mark.parametrize("overrides", BODIES.values(), ids=BODIES)
+def test_the_estimate_of_activations_is_near_what_the_model_takes(overrides, recipe):
+    config = config_of(recipe, *overrides)
+    estimate = activations(config, shapes_of(skeleton(config, 500), 64), 8, "cpu")
+    counted = micro_batch(config, 500, 8, device="cpu").peak
+    assert 0.6 < estimate / counted < 1.5
+
+
+def test_the_certain_part_is_what_the_float32_tensors_take(recipe):
+    """Weights, gradients, two moments and the telemetry's copy: 20 bytes a parameter, and a step count each."""
+    config = config_of(recipe)
+    model = skeleton(config, 500)
+    need = need_of(config, 500, ranks=1, sharded=False, device=CPU)
+    numbers = sum(p.numel() for p in model.parameters())
+    assert need.parameters == numbers
+    assert need.certain == 20 * numbers + 4 * len(list(model.parameters()))
+    assert 0 < need.free <= psutil.virtual_memory().total
+
+
+def test_what_cannot_fit_is_refused_and_what_may_not_is_said(recipe):
+    need = need_of(config_of(recipe), 500, ranks=1, sharded=False, device=CPU)
+    dataclasses.replace(need, free=need.certain).refuse()
+    with pytest.raises(InputError, match=r"^body: [\d,]+ parameters need \S+ \SiB of memory on each rank"):
+        dataclasses.replace(need, free=need.certain - 1).refuse()
+    assert "it may not fit" in str(dataclasses.replace(need, free=need.memory.total - 1))
+    assert "it may not fit" not in str(dataclasses.replace(need, free=need.memory.total))
+
+
+def test_a_run_says_its_size_and_one_that_cannot_fit_is_refused_before_its_text_is_read(recipe, tmp_path):
+    train = ["train_lm.py", "--config", recipe["path"], *recipe["overrides"]]
+    cache = tmp_path / "cache"
+    huge = ["body.n_layer=200", "body.n_embd=20000", f"data.cache_dir={cache}"]
+    refused = python(*train, *huge)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: body: 960,")
+    assert refused.stderr.count("\n") == 1
+    assert not cache.exists()
+    assert not (tmp_path / "tiny").exists()
+    told = python(*train, "train.steps=6", "checkpoint.every=6")
+    assert told.returncode == 0, told.stderr
+    (size,) = [line for line in told.stdout.splitlines() if line.startswith("tiny: ")]
+    model = skeleton(config_of(recipe), 500)
+    numbers = sum(p.numel() for p in model.parameters())
+    assert size.startswith(f"tiny: {numbers - 32 * 32:,} parameters; 256 tokens a step, 1,536 in all (")
+    assert size.endswith(" free")
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Write the files of control groups; returns where /proc/self/cgroup and /sys/fs/cgroup would be."""
+
+    def write(membership, **files):
+        (tmp_path / "cgroup").write_text(membership)
+        for name, text in files.items():
+            path = tmp_path / "fs" / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path / "cgroup", tmp_path / "fs"
+
+    return write
+
+
+def test_the_tightest_limit_of_a_group_and_its_parents_counts(groups, tmp_path):
+    """Version 2, a SLURM job's nested groups; read files are given back and count as free."""
+    files = {
+        "system__job_7__memory.max": f"{8 * GIB}\n",
+        "system__job_7__memory.current": f"{5 * GIB}\n",
+        "system__job_7__memory.stat": f"anon {3 * GIB}\ninactive_file {2 * GIB}\n",
+        "system__job_7__step_0__memory.max": "max\n",
+        "system__memory.max": f"{64 * GIB}\n",
+        "system__memory.current": f"{10 * GIB}\n",
+    }
+    found = group_room(*groups("0::/system/job_7/step_0\n", **files))
+    assert found == [5 * GIB, 54 * GIB]
+    assert group_room(tmp_path / "nowhere", tmp_path) == []
+
+
+def test_groups_of_version_1_and_full_ones(groups):
+    files = {
+        "memory__docker__x__memory.limit_in_bytes": f"{2 * GIB}\n",
+        "memory__docker__x__memory.usage_in_bytes": f"{3 * GIB}\n",
+    }
+    assert group_room(*groups("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n", **files)) == [0]
