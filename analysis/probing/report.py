@@ -21,7 +21,7 @@ from .counts import counts, described
 from .measures import KEYS, METRICS
 from .metric import Metric
 from .score import Floats
-from .statistics import CONFIDENCE, NO_INTERVAL, POWER, RESAMPLES, Effect
+from .statistics import CONFIDENCE, INTERVAL, NO_INTERVAL, ONE_SEED, SMALLEST, Effect
 from .study import Role, Study
 from .views import MEANINGS, VIEWS
 
@@ -60,10 +60,10 @@ def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
         parts += _differences(found, arm)
     parts += ["", *(f"{m.heading:14} {m.meaning}" for m in _present(found))]
     parts += [
-        f"\nIntervals: {CONFIDENCE:.0%}, crossed bootstrap over lemmas, documents and seeds ({RESAMPLES} resamples);",
-        f"{NO_INTERVAL}.",
+        f"\nIntervals: {CONFIDENCE:.0%}, {INTERVAL};",
+        f"{NO_INTERVAL}; {ONE_SEED}.",
         "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
-        f"could show: the smallest true effect that would have been found with {POWER:.0%} power, matched view.",
+        f"could show: {SMALLEST}, matched view.",
         "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
         "The fitted view, and everything else, is in summary.json.",
         f"written to {out}",
@@ -80,7 +80,8 @@ def summary(found: Comparison, asked: Mapping[str, Asked], settings: Settings) -
         "source": study.source,
         "counts": counts(study),
         "settings": asdict(settings),
-        "interval": f"{CONFIDENCE:.0%}, crossed bootstrap over lemma, document and seed, {RESAMPLES} resamples; {NO_INTERVAL}",
+        "interval": f"{CONFIDENCE:.0%}, {INTERVAL}; {NO_INTERVAL}; {ONE_SEED}",
+        "smallest": SMALLEST,
         "metrics": {metric.key: metric.meaning for metric in METRICS},
         "views": MEANINGS,
         "means": _with_items(found.means, found.items, "mean"),

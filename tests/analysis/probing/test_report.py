@@ -127,5 +127,6 @@ def test_every_arm_is_printed(result: tuple[Comparison, dict[str, Asked]]) -> No
 def test_three_lemmas_get_no_interval_and_the_reason_is_said(result: tuple[Comparison, dict[str, Asked]]) -> None:
     text = printed(*result, Path("somewhere"))
     assert "no interval is given from fewer than 5 lemmas or documents" in text
+    assert "say nothing of other seeds" in text
     tables = text.partition("other minus base")[2].partition("share of the controls")[0]
     assert "log-odds" in tables and "[" not in tables
