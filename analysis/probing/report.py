@@ -266,7 +266,8 @@ def _differences(found: Comparison, arm: Arm) -> list[str]:
     return [
         *parts,
         f"{TESTED}, matched, item by item (Wilcoxon over contexts, Holm over {tested['items']} items): "
-        f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown",
+        f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown, "
+        f"{tested['too_few_contexts']} of them with too few contexts to be",
     ]
 
 
@@ -279,15 +280,17 @@ def _smallest(effect: Effect, metric: Metric) -> str:
 
 
 def _tested(found: Comparison, arm: Arm) -> dict[str, int]:
-    """How many items differ at a familywise error of 5%, and which way."""
+    """How many items differ at a familywise error of 5%, and which way; how many could not have been shown to."""
     test = found.item_tests[arm.label]
     tested = np.isfinite(test.p_P)
     shown = tested & (np.nan_to_num(test.holm_P, nan=1.0) <= 1 - CONFIDENCE)
+    could = test.lowest_P * np.count_nonzero(tested & ~shown) <= 1 - CONFIDENCE
     return {
         "items": int(tested.sum()),
         "higher": int((shown & (test.mean_P > 0)).sum()),
         "lower": int((shown & (test.mean_P < 0)).sum()),
         "not_shown": int((tested & ~shown).sum()),
+        "too_few_contexts": int((tested & ~shown & ~could).sum()),
     }
 
 
