@@ -13,7 +13,7 @@ import pandas as pd
 
 from .probing.arms import Arm
 from .probing.metric import Metric
-from .probing.statistics import CONFIDENCE, NO_INTERVAL, Effect
+from .probing.statistics import CONFIDENCE, INTERVAL, NO_INTERVAL, ONE_SEED, SMALLEST, Effect
 from .probing.truth import KEPT_MASS, KINDS, SET_METRICS, TEXT_METRICS, Scores
 from .probing.truth_arms import SCOPES, SYNONYMS, set_means
 from .probing.truth_study import Result
@@ -130,7 +130,7 @@ def report(result: Result) -> str:
             for part in (f"\n{metric.heading}: {metric.meaning}", _by_kind(result, metric))
         ),
     ]
-    n = f"{counted['documents']} documents, {CONFIDENCE:.0%} bootstrap intervals over lemmas, documents and seeds"
+    n = f"{counted['documents']} documents, {CONFIDENCE:.0%} intervals over lemmas, documents and seeds"
     for arm in result.arms[1:]:
         for view, meaning in MEANINGS_WITH_TRUTH.items():
             parts += [
@@ -139,9 +139,10 @@ def report(result: Result) -> str:
             ]
     meanings = [f"{metric.heading:14} {metric.meaning}" for metric in (*TEXT_METRICS, *SET_METRICS)]
     footnotes = [
-        "smallest       the smallest true effect that would be found with 80% power at a two-sided 5%",
+        f"smallest       {SMALLEST}",
         "p              Wilcoxon's signed-rank test over the lemmas' mean differences, in which all lemmas weigh the same",
-        f"[low, high]    {NO_INTERVAL}",
+        f"[low, high]    {INTERVAL};",
+        f"               {NO_INTERVAL}; {ONE_SEED}",
     ]
     return "\n".join([*parts, "", *meanings, *footnotes])
 

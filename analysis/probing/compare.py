@@ -37,6 +37,8 @@ class ItemTest:
     mean_P: Floats
     p_P: Floats
     holm_P: Floats
+    lowest_P: Floats
+    """The p that it would have if all its differences had one sign; NaN where there is none."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ def _item_test(study: Study, difference_SM: Floats) -> ItemTest:
     asked_M = ~study.shuffled_M
     difference_M = finite_mean(difference_SM)
     item_M = study.item_M
-    p_P = np.full(len(study.items), np.nan)
+    p_P, lowest_P = np.full((2, len(study.items)), np.nan)
     for item in np.unique(item_M[asked_M]):
-        p_P[item] = _p_value(difference_M[asked_M & (item_M == item)])
-    return ItemTest(item_means(study, difference_M, asked_M), p_P, holm(p_P))
+        value_Q = difference_M[asked_M & (item_M == item)]
+        p_P[item], lowest_P[item] = _p_value(value_Q), _p_value(np.abs(value_Q))
+    return ItemTest(item_means(study, difference_M, asked_M), p_P, holm(p_P), lowest_P)

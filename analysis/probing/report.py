@@ -21,7 +21,7 @@ from .counts import counts, described
 from .measures import KEYS, METRICS
 from .metric import Metric
 from .score import Floats
-from .statistics import CONFIDENCE, NO_INTERVAL, POWER, RESAMPLES, Effect
+from .statistics import CONFIDENCE, INTERVAL, NO_INTERVAL, ONE_SEED, SMALLEST, Effect
 from .study import Role, Study
 from .views import MEANINGS, VIEWS
 
@@ -60,10 +60,10 @@ def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
         parts += _differences(found, arm)
     parts += ["", *(f"{m.heading:14} {m.meaning}" for m in _present(found))]
     parts += [
-        f"\nIntervals: {CONFIDENCE:.0%}, crossed bootstrap over lemmas, documents and seeds ({RESAMPLES} resamples);",
-        f"{NO_INTERVAL}.",
+        f"\nIntervals: {CONFIDENCE:.0%}, {INTERVAL};",
+        f"{NO_INTERVAL}; {ONE_SEED}.",
         "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
-        f"could show: the smallest true effect that would have been found with {POWER:.0%} power, matched view.",
+        f"could show: {SMALLEST}, matched view.",
         "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
         "The fitted view, and everything else, is in summary.json.",
         f"written to {out}",
@@ -80,7 +80,8 @@ def summary(found: Comparison, asked: Mapping[str, Asked], settings: Settings) -
         "source": study.source,
         "counts": counts(study),
         "settings": asdict(settings),
-        "interval": f"{CONFIDENCE:.0%}, crossed bootstrap over lemma, document and seed, {RESAMPLES} resamples; {NO_INTERVAL}",
+        "interval": f"{CONFIDENCE:.0%}, {INTERVAL}; {NO_INTERVAL}; {ONE_SEED}",
+        "smallest": SMALLEST,
         "metrics": {metric.key: metric.meaning for metric in METRICS},
         "views": MEANINGS,
         "means": _with_items(found.means, found.items, "mean"),
@@ -265,7 +266,8 @@ def _differences(found: Comparison, arm: Arm) -> list[str]:
     return [
         *parts,
         f"{TESTED}, matched, item by item (Wilcoxon over contexts, Holm over {tested['items']} items): "
-        f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown",
+        f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown, "
+        f"{tested['too_few_contexts']} of them with too few contexts to be",
     ]
 
 
@@ -278,15 +280,17 @@ def _smallest(effect: Effect, metric: Metric) -> str:
 
 
 def _tested(found: Comparison, arm: Arm) -> dict[str, int]:
-    """How many items differ at a familywise error of 5%, and which way."""
+    """How many items differ at a familywise error of 5%, and which way; how many could not have been shown to."""
     test = found.item_tests[arm.label]
     tested = np.isfinite(test.p_P)
     shown = tested & (np.nan_to_num(test.holm_P, nan=1.0) <= 1 - CONFIDENCE)
+    could = test.lowest_P * np.count_nonzero(tested & ~shown) <= 1 - CONFIDENCE
     return {
         "items": int(tested.sum()),
         "higher": int((shown & (test.mean_P > 0)).sum()),
         "lower": int((shown & (test.mean_P < 0)).sum()),
         "not_shown": int((tested & ~shown).sum()),
+        "too_few_contexts": int((tested & ~shown & ~could).sum()),
     }
 
 

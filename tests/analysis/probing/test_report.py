@@ -77,6 +77,9 @@ def test_the_summary_is_strict_json_and_says_how_many_of_everything(
                     assert key not in row or row[key]["n"] == (0 if absent else 15 * len(one.members))
     assert [found["distance_ratio"][one.label]["items"] for one in ARMS] == [3, 3, 2]
     assert [found["items_tested"][label]["items"] for label in ("other", "guest")] == [3, 0]
+    # of 10, 3 and 2 contexts: signs that all agree have a p of 2 in 1024, 8 and 4, of which only the first can pass Holm
+    assert result[0].item_tests["other"].lowest_P == pytest.approx([2 / 1024, 2 / 8, 2 / 4])
+    assert [found["items_tested"][label]["too_few_contexts"] for label in ("other", "guest")] == [2, 0]
     assert set(found["metrics"]) == set(KEYS)
     assert [(m["label"], m["arm"], m["seed"]) for m in found["models"]][-1] == ("guestNone", "guest", None)
 
@@ -127,5 +130,6 @@ def test_every_arm_is_printed(result: tuple[Comparison, dict[str, Asked]]) -> No
 def test_three_lemmas_get_no_interval_and_the_reason_is_said(result: tuple[Comparison, dict[str, Asked]]) -> None:
     text = printed(*result, Path("somewhere"))
     assert "no interval is given from fewer than 5 lemmas or documents" in text
+    assert "say nothing of other seeds" in text
     tables = text.partition("other minus base")[2].partition("share of the controls")[0]
     assert "log-odds" in tables and "[" not in tables
