@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import accelerate
 import torch
-from accelerate import PartialState, tracking
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -22,14 +22,11 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
-    Raises InputError for trackers that are not installed, for a launch whose ranks do not see each other, that accumulates
-    gradients by itself or shards in a way that is not this project's, and for fp16 on a CPU.
+    Raises InputError for a launch whose ranks do not see each other, that accumulates gradients by itself or shards in a way
+    that is not this project's, and for fp16 on a CPU.
     """
-    _refuse_missing_trackers(config.trackers)
     accelerator = accelerate.Accelerator(
         mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
-        log_with=list(config.trackers) or None,
-        project_dir=config.output_dir,
         # Connections outlast the watchdog, which knows whom to name.
         kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(config.train.stall_seconds))],
     )
@@ -88,17 +85,3 @@ def autocast_sharded(accelerator: accelerate.Accelerator, model: nn.Module) -> N
         # Without autocast's cache, which would keep a copy of each gathered parameter until the end of the forward pass.
         autocast = torch.autocast(accelerator.device.type, dtype, cache_enabled=False)
         model.forward = autocast(model.forward)
-
-
-def _refuse_missing_trackers(trackers: list[str]) -> None:
-    # Accelerate itself only warns about a tracker that is missing, and the run would go unlogged.
-    known = sorted(str(name) for name in tracking.LOGGER_TYPE_TO_CLASS)
-    available = [str(name) for name in tracking.get_available_trackers()]
-    problems = []
-    for tracker in trackers:
-        if tracker not in known:
-            problems.append(f"trackers: {tracker} is unknown to Accelerate; it knows {', '.join(known)}")
-        elif tracker not in available:
-            problems.append(f"trackers: {tracker} is not installed; install it or leave it out")
-    if problems:
-        raise InputError(*problems)
