@@ -28,7 +28,7 @@ from configs.errors import (
     ArgumentParser,
     exit_status,
 )
-from configs.load import dump_config, flat, load_config
+from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.seeds import stream_seed
 from stability.launch_variables import check_launch_variables
@@ -65,9 +65,11 @@ def train(config: RunConfig) -> int:
     from stability.launch import start_accelerator
     from stability.lock import run_lock
     from stability.resume import ResumePoint, find_resume_point
+    from stability.trackers import refuse_unready
     from training.run import build_run
 
     accelerator = start_accelerator(config)
+    from_main(lambda: refuse_unready(config.trackers), accelerator.device)
     directory = Path(config.output_dir) / config.name
     with contextlib.ExitStack() as held:
         launch = from_main(lambda: held.enter_context(run_lock(directory)), accelerator.device)
@@ -76,6 +78,8 @@ def train(config: RunConfig) -> int:
             accelerator.print(f"{directory}: already finished")
             return EXIT_FINISHED
         run = build_run(config, accelerator, directory, point.checkpoint(directory), launch=launch)
+        held.callback(run.bar.close)  # what ends the run before its first step begins a line of its own
+        from_main(lambda: run.trackers.start(run.step), accelerator.device)
         return guarded(run, point)
 
 
@@ -157,6 +161,7 @@ def end(run: Run, vote: StopVote) -> None:
     """Close trackers and connections. All ranks call it."""
     vote.close()
     run.accelerator.wait_for_everyone()
+    run.trackers.finish()
     run.accelerator.end_training()
 
 
@@ -188,9 +193,6 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
     if run.step:
         recorder.event("resume", run.step, step=run.step)
         run.watch.say(f"going on from step {run.step}")
-    if config.trackers:
-        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config.model_dump()).items()}
-        accelerator.init_trackers(config.name, config=settings)
     accelerator.wait_for_everyone()
 
 
@@ -354,8 +356,7 @@ def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
     run.watch.look(
         rows, run.batch_number, diverged_since=diverged_since(run, rows[-1]["step"]) if run.diverged else None
     )
-    for row in rows:
-        run.accelerator.log(row, step=row["step"])
+    run.trackers.log(rows)
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
     return rows[-1]
@@ -379,6 +380,7 @@ def rewind(run: Run) -> bool:
     if told is None:
         return False
     back = GoingBack(**told)
+    run.trackers.go_back(back.to_step)  # first: killed in between, a tracker has a run too many and no step twice
     if accelerator.is_main_process:
         take_back(run.recorder, back)
     accelerator.wait_for_everyone()

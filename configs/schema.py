@@ -335,6 +335,15 @@ class Rewind(Section):
     """After so many rewinds the run goes on whatever comes."""
 
 
+class TrackingConfig(Section):
+    """Under which project and name trackers show the run. TensorBoard knows neither: it goes by the run directory."""
+
+    project: Text = "stability-testbed"
+    """Runs that are looked at together: W&B's and Comet's project, MLflow's and Aim's experiment."""
+    run_name: Text | None = None
+    """What the run is called there; its ``name`` if null."""
+
+
 class RunConfig(Section):
     """One run: everything that can differ between two runs that are compared."""
 
@@ -361,6 +370,7 @@ class RunConfig(Section):
     """What the run does about what it detects."""
     trackers: list[Text] = []
     """Experiment trackers of Accelerate to report to as well: tensorboard, wandb, trackio, ..."""
+    tracking: TrackingConfig = TrackingConfig()
     plugins: list[Place] = []
     """Python files that are imported first; they register heads and objectives of their own."""
 
@@ -401,4 +411,8 @@ class RunConfig(Section):
                 raise ValueError(
                     f"interventions.{number}.signal: {rewind.signal} is not among detection.signals ({watched})"
                 )
+        if self.tracking != TrackingConfig() and not set(self.trackers) - {"tensorboard"}:
+            raise ValueError(
+                "tracking: has no effect without a tracker other than tensorboard; add one to trackers, or leave tracking out"
+            )
         return self

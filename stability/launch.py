@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 
 import accelerate
 import torch
 import torch.distributed as dist
-from accelerate import PartialState, tracking
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -25,17 +26,13 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
-    Raises InputError for what :mod:`stability.launch_variables` refuses, for trackers that are not installed, for a launch whose
-    ranks do not see each other or that shards in a way that is not this project's, for a device that cannot be used, and for
-    fp16 on a CPU.
+    Raises InputError for what :mod:`stability.launch_variables` refuses, for a launch whose ranks do not see each other or that
+    shards in a way that is not this project's, for a device that cannot be used, and for fp16 on a CPU.
     """
     check_launch_variables()
-    _refuse_missing_trackers(config.trackers)
     try:
         accelerator = accelerate.Accelerator(
             mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
-            log_with=list(config.trackers) or None,
-            project_dir=config.output_dir,
             # Connections outlast the watchdog, which knows whom to name.
             kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(config.train.stall_seconds))],
         )
@@ -43,10 +40,7 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise InputError(f"launch: the processes cannot meet at MASTER_ADDR:MASTER_PORT={where}: {error}") from None
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # what torch raises for a device that it or the machine does not have
+    except (RuntimeError, AssertionError) as error:  # torch's, for a device that it or the machine does not have
         device = os.environ.get("ACCELERATE_TORCH_DEVICE")
         if device is None:
             raise
@@ -64,6 +58,12 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
         )
     if config.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.train.precision):
+        no_effect = (
+            f"mixed_precision={precision} has no effect; the run's own is train.precision={config.train.precision}"
+        )
+        accelerator.print(f"note: launch: {no_effect}", file=sys.stderr)
     return accelerator
 
 
@@ -100,17 +100,3 @@ def autocast_sharded(accelerator: accelerate.Accelerator, model: nn.Module) -> N
         # Without autocast's cache, which would keep a copy of each gathered parameter until the end of the forward pass.
         autocast = torch.autocast(accelerator.device.type, dtype, cache_enabled=False)
         model.forward = autocast(model.forward)
-
-
-def _refuse_missing_trackers(trackers: list[str]) -> None:
-    # Accelerate itself only warns about a tracker that is missing, and the run would go unlogged.
-    known = sorted(str(name) for name in tracking.LOGGER_TYPE_TO_CLASS)
-    available = [str(name) for name in tracking.get_available_trackers()]
-    problems = []
-    for tracker in trackers:
-        if tracker not in known:
-            problems.append(f"trackers: {tracker} is unknown to Accelerate; it knows {', '.join(known)}")
-        elif tracker not in available:
-            problems.append(f"trackers: {tracker} is not installed; install it or leave it out")
-    if problems:
-        raise InputError(*problems)

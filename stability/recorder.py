@@ -26,7 +26,7 @@ ALIVE = "alive"
 """Key of the value that says whether all was finite up to a step: 1, and NaN from the first step on at which it was not."""
 
 
-ABOUT_PROCESSES = ("resume", "preempted", "checkpoint_rejected", "rank_lost")
+ABOUT_PROCESSES = ("resume", "preempted", "checkpoint_rejected", "rank_lost", "tracker_failed")
 """Events that a run which goes on from a checkpoint will not meet again."""
 
 

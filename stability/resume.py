@@ -20,6 +20,7 @@ FREE_KEYS = (
     "resume",
     "checkpoint",
     "trackers",
+    "tracking",
     "telemetry.flush_every",
     "data.cache_dir",
     "train.micro_batch_size",

@@ -34,6 +34,7 @@ from stability.lock import held_by
 from stability.recorder import Recorder
 from stability.rewind import GoingBack, last_rewind
 from stability.telemetry import Telemetry, parameter_groups
+from stability.trackers import Trackers
 from stability.vitals import Vitals
 from stability.watch import Watch
 from stability.watchdog import Watchdog
@@ -58,6 +59,7 @@ class Run:
     probe_BT: Tensor
     """The validation sequences whose attention is probed: the same on all ranks, however many there are."""
     watchdog: Watchdog
+    trackers: Trackers
     # From here on: what go_to() sets.
     model: nn.Module
     """As prepared for the launch: possibly wrapped."""
@@ -153,7 +155,8 @@ def build_run(
         stacks=directory / f"stalled_rank_{rank}.txt",
         device=accelerator.device,
     )
-    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog)
+    trackers = Trackers(config, recorder, watch.say)
+    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers)
     run = Run(config, directory, accelerator, *parts, *_trainable(config, accelerator, store, checkpoint))
     _restore(run, checkpoint)
     return run

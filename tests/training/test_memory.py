@@ -68,8 +68,10 @@ def test_a_run_says_its_size_and_one_that_cannot_fit_is_refused_before_its_text_
     assert refused.stderr.count("\n") == 1
     assert not cache.exists()
     assert not (tmp_path / "tiny").exists()
-    told = python(*train, "train.steps=6", "checkpoint.every=6")
+    told = python(*train, "train.steps=6", "checkpoint.every=6", ACCELERATE_MIXED_PRECISION="bf16")
     assert told.returncode == 0, told.stderr
+    no_effect = "note: launch: mixed_precision=bf16 has no effect; the run's own is train.precision=fp32"
+    assert no_effect in told.stderr.splitlines()
     (size,) = [line for line in told.stdout.splitlines() if line.startswith("tiny: ")]
     model = skeleton(config_of(recipe), 500)
     numbers = sum(p.numel() for p in model.parameters())
