@@ -140,6 +140,8 @@ def build_run(
         epochs = config.train.steps * config.train.batch_size / batches.sequences_per_epoch
         tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
         print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
+    # Before the bar, in whose line a mistake would be told.
+    trainable = _trainable(config, accelerator, store, checkpoint)
     bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
     watch = Watch(
         recorder,
@@ -157,7 +159,7 @@ def build_run(
     )
     trackers = Trackers(config, recorder, watch.say)
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers)
-    run = Run(config, directory, accelerator, *parts, *_trainable(config, accelerator, store, checkpoint))
+    run = Run(config, directory, accelerator, *parts, *trainable)
     _restore(run, checkpoint)
     return run
 

@@ -7,12 +7,14 @@ import shutil
 
 import pytest
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 
 from analysis import replay
-from analysis.probing.arms import find_arms
+from analysis.probing.arms import find_arms, load_member
 from analysis.tolerance import points_of
-from configs.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, exit_status
+from configs.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, InputError, exit_status
 from stability.checkpoints import list_checkpoints, step_of
+from stability.integrity import write_manifest
 
 from ..conftest import events_of
 from .conftest import assert_as_unbroken
@@ -171,3 +173,37 @@ def test_a_replay_from_a_damaged_checkpoint_is_refused_in_one_line(harm, file, c
         assert len(errors) == 1
         assert "step_00000020" in errors[0]
         assert file in errors[0]
+
+
+# ----------------------------------------------------------------------- whole checkpoints whose weights have other names
+
+
+def named_as_torch_compile_names_them(checkpoint):
+    """As a launch with a dynamo backend once wrote them; the list of checksums fits."""
+    weights = load_file(checkpoint / "model.safetensors")
+    renamed = {f"_orig_mod.{name}": weight for name, weight in weights.items()}
+    save_file(renamed, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(checkpoint)
+
+
+def test_weights_under_other_names_are_refused_wherever_they_are_loaded(copy, start, tmp_path, capsys):
+    """transformers would train, replay or probe random weights instead."""
+    for step in STEPS:
+        named_as_torch_compile_names_them(at(copy, step))
+    count = len(load_file(at(copy, 25) / "model.safetensors"))
+    missing = f"{count + 1} weights are missing (lm_head.weight, model.h.0.attn.c_attn.bias, "  # one is tied
+    ended = start(copy, "checkpoint.keep=3")
+    assert ended.status == EXIT_BAD_INPUT, ended.output
+    assert f"{at(copy, 25)} cannot be used: {missing}" in ended.output
+    status, (error,) = told_by_replay(copy, 24, tmp_path / "out", capsys)
+    assert status == EXIT_BAD_INPUT
+    assert f"{at(copy, 20)} cannot be used: {missing}" in error
+    assert not (tmp_path / "out").exists()
+    (arm,) = find_arms([str(at(copy, 25))])
+    with pytest.raises(
+        InputError, match=f"cannot be loaded as a causal language model: {count + 1} weights are missing"
+    ):
+        load_member(arm.members[0])
+    ended = start(tmp_path / "on_top", "body=null", f"body={{checkpoint: {at(copy, 25)}}}", "resume=never")
+    assert ended.status == EXIT_BAD_INPUT, ended.output
+    assert f"body.checkpoint: {at(copy, 25)}: {count} weights are missing (model.h.0.attn.c_attn.bias, " in ended.output
