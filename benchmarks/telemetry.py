@@ -60,7 +60,7 @@ def report(series: dict[str, Series], tokens: int) -> None:
     for clock in ("wall", "cpu"):
         found = ratio(getattr(series["on"], clock), getattr(series["off"], clock))
         print(f"  on / off, {clock:<4}  {found}: {100 * (found.middle - 1):+.1f}% per step")
-    print(f"  (median over {len(series['on'].blocks)} blocks of {BLOCK} steps, 95% bootstrap interval)")
+    print(f"  (median over {len(series['on'].blocks)} blocks of {BLOCK} steps, 95% interval)")
 
 
 if __name__ == "__main__":

@@ -227,9 +227,7 @@ def print_ratios(series: dict[str, Series]) -> None:
             wall, cpu = (ratio(getattr(series[above], c), getattr(series[below], c)) for c in ("wall", "cpu"))
             bound = f"at most {target}" if target is not None else ""
             print(f"  {f'{above} / {below}':<50}{wall!s:<24}{cpu!s:<24}{bound}".rstrip())
-    print(
-        f"  (median over {count} blocks of {BLOCK} steps and its 95% bootstrap interval; below 1: the first is faster)"
-    )
+    print(f"  (median over {count} blocks of {BLOCK} steps and its 95% interval; below 1: the first is faster)")
 
 
 if __name__ == "__main__":
