@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import shlex
 import shutil
@@ -172,12 +171,16 @@ def run(
 def load_suite(path: Path) -> Suite:
     """The checked suite file. Raises InputError naming each mistake."""
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path))
-        return Suite.model_validate_json(json.dumps(raw))
+        return Suite.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
     except pydantic.ValidationError as error:
-        raise InputError(*(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(*(": ".join([str(path), *_key(e["loc"]), e["msg"]]) for e in error.errors())) from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _key(loc: tuple[int | str, ...]) -> list[str]:
+    """The dotted name of a key that pydantic speaks of; nothing if it speaks of the whole file."""
+    return [".".join(map(str, loc))] if loc else []
 
 
 def check(recipe: Path, overrides: Mapping[str, list[str]], out: Path) -> int:
