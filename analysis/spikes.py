@@ -4,7 +4,8 @@
 
 RUN is a run directory; a bare file of rows, of any project, needs "step" and the signals. Prints a table, and writes
 DIR/events.json (a list of events) and DIR/spikes.png. Detectors see every value as it was written, in the order of the steps;
-nothing is smoothed before.
+nothing is smoothed before. As in the run itself, norms and sizes of updates of a run directory are seen from the end of its
+warm-up on; of a bare file no warm-up is known.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 from configs.errors import ArgumentParser, InputError, exit_status
 from stability.detectors import Detector, Event, Olmo2, Spike
 from stability.precursors import LOOK_BACK, precursors
-from stability.spikes import DEFAULT, DETECTORS, detect_rows, detect_series, falls, make_detector
+from stability.spikes import DEFAULT, DETECTORS, detect_rows, detect_series, falls, judged_from, make_detector
 from stability.stalls import LOGITS, StallRule
 
 from . import style
 from .files import write_json
 from .rows import Table, read_table
-from .runs import is_file, run_directory, run_file, unique_labels
+from .runs import is_file, read_config, run_directory, run_file, unique_labels
 from .spikes_figure import draw_spikes
 from .style import Floats
 from .tables import terminal_table
@@ -43,6 +44,7 @@ class Series:
 
     label: str
     table: Table
+    warmup_steps: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -122,17 +124,30 @@ def load_series(paths: Sequence[str]) -> list[Series]:
     """
     names: list[str] = []
     tables: list[Table] = []
+    warmups: list[int] = []
     problems: list[str] = []
     for path in map(Path, paths):
         try:
             file = path if is_file(path) else run_file(run_directory(path), "metrics.jsonl")
             names.append(file.absolute().parent.name if file.name == "metrics.jsonl" else file.stem)
             tables.append(read_table(file, foreign=True))
+            warmups.append(0 if file == path else warmup_steps(file.parent))
         except InputError as error:
             problems.extend(error.problems)
     if problems:
         raise InputError(*problems)
-    return [Series(label, one) for label, one in zip(unique_labels(names, paths), tables, strict=True)]
+    return [Series(*one) for one in zip(unique_labels(names, paths), tables, warmups, strict=True)]
+
+
+def warmup_steps(run: Path) -> int:
+    """Over how many steps a run's learning rate warmed up."""
+    optimizer = read_config(run).get("optimizer")
+    steps = optimizer.get("warmup_steps", 0) if isinstance(optimizer, dict) else 0
+    if type(steps) is not int:
+        raise InputError(
+            f"{run / 'config.yaml'}: optimizer.warmup_steps: {steps!r} is no number of steps; restore the file"
+        )
+    return steps
 
 
 def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
@@ -152,6 +167,7 @@ def find_events(series: Series, detector: Detector) -> list[Found]:
         events = detect_rows(detector, series.rows(dict.fromkeys([detector.signal, *LOGITS])))
     else:
         written = series.table.written(detector.signal)
+        written &= series.table.steps >= judged_from(detector, series.warmup_steps)
         values = series.table.columns[detector.signal][written]
         events = detect_series(detector, series.table.steps[written], values)
     return [

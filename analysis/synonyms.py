@@ -2,7 +2,7 @@
 
     python -m analysis.synonyms --baseline RUN... --candidate RUN... --out DIR
         [--pairs builtin|wordnet|wordnet:FOLDER|FILE] [--match-pos wordnet|wordnet:FOLDER] [--min-similarity S]
-        [--contexts-per-word N] [--min-contexts N] [--seed N] [--no-untrained]
+        [--contexts-per-word N] [--min-contexts N] [--seed N] [--no-untrained] [--tables]
 
 RUN is a run directory, a checkpoint directory, or the directory of any transformers causal LM (a guest). Runs that differ in
 nothing but the seed are one arm. FILE is a list of pairs (CSV, TSV, SimLex-999, WordSim-353) or of substitutions (SWORDS,
@@ -13,7 +13,8 @@ word has more anywhere; so synonyms are held against control words as frequent a
 words, at places of other words and in an untrained model, and every model is seen as it is, at its own best temperature, and
 at the baseline's entropy. docs/synonyms.md says what each number can show.
 
-Writes summary.json, pairs.csv (a row for each item and arm), contexts.parquet (for each model and context) and synonyms.png.
+Prints the metric that leads, and writes tables.txt (all metrics, with intervals; --tables prints them too), summary.json,
+pairs.csv (a row for each item and arm), contexts.parquet (for each model and context) and synonyms.png.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .probing.arms import arms_differ_in, compared_arms, untrained_arm
 from .probing.ask import Settings, ask_all, open_data, plan
 from .probing.compare import Comparison, compare
 from .probing.pair_scores import MIN_SIMILARITY
-from .probing.report import item_table, printed, summary, write_contexts
+from .probing.report import brief, item_table, printed, summary, write_contexts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(out / "pairs.csv", item_table(found, asked).to_csv(index=False, lineterminator="\n"))
     write_contexts(found, out / "contexts.parquet")
     _save_figure(found, out / "synonyms.png")
-    print("\n".join([printed(found, asked, out), *arms_differ_in(arms)]))
+    tables = "\n".join([printed(found, asked, out), *arms_differ_in(arms)])
+    write_text(out / "tables.txt", f"{tables}\n")
+    print(f"{tables}\n\n{brief(found, out)}" if options.tables else brief(found, out))
 
 
 def add_settings(parser: ArgumentParser, contexts_per_word: int | None = None) -> None:
@@ -115,6 +118,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--candidate", required=True, nargs="+", metavar="RUN", help="runs or checkpoints to compare")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--no-untrained", action="store_true", help="leave out the untrained model")
+    parser.add_argument("--tables", action="store_true", help="print all tables, which are in DIR/tables.txt too")
     add_settings(parser)
     return parser
 

@@ -26,7 +26,8 @@ import psutil
 
 from analysis.rows import Table, json_lines, read_table
 from configs.errors import ArgumentParser, InputError, exit_status
-from configs.files import strict
+from configs.files import last_row, strict
+from configs.processes import ending, last_lines
 
 # Without torch: a process that this one starts is told to have had at least this one's memory.
 
@@ -53,8 +54,6 @@ VARIANTS = 20_000
 NOISE = 0.05
 NON_FINITE_EVERY = 10_000
 """Rows between two whose gradient norm overflowed, as under fp16."""
-LAST_ROWS = 2**16
-"""Bytes at the end of metrics.jsonl in which its last row is looked for."""
 Row = dict[str, Any]
 COMMANDS = {
     "curves": ["--out", "{out}/curves.png"],
@@ -125,12 +124,12 @@ def train(steps: int, folder: Path, name: str) -> tuple[Path, list[Sample]]:
     run = folder / name
     own = [f"train.steps={steps}", f"name={name}", f"output_dir={folder}", f"data.cache_dir={folder / 'cache'}"]
     command = [sys.executable, str(ROOT / "train_lm.py"), "--config", str(RECIPE), *TINY, *own]
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+    log = folder / f"{name}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603
         samples = list(watched(process, run / "metrics.jsonl"))
     if process.wait():
-        last = (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-        raise InputError(f"the run ended with status {process.returncode}: {''.join(last)}")
+        raise InputError(f"the run {ending(process.returncode)}; last in {log}: {''.join(last_lines(log, 1))}")
     return run, samples
 
 
@@ -151,12 +150,8 @@ def watched(process: subprocess.Popen[bytes], metrics: Path) -> Iterator[Sample]
 
 def last_step(metrics: Path) -> int:
     """The step of the last whole row; 0 if there is none yet."""
-    if not metrics.exists():
-        return 0
-    with metrics.open("rb") as file:
-        file.seek(max(0, metrics.stat().st_size - LAST_ROWS))
-        lines = file.read().split(b"\n")[:-1]
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    row = last_row(metrics)
+    return int(row["step"]) if row else 0
 
 
 def growth(samples: Sequence[Sample]) -> float | None:
@@ -248,16 +243,15 @@ def _tail(row: Row) -> str:
 def measured(command: Sequence[str]) -> Cost:
     """Run a command on one thread. Raises InputError with its last line if it fails."""
     began = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
+    with tempfile.NamedTemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            output.seek(0)
-            last = output.read().decode(errors="replace").splitlines()[-1:]
-            raise InputError(f"{' '.join(command)} ended with status {process.returncode}: {''.join(last)}")
+            last = "".join(last_lines(Path(output.name), 1))
+            raise InputError(f"{' '.join(command)} {ending(process.returncode)}: {last}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 

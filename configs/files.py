@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+LAST_BYTES = 1 << 20
+"""The end of a file in which its last line is looked for: far longer than a row."""
 
 
 def strict(value: Any) -> Any:
@@ -17,6 +21,16 @@ def strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a .jsonl file that may still be written to, as an object; None if there is none yet."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
+        lines = file.read().split(b"\n")[:-1]
+    return dict(json.loads(lines[-1])) if lines else None
 
 
 def flush_to_disk(path: Path) -> None:

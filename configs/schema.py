@@ -273,7 +273,10 @@ class TelemetryConfig(Section):
 
 
 class DetectionConfig(Section):
-    """What is watched for spikes while the run goes on. Any detector can be run afterwards: python -m analysis.spikes."""
+    """What is watched for spikes while the run goes on. Any detector can be run afterwards: python -m analysis.spikes.
+
+    Spikes of norms and of sizes of updates are looked for after ``optimizer.warmup_steps`` only; those of losses, and values
+    that are not finite, from the start."""
 
     detector: Text = "median_mad"
     """A detector of stability/detectors.py."""

@@ -27,9 +27,15 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """While inside, one of :data:`SIGNALS` sets the flag that is yielded; a second one of its kind acts as usual."""
+    """While inside, one of :data:`SIGNALS` sets the flag that is yielded; a second one of its kind acts as usual.
+
+    A SIGINT that was ignored stays so: a shell starts what runs in the background of a script like that, so that the Ctrl-C
+    which ends the script, or another job, does not end it. Who sends one of the others means this run.
+    """
     flag = StopFlag()
     usual = {number: signal.getsignal(number) for number in SIGNALS}
+    if usual[signal.SIGINT] is signal.SIG_IGN:
+        del usual[signal.SIGINT]
 
     def ask(number: int, frame: FrameType | None) -> None:
         flag.signal = signal.Signals(number).name

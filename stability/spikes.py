@@ -50,7 +50,7 @@ from .stalls import StallRule
 
 __all__ = [
     "DEFAULT", "DETECTORS", "Baseline", "Event", "MedianMad", "NonFinite", "Spike", "Stall", "detect", "detect_rows",
-    "detect_series", "detector_from_state", "make_detector",
+    "detect_series", "detector_from_state", "judged_from", "make_detector",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
@@ -109,6 +109,16 @@ def judged(signal: str, value: float) -> float:
 def resolution(signal: str, level: float, share: float) -> float:
     """``share`` of a level, in the unit in which its signal is judged."""
     return share * (1.0 if logarithmic(signal) else abs(level))
+
+
+def judged_from(detector: Detector, warmup_steps: int) -> int:
+    """The first step of a run that ``detector`` sees: for spikes of norms and sizes of updates, the first after the warm-up.
+
+    They follow the learning rate up there, and are even until the first layers begin to learn and noisy ever after: what they
+    did before is no measure of what they do then. A value that is not finite is one at any step.
+    """
+    muted = logarithmic(detector.signal) and not isinstance(detector, NonFiniteRule)
+    return warmup_steps + 1 if muted else 0
 
 
 def falls(signal: str) -> bool:

@@ -17,7 +17,7 @@ from .detectors import Event, Spike
 from .precursors import LOOK_BACK, precursors
 from .recorder import Recorder, Row, read_rows, rows_up_to
 from .rewind import Alarm
-from .spikes import detector_from_state, make_detector
+from .spikes import detector_from_state, judged_from, make_detector
 
 TENSORS_TOLD = 20
 """Names of tensors in an event, at most: after one bad token all gradients are bad."""
@@ -31,8 +31,9 @@ class Watch:
         recorder: Recorder,
         say: Callable[[str], None],
         detection: DetectionConfig,
+        warmup_steps: int = 0,
     ) -> None:
-        self.recorder, self.say, self.detection = recorder, say, detection
+        self.recorder, self.say, self.detection, self.warmup_steps = recorder, say, detection, warmup_steps
         self.restore(None, step=0)
 
     def restore(self, state: list[dict[str, Any]] | None, step: int) -> None:
@@ -67,6 +68,8 @@ class Watch:
         for row in rows:
             self.recent.append(row)
             for detector in self.detectors:
+                if row["step"] < judged_from(detector, self.warmup_steps):
+                    continue
                 for found in detector.update(row):
                     self._report(found, written_at=rows[-1]["step"], drew=drew)
         self.alarms += [_alarm(d.open) for d in self.detectors if d.open is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,13 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 settings.register_profile("project", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("project")
+
+for number in (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+):  # who started this process may ignore them, and then its children would, too
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,10 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
+from tqdm import tqdm
+
+from configs.errors import InputError
+from configs.processes import ending, last_lines
+from run_suite import Processes, load_suite, main
 
 from .conftest import ROOT, python, rows_of
 
@@ -19,24 +27,32 @@ runs:
 analyses:
   - curves {{linear}} {{metric}} --out {{out}}/curves.png
   - summary {{runs}} --out {{out}}/summary
+next: ["{{out}}/curves.png"]
 """
+
+
+def table_of(output):
+    """How each run ended, by the table at the end of a suite's output."""
+    rows = output[output.rindex("\nrun  ") :].strip().split("\n\n")[0].splitlines()[1:]
+    return dict(re.split("  +", row)[:2] for row in rows)
 
 
 def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path):
     """Started away from the project, stopped in the third run, started again: a run that diverges is a result, not an end."""
     (tmp_path / "suite.yaml").write_text(SUITE.format(workspace=workspace))
     command = [sys.executable, str(ROOT / "run_suite.py"), "suite.yaml"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
     metrics = tmp_path / "out" / "metric" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         if metrics.exists() and metrics.read_text().count("\n") > 5:
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the run has it from there, too
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75
+    assert table_of(output) == {"linear": "finished", "wild": "diverged", "metric": "stopped"}
+    assert "not made" in output
     linear = (tmp_path / "out" / "linear" / "metrics.jsonl").stat().st_mtime_ns
     assert json.loads((tmp_path / "out" / "metric" / "status.json").read_text())["status"] == "preempted"
 
@@ -46,8 +62,8 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path):
     assert [row["step"] for row in rows_of(tmp_path / "out" / "metric")] == list(range(1, 121))
     for path in ("out/curves.png", "out/summary/summary.md"):
         assert (tmp_path / path).stat().st_size > 100
-        assert path in result.stdout
-    assert "diverged" in result.stdout
+    assert table_of(result.stdout) == {"linear": "finished", "wild": "diverged", "metric": "finished"}
+    assert result.stdout.endswith("What to look at next:\n  out/curves.png\n")
 
 
 def test_runs_side_by_side(workspace, tmp_path):
@@ -68,6 +84,7 @@ def test_runs_side_by_side(workspace, tmp_path):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75, output
+    assert table_of(output) == {"one": "stopped", "two": "stopped", "three": "not started"}
     for name in ("one", "two"):
         status = json.loads((tmp_path / "out" / name / "status.json").read_text())
         assert status["status"] == "preempted"
@@ -80,14 +97,137 @@ def test_runs_side_by_side(workspace, tmp_path):
         assert f"{name}: finished: validation NLL" in result.stdout
 
 
-def test_a_bad_run_among_others_ends_the_suite_with_its_status(workspace, tmp_path):
-    runs = "  good: []\n  bad: [optimizer.lr=-1]\n  late: []"
+FATAL = """
+import os, signal
+from dataclasses import dataclass
+from model import Objective, register_objective
+
+calls = 0
+
+@register_objective("fatal")
+class Fatal(Objective):
+    @dataclass(frozen=True)
+    class Options:
+        killed: bool = False
+
+    def loss(self, t):
+        global calls
+        calls += 1
+        if calls > 20:
+            if self.options.killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("no more")
+        return t.negatives - t.true
+"""
+
+
+def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_path):
+    """Real deaths: one run is killed as by a system without memory, one ends with a traceback."""
+    (tmp_path / "fatal.py").write_text(FATAL)
+    fatal = f"'plugins=[{tmp_path}/fatal.py]', objective.kind=fatal"
+    (tmp_path / "suite.yaml").write_text(
+        f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n"
+        f"  killed: [{fatal}, objective.killed=true]\n  broken: [{fatal}]\n  good: [train.steps=6]\n"
+        "analyses:\n"
+        "  - summary {runs} --out {out}/all\n"
+        "  - curves {good}\n"
+        "  - summary {good} --out {out}/one\n"
+        "next: [never told]\n"
+    )
+    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    assert result.returncode == 128 + signal.SIGKILL
+    assert table_of(result.stdout) == {
+        "killed": "killed by SIGKILL: probably out of memory",
+        "broken": "failed with status 1",
+        "good": "finished",
+    }
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"killed", "broken", "good", "logs", "one"}
+    end = result.stdout[result.stdout.rindex("\nrun  ") :]
+    assert "analysis.summary: not made, without killed, broken\n" in end
+    assert "killed: killed by SIGKILL: probably out of memory; the end of out/logs/killed.log:\n  | " in end
+    assert re.search(r"\n  \| killed: +\d+%\|.*\nbroken: ", end)  # the half-drawn progress bar comes last
+    assert "broken: failed with status 1; the end of out/logs/broken.log:\n" in end
+    assert "\n  | RuntimeError: no more\n" in end
+    assert "analysis_1_curves: failed with status 2; " in end
+    assert "the following arguments are required: --out\n" in end
+    assert "\r" not in end
+    assert "never told" not in end
+
+
+def test_mistakes_are_told_before_any_run_starts(workspace, tmp_path):
+    """Each once, with the runs that it is in."""
+    runs = "  good: []\n  bad: [optimizer.lr=-1]\n  late: [optimizer.lr=-1, name=early]"
     (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n{runs}\n")
     result = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=tmp_path)
     assert result.returncode == 2
-    assert "bad: " in result.stdout
-    assert "optimizer.lr" in result.stdout.split("bad: ")[-1]
-    assert not (tmp_path / "out" / "late").exists()
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: bad, late: optimizer.lr: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("analyses: ['summary {run} --out {out}']", "analyses: {run}: unknown placeholder"),
+        ("analyses: ['sumary {runs}']", "analyses: sumary {runs}: there is no analysis.sumary"),
+        ("""analyses: ['summary "{runs}']""", "cannot be read: No closing quotation"),
+        ("analyses: ['']", "analyses: '' cannot be read"),
+        ("next: ['{runs}']", "next: {runs}: unknown placeholder; there are {out}"),
+    ],
+)
+def test_mistakes_in_what_follows_the_runs_are_told_before_them(lines, told, tmp_path, monkeypatch):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(f"recipe: none.yaml\nout: out\nruns: {{one: []}}\n{lines}\n")
+    monkeypatch.setattr(sys, "argv", ["run_suite.py", str(suite)])
+    with pytest.raises(InputError, match=re.escape(told)):
+        main()
+
+
+def test_how_a_process_ended_is_told_in_words():
+    """Of real processes: a status, a signal, and one that has no name."""
+    for code, told in (
+        ("raise SystemExit(74)", "failed with status 74"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL: probably out of memory"),
+        ("import os; os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 40)", "killed by signal 40"),
+    ):
+        assert ending(subprocess.run([sys.executable, "-S", "-c", code], check=False).returncode) == told
+
+
+def test_the_last_lines_of_a_log_are_as_a_terminal_showed_them(tmp_path):
+    log = tmp_path / "run.log"
+    with log.open("w") as file:
+        file.write("an earlier start\n")
+        file.flush()
+        start = log.stat().st_size
+        with tqdm(total=40, desc="run", file=file, mininterval=0) as bar:
+            bar.update(10)
+            tqdm.write("a spike\n\x1b[31mred\x1b[0m", file=file)
+            bar.update(20)
+        bar = tqdm(total=40, desc="more", file=file, mininterval=0)
+        bar.update(30)
+        file.flush()
+        said = last_lines(log, 9, start)
+        bar.close()
+    assert said[:2] == ["a spike", "red"]
+    assert [line.partition("|")[0] for line in said[2:]] == ["run:  75%", "more:  75%"]
+    assert last_lines(log, 1, start)[0].startswith("more:  75%|")
+    assert last_lines(log, 1, log.stat().st_size) == []
+
+
+@pytest.mark.parametrize(("before", "heard"), [(signal.default_int_handler, True), (signal.SIG_IGN, False)])
+def test_a_suite_in_the_background_of_a_script_does_not_hear_ctrl_c(before, heard, tmp_path):
+    """A shell starts it with SIGINT ignored, and it stays ignored."""
+    usual = signal.signal(signal.SIGINT, before)
+    try:
+        processes = Processes(tmp_path)
+        with processes.interruptible():
+            signal.raise_signal(signal.SIGINT)
+        assert processes.interrupted == heard
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def test_a_mistake_in_a_suite_is_one_line(tmp_path):
@@ -100,19 +240,32 @@ def test_a_mistake_in_a_suite_is_one_line(tmp_path):
 
 
 def test_a_suite_repeats_its_runs_over_seeds(workspace, tmp_path):
-    """One seed after the other, each run in a folder of its own; a name in an analysis stands for all its seeds."""
+    """Each run in a folder of its own; a name in an analysis stands for all its seeds."""
     (tmp_path / "suite.yaml").write_text(
-        f"recipe: {workspace}/tiny.yaml\nout: out\nseeds: [3, 5]\n"
-        "runs:\n  first: [train.steps=6]\n  second: [train.steps=6]\n"
-        "analyses:\n  - summary {second} --out {out}/summary\n"
+        f"recipe: {workspace}/tiny.yaml\nout: out\nseeds: [3, 5]\nruns:\n  first: [train.steps=6]\n"
+        "analyses:\n  - summary {first} --out {out}/summary\n"
     )
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    names = ["first_seed3", "second_seed3", "first_seed5", "second_seed5"]
-    started = [line.partition(" name=")[2].partition(" ")[0] for line in result.stdout.splitlines() if " name=" in line]
-    assert started == names
-    for name in names:
-        assert f"\nseed: {name[-1]}\n" in (tmp_path / "out" / name / "config.yaml").read_text()
-    assert rows_of(tmp_path / "out" / "first_seed3") != rows_of(tmp_path / "out" / "first_seed5")
+    assert table_of(result.stdout) == {"first_seed3": "finished", "first_seed5": "finished"}
+    for seed in (3, 5):
+        assert f"\nseed: {seed}\n" in (tmp_path / "out" / f"first_seed{seed}" / "config.yaml").read_text()
+    rows = [rows_of(tmp_path / "out" / f"first_seed{seed}") for seed in (3, 5)]
+    assert rows[0] != rows[1]
     summary = json.loads((tmp_path / "out" / "summary" / "summary.json").read_text())
-    assert [run["arm"] for run in summary["runs"]] == ["second_seed3", "second_seed5"]
+    assert [run["arm"] for run in summary["runs"]] == ["first_seed3", "first_seed5"]
+    # What stands beside the first run in the table: the last evaluation, and its difference.
+    first, second = (run[-1]["validation/nll"] for run in rows)
+    assert re.search(
+        rf"first_seed5 +finished +6 +{second:.4f} +{re.escape(format(second - first, '+.4f'))}\n", result.stdout
+    )
+
+
+def test_all_runs_of_a_seed_come_before_those_of_the_next(tmp_path):
+    (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\nseeds: [3, 5]\nruns: {a: [], b: [train.steps=6]}\n")
+    assert [*load_suite(tmp_path / "suite.yaml").overrides.items()] == [
+        ("a_seed3", ["seed=3"]),
+        ("b_seed3", ["train.steps=6", "seed=3"]),
+        ("a_seed5", ["seed=5"]),
+        ("b_seed5", ["train.steps=6", "seed=5"]),
+    ]

@@ -147,6 +147,7 @@ def build_run(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
         detection=config.detection,
+        warmup_steps=config.optimizer.warmup_steps,
     )
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)

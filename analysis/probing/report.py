@@ -40,8 +40,37 @@ _LEADING = (
 _BESIDE = ("p_word", "nll_word", "entropy")
 
 
+def brief(found: Comparison, out: Path) -> str:
+    """What leads, in a few lines: the first metric that the study has, and whether any arm differs from the baseline in it."""
+    baseline, metric = found.arms[0].label, _present(found)[0]
+    rows = []
+    for arm in found.arms:
+        cells = [arm.label, format(found.means[arm.label]["raw"][metric.key], metric.form), "", ""]
+        if arm.label in found.differences:
+            effect = found.differences[arm.label]["all"]["raw"][metric.key]
+            cells[2:] = [_cell(effect, metric), _verdict(effect, metric)]
+        rows.append(cells)
+    n = counts(found.study)
+    return "\n".join(
+        [
+            f"{metric.heading}: {metric.meaning} ({n['items']} items, {n['contexts']:,} places in held-out text)",
+            terminal_table(["arm", metric.heading, f"minus {baseline} [{CONFIDENCE:.0%}]", ""], rows),
+            f"written to {out}: tables.txt (all that was measured), summary.json, pairs.csv, contexts.parquet, synonyms.png",
+        ]
+    )
+
+
+def _verdict(effect: Effect, metric: Metric) -> str:
+    """Whether the interval of a difference leaves its sign open, and then how large it would have had to be."""
+    if effect.low is None or effect.high is None:
+        return "no interval"
+    if effect.low > 0 or effect.high < 0:
+        return "higher" if effect.low > 0 else "lower"
+    return f"no difference shown (of {_smallest(effect, metric)} could be)"
+
+
 def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
-    """The tables for a terminal."""
+    """All tables, for a terminal."""
     study, arms = found.study, found.arms
     parts = [
         *described(study),

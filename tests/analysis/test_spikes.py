@@ -13,7 +13,10 @@ import pytest
 from analysis import spikes
 from analysis.rows import read_table
 from configs.errors import InputError
+from configs.schema import DetectionConfig
+from stability.recorder import Recorder
 from stability.spikes import DETECTORS, detect
+from stability.watch import Watch
 from tests.analysis.written import training_rows, write_run
 from tests.conftest import ROOT, python
 
@@ -90,6 +93,44 @@ def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> No
     assert [{key: event[key] for key in one} for event, one in zip(found, expected, strict=True)] == expected
     (nan,) = [event for event in events(tmp_path) if event["kind"] == "non_finite"]
     assert (nan["start_step"], nan["end_step"], nan["height"]) == (301, 301, None)
+
+
+def test_norms_are_judged_from_the_end_of_the_warm_up_on_in_the_run_and_after_it(tmp_path: Path) -> None:
+    """A gradient norm that is even and then noisy, as in the demo; beside it a spike of the loss, and later one of the norm."""
+    random = np.random.default_rng(0)
+    rows = training_rows(200)
+    for step, row in enumerate(rows, start=1):
+        noise = 0.03 if step < 35 else 0.3
+        row["grad_norm/total"] = math.exp(noise * random.standard_normal()) * (5 if step in (35, 40, 150, 151) else 1)
+        row["loss/nll"] += 1.0 if step in (45, 46) else 0.0
+    run = write_run(tmp_path / "run", rows, config={"optimizer": {"warmup_steps": 50}})
+    watch = Watch(Recorder(run, writes=True), lambda _: None, DetectionConfig(), warmup_steps=50)
+    for start in range(0, 200, 20):
+        watch.look(rows[start : start + 20], drew=lambda step: step)
+    watch.finish(200, drew=lambda step: step)
+    online = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    spikes.main([str(run), "--out", str(tmp_path / "out")])
+    where = [(event["signal"], event["start_step"], event["end_step"]) for event in online]
+    assert where == [("loss/nll", 45, 46), ("grad_norm/total", 150, 151)]
+    numbers = ("signal", "start_step", "peak_step", "end_step", "height", "sigmas", "recovered")
+    told = [[event[key] for key in numbers] for event in events(tmp_path / "out")]
+    assert told == [[event[key] for key in numbers] for event in online]
+    spikes.main([str(run / "metrics.jsonl"), "--out", str(tmp_path / "bare")])  # of which no warm-up is known
+    assert ("grad_norm/total", 35) in [(event["signal"], event["start_step"]) for event in events(tmp_path / "bare")]
+
+
+def test_a_norm_that_is_not_finite_is_told_in_the_warm_up_too(tmp_path: Path) -> None:
+    rows = training_rows(60)
+    rows[9]["grad_norm/total"] = "Infinity"
+    run = write_run(tmp_path / "run", rows, config={"optimizer": {"warmup_steps": 50}})
+    spikes.main([str(run), "--detector", "non_finite", "--out", str(tmp_path / "out")])
+    assert [(event["signal"], event["start_step"]) for event in events(tmp_path / "out")] == [("grad_norm/total", 10)]
+
+
+def test_a_warm_up_that_is_no_number_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training_rows(20), config={"optimizer": {"warmup_steps": "long"}})
+    with pytest.raises(InputError, match=r"config\.yaml: optimizer\.warmup_steps: 'long' is no number of steps"):
+        spikes.main([str(run), "--out", str(tmp_path / "out")])
 
 
 def test_the_spike_score_is_printed(eventful: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

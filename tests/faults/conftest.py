@@ -58,9 +58,9 @@ class Starter:
         """Run in ``directory``. What may be planned:
 
         ``at``: the number of the file operation at which ``signals`` or ``delete`` act; ``step``: the step before which
-        ``signals`` act; ``kill_after``: seconds after which the process is killed from outside, with ``kill_at_file`` only once
-        there is a file of that pattern in its directory; ``limit``: seconds after which the run counts as hanging and the test
-        fails, with what it wrote and where its threads stood.
+        ``signals`` act; ``ignored``: signals that are ignored when it starts; ``kill_after``: seconds after which the process
+        is killed from outside, with ``kill_at_file`` only once there is a file of that pattern in its directory; ``limit``:
+        seconds after which the run counts as hanging and the test fails, with what it wrote and where its threads stood.
         """
         place = [f"output_dir={directory.parent}", f"name={directory.name}"]
         request = {

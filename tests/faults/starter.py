@@ -83,6 +83,8 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
             faulthandler.register(WHERE_ARE_YOU, file=output.fileno(), all_threads=True)
             status = 1
             try:
+                for name in plan.get("ignored", ()):
+                    signal.signal(signal.Signals[name], signal.SIG_IGN)
                 if "largest_file" in plan:
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (plan["largest_file"],) * 2)
@@ -175,6 +177,8 @@ def serve() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     import training.run  # noqa: F401 - the imports that take long
 
+    # Under `make test &` in a script it is ignored, and would be in the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), flush=True)
 

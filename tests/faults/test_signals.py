@@ -57,6 +57,17 @@ def test_a_second_signal_ends_the_run_at_once_and_harms_nothing(name, start, unb
     assert_as_unbroken(again.directory, unbroken.directory)
 
 
+def test_a_run_in_the_background_of_a_script_is_not_ended_by_ctrl_c_but_by_other_signals(start, unbroken, tmp_path):
+    """A shell starts it with SIGINT ignored. What else was ignored at its start is heard all the same."""
+    middle, every = middle_of(unbroken), [*ENDS]
+    ended = start(tmp_path / "run", at=middle, signals=["SIGINT", "SIGINT"], ignored=every)
+    assert ended.status == 0, ended.output
+    assert_as_unbroken(ended.directory, unbroken.directory)
+    ended = start(tmp_path / "stopped", at=middle, signals=["SIGINT", "SIGTERM"], ignored=every)
+    assert ended.status == EXIT_PREEMPTED, ended.output
+    assert "SIGTERM" in json.loads((ended.directory / "status.json").read_text())["reason"]
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(10))
 def test_signals_at_any_moment_lose_nothing(seed, start, unbroken, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from analysis.probing.arms import Arm
 from analysis.probing.ask import Asked, Settings
 from analysis.probing.compare import SCOPES, Comparison, compare
 from analysis.probing.measures import KEYS
-from analysis.probing.report import item_table, printed, summary, write_contexts
+from analysis.probing.report import brief, item_table, printed, summary, write_contexts
 from analysis.probing.study import Role
 from analysis.probing.views import VIEWS
 from tests.analysis.probing.made import arm, measures_of, study_of, unit
@@ -125,6 +126,27 @@ def test_every_arm_is_printed(result: tuple[Comparison, dict[str, Asked]]) -> No
     text = printed(*result, Path("somewhere"))
     for heading in ("other minus base", "guest minus base", "15 contexts", "somewhere"):
         assert heading in text
+
+
+def test_in_brief_every_arm_has_a_row_and_a_verdict(result: tuple[Comparison, dict[str, Asked]]) -> None:
+    """The verdict is whether the interval leaves out zero."""
+    found, _ = result
+    of_three = brief(found, Path("somewhere")).splitlines()
+    assert of_three[0].startswith("rank AUC: share of the controls that are less probable than the synonym; ")
+    assert of_three[0].endswith("(3 items, 15 places in held-out text)")
+    assert [line.split()[0] for line in of_three[2:5]] == ["base", "other", "guest"]
+    assert [line.endswith("no interval") for line in of_three[2:5]] == [False, True, True]
+    effect = found.differences["other"]["all"]["raw"]["auc"]
+    for low, high, verdict in (
+        (-0.1, 0.2, "no difference shown (of 0.123 could be)"),
+        (0.1, 0.2, "higher"),
+        (-2, -1, "lower"),
+    ):
+        known = replace(effect, mean=(low + high) / 2, low=low, high=high, smallest=0.123)
+        views = {"all": {"raw": {**found.differences["other"]["all"]["raw"], "auc": known}}}
+        one = replace(found, differences={**found.differences, "other": views})
+        (line,) = [line for line in brief(one, Path("somewhere")).splitlines() if line.startswith("other")]
+        assert line.split(known.format("+.3f"))[1].strip() == verdict
 
 
 def test_three_lemmas_get_no_interval_and_the_reason_is_said(result: tuple[Comparison, dict[str, Asked]]) -> None:
