@@ -76,6 +76,30 @@ def test_a_foreign_file_needs_only_step_and_the_signal(foreign: Path, tmp_path: 
     assert (last["start_step"], last["recovered"]) == (299, False)  # the later of two rows of a step counts
 
 
+@pytest.mark.parametrize("evaluated", [50, 1], ids=["sometimes", "at every step"])
+def test_a_second_row_of_a_step_takes_nothing_from_the_first(tmp_path: Path, evaluated: int) -> None:
+    values = 3 + 0.02 * np.random.default_rng(0).standard_normal(300)
+    values[150] += 3
+    rows = [
+        row
+        for step, loss in enumerate(values)
+        for row in ({"step": step, "loss": loss}, {"step": step, "eval_loss": loss + 0.1})
+        if "loss" in row or step % evaluated == 0
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spikes.main([str(path), "--signal", "loss", "--out", str(tmp_path / "out")])
+    (event,) = events(tmp_path / "out")
+    assert (event["start_step"], event["end_step"]) == (150, 150)
+    assert event["height"] == pytest.approx(3, abs=0.1)
+
+
+def test_a_file_of_numbers_in_quotes_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": "2.5"}\n')
+    with pytest.raises(InputError, match="log has no numbers beside its steps"):
+        spikes.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")])
+
+
 def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> None:
     spikes.main([str(eventful), "--detector", "all", "--signal", "loss/nll", "--out", str(tmp_path)])
     table = read_table(eventful / "metrics.jsonl")
