@@ -21,7 +21,7 @@ from stability.metrics import describe
 from stability.spikes import DETECTORS
 
 from .errors import InputError
-from .load import nearest
+from .load import nearest, wrong_value
 from .schema import BodyConfig, Choice, DetectionConfig, RunConfig
 
 # What building or instantiating a transformers configuration raises for values that do not fit together.
@@ -111,7 +111,7 @@ def _option_problems(section: str, choice: Choice, names: list[str], error: pyda
         elif e["type"] == "value_error":
             text = str(e["ctx"]["error"])
         else:
-            text = f"{e['msg'][:1].lower()}{e['msg'][1:]}, but is {json.dumps(e['input'])[:80]}"
+            text = wrong_value(key, e)
         messages.setdefault(key, []).append(text)
     return [f"{key}: {'; or '.join(texts)}" for key, texts in messages.items()]
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -261,7 +262,42 @@ def _problem(error: Any) -> str:
         return f"{key}: is required and has no default; set it in the recipe or as {key}=..."
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    message = error["msg"][:1].lower() + error["msg"][1:]
     if error["type"].startswith("union_tag"):
-        return f"{key}.kind: {message}"
-    return f"{key}: {message}, but is {json.dumps(error['input'])[:80]}"
+        return f"{key}.kind: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    return f"{key}: {wrong_value(key, error)}"
+
+
+def wrong_value(key: str, error: Any) -> str:
+    """What a pydantic error says of a value, the value, and the mend where quotes have made the difference."""
+    value = error["input"]
+    shown = json.dumps(value)[:80]
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but is {shown}{_mend(key, error['type'], value, shown)}"
+
+
+def _mend(key: str, wrong: str, value: Any, shown: str) -> str:
+    """How to write what was meant, if YAML has read a text as something else, or a number or truth value as text."""
+    if wrong == "string_type" and value is None:
+        return "; an empty value is null, too: give a text"
+    if wrong == "string_type" and isinstance(value, int | float):
+        kind = "true, yes, on, false, no and off as truth values" if isinstance(value, bool) else "this as a number"
+        text = '"..."' if isinstance(value, bool) else f'"{shown}"'  # on and yes are true by now
+        place, _, item = key.rpartition(".")
+        line, recipe = (
+            (f"{place}='[{text}]'", f"- {text}") if item.isdigit() else (f"{key}='{text}'", f"{item}: {text}")
+        )
+        return f"; YAML reads {kind}, and in quotes as text: {line} on the command line, {recipe} in a recipe"
+    if wrong in ("int_type", "float_type", "bool_type") and isinstance(value, str) and _is_number(value, wrong):
+        return "; leave the quotes out"
+    if wrong == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    return ""
+
+
+def _is_number(text: str, wrong: str) -> bool:
+    """Whether ``text`` is, but for its quotes, what pydantic has missed."""
+    if wrong == "bool_type":
+        return text.lower() in ("true", "false")
+    try:
+        return math.isfinite(float(text)) and (wrong == "float_type" or float(text).is_integer())
+    except ValueError:
+        return False
