@@ -158,7 +158,8 @@ def _read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tupl
             OmegaConf.from_dotlist([override])
             good.append(override)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-            unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}"))
+            quoted = f"if it is text, put it in quotes: '{key}=\"...\"', or '{key}=[\"...\"]' in a list"
+            unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}; {quoted}"))
     try:
         container = OmegaConf.to_container(OmegaConf.from_dotlist(good), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -274,18 +275,26 @@ def wrong_value(key: str, error: Any) -> str:
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but is {shown}{_mend(key, error['type'], value, shown)}"
 
 
+_READ = {
+    int: "this as a number",
+    float: "this as a number",
+    bool: "true, yes, on, false, no and off as truth values",
+    list: "[ ] as a list",
+    dict: "{ } and a colon as a mapping",
+}
+"""What YAML makes of a value that was meant as text, by its type."""
+
+
 def _mend(key: str, wrong: str, value: Any, shown: str) -> str:
     """How to write what was meant, if YAML has read a text as something else, or a number or truth value as text."""
     if wrong == "string_type" and value is None:
         return "; an empty value is null, too: give a text"
-    if wrong == "string_type" and isinstance(value, int | float):
-        kind = "true, yes, on, false, no and off as truth values" if isinstance(value, bool) else "this as a number"
-        text = '"..."' if isinstance(value, bool) else f'"{shown}"'  # on and yes are true by now
+    if wrong == "string_type":
+        # What was written is known of a number only: false may have been off.
+        text = f'"{shown}"' if type(value) in (int, float) else '"..."'
         place, _, item = key.rpartition(".")
-        line, recipe = (
-            (f"{place}='[{text}]'", f"- {text}") if item.isdigit() else (f"{key}='{text}'", f"{item}: {text}")
-        )
-        return f"; YAML reads {kind}, and in quotes as text: {line} on the command line, {recipe} in a recipe"
+        line, recipe = (f"{place}=[{text}]", f"- {text}") if item.isdigit() else (f"{key}={text}", f"{item}: {text}")
+        return f"; YAML reads {_READ[type(value)]}; in quotes it is text: '{line}' on the command line, {recipe} in a recipe"
     if wrong in ("int_type", "float_type", "bool_type") and isinstance(value, str) and _is_number(value, wrong):
         return "; leave the quotes out"
     if wrong == "int_type" and isinstance(value, float) and value.is_integer():

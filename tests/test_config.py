@@ -84,9 +84,15 @@ MISTAKES = [
     (['train.compile="true"'], "leave the quotes out"),
     (['head.scale="0.5"'], "leave the quotes out"),
     (["train.steps=1e3"], "but is 1000.0; write 1000"),
-    (["data.tokenizer=123"], 'data.tokenizer=\'"123"\' on the command line, tokenizer: "123" in a recipe'),
+    (["data.tokenizer=123"], '\'data.tokenizer="123"\' on the command line, tokenizer: "123" in a recipe'),
     (["detection.detector=off"], "YAML reads true, yes, on, false, no and off as truth values"),
-    (["trackers=[1]"], 'trackers=\'["1"]\' on the command line, - "1" in a recipe'),
+    (["trackers=[1]"], '\'trackers=["1"]\' on the command line, - "1" in a recipe'),
+    (["output_dir=[v1]"], "'output_dir=\"...\"' on the command line"),
+    (["output_dir=a: b"], "YAML reads { } and a colon as a mapping; in quotes it is text"),
+    (
+        ["data.paths=[*.txt]"],
+        "if it is text, put it in quotes: 'data.paths=\"...\"', or 'data.paths=[\"...\"]' in a list",
+    ),
     (["name="], "name: input should be a valid string, but is null; an empty value is null, too"),
     (["train.steps=0"], "train.steps: input should be greater than or equal to 1, but is 0"),
     (["optimizer.lr=.nan"], "optimizer.lr: input should be a finite number, but is NaN"),
@@ -123,7 +129,7 @@ def test_a_mistake_is_one_line_that_names_the_key(overrides, expected):
 
 def test_a_name_of_digits_can_be_given_as_the_mistake_says(tmp_path):
     (told,) = problems("name=123")
-    advice = re.search(r"as text: (.*) on the command line, (.*) in a recipe", told)
+    advice = re.search(r"is text: (.*) on the command line, (.*) in a recipe", told)
     assert advice, told
     after_the_shell = subprocess.run(["sh", "-c", f"printf %s {advice[1]}"], capture_output=True, text=True, check=True)
     assert load_config(MICRO, [after_the_shell.stdout]).name == "123"
