@@ -45,10 +45,11 @@ class Run:
         """The values the run has written for ``key``, NaN and infinities among them; empty if it has written none."""
         if key not in self.metrics:
             return pd.Series(dtype="float64", index=pd.Index([], dtype="int64", name="step"))
-        column, written = self.metrics[key], self.metrics[key].notna()
+        values, steps = self.metrics[key].to_numpy(), self.metrics.index
+        written = ~np.isnan(values)
         if key in self.non_finite:
-            written |= column.index.isin(self.non_finite[key])
-        return column[written]
+            written[np.searchsorted(steps, self.non_finite[key])] = True
+        return pd.Series(values[written], steps[written], name=key)
 
     def value(self, key: str, step: int) -> float | None:
         """What the run wrote for ``key`` at ``step``, NaN and infinities included; None if it wrote nothing."""
