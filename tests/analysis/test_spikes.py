@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import spikes
+from analysis import spikes, style
 from analysis.rows import read_table
+from analysis.spikes_figure import MOST_PANELS, draw_spikes
 from configs.errors import InputError
+from stability.detectors import Event, Spike
 from stability.spikes import DETECTORS, detect
 from tests.analysis.written import training_rows, write_run
 from tests.conftest import ROOT, python
@@ -158,3 +160,27 @@ def test_a_file_without_the_usual_signals_says_what_it_has(foreign: Path, tmp_pa
 def test_torch_is_not_needed() -> None:
     code = "import sys, analysis.spikes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_of_more_curves_than_a_picture_holds_the_most_eventful_are_drawn() -> None:
+    steps, values = np.arange(5.0), np.ones(5)
+    panels = {(f"run {i}", "loss"): (steps, values) for i in range(100)}
+    found: list[tuple[str, Event]] = [("run 77", Spike("median_mad", "loss", 2, 2, 2, 1.0, 9.0, recovered=True))]
+    with style.look():
+        figure = draw_spikes(panels, found, ["median_mad"])
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [*(f"run {i}: loss" for i in range(MOST_PANELS - 1)), "run 77: loss"]
+    assert figure.legends[0].get_title().get_text() == "30 of 100 curves: those with the most events"
+    with style.look():
+        figure = draw_spikes(panels, [], ["median_mad"])
+    assert figure.legends[0].get_title().get_text() == "30 of 100 curves: those with the most events"
+
+
+def test_no_two_detectors_have_the_same_colour() -> None:
+    found: list[tuple[str, Event]] = [
+        ("run", Spike(name, "loss", 2, 2, 2, 1.0, 9.0, recovered=True)) for name in DETECTORS
+    ]
+    with style.look():
+        figure = draw_spikes({("run", "loss"): (np.arange(5.0), np.ones(5))}, found, list(DETECTORS))
+    named = [line for line in figure.legends[0].get_lines() if line.get_label() in DETECTORS]
+    assert len({line.get_color() for line in named}) == len(DETECTORS)
