@@ -3,6 +3,8 @@
     python -m analysis.curves RUN... --out FILE.png|.svg [--smooth N] [--x tokens|steps]
 
 Panels that no run has data for are left out. All arms share each panel's axes. Smoothing is for the eye only.
+More than nine runs are drawn as families: runs that differ in the seed alone have one colour, and their median is drawn strong; a
+number in which the families differ, say the learning rate, is a colour scale.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from configs.errors import ArgumentParser, InputError, exit_status
 
 from . import style
+from .crowd import Crowd, draw_family, wrapped
 from .runs import Run, load_runs
 from .style import ArmStyle, Floats
 from .thinning import envelope
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING, VALIDATION, GRADIENT = "loss/nll", "validation/nll", "grad_norm/total"
+MOST_ALONE = 9
+"""Runs that are drawn each for itself."""
 _COLUMNS = 3
 _OPENING = 0.1
 """The first part of training, in which the loss falls steeply; it does not decide the loss axis."""
@@ -34,12 +39,13 @@ _OPENING = 0.1
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity over training; ``faint`` is a second one, drawn thin; ``log``: a log axis if the values spread."""
+    """One quantity over training; ``log``: a log axis if the values spread."""
 
     title: str
     unit: str
     key: str
-    faint: str | None = None
+    faint: tuple[str, str] | None = None
+    """A second one, drawn thin, and its name; among many runs it is left out."""
     log: bool = False
     share: bool = False
     """Values between 0 and 1, of which a linear axis shows the whole range."""
@@ -49,11 +55,13 @@ PANELS = (
     Panel("Gradient norm, before clipping", "L2 norm", GRADIENT, log=True),
     Panel("Residual before the last norm", "L2 norm, mean over tokens", "hidden_norm/pre_final/mean"),
     Panel("Hidden state after the last norm", "L2 norm, mean over tokens", "hidden_norm/final/mean"),
-    Panel("Output embeddings (thin: max)", "L2 norm, mean over rows", "embedding_norm/mean", "embedding_norm/max"),
+    Panel("Output embeddings", "L2 norm, mean over rows", "embedding_norm/mean", ("embedding_norm/max", "max")),
     Panel("Scale of the logits", "standard deviation", "logit/std"),
     Panel("Entropy of P", "nats", "entropy/p"),
-    Panel("TFSD weight c (thin: p10)", "mean over tokens", "tfsd/weight_mean", "tfsd/weight_p10", log=True, share=True),
+    Panel("TFSD weight c", "mean over tokens", "tfsd/weight_mean", ("tfsd/weight_p10", "p10"), log=True, share=True),
 )
+_VALIDATION_PANEL = Panel("Validation NLL", "nats per token", VALIDATION)
+"""Of many runs, whose markers would hide the lines of training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = load_runs(options.runs)
     with style.look():
         style.save_figure(draw_curves(runs, span=options.smooth, axis=options.x), path)
-    print(f"{path}: {', '.join(runs)}")
+    print(f"{path}: {', '.join(runs) if len(runs) <= MOST_ALONE else f'{len(runs)} runs'}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,12 @@ class _Drawing:
 
     runs: dict[str, Run]
     styles: dict[str, ArmStyle]
+    """Of each run."""
+    crowd: Crowd | None
+    """How the runs are drawn if there are many."""
     span: int
+    limits: tuple[float, float]
+    """Of the axes for the loss."""
     axis: str
     """Unit of the horizontal axis: "tokens" or "steps"."""
 
@@ -91,6 +104,15 @@ class _Drawing:
             return steps.astype(np.float64)
         known = run.metrics.index.to_numpy(dtype=np.float64)
         return np.interp(steps.astype(np.float64), known, run.metrics["tokens"].to_numpy())
+
+    @property
+    def mark(self) -> float:
+        """Size of the triangles, points."""
+        return 4 if self.crowd else 7
+
+    def keys(self, panel: Panel) -> list[str]:
+        """What is drawn in a panel."""
+        return [panel.key, *([panel.faint[0]] if panel.faint and not self.crowd else [])]
 
     def values(self, run: Run, key: str) -> tuple[Floats, Floats]:
         """Horizontal positions and values of all that ``run`` has written for ``key``."""
@@ -108,8 +130,9 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
     if all(run.series(TRAINING).empty for run in runs.values()):
         raise InputError(f"none of the runs has {TRAINING} in its metrics; name runs that train_lm.py has written")
     span = span or max(5, max(len(run.metrics) for run in runs.values()) // 60)
-    drawing = _Drawing(runs, style.arm_styles(list(runs)), span, _choose_axis(runs, axis))
-    panels = [panel for panel in PANELS if any(not run.series(panel.key).empty for run in runs.values())]
+    drawing = _drawing(runs, span, _choose_axis(runs, axis))
+    panels = [*([_VALIDATION_PANEL] if drawing.crowd else []), *PANELS]
+    panels = [panel for panel in panels if any(not run.series(panel.key).empty for run in runs.values())]
     rows = math.ceil((len(panels) + 2) / _COLUMNS)  # the loss takes two cells
     figure = Figure(figsize=(10.5, 1.5 + 2.6 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, _COLUMNS, height_ratios=[1.35] + [1.0] * (rows - 1))
@@ -120,9 +143,20 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
         _draw_panel(axes, panel, drawing)
     for axes in figure.axes:
         _finish(axes, drawing.axis)
-    figure.legend(handles=_legend(drawing), loc="outside upper center", ncols=min(5, len(runs) + 2), fontsize=9)
-    figure.supxlabel(_footnote(span), fontsize=7.5, color="#444444", x=0.01, ha="left")
+    if drawing.crowd:
+        drawing.crowd.draw_bar(figure)
+    title = wrapped(drawing.crowd.title) if drawing.crowd else None
+    handles = _legend(drawing)
+    style.legend_outside(figure, handles, [str(handle.get_label()) for handle in handles], title=title)
+    figure.supxlabel(_footnote(drawing), fontsize=7.5, color="#444444", x=0.01, ha="left")
     return figure
+
+
+def _drawing(runs: dict[str, Run], span: int, axis: str) -> _Drawing:
+    if len(runs) <= MOST_ALONE:
+        return _Drawing(runs, style.arm_styles(list(runs)), None, span, nll_limits(runs), axis)
+    crowd = Crowd.of(runs, TRAINING)
+    return _Drawing(runs, {label: crowd.style_of(label) for label in runs}, crowd, span, nll_limits(runs), axis)
 
 
 def _choose_axis(runs: dict[str, Run], axis: str | None) -> str:
@@ -136,29 +170,45 @@ def _choose_axis(runs: dict[str, Run], axis: str | None) -> str:
 
 
 def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
-    axes.set_title("Training NLL (lines) and validation NLL (markers)")
+    axes.set_title("Training NLL" if drawing.crowd else "Training NLL (lines) and validation NLL (markers)")
     axes.set_ylabel("nats per token")
-    low, high = nll_limits(drawing.runs)
-    axes.set_ylim(low, high)
+    axes.set_ylim(drawing.limits)
+    high = drawing.limits[1]
     above: list[float] = []
+    _draw_lines(axes, TRAINING, drawing)
     for index, (label, run) in enumerate(drawing.runs.items()):
         arm = drawing.styles[label]
-        x, y = drawing.values(run, TRAINING)
-        style.draw_series(axes, x, y, arm, drawing.span)
         _mark_spikes(axes, run, TRAINING, arm, drawing)
-        above += _mark_excursions(axes, x, y, high, arm)
-        x, y = drawing.values(run, VALIDATION)
-        shown = np.where(np.isfinite(y), y, np.nan)
-        kept = envelope(shown)
-        axes.plot(
-            x[kept], shown[kept], color=arm.colour, linestyle="", marker=arm.marker,
-            markersize=max(8.5 - 1.8 * index, 4.0),  # a later arm on the same value does not hide an earlier one
-            markeredgecolor="white", markeredgewidth=0.7, zorder=4,
-        )  # fmt: skip
-        style.mark_non_finite(axes, x[~np.isfinite(y)], arm)
-        above += _mark_excursions(axes, x, y, high, arm)
+        above += _mark_excursions(axes, *drawing.values(run, TRAINING), high, arm, drawing.mark)
+        if not drawing.crowd:
+            x, y = drawing.values(run, VALIDATION)
+            _draw_markers(axes, x, y, arm, size=max(8.5 - 1.8 * index, 4.0))  # a later arm hides no earlier one
+            above += _mark_excursions(axes, x, y, high, arm, drawing.mark)
     if above:
         style.note(axes, f"axis cropped: values reach {max(above):.4g} (in the first steps, and where ▲ marks it)")
+
+
+def _draw_lines(axes: Axes, key: str, drawing: _Drawing, width: float = 1.7) -> None:
+    """The curves of all runs for one metric."""
+    if drawing.crowd:
+        span = 1 if key == VALIDATION else drawing.span  # a validation is an average already
+        for family in drawing.crowd.families:
+            curves = [drawing.values(drawing.runs[label], key) for label in family.members]
+            if curves := [curve for curve in curves if len(curve[0])]:
+                draw_family(axes, curves, drawing.crowd.styles[family.label], span)
+        return
+    for label, run in drawing.runs.items():
+        style.draw_series(axes, *drawing.values(run, key), drawing.styles[label], drawing.span, width=width)
+
+
+def _draw_markers(axes: Axes, x: Floats, y: Floats, arm: ArmStyle, size: float) -> None:
+    shown = np.where(np.isfinite(y), y, np.nan)
+    kept = envelope(shown)
+    axes.plot(
+        x[kept], shown[kept], color=arm.colour, linestyle="", marker=arm.marker, markersize=size,
+        markeredgecolor="white", markeredgewidth=0.7, zorder=4,
+    )  # fmt: skip
+    style.mark_non_finite(axes, x[~np.isfinite(y)], arm)
 
 
 def nll_limits(runs: dict[str, Run]) -> tuple[float, float]:
@@ -191,12 +241,12 @@ def _mark_spikes(axes: Axes, run: Run, signal: str, arm: ArmStyle, drawing: _Dra
     if peaks.size and signal in run.metrics:
         y = run.metrics.loc[peaks, signal].to_numpy()
         axes.plot(
-            drawing.x(run, peaks), y, linestyle="", marker="v", markersize=7, markerfacecolor="none",
-            markeredgecolor=arm.colour, markeredgewidth=1.5, zorder=5,
+            drawing.x(run, peaks), y, linestyle="", marker="v", markersize=drawing.mark, markerfacecolor="none",
+            markeredgecolor=arm.colour, markeredgewidth=1.5 * drawing.mark / 7, zorder=5,
         )  # fmt: skip
 
 
-def _mark_excursions(axes: Axes, x: Floats, y: Floats, high: float, arm: ArmStyle) -> list[float]:
+def _mark_excursions(axes: Axes, x: Floats, y: Floats, high: float, arm: ArmStyle, size: float) -> list[float]:
     """Mark each stretch above the axis with a filled triangle on the edge; returns the highest value of each.
 
     The descent from the start is no surprise and gets no triangle; it is told in the panel's note. Stretches closer
@@ -210,46 +260,47 @@ def _mark_excursions(axes: Axes, x: Floats, y: Floats, high: float, arm: ArmStyl
         if x[stretch[-1]] > _OPENING * x[-1]:
             peak = stretch[np.argmax(y[stretch])]
             axes.plot(
-                x[peak], 0.985, transform=axes.get_xaxis_transform(), marker="^", markersize=7, color=arm.colour,
+                x[peak], 0.985, transform=axes.get_xaxis_transform(), marker="^", markersize=size, color=arm.colour,
                 clip_on=False, zorder=5,
             )  # fmt: skip
     return [float(y[stretch].max()) for stretch in stretches]
 
 
 def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
-    axes.set_title(panel.title)
+    keys = drawing.keys(panel)
+    axes.set_title(f"{panel.title} (thin: {panel.faint[1]})" if panel.faint and len(keys) > 1 else panel.title)
     axes.set_ylabel(panel.unit)
-    log = _needs_log(panel, drawing.runs)
+    log = _needs_log(panel, keys, drawing.runs)
     if log:
         axes.set_yscale("log")
+    elif panel.key == VALIDATION:
+        axes.set_ylim(drawing.limits)
     elif panel.share:
         axes.set_ylim(0, 1.05)
-    hidden = 0
+    for key, width in zip(keys, (1.7, 0.7), strict=False):
+        _draw_lines(axes, key, drawing, width)
     for label, run in drawing.runs.items():
-        for key, width in ((panel.key, 1.7), (panel.faint, 0.7)):
-            if key:
-                x, y = drawing.values(run, key)
-                style.draw_series(axes, x, y, drawing.styles[label], drawing.span, width=width)
-                hidden += int((y <= 0).sum()) if log else 0
         _mark_spikes(axes, run, panel.key, drawing.styles[label], drawing)
+    hidden = sum(int((run.series(key) <= 0).sum()) for run in drawing.runs.values() for key in keys) if log else 0
     if hidden:
         style.note(axes, f"{hidden} values of 0 have no place on a log axis")
 
 
-def _needs_log(panel: Panel, runs: dict[str, Run]) -> bool:
+def _needs_log(panel: Panel, keys: list[str], runs: dict[str, Run]) -> bool:
     """Whether the values spread too far for a linear axis.
 
     A log axis without a decade to show has unreadable ticks, so that even a panel meant for one needs a spread of 5. A
     norm gets one when it has grown so much in one arm that the other arms would be drawn as zero.
     """
-    keys = [key for key in (panel.key, panel.faint) if key]
+    if not panel.log and "norm" not in panel.key:
+        return False
     values = np.concatenate([run.series(key).to_numpy() for run in runs.values() for key in keys])
     positive = values[np.isfinite(values) & (values > 0)]
     if not positive.size:
         return False
     if panel.log:
         return bool(positive.max() > 5 * positive.min())
-    return "norm" in panel.key and bool(positive.max() > 30 * np.median(positive))
+    return bool(positive.max() > 30 * np.median(positive))
 
 
 def _finish(axes: Axes, axis: str) -> None:
@@ -266,25 +317,30 @@ def _finish(axes: Axes, axis: str) -> None:
 def _legend(drawing: _Drawing) -> list[Any]:
     from matplotlib.lines import Line2D
 
+    entries = drawing.crowd.entries if drawing.crowd else [(arm, label) for label, arm in drawing.styles.items()]
     handles = [
         Line2D(
-            [], [], color=arm.colour, linestyle=arm.line, linewidth=1.8, marker=arm.marker, markersize=5, label=label
+            [], [], color=arm.colour, linestyle=arm.line, linewidth=1.8, marker="" if drawing.crowd else arm.marker,
+            markersize=5, label=label,
         )
-        for label, arm in drawing.styles.items()
-    ]
+        for arm, label in entries
+    ]  # fmt: skip
     grey: dict[str, Any] = {"color": "#444444", "linestyle": ""}
     signals = (TRAINING, *(panel.key for panel in PANELS))
     if any(run.spikes(signal) for run in drawing.runs.values() for signal in signals):
-        handles.append(Line2D([], [], marker="v", markerfacecolor="none", markersize=7, label="spike (event)", **grey))
+        handles.append(
+            Line2D([], [], marker="v", markerfacecolor="none", markersize=drawing.mark, label="spike (event)", **grey)
+        )
     if any(run.non_finite for run in drawing.runs.values()):
         handles.append(Line2D([], [], marker="x", markersize=6, label="NaN or infinite", **grey))
     return handles
 
 
-def _footnote(span: int) -> str:
+def _footnote(drawing: _Drawing) -> str:
+    raw, strong = ("", "Lines") if drawing.crowd else ("Faint: every step. ", "Strong")
     return (
-        f"Faint: every step. Strong: debiased exponential average, span {span} steps "
-        f"(log axes: running median of {span}). Events were found on unsmoothed values."
+        f"{raw}{strong}: debiased exponential average, span {drawing.span} steps "
+        f"(log axes: running median of {drawing.span}). Events were found on unsmoothed values."
     )
 
 

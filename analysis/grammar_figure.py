@@ -16,7 +16,7 @@ from .probing.truth_arms import SCOPES
 from .probing.truth_contexts import Floats
 from .probing.truth_study import Result
 from .probing.views import MEANINGS_WITH_TRUTH, VIEWS
-from .style import ArmStyle, arm_styles, plain_log_ticks
+from .style import ArmStyle, arm_styles, legend_outside, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,9 +146,9 @@ def _draw_scores(figure: SubFigure, result: Result) -> None:
             axes.axhline(border - 0.5, color="#e3e3e3", linewidth=0.6)
         axes.set_title(title, fontsize=9)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), columnspacing=1.0, handletextpad=0.3,
-        title=f"mean and {CONFIDENCE:.0%} interval; small and hollow: raw", title_fontsize=8, fontsize=8,
+    legend_outside(
+        figure, handles, labels, loc="outside lower center", most=3, fontsize=8, columnspacing=1.0, handletextpad=0.3,
+        title=f"mean and {CONFIDENCE:.0%} interval; small and hollow: raw", title_fontsize=8,
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
     handles, names = panels[0][0].get_legend_handles_labels()
     counts = training.groupby("arm")["label"].nunique()
     named = [f"{name} (n = {counts[name]})" for name in names]
-    figure.legend(handles, named, loc="outside lower center", ncols=min(6, len(named)))
+    legend_outside(figure, handles, named, loc="outside lower center", most=6)
     return figure
 
 

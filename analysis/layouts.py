@@ -130,7 +130,8 @@ class _Layout:
             return pieces.take(pa.array(some)).view(pa.string())
 
         words = pa.array([json.dumps(word) for word in NON_FINITE])
-        word = pc.index_in(text_at(place[quoted]), value_set=words)
+        # Not utf8_lower, to which a dotted capital I is an i: the parser's rows would be read otherwise.
+        word = pc.index_in(pc.ascii_lower(text_at(place[quoted])), value_set=words)
         values = np.empty(place.shape)
         try:
             steps = text_at(place[:, self.keys.index("step")]).cast(pa.int64()).to_numpy().copy()

@@ -24,13 +24,15 @@ from configs.errors import InputError
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
-NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-"""How strict JSON spells the numbers it has no literal for."""
+NON_FINITE = {sign + word: float(sign + word) for sign in ("", "+", "-") for word in ("nan", "inf", "infinity")}
+"""The numbers that strict JSON has no literal for, by the words that stand for them in files, in lower case."""
 
 LAST_STEP = 2**63 - 1
 """Steps are 64-bit numbers."""
 LARGEST = 3.5e38
 """A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
+KEYS_NAMED = 12
+"""Keys of a row without a step that are told."""
 READERS = 2
 """Threads. More gain little: some of the work is Python's, which one does at a time."""
 BLOCK_BYTES = 8 * 2**20
@@ -98,7 +100,10 @@ class Table:
 
 
 def read_table(path: Path, *, foreign: bool = False) -> Table:
-    """Read a file of rows; of a step that was written twice the later row counts, a torn last line is left out.
+    """Read a file of rows; several rows of one step are one, a torn last line is left out.
+
+    Many logs have training and evaluation of a step in two rows; a run that was killed may have a step twice. So of each key
+    the last row that has a value for it counts: NaN is a value, null is none.
 
     A ``foreign`` file may have values that are no numbers, which are passed over, and steps such as 5.0. Raises
     :class:`InputError` naming file and line or step for a torn line that is not the last, a row without a whole step, a
@@ -193,7 +198,7 @@ def _part(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], foreign: bool)
             if name == "step" or (found is None and foreign):
                 continue
             if found is None and value is not None:
-                told = f"{name} is {str(value)[:80]!r}, not a number"
+                told = f"{name} is {_shown(value)}, not a number"
                 raise InputError(f"{path} step {step}: {told}; correct or remove the row")
             if name not in part.columns:
                 part.columns[name] = np.full(len(rows), np.nan)
@@ -211,15 +216,28 @@ def _part(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], foreign: bool)
 def _step(path: Path, number: int, row: dict[str, Any], foreign: bool) -> int:
     step = row.get("step")
     whole = type(step) is int or (foreign and isinstance(step, float) and step.is_integer())
-    if step is None or not whole or not 0 <= step <= LAST_STEP:
-        raise InputError(f"{path} line {number} has no whole number under 'step'; remove the line or number the rows")
-    return int(step)
+    if step is not None and whole and 0 <= step <= LAST_STEP:
+        return int(step)
+    told, mend = f"has {_shown(step)} under 'step'", "write a whole number there"
+    if "step" not in row:
+        told, mend = "has no 'step'", "number the rows"
+        if row:
+            told += f", only {', '.join(list(row)[:KEYS_NAMED])}"
+            mend = "rename the key that counts the steps to step"
+    raise InputError(f"{path} line {number} {told}; {mend}, or remove the line")
+
+
+def _shown(value: Any) -> str:
+    """A value of a row for an error; what may be nested deeper than can be written is told by its kind."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:80]
 
 
 def number_of(value: Any) -> float | None:
     """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
     if isinstance(value, str):
-        return NON_FINITE.get(value)
+        return NON_FINITE.get(value.lower())
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -233,21 +251,22 @@ def number_of(value: Any) -> float | None:
 
 def _joined(parts: Sequence[Part]) -> Table:
     """One table of all parts, whose columns are taken out of them on the way: a long run is in memory once."""
-    steps = np.concatenate([part.steps for part in parts])
-    order = np.lexsort((np.concatenate([part.lines for part in parts]), steps))
-    order = order[np.append(steps[order[1:]] != steps[order[:-1]], True)]  # the last line of each step
-    steps = steps[order]
-    place = np.full(sum(len(part.steps) for part in parts), len(order))  # a row that does not count goes past the end
-    place[order] = np.arange(len(order))
+    steps, place = np.unique(np.concatenate([part.steps for part in parts]), return_inverse=True)
     places = np.split(place, np.cumsum([len(part.steps) for part in parts])[:-1])
     columns, non_finite = {}, {}
     for name in dict.fromkeys(name for part in parts for name in part.columns):
-        column, spelled = np.full(len(order) + 1, np.nan), np.zeros(len(order) + 1, dtype=bool)
-        for part, own in zip(parts, places, strict=True):
-            if name in part.columns:
-                column[own] = part.columns.pop(name)
-                spelled[own] = part.spelled.get(name, False)
-        columns[name] = column[:-1]
-        if spelled[:-1].any():
-            non_finite[name] = steps[spelled[:-1]]
+        column, spelled = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=bool)
+        line = np.zeros(len(steps), dtype=np.int64)  # that the value of each step comes from
+        for part, places_of_part in zip(parts, places, strict=True):
+            if name not in part.columns:
+                continue
+            values = part.columns.pop(name)
+            odd = part.spelled.get(name, np.zeros(len(values), dtype=bool))
+            # The lines of a part ascend, and of a step that is in it twice the last assignment stays; those of two parts mix.
+            newer = (odd | ~np.isnan(values)) & (part.lines > line[places_of_part])
+            own = places_of_part[newer]
+            column[own], spelled[own], line[own] = values[newer], odd[newer], part.lines[newer]
+        columns[name] = column
+        if spelled.any():
+            non_finite[name] = steps[spelled]
     return Table(steps, columns, non_finite)

@@ -45,10 +45,11 @@ class Run:
         """The values the run has written for ``key``, NaN and infinities among them; empty if it has written none."""
         if key not in self.metrics:
             return pd.Series(dtype="float64", index=pd.Index([], dtype="int64", name="step"))
-        column, written = self.metrics[key], self.metrics[key].notna()
+        values, steps = self.metrics[key].to_numpy(), self.metrics.index
+        written = ~np.isnan(values)
         if key in self.non_finite:
-            written |= column.index.isin(self.non_finite[key])
-        return column[written]
+            written[np.searchsorted(steps, self.non_finite[key])] = True
+        return pd.Series(values[written], steps[written], name=key)
 
     def value(self, key: str, step: int) -> float | None:
         """What the run wrote for ``key`` at ``step``, NaN and infinities included; None if it wrote nothing."""
@@ -73,7 +74,8 @@ def load_run(path: str | Path) -> Run:
     """Read a run directory, or the run that a checkpoint directory belongs to.
 
     config.yaml, metrics.jsonl (at least one complete row) and status.json must be there; events.jsonl need not be.
-    A torn last line of a .jsonl file is left out. If a step was written twice (a resumed run), the later row counts.
+    A torn last line of a .jsonl file is left out. Several rows of a step are one
+    (:func:`analysis.rows.read_table`).
 
     Raises :class:`InputError`, one line, if something is missing or cannot be read.
     """
@@ -262,9 +264,8 @@ def _event(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
         return row
     wrong = [] if isinstance(row.get("signal"), str) else ["signal"]
     wrong += [key for key in _SPIKE_STEPS if type(row.get(key)) is not int or not 0 <= row[key] <= LAST_STEP]
-    numbers = {
-        key: NON_FINITE.get(value, value) if isinstance(value := row.get(key), str) else value for key in _SPIKE_NUMBERS
-    }
+    numbers = {key: row.get(key) for key in _SPIKE_NUMBERS}
+    numbers = {key: NON_FINITE.get(v.lower(), v) if isinstance(v, str) else v for key, v in numbers.items()}
     wrong += [key for key, value in numbers.items() if not isinstance(value, int | float | None) or value is True]
     if wrong:
         raise InputError(

@@ -2,10 +2,11 @@
 
     python -m analysis.spikes RUN|metrics.jsonl... [--detector NAME|all] [--signal NAME ...] --out DIR
 
-RUN is a run directory; a bare file of rows, of any project, needs "step" and the signals. Prints a table, and writes
-DIR/events.json (a list of events) and DIR/spikes.png. Detectors see every value as it was written, in the order of the steps;
-nothing is smoothed before. As in the run itself, norms and sizes of updates of a run directory are seen from the end of its
-warm-up on; of a bare file no warm-up is known.
+RUN is a run directory; a bare file of rows, of any project, needs "step" and the signals. A step may have several rows, say one
+of training and one of evaluation. Prints a table, and writes DIR/events.json (a list of events) and DIR/spikes.png. Detectors
+see every value as it was written, in the order of the steps; nothing is smoothed before. As in
+the run itself, norms and sizes of updates of a run directory are seen from the end of its warm-up on; of a bare file no warm-up
+is known.
 """
 
 from __future__ import annotations
@@ -153,6 +154,10 @@ def warmup_steps(run: Path) -> int:
 def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
     """The signals to look at in one run: those asked for, or the usual ones that it has."""
     names = series.names
+    if not names:
+        raise InputError(
+            f"{series.label} has no numbers beside its steps; a number in quotes is text, write it without"
+        )
     missing = [signal for signal in asked or () if signal not in names]
     signals = list(asked or [signal for signal in SIGNALS if signal in names])
     if missing or not signals:

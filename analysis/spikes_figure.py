@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from stability.detectors import Event, Spike
 
 from . import style
+from .highlight import clip
 from .style import ArmStyle, Floats
 from .thinning import envelope
 
@@ -21,6 +23,10 @@ LANE = 0.07
 """Height of a detector's lane above a panel, as a part of the panel's height."""
 PANEL = 1.5
 """Height of a panel in inches."""
+MOST_PANELS = 30
+"""More make a picture of more pixels than can be written, and no one scrolls so far."""
+TITLE = 110
+"""Characters of a panel's title that the figure is wide enough for."""
 SERIES = ArmStyle("#555555", "-", "o")
 
 
@@ -29,23 +35,38 @@ def draw_spikes(
 ) -> Figure:
     """A panel for each (run, signal), steps and values; above it, for each detector with events, a lane with their spans.
 
-    A spike has a triangle at its peak, a value that is not finite a cross on the upper edge.
+    A spike has a triangle at its peak, a value that is not finite a cross on the upper edge. Of more panels than a picture can
+    hold, those with the most events are drawn, and that is said.
     """
     from matplotlib.figure import Figure
 
+    asked = len(panels)
+    panels = _most_eventful(panels, events)
     at_work = {event.detector for _, event in events}
     styles = {name: arm for name, arm in style.arm_styles(detectors).items() if name in at_work}
     lanes = LANE * len(styles)
     figure = Figure(figsize=(10.5, 0.7 + (0.65 + PANEL * (1 + lanes)) * len(panels)), layout="constrained")
     cells = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, ((run, signal), (steps, values)) in zip(cells, panels.items(), strict=True):
-        axes.set_title(f"{run}: {signal}", pad=6 + 72 * PANEL * lanes)
+        axes.set_title(clip(f"{run}: {signal}", TITLE), pad=6 + 72 * PANEL * lanes)
         found = [event for label, event in events if label == run and event.signal == signal]
         _draw_panel(axes, steps, values, found, styles)
     cells[-1].set_xlabel("step")
-    if handles := _legend(styles, events, panels):
-        figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=8.5)
+    title = f"{len(panels)} of {asked} curves: those with the most events" if asked > len(panels) else None
+    handles = _legend(styles, events, panels)
+    if handles or title:
+        labels = [str(handle.get_label()) for handle in handles]
+        style.legend_outside(figure, handles, labels, most=6, fontsize=8.5, title=title)
     return figure
+
+
+def _most_eventful(
+    panels: dict[tuple[str, str], tuple[Floats, Floats]], events: Sequence[tuple[str, Event]]
+) -> dict[tuple[str, str], tuple[Floats, Floats]]:
+    """At most ``MOST_PANELS``, in the order given."""
+    counts = Counter((run, event.signal) for run, event in events)
+    kept = set(sorted(panels, key=lambda panel: -counts[panel])[:MOST_PANELS])
+    return {panel: values for panel, values in panels.items() if panel in kept}
 
 
 def _draw_panel(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,19 +18,21 @@ from configs.errors import InputError
 from stability.spikes import median
 
 from .files import write_atomically
+from .highlight import clip, visible
 from .thinning import MAX_POINTS, crosses, envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.legend import Legend
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/, without yellow, which is too faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/, without yellow, which is too faint on white; then two more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#6A3D9A", "#8A5A2B")
 _LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 1.5, 1, 1.5)), (0, (1.5, 1.2)), (0, (8, 2, 1, 2, 1, 2)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -48,6 +52,13 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "stability-testbed",  # the same input gives the same file
 }
 DPI = 180
+PALEST = 0.9
+"""The part of viridis that is drawn with: its last colours are too pale on white."""
+LINE_STYLES = len(_LINES)
+_CHARACTER = 0.62
+"""Width of a character on the average, of the size of the font; most are narrower."""
+_HANDLE = 6
+"""Characters that would have the place of a legend's line and the gaps about it."""
 _MEDIAN_SHARE = 20
 """Of a long series the running median is taken so many times in its span: between two such places it hardly moves."""
 
@@ -65,20 +76,47 @@ class ArmStyle:
 
 
 def arm_styles(labels: Sequence[str]) -> dict[str, ArmStyle]:
-    """A style for each arm, by its place in ``labels``: the same list gives the same look in every figure."""
+    """A style for each arm, by its place in ``labels``: the same list gives the same look in every figure.
+
+    No two have the same colour. Of many, neighbours in the list have similar ones.
+    """
+    places = range(len(labels))
+    colours = _COLOURS if len(labels) <= len(_COLOURS) else [spectrum(i / (len(labels) - 1)) for i in places]
     return {
-        label: ArmStyle(_COLOURS[i % len(_COLOURS)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)])
-        for i, label in enumerate(labels)
+        label: ArmStyle(colours[i], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)])
+        for i, label in zip(places, labels, strict=True)
     }
+
+
+def spectrum(share: float) -> str:
+    """The colour at a place from 0 to 1 of many kinds, which differ in hue."""
+    return _from_map("turbo", 0.04 + 0.92 * share)
+
+
+def shade(share: float) -> str:
+    """The colour at a place from 0 to 1 on a scale: the darker, the lower, and never too pale for a line."""
+    return _from_map("viridis", PALEST * share)
+
+
+def _from_map(name: str, place: float) -> str:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return str(to_hex(colormaps[name](place)))
 
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Draw inside this context; it also selects a backend that needs no display."""
+    """Draw inside this context: on matplotlib's own defaults, not on those of the user, who may have LaTeX set all text.
+
+    It also selects a backend that needs no display.
+    """
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot be imported with one that it does not know
     import matplotlib as mpl
+    import matplotlib.style
 
     mpl.use("agg")
-    with mpl.rc_context(_RC):
+    with mpl.style.context(["default", _RC]):
         yield
 
 
@@ -98,7 +136,43 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=DPI, metadata=metadata))
 
 
+def legend_outside(
+    figure: Figure | SubFigure,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    loc: Any = "outside upper center",
+    most: int = 5,
+    fontsize: float = 9,
+    **more: Any,
+) -> Legend:
+    """A legend beside the panels of a figure with constrained layout: in as many columns as there is room for, ``most`` at most.
+
+    Labels that are longer than the figure is wide are cut, and the figure grows by what more than three rows take.
+    """
+    room = int(72 * figure.bbox.width / figure.dpi / (_CHARACTER * fontsize))
+    shown = [clip(visible(label), room - 2 * _HANDLE) for label in labels]
+    taken = np.array([len(label) + _HANDLE for label in shown])
+    fitting = [n for n in range(1, most + 1) if sum(max(part, default=0) for part in np.array_split(taken, n)) <= room]
+    columns = max(fitting, default=1)
+    whole = figure.get_figure(root=True)
+    whole.set_figheight(whole.get_figheight() + max(0, math.ceil(len(shown) / columns) - 3) * 1.5 * fontsize / 72)
+    return figure.legend(handles, shown, loc=loc, ncols=columns, fontsize=fontsize, **more)
+
+
 # ------------------------------------------------------------------------------------------------------------ smoothing
+
+
+def smoothed(values: Floats, span: int, *, log: bool) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Where a series is drawn smoothed, and the values there: a running median for a log axis, else the mean.
+
+    Of a long series the median is taken at some places.
+    """
+    places = np.arange(len(values))
+    if not log:
+        return places, smooth_mean(values, span)
+    places = places[:: max(1, min(len(values) // MAX_POINTS, span // _MEDIAN_SHARE))]
+    return places, smooth_median(values, span) if len(places) == len(values) else smooth_median_at(values, span, places)
 
 
 def smooth_mean(values: Floats, span: int) -> Floats:
@@ -133,18 +207,18 @@ def smooth_median_at(values: Floats, span: int, places: npt.NDArray[np.int64]) -
 
 def draw_series(axes: Axes, x: Floats, y: Floats, style: ArmStyle, span: int, *, width: float = 1.7) -> None:
     """The raw values thin and faint, and over them, in the same colour, the smoothed ones (a median on a log axis)."""
-    shown = np.where(np.isfinite(y), y, np.nan)
-    places = np.arange(len(y))
-    if axes.get_yscale() == "log":
-        shown = np.where(shown > 0, shown, np.nan)
-        places = places[:: max(1, min(len(y) // MAX_POINTS, span // _MEDIAN_SHARE))]
-        strong = smooth_median(shown, span) if len(places) == len(y) else smooth_median_at(shown, span, places)
-    else:
-        strong = smooth_mean(shown, span)
+    shown = showable(axes, y)
+    places, strong = smoothed(shown, span, log=axes.get_yscale() == "log")
     raw, thin = envelope(shown), envelope(strong)
     axes.plot(x[raw], shown[raw], color=style.colour, linewidth=0.5, alpha=0.3, zorder=2)
     axes.plot(x[places[thin]], strong[thin], color=style.colour, linestyle=style.line, linewidth=width, zorder=3)
     mark_non_finite(axes, x[~np.isfinite(y)], style)
+
+
+def showable(axes: Axes, y: Floats) -> Floats:
+    """The values, NaN for those that have no place on the axis."""
+    on_axis = np.isfinite(y) & (y > 0) if axes.get_yscale() == "log" else np.isfinite(y)
+    return np.where(on_axis, y, np.nan)
 
 
 def mark_non_finite(axes: Axes, x: Floats, style: ArmStyle) -> None:

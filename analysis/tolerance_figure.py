@@ -10,7 +10,7 @@ import pandas as pd
 
 from .probing.counts import counts
 from .probing.study import Study
-from .style import ArmStyle, arm_styles, log_if_spread
+from .style import ArmStyle, arm_styles, legend_outside, log_if_spread
 from .tolerance import mean_over_runs
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def draw_tolerance(table: pd.DataFrame, study: Study) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles, names = cells[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)))
+    legend_outside(figure, handles, names, loc="outside lower center")
     return figure
 
 

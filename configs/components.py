@@ -17,7 +17,7 @@ from stability.spikes import DETECTORS
 
 from .body import body_config, body_problems, skeleton_problems
 from .errors import InputError
-from .load import nearest
+from .load import nearest, wrong_value
 from .schema import BodyConfig, Choice, DetectionConfig, RunConfig
 
 
@@ -89,7 +89,7 @@ def _option_problems(section: str, choice: Choice, names: list[str], error: pyda
         elif e["type"] == "value_error":
             text = str(e["ctx"]["error"])
         else:
-            text = f"{e['msg'][:1].lower()}{e['msg'][1:]}, but is {json.dumps(e['input'])[:80]}"
+            text = wrong_value(key, e)
         messages.setdefault(key, []).append(text)
     return [f"{key}: {'; or '.join(texts)}" for key, texts in messages.items()]
 

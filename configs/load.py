@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -174,7 +175,8 @@ def _read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tupl
             OmegaConf.from_dotlist([override])
             good.append(override)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-            unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}"))
+            quoted = f"if it is text, put it in quotes: '{key}=\"...\"', or '{key}=[\"...\"]' in a list"
+            unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}; {quoted}"))
     try:
         container = OmegaConf.to_container(OmegaConf.from_dotlist(good), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -282,7 +284,50 @@ def _problem(error: Any) -> str:
         return f"{key}: is required and has no default; set it in the recipe or as {key}=..."
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    message = error["msg"][:1].lower() + error["msg"][1:]
     if error["type"].startswith("union_tag"):
-        return f"{key}.kind: {message}"
-    return f"{key}: {message}, but is {json.dumps(error['input'])[:80]}"
+        return f"{key}.kind: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    return f"{key}: {wrong_value(key, error)}"
+
+
+def wrong_value(key: str, error: Any) -> str:
+    """What a pydantic error says of a value, the value, and the mend where quotes have made the difference."""
+    value = error["input"]
+    shown = json.dumps(value)[:80]
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but is {shown}{_mend(key, error['type'], value, shown)}"
+
+
+_READ = {
+    int: "this as a number",
+    float: "this as a number",
+    bool: "true, yes, on, false, no and off as truth values",
+    list: "[ ] as a list",
+    dict: "{ } and a colon as a mapping",
+}
+"""What YAML makes of a value that was meant as text, by its type."""
+
+
+def _mend(key: str, wrong: str, value: Any, shown: str) -> str:
+    """How to write what was meant, if YAML has read a text as something else, or a number or truth value as text."""
+    if wrong == "string_type" and value is None:
+        return "; an empty value is null, too: give a text"
+    if wrong == "string_type":
+        # What was written is known of a number only: false may have been off.
+        text = f'"{shown}"' if type(value) in (int, float) else '"..."'
+        place, _, item = key.rpartition(".")
+        line, recipe = (f"{place}=[{text}]", f"- {text}") if item.isdigit() else (f"{key}={text}", f"{item}: {text}")
+        return f"; YAML reads {_READ[type(value)]}; in quotes it is text: '{line}' on the command line, {recipe} in a recipe"
+    if wrong in ("int_type", "float_type", "bool_type") and isinstance(value, str) and _is_number(value, wrong):
+        return "; leave the quotes out"
+    if wrong == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    return ""
+
+
+def _is_number(text: str, wrong: str) -> bool:
+    """Whether ``text`` is, but for its quotes, what pydantic has missed."""
+    if wrong == "bool_type":
+        return text.lower() in ("true", "false")
+    try:
+        return math.isfinite(float(text)) and (wrong == "float_type" or float(text).is_integer())
+    except ValueError:
+        return False

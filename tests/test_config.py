@@ -1,6 +1,8 @@
 """Recipes, overrides, and mistakes in them."""
 
 import itertools
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,20 @@ MISTAKES = [
     (["train.lr=1"], "train.lr: unknown key; did you mean optimizer.lr?"),
     (["train.steps=many"], 'train.steps: input should be a valid integer, but is "many"'),
     (["train.steps=true"], "train.steps: input should be a valid integer, but is true"),
+    (['train.steps="5"'], "leave the quotes out"),
+    (['train.compile="true"'], "leave the quotes out"),
+    (['head.scale="0.5"'], "leave the quotes out"),
+    (["train.steps=1e3"], "but is 1000.0; write 1000"),
+    (["data.tokenizer=123"], '\'data.tokenizer="123"\' on the command line, tokenizer: "123" in a recipe'),
+    (["detection.detector=off"], "YAML reads true, yes, on, false, no and off as truth values"),
+    (["trackers=[1]"], '\'trackers=["1"]\' on the command line, - "1" in a recipe'),
+    (["output_dir=[v1]"], "'output_dir=\"...\"' on the command line"),
+    (["output_dir=a: b"], "YAML reads { } and a colon as a mapping; in quotes it is text"),
+    (
+        ["data.paths=[*.txt]"],
+        "if it is text, put it in quotes: 'data.paths=\"...\"', or 'data.paths=[\"...\"]' in a list",
+    ),
+    (["name="], "name: input should be a valid string, but is null; an empty value is null, too"),
     (["train.steps=0"], "train.steps: input should be greater than or equal to 1, but is 0"),
     (["optimizer.lr=.nan"], "optimizer.lr: input should be a finite number, but is NaN"),
     (["optimizer.warmup_steps=9999"], "optimizer.warmup_steps (9999) must be smaller than train.steps"),
@@ -118,6 +134,18 @@ MISTAKES = [
 @pytest.mark.parametrize(("overrides", "expected"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_a_mistake_is_one_line_that_names_the_key(overrides, expected):
     assert any(expected in line for line in problems(*overrides)), problems(*overrides)
+
+
+def test_a_name_of_digits_can_be_given_as_the_mistake_says(tmp_path):
+    (told,) = problems("name=123")
+    advice = re.search(r"is text: (.*) on the command line, (.*) in a recipe", told)
+    assert advice, told
+    after_the_shell = subprocess.run(["sh", "-c", f"printf %s {advice[1]}"], capture_output=True, text=True, check=True)
+    assert load_config(MICRO, [after_the_shell.stdout]).name == "123"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {MICRO}\n{advice[2]}\noptimizer:\n  lr: 1e-3\n")  # a string to PyYAML
+    config = load_config(recipe)
+    assert (config.name, config.optimizer.lr) == ("123", 1e-3)
 
 
 def test_all_mistakes_are_told_at_once():

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.differing import differing_words, what_matters
+from analysis.differing import differing_words
+from analysis.families import stem, without_seed
 from analysis.runs import checkpoints_of, read_config, resolve_checkpoint, run_directory, unique_labels
 from configs.errors import InputError
 
 UNTRAINED = "untrained"
 """The label of the untrained model, if no run has that name."""
-_SEED_SUFFIX = re.compile(r"([-_.]s(eed)?|seed)[-_]?\d+$")
-"""What a run's name says of its seed: run_suite.py writes tfsd_seed3."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
         raise InputError(*problems)
     groups: list[tuple[Any, list[int]]] = []
     for index, (checkpoint, run, config) in enumerate(found):
-        key = (_what_it_trains(config), checkpoint.name) if run else (None, index)
+        key = (without_seed(config), checkpoint.name) if run else (None, index)
         seeds = [found[other][2].get("seed") for group, others in groups if group == key for other in others]
         if run and seeds and config.get("seed") not in seeds:
             next(others for group, others in groups if group == key).append(index)
@@ -80,7 +78,7 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
             groups.append((key, [index]))
     names = [_name(*found[index][:2]) for index in range(len(found))]
     labels = unique_labels(names, paths)
-    stems = [_stem([names[index] for index in group]) for _, group in groups]
+    stems = [stem([names[index] for index in group]) for _, group in groups]
     arm_labels = unique_labels(stems, [paths[group[0]] for _, group in groups])
     return [
         Arm(label, tuple(Member(labels[i], found[i][0], found[i][1], found[i][2].get("seed")) for i in group))
@@ -193,16 +191,5 @@ def load_tokenizer(member: Member) -> Any:
     return tokenizer
 
 
-def _what_it_trains(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what may differ within an arm."""
-    return {key: value for key, value in what_matters(config).items() if key != "seed"}
-
-
 def _name(checkpoint: Path, run: Path | None) -> str:
     return run.name if run else checkpoint.resolve().name
-
-
-def _stem(names: list[str]) -> str:
-    """The name of an arm: that of its only run, or what its runs' names share before the seed."""
-    stems = {_SEED_SUFFIX.sub("", name) or name for name in names}
-    return names[0] if len(names) == 1 else stems.pop() if len(stems) == 1 else names[0]

@@ -3,11 +3,16 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from analysis import curves, style
+from analysis.crowd import middle
 from analysis.runs import Run, load_runs
 from configs.errors import InputError
 from tests.analysis.written import spike, training_rows, write_run
@@ -37,9 +42,14 @@ def draw(runs: dict[str, Run]) -> list[str]:
 
 def test_the_command_writes_a_png_of_the_stated_size(eventful: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder" / "c.png"
-    done = python("-m", "analysis.curves", eventful, plain, "--out", out, "--smooth", "7")
+    arguments = [str(eventful), str(plain), "--smooth", "7", "--out"]
+    mine = tmp_path / "matplotlibrc"  # LaTeX is not even there
+    mine.write_text("text.usetex: true\nfont.size: 30\nsavefig.bbox: tight\nfigure.autolayout: true\n")
+    done = python("-m", "analysis.curves", *arguments, out, MATPLOTLIBRC=str(mine), MPLBACKEND="no_such_backend")
     assert done.returncode == 0, done.stderr
     data = out.read_bytes()
+    curves.main([*arguments, str(tmp_path / "plain.png")])
+    assert data == (tmp_path / "plain.png").read_bytes()
     width, height = struct.unpack(">II", data[16:24])
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert width == round(10.5 * style.DPI)
@@ -135,3 +145,102 @@ def test_runs_without_a_loss_are_refused(tmp_path: Path) -> None:
     path = write_run(tmp_path / "r", [{"step": 1, "lr": 0.1}])
     with pytest.raises(InputError, match="loss/nll"):
         curves.draw_curves(load_runs([path]))
+
+
+def write_runs(folder: Path, configs: dict[str, dict[str, Any]], steps: int = 12) -> dict[str, Run]:
+    keys = ("step", "tokens", "loss/nll", "validation/nll", "grad_norm/total")
+    rows = [
+        [{k: row[k] for k in keys if k in row} for row in training_rows(steps, seed=s)] for s in range(len(configs))
+    ]
+    return load_runs(
+        [write_run(folder / name, own, config=c) for own, (name, c) in zip(rows, configs.items(), strict=True)]
+    )
+
+
+def drawn(runs: dict[str, Run], span: int = 1) -> Figure:
+    """The figure, laid out."""
+    with style.look():
+        figure = curves.draw_curves(runs, span=span)
+        FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def legend_words(figure: Figure) -> list[str]:
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert not any(axes.get_window_extent().overlaps(box) for axes in figure.axes)
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert min(axes.get_window_extent().height for axes in figure.axes) > 100
+    return [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())]
+
+
+def test_nine_runs_are_drawn_each_for_itself_and_ten_as_families(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {f"arm_seed{i}": {"seed": i} for i in range(10)})
+    nine = drawn(dict(list(runs.items())[:9]))
+    assert legend_words(nine)[1:] == [f"arm_seed{i}" for i in range(9)]
+    assert len({line.get_color() for line in nine.axes[0].lines}) == 9
+    words = legend_words(drawn(runs))
+    assert words == ["10 runs; thin: each run, thick: median of runs that differ in the seed alone", "arm (10 runs)"]
+
+
+def test_the_strong_line_of_a_family_is_the_median_of_its_runs(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {f"arm_seed{i}": {"seed": i} for i in range(11)})
+    axes = drawn(runs).axes[0]
+    (strong,) = [line for line in axes.lines if line.get_linewidth() == 1.7]
+    thin = [line for line in axes.lines if line.get_linewidth() == 0.5]
+    values = [[row["loss/nll"] for row in training_rows(12, seed=seed)] for seed in range(11)]
+    np.testing.assert_allclose(strong.get_ydata(), np.median(values, axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(strong.get_xdata(), [64 * step for step in range(1, 13)])
+    np.testing.assert_allclose([line.get_ydata() for line in thin], values, rtol=1e-12)
+
+
+def test_the_median_is_of_half_of_the_runs_at_least() -> None:
+    x = np.arange(4.0)
+    nan = np.nan
+    found = middle(
+        [(x, np.array([1.0, nan, 3.0, nan])), (x[:3], np.array([2.0, 3.0, nan])), (x[:2], np.array([9.0, 4.0]))]
+    )
+    np.testing.assert_array_equal(found, [x, [2.0, 3.0, nan, nan]])  # 2.0 of the first run at 1 is on its line
+
+
+def test_a_number_in_which_families_differ_is_a_scale(tmp_path: Path) -> None:
+    rates = [float(f"{10 ** (-4 + i / 3):.3g}") for i in range(8)]
+    configs = {
+        f"{kind}{i}_seed{s}": {"seed": s, "optimizer": {"lr": lr}, "head": {"kind": kind}}
+        for kind in ("linear", "metric")
+        for i, lr in enumerate(rates)
+        for s in range(2)
+    }
+    figure = drawn(write_runs(tmp_path, configs))
+    *panels, bar = figure.axes
+    assert bar.get_ylabel() == "optimizer.lr"
+    assert bar.get_yscale() == "log"
+    assert [float(text.get_text()) for text in bar.get_yticklabels()] == rates
+    title, *words = legend_words(figure)
+    assert "32 runs in 16 families of 2 runs that differ in head.kind, optimizer.lr" in title
+    assert words == ["head.kind=linear", "head.kind=metric"]
+    strong = [line for line in panels[0].lines if line.get_linewidth() == 1.7]
+    colours = [line.get_color() for line in strong]
+    assert colours[:8] == colours[8:]
+    even = [to_rgb(style.shade(i / 7)) for i in range(8)]  # the rates are, on a log scale
+    np.testing.assert_allclose([to_rgb(colour) for colour in colours[:8]], even, atol=0.02)
+    assert [line.get_linestyle() for line in strong] == ["-"] * 8 + ["--"] * 8
+
+
+def test_families_of_kinds_have_a_colour_and_an_entry_each(tmp_path: Path) -> None:
+    figure = drawn(write_runs(tmp_path, {f"name_{i:02}": {"data": {"kind": f"k{i}"}} for i in range(20)}))
+    title, *words = legend_words(figure)
+    assert title == "20 runs that differ in data.kind"
+    assert words == [f"name_{i:02}" for i in range(20)]
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 20
+
+
+def test_of_more_kinds_than_colours_the_ends_are_named(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {f"name_{i:03}": {"data": {"kind": f"k{i}"}} for i in range(25)}, steps=4)
+    figure = drawn(runs)
+    title, *words = legend_words(figure)
+    assert title == "25 runs that differ in data.kind; the lowest and the highest 3 of 25 at the end are named"
+    ends = {label: run.metrics["loss/nll"].iloc[-1] for label, run in runs.items()}
+    order = sorted(ends, key=lambda label: ends[label])
+    assert [word.partition(" ")[0] for word in words] == [*order[:3], *order[-3:]]
+    assert figure.axes[-1].get_ylabel() == "loss/nll at the end"

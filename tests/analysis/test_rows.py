@@ -16,7 +16,7 @@ from analysis.rows import Block, Table, json_lines, read_table
 from configs.errors import InputError
 
 Row = dict[str, Any]
-WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+WORDS = ("NaN", "Infinity", "-Infinity", "nan", "NAN", "-nan", "inf", "INF", "+inf", "-Inf", "+Infinity", "-infinity")
 VALUES = st.one_of(
     st.floats(-(2.0**100), 2.0**100, width=32),
     st.floats(-1e38, 1e38),
@@ -28,25 +28,33 @@ EXTRAS = ("validation/nll", "attention/layer_00/max", "attention/layer_01/max", 
 
 @st.composite
 def files(draw: st.DrawFn) -> list[Row]:
-    """Rows as a run writes them: the same keys at every step, some more at some, steps written again after a resume."""
+    """Rows as programs write them: the same keys at every step, some more at some, several rows of a step, nulls."""
     steps = draw(st.lists(st.integers(0, 60), min_size=1, max_size=80))
     names = [f"metric_{i}" for i in range(draw(st.integers(0, 4)))]
     rows = []
     for step in steps:
-        more = [name for name in EXTRAS if draw(st.integers(0, 5)) == 0]
-        rows.append({"step": step} | {name: draw(VALUES) for name in [*names, *more]})
+        kept = [name for name in (*names, *EXTRAS) if draw(st.integers(0, 5)) == 0]
+        kept = kept if draw(st.integers(0, 3)) == 0 else [*names, *kept[len(names) :]]
+        rows.append({"step": step} | {name: draw(VALUES) for name in dict.fromkeys(kept)})
+        if draw(st.integers(0, 20)) == 0:
+            rows[-1] |= dict.fromkeys(EXTRAS[:2])
     return rows
 
 
 def expected(rows: list[Row]) -> dict[int, Row]:
-    """By step, the values of the last row of each."""
-    return {row["step"]: {k: WORDS.get(v, v) for k, v in row.items() if k != "step"} for row in rows}
+    """By step, the last value of each key that any row of the step has one for."""
+    by_step: dict[int, Row] = {}
+    for row in rows:
+        values = {k: float(v) if isinstance(v, str) else v for k, v in row.items() if v is not None}
+        by_step.setdefault(values.pop("step"), {}).update(values)
+    return by_step
 
 
-def check(table: Table, rows: list[Row]) -> None:
+def check(table: Table, rows: list[Row], *, foreign: bool = False) -> None:
     by_step = expected(rows)
     assert table.steps.tolist() == sorted(by_step)
-    assert set(table.columns) == {name for row in rows for name in row} - {"step"}
+    names = {name for row in rows for name, value in row.items() if value is not None or not foreign}
+    assert set(table.columns) == names - {"step"}
     for name, column in table.columns.items():
         values = [float(by_step[step].get(name, math.nan)) for step in table.steps.tolist()]
         np.testing.assert_array_equal(column, values)
@@ -63,7 +71,7 @@ def test_all_numbers_are_those_of_the_lines_to_the_bit(tmp_path: Path, rows: lis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of_files, "BLOCK_BYTES", size)
         check(read_table(path), rows)
-        check(read_table(path, foreign=True), rows)
+        check(read_table(path, foreign=True), rows, foreign=True)
         assert [row for _, row in json_lines(path)] == rows
 
 
@@ -86,16 +94,36 @@ def lines(rows: list[Row]) -> str:
 
 def test_rows_as_runs_write_them_are_read_many_at_once() -> None:
     rows = run_rows(300)
-    rows[7]["a"], rows[8]["b"] = "NaN", "-Infinity"
+    rows[7]["a"], rows[8]["b"], rows[9]["a"], rows[10]["b"] = "NaN", "-Infinity", "nAN", "+inf"
     assert alike(lines(rows)) == (300, [])
     assert alike(lines(rows[: FEWEST_ALIKE - 1])) == (0, list(range(1, FEWEST_ALIKE)))
 
 
 def test_values_that_are_all_spelled_out_are_read_many_at_once(tmp_path: Path) -> None:
-    rows = [{"step": i, "a": "NaN", "b": ["Infinity", "-Infinity"][i % 2]} for i in range(100)]
+    rows = [{"step": i, "a": "NaN", "b": WORDS[i % len(WORDS)]} for i in range(100)]
     assert alike(lines(rows)) == (100, [])
     (tmp_path / "metrics.jsonl").write_text(lines(rows))
     check(read_table(tmp_path / "metrics.jsonl"), rows)
+
+
+def test_rows_of_training_and_evaluation_of_the_same_steps_are_read_many_at_once(tmp_path: Path) -> None:
+    rows = [row for i in range(300) for row in ({"step": i, "a": i / 7}, {"step": i, "b": i / 3})]
+    assert alike(lines(rows)) == (600, [])
+    (tmp_path / "metrics.jsonl").write_text(lines(rows))
+    table = read_table(tmp_path / "metrics.jsonl")
+    assert table.columns["a"].tolist() == [i / 7 for i in range(300)]
+    assert table.columns["b"].tolist() == [i / 3 for i in range(300)]
+
+
+@pytest.mark.parametrize("word", ["İnf", "infinite", "na", "n\u0430n", " nan", "1.5", ""])
+def test_other_words_are_no_numbers_in_any_row(tmp_path: Path, word: str) -> None:
+    rows = [{"step": i, "a": word, "b": 1.0} for i in range(100)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert alike(text)[0] == 0
+    (tmp_path / "log.jsonl").write_text(text)
+    assert list(read_table(tmp_path / "log.jsonl", foreign=True).columns) == ["b"]
+    with pytest.raises(InputError, match=r"a is .*, not a number"):
+        read_table(tmp_path / "log.jsonl")
 
 
 @pytest.mark.parametrize("row", ['"a, b": 1', '"a": 1, "a": 2', '"a": 1.5, "b": [1, 2]', '"a": 1.5 ', '"a":1.5'])
@@ -166,3 +194,23 @@ def test_what_is_no_number_is_passed_over_in_a_foreign_file(tmp_path: Path) -> N
     assert table.steps.tolist() == list(range(100))
     assert list(table.columns) == ["a"]
     assert table.columns["a"].tolist() == [i / 7 for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"global_step": 1, "epoch": 0.5, "loss": 2.0}, "has no 'step', only global_step, epoch, loss; rename the key"),
+        ({}, "has no 'step'; number the rows"),
+        ({"step": "7", "loss": 2.0}, "has \"7\" under 'step'; write a whole number there"),
+        ({"step": 7.5, "loss": 2.0}, "has 7.5 under 'step'"),
+        ({"step": None, "loss": 2.0}, "has null under 'step'"),
+        ({"step": [7], "loss": 2.0}, "has a list under 'step'"),
+    ],
+)
+def test_a_row_without_a_step_says_what_it_has_instead(tmp_path: Path, row: Row, told: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines([{"step": 1, "loss": 2.0}, row]))
+    with pytest.raises(InputError) as error:
+        read_table(path, foreign=True)
+    (problem,) = error.value.problems
+    assert f"{path} line 2 {told}" in problem

@@ -57,11 +57,26 @@ def test_spelled_out_values_are_numbers_and_differ_from_missing_ones(
     assert run.series("late").to_dict() == {5: 1.0}
 
 
-def test_a_step_taken_again_counts_once_and_as_written_last(tmp_path: Path) -> None:
-    rows = [{"step": 1, "a": 1.0}, {"step": 2, "a": "NaN"}, {"step": 3, "a": 3.0}, {"step": 2, "a": 2.0}]
+@pytest.mark.parametrize("size", [1, 2**22])
+def test_the_rows_of_a_step_are_one_and_of_each_key_the_last_value_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(rows_of_files, "BLOCK_BYTES", size)
+    rows = [{"step": 1, "a": 1.0}, {"step": 2, "a": "NaN", "b": 5.0, "c": 1.0}, {"step": 3, "a": 3.0}]
+    rows += [{"step": 2, "a": 2.0, "b": None, "c": "NaN"}, {"step": 2, "d": 4.0}]
     run = load_run(write_run(tmp_path / "r", rows))
     assert run.metrics["a"].to_dict() == {1: 1.0, 2: 2.0, 3: 3.0}
-    assert run.non_finite == {}
+    assert [run.value(key, 2) for key in "bd"] == [5.0, 4.0]
+    assert {key: steps.tolist() for key, steps in run.non_finite.items()} == {"c": [2]}
+
+
+def test_numbers_of_a_spike_are_read_as_they_are_spelled(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "r", [{"step": 1}], events=[spike("a", 1) | {"height": "inf", "sigmas": "-Infinity"}])
+    (event,) = load_run(path).events
+    assert (event["height"], event["sigmas"]) == (np.inf, -np.inf)
+    (path / "events.jsonl").write_text(json.dumps(spike("a", 1) | {"height": "high"}))
+    with pytest.raises(InputError, match="line 1: the height of the spike"):
+        load_run(path)
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "a": 0.', '{"st', '{"step": 3, "a": "Na\n'])
@@ -89,7 +104,7 @@ def test_a_torn_line_elsewhere_names_file_and_line(tmp_path: Path) -> None:
     [
         ({"a": 1.0}, "line 2"),
         ({"step": "2"}, "line 2"),
-        ({"step": 2, "a": "nan"}, "step 2"),
+        ({"step": 2, "a": "none"}, "step 2"),
         ({"step": 2, "a": [1]}, "a is"),
     ],
 )

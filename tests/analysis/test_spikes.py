@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import spikes
+from analysis import spikes, style
 from analysis.rows import read_table
+from analysis.spikes_figure import MOST_PANELS, draw_spikes
 from configs.errors import InputError
 from configs.schema import DetectionConfig
+from stability.detectors import Event, Spike
 from stability.recorder import Recorder
 from stability.spikes import DETECTORS, detect
 from stability.watch import Watch
@@ -77,6 +79,30 @@ def test_a_foreign_file_needs_only_step_and_the_signal(foreign: Path, tmp_path: 
     first, last = events(tmp_path / "out")
     assert (first["run"], first["start_step"], first["end_step"]) == ("log", 150, 159)
     assert (last["start_step"], last["recovered"]) == (299, False)  # the later of two rows of a step counts
+
+
+@pytest.mark.parametrize("evaluated", [50, 1], ids=["sometimes", "at every step"])
+def test_a_second_row_of_a_step_takes_nothing_from_the_first(tmp_path: Path, evaluated: int) -> None:
+    values = 3 + 0.02 * np.random.default_rng(0).standard_normal(300)
+    values[150] += 3
+    rows = [
+        row
+        for step, loss in enumerate(values)
+        for row in ({"step": step, "loss": loss}, {"step": step, "eval_loss": loss + 0.1})
+        if "loss" in row or step % evaluated == 0
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spikes.main([str(path), "--signal", "loss", "--out", str(tmp_path / "out")])
+    (event,) = events(tmp_path / "out")
+    assert (event["start_step"], event["end_step"]) == (150, 150)
+    assert event["height"] == pytest.approx(3, abs=0.1)
+
+
+def test_a_file_of_numbers_in_quotes_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": "2.5"}\n')
+    with pytest.raises(InputError, match="log has no numbers beside its steps"):
+        spikes.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")])
 
 
 def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> None:
@@ -175,3 +201,27 @@ def test_a_file_without_the_usual_signals_says_what_it_has(foreign: Path, tmp_pa
 def test_torch_is_not_needed() -> None:
     code = "import sys, analysis.spikes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_of_more_curves_than_a_picture_holds_the_most_eventful_are_drawn() -> None:
+    steps, values = np.arange(5.0), np.ones(5)
+    panels = {(f"run {i}", "loss"): (steps, values) for i in range(100)}
+    found: list[tuple[str, Event]] = [("run 77", Spike("median_mad", "loss", 2, 2, 2, 1.0, 9.0, recovered=True))]
+    with style.look():
+        figure = draw_spikes(panels, found, ["median_mad"])
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [*(f"run {i}: loss" for i in range(MOST_PANELS - 1)), "run 77: loss"]
+    assert figure.legends[0].get_title().get_text() == "30 of 100 curves: those with the most events"
+    with style.look():
+        figure = draw_spikes(panels, [], ["median_mad"])
+    assert figure.legends[0].get_title().get_text() == "30 of 100 curves: those with the most events"
+
+
+def test_no_two_detectors_have_the_same_colour() -> None:
+    found: list[tuple[str, Event]] = [
+        ("run", Spike(name, "loss", 2, 2, 2, 1.0, 9.0, recovered=True)) for name in DETECTORS
+    ]
+    with style.look():
+        figure = draw_spikes({("run", "loss"): (np.arange(5.0), np.ones(5))}, found, list(DETECTORS))
+    named = [line for line in figure.legends[0].get_lines() if line.get_label() in DETECTORS]
+    assert len({line.get_color() for line in named}) == len(DETECTORS)

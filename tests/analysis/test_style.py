@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,10 +62,71 @@ def test_a_long_series_is_drawn_with_its_spike_and_its_gap() -> None:
 
 
 def test_arms_differ_without_colour() -> None:
-    styles = style.arm_styles([f"arm {i}" for i in range(7)])
-    assert len({arm.colour for arm in styles.values()}) == 7
-    assert len({arm.marker for arm in styles.values()}) == 7
+    styles = style.arm_styles([f"arm {i}" for i in range(9)])
+    assert len({arm.colour for arm in styles.values()}) == 9
+    assert len({arm.marker for arm in styles.values()}) == 9
     assert style.arm_styles(list(styles)) == styles
+
+
+@pytest.mark.parametrize("count", [1, 8, 10, 35, 100])
+def test_no_two_arms_have_the_same_colour(count: int) -> None:
+    assert len({arm.colour for arm in style.arm_styles([str(i) for i in range(count)]).values()}) == count
+
+
+def test_the_settings_of_the_user_change_nothing(tmp_path: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    def drawn(name: str) -> bytes:
+        with style.look():
+            figure = Figure()
+            figure.subplots(2).flat[0].plot([-3, 2, 1], label="a_b")
+            figure.legend()
+            style.save_figure(figure, tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    mine: dict[str, Any] = {
+        "text.usetex": True,
+        "axes.unicode_minus": False,
+        "axes.prop_cycle": mpl.cycler(color=["r"]),
+        "axes.linewidth": 5,
+        "lines.linewidth": 7,
+        "lines.marker": "x",
+        "figure.autolayout": True,
+        "figure.facecolor": "black",
+        "figure.figsize": (2, 2),
+        "font.size": 30,
+        "legend.fontsize": 4,
+        "savefig.bbox": "tight",
+        "savefig.transparent": True,
+        "svg.fonttype": "path",
+        "xtick.labelsize": 3,
+    }
+    for suffix in ("svg", "png"):
+        plain = drawn(f"plain.{suffix}")
+        with mpl.rc_context(mine):
+            assert drawn(f"mine.{suffix}") == plain
+            assert mpl.rcParams["lines.linewidth"] == 7
+
+
+@pytest.mark.parametrize("length", [20, 300])
+@pytest.mark.parametrize("count", [9, 30])
+def test_a_legend_covers_no_panel_and_is_not_cut_off(count: int, length: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    with style.look():
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        panels = list(figure.subplots(2, 2).flat)
+        handles = [Line2D([], []) for _ in range(count)]
+        legend = style.legend_outside(figure, handles, [f"{i:02}{'x' * length}" for i in range(count)])
+        FigureCanvasAgg(figure).draw()
+        box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.y1
+    assert not any(axes.get_window_extent().overlaps(box) for axes in panels)
+    assert min(axes.get_window_extent().height for axes in panels) > 100
 
 
 def test_a_name_with_dollars_is_written_as_it_is(tmp_path: Path) -> None:
