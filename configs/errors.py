@@ -31,7 +31,7 @@ class InputError(Exception):
     """
 
     def __init__(self, *problems: str) -> None:
-        self.problems: Sequence[str] = tuple(_one_line(problem) for problem in problems)
+        self.problems: Sequence[str] = tuple(one_line(problem) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 
@@ -50,7 +50,8 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(given, namespace)
 
 
-def _one_line(problem: str) -> str:
+def one_line(problem: str) -> str:
+    """What a terminal can be told of any text: on one line, not endlessly long, and of characters that print."""
     line = " ".join(problem.splitlines())
     if len(line) > LONGEST_LINE:
         half = LONGEST_LINE // 2
@@ -69,3 +70,8 @@ def exit_status(body: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def note(text: str) -> None:
+    """Tell the user, on stderr, what is no mistake but may not be what was meant."""
+    print(f"note: {one_line(text)}", file=sys.stderr)

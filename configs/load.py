@@ -21,7 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import InputError
+from .errors import InputError, note
 from .imports import importing
 from .schema import RunConfig, Section
 
@@ -83,7 +83,7 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
     dropped = [name for name in old if name not in names and name not in (key, *new)]
     if dropped and int(os.environ.get("RANK", "0")) == 0:
         left_out = f"has no {', '.join(dropped)}; the recipe's values are left out"
-        print(f"note: {section}.{key}={kind} {left_out}", file=sys.stderr)
+        note(f"{section}.{key}={kind} {left_out}")
     if section == "body":
         from .body import carried_over
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import timedelta
 
 import accelerate
@@ -58,12 +57,9 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
         )
     if config.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", config.train.precision):
-        no_effect = (
-            f"mixed_precision={precision} has no effect; the run's own is train.precision={config.train.precision}"
-        )
-        accelerator.print(f"note: launch: {no_effect}", file=sys.stderr)
+    asked, own = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), config.train.precision
+    if asked not in ("no", own) and accelerator.is_main_process:
+        note(f"launch: mixed_precision={asked} has no effect; the run's own is train.precision={own}")
     return accelerator
 
 
