@@ -47,7 +47,9 @@ def measured_step(model, micro_batches):
 def instrumented_step(model, telemetry, micro_batches):
     optimizer = build_optimizer(model, CONFIG.optimizer)
     for x_BT in batch().split(4 // micro_batches):
-        out = model(input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, statistics=True, use_cache=False)
+        out = model(
+            input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, skip_logits=True, statistics=True, use_cache=False
+        )
         out.loss.backward()
         telemetry.add_losses(out.losses)
     losses = telemetry.loss_values()
@@ -63,7 +65,14 @@ def test_values_against_their_definitions(model, micro_batches):
     names = [n for n, _ in model.named_parameters()]
     twin = new_model(model.config, 0).train()
     found, before = measured_step(model, micro_batches)
-    out = twin(input_ids=batch(), shift_labels=batch(), statistics=True, output_hidden_states=True, use_cache=False)
+    out = twin(
+        input_ids=batch(),
+        shift_labels=batch(),
+        skip_logits=True,
+        statistics=True,
+        output_hidden_states=True,
+        use_cache=False,
+    )
     out.loss.backward()
     gradients = dict(zip(names, (p.grad for p in twin.parameters()), strict=True))
     after = dict(model.named_parameters())
@@ -114,7 +123,7 @@ def test_ignored_tokens_do_not_count_whatever_the_number_of_tokens(model):
     x_BT = torch.randint(0, 90, (1, 33), generator=torch.Generator().manual_seed(0))
     y_BT = x_BT.clone()
     y_BT[0, 16] = -100
-    out = model(input_ids=x_BT, shift_labels=y_BT, statistics=True, use_cache=False)
+    out = model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True, statistics=True, use_cache=False)
     telemetry.add_losses(out.losses)
     found, entropy_S = telemetry.collect(), out.losses.sampled["entropy/p"]
     assert found["entropy/p"].item() == pytest.approx(entropy_S[[0, 2]].mean().item(), rel=1e-6)
