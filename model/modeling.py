@@ -89,6 +89,14 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head.weight = new_embeddings.weight  # type: ignore[assignment]
+        if getattr(self.lm_head, "bias", None) is not None and getattr(new_embeddings, "bias", None) is not None:
+            self.lm_head.bias = new_embeddings.bias
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Module, *args: Any, **kwargs: Any) -> nn.Linear:
+        plain = nn.Linear(1, 1)  # all that transformers resizes
+        plain.weight, plain.bias = old_lm_head.weight, getattr(old_lm_head, "bias", None)  # type: ignore[assignment]
+        resized: nn.Linear = super()._get_resized_lm_head(plain, *args, **kwargs)
+        return resized
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers; all of ``new_num_tokens`` are then classes, and what is padded beyond them is not."""

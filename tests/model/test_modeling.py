@@ -22,6 +22,7 @@ HEADS = {
     "linear": {"kind": "linear"},
     "untied": {"kind": "linear", "tied": False, "bias": True},
     "metric": {"kind": "metric"},
+    "apart": {"kind": "metric", "tied": False},
     "learned": {"kind": "metric", "scale": "learned", "feature_norm": "layernorm", "init": "unit"},
 }
 
@@ -69,13 +70,17 @@ def test_a_padded_vocabulary_survives_saving_and_is_never_generated(tmp_path):
     )
 
 
-@pytest.mark.parametrize("head", ["linear", "metric"])
+@pytest.mark.parametrize("head", HEADS)
 def test_tokens_added_later_can_be_predicted(head, tmp_path):
     model = make(head=head)
+    before = model(tokens()).logits
     model.resize_token_embeddings(130)
     model.save_pretrained(tmp_path)
     again = load_model(tmp_path)
-    assert again(tokens()).logits.isfinite().all()
+    after = again(tokens()).logits
+    assert after.shape == (2, 12, 130)
+    assert after.isfinite().all()
+    torch.testing.assert_close(after[..., :120], before)
     assert again(torch.tensor([[1, 129]]), labels=torch.tensor([[1, 129]])).loss.isfinite()
 
 
