@@ -232,6 +232,7 @@ def training_step(run: Run, step: int) -> None:
                 input_ids=x_BT[start : start + rows].to(accelerator.device, non_blocking=True),
                 shift_labels=y_BT[start : start + rows].to(accelerator.device, non_blocking=True),
                 num_items_in_batch=targets,  # every token counts the same, whichever rank or part holds it
+                skip_logits=True,
                 statistics=config.telemetry.enabled,
                 use_cache=False,
             )
@@ -436,7 +437,10 @@ def evaluate(run: Run) -> dict[str, float]:
         for x_BT, y_BT in batches:
             run.watchdog.moved(run.step, "evaluation")
             out = model(
-                input_ids=x_BT.to(accelerator.device), shift_labels=y_BT.to(accelerator.device), use_cache=False
+                input_ids=x_BT.to(accelerator.device),
+                shift_labels=y_BT.to(accelerator.device),
+                skip_logits=True,
+                use_cache=False,
             )
             sums += torch.stack([out.losses.nll_sum, out.losses.objective_sum, out.losses.valid_N.sum()])
     all_reduce(sums, "sum")

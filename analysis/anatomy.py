@@ -64,7 +64,14 @@ def sequence_gradients(model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: 
 def _gradient(
     model: Any, parameters: list[Tensor], x_T: Tensor, y_T: Tensor, valid: Tensor
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    out = model(input_ids=x_T[None], shift_labels=y_T[None], num_items_in_batch=valid, statistics=True, use_cache=False)
+    out = model(
+        input_ids=x_T[None],
+        shift_labels=y_T[None],
+        num_items_in_batch=valid,
+        skip_logits=True,
+        statistics=True,
+        use_cache=False,
+    )
     gradient = torch.autograd.grad(out.loss, parameters, allow_unused=True, materialize_grads=True)
     losses = out.losses
     kept = {"nll": losses.nll_N, "objective": losses.objective_N}
@@ -171,7 +178,8 @@ def layer_norms(model: Any, x_BT: Tensor, y_BT: Tensor) -> tuple[float, dict[str
     try:
         with _evaluating(model):
             for x_T, y_T in zip(x_BT, y_BT, strict=True):
-                losses = model(input_ids=x_T[None], shift_labels=y_T[None], use_cache=False).losses
+                out = model(input_ids=x_T[None], shift_labels=y_T[None], skip_logits=True, use_cache=False)
+                losses = out.losses
                 nll, count = nll + float(losses.nll_sum), count + float(losses.valid_N.sum())
     finally:
         for handle in handles:

@@ -168,7 +168,7 @@ def bare_project(run: Run) -> Step:
     model.to(run.accelerator.device)
 
     def loss(x_BT: Tensor, y_BT: Tensor) -> Tensor:
-        value: Tensor = model(input_ids=x_BT, shift_labels=y_BT, use_cache=False).loss
+        value: Tensor = model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True, use_cache=False).loss
         return value
 
     return bare_step(run, model, loss)

@@ -27,7 +27,8 @@ def attend_causally(body: nn.Module, sequence_length: int) -> bool:
 
     transformers makes its masks after looking whether sequences are packed, which reads the device once in every forward
     pass. Sequences here are never padded or packed, so a body whose layers all attend to everything before them in
-    ``sequence_length`` positions needs no mask. For training and whole sequences only: not for generation.
+    ``sequence_length`` positions needs no mask. For training and whole sequences only: not for generation. From then on the
+    body raises ValueError where it is given a mask of padding, or a cache, which it would not look at.
     """
     config: Any = body.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -37,7 +38,16 @@ def attend_causally(body: nn.Module, sequence_length: int) -> bool:
     if not (usual and everything and kinds <= {"full_attention", "sliding_attention"}):
         return False
     config._attn_implementation = CAUSAL
+    body.register_forward_pre_hook(_refuse_what_is_not_looked_at, with_kwargs=True)
     return True
+
+
+def _refuse_what_is_not_looked_at(body: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mask = kwargs.get("attention_mask")
+    if (mask is not None and mask.ndim == 2) or kwargs.get("past_key_values") is not None:
+        raise ValueError(
+            "this model attends without a mask, for training: load it anew for padded sequences or generation"
+        )
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from torch import Tensor
 from .classes import Classes, LogitGradient
 from .heads import Head
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
-from .precision import compute_dtype
 from .rows import negatives
 
 IGNORE_INDEX = -100
@@ -68,7 +67,6 @@ class TokenLosses:
         return self.valid_N[::SAMPLING]
 
 
-@torch.compiler.disable
 def chunked_loss(
     head: Head,
     objective: Objective,
@@ -83,16 +81,26 @@ def chunked_loss(
     parameters of the head; weight gradients are summed in float32. ``rows`` is the size of a chunk, by default
     :func:`chunk_rows`.
     """
-    dtype = compute_dtype(h_ND)
-    rows = rows or chunk_rows(y_N.shape[0], head.n_classes, h_ND.device.type)
-    with torch.autocast(h_ND.device.type, enabled=False):
-        f_ND = head.features(h_ND, dtype)
-        shift_N = head.shift(f_ND)
-        if objective.shift_invariant:
-            shift_N = shift_N.detach()
-        objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-            head, objective, y_N, statistics, rows, torch.is_grad_enabled(), f_ND, shift_N, *head.classes(dtype)
-        )
+    return head(h_ND, lambda head, f_ND: loss_of_features(head, objective, f_ND, y_N, statistics, rows))
+
+
+@torch.compiler.disable
+def loss_of_features(
+    head: Head,
+    objective: Objective,
+    f_ND: Tensor,
+    y_N: Tensor,
+    statistics: bool = False,
+    rows: int | None = None,
+) -> TokenLosses:
+    """The same from the head's features of the hidden states. Called by way of the head (:meth:`Head.forward`)."""
+    rows = rows or chunk_rows(y_N.shape[0], head.n_classes, f_ND.device.type)
+    shift_N = head.shift(f_ND)
+    if objective.shift_invariant:
+        shift_N = shift_N.detach()
+    objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
+        head, objective, y_N, statistics, rows, torch.is_grad_enabled(), f_ND, shift_N, *head.classes(f_ND.dtype)
+    )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
     return TokenLosses(objective_sum, (nll_N * valid_N).sum(), objective_N, nll_N, valid_N, every, sampled)
@@ -113,7 +121,7 @@ class _ChunkedLoss(torch.autograd.Function):
         *classes: Tensor,
     ) -> tuple[Any, ...]:
         valid_N = (y_N != IGNORE_INDEX).to(shift_N.dtype)
-        y_N = y_N.clamp(min=0)
+        y_N = y_N.masked_fill(y_N == IGNORE_INDEX, 0)  # any other that is no class is refused where logits are gathered
         vocabulary = head.vocabulary(classes, f_ND.dtype, with_gradient)
         if with_gradient:
             # float16 could not hold what only the factor of the backward pass, a loss scale, lifts above its smallest number.
@@ -198,16 +206,20 @@ class _Chunk:
         return raw
 
     def _sample(self, z_SV: Tensor, sampled: slice, true_C: Tensor, mean_C: Tensor) -> dict[str, Tensor]:
-        """Spread and mean negative logit of the sampled tokens; uses up ``z_SV``, their logits but for the shift."""
+        """Variance of the logits of the sampled tokens, and entropy of their negatives; uses up ``z_SV``, their logits.
+
+        Logits drift far from 0 together and may be all but one for sure: nothing is a difference of large numbers here.
+        """
         y_S1, shift_S, max_S = self.y_C[sampled, None], self.shift_C[sampled], self.negatives.max_C[sampled]
-        # The spread is taken around the maximum, which the logits' common drift does not move away from them.
-        z_SV.sub_(max_S[:, None]).scatter_(1, y_S1, (true_C[sampled] - shift_S - max_S)[:, None])
-        mean_square_S = torch.linalg.vector_norm(z_SV, dim=1).square() / z_SV.shape[1]
-        variance_S = mean_square_S - (mean_C[sampled] - shift_S - max_S).square()
-        z_SV.scatter_(1, y_S1, 0.0)  # the weight is 0 there
-        weights_SV = self.negatives.weights_CV[sampled].to(z_SV.dtype)
-        expected_S = z_SV.mul_(weights_SV).sum(1) / self.negatives.total_C[sampled] + max_S + shift_S
-        return {"variance": variance_S, "expected_negative": expected_S}
+        mean_S = mean_C[sampled] - shift_S
+        z_SV.scatter_(1, y_S1, (true_C[sampled] - shift_S)[:, None]).sub_(mean_S[:, None])
+        variance_S = torch.linalg.vector_norm(z_SV, dim=1).square() / z_SV.shape[1] - z_SV.mean(1).square()
+        z_SV.add_((mean_S - max_S)[:, None]).scatter_(1, y_S1, float("-inf"))
+        weights_SV = z_SV.exp()  # 1 for the largest, 0 for the target
+        total_S = weights_SV.sum(1, dtype=torch.float64)
+        below_max_S = z_SV.scatter_(1, y_S1, 0.0).mul_(weights_SV).sum(1)
+        entropy_S = torch.log1p(total_S - 1) - below_max_S / total_S
+        return {"variance": variance_S, "entropy_negatives": entropy_S.to(z_SV.dtype)}
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Gradients of the summed loss with respect to features (C, D) and shift (C,); those of the classes are added up."""
@@ -241,9 +253,9 @@ def _statistics(
     }
     true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]
     # P and Q share the same renormalised negatives, so the entropy of these is all that takes a pass over the vocabulary.
-    entropy_negatives_S = negatives_S - raw["expected_negative"]
+    entropy_negatives_S = raw["entropy_negatives"]
     sampled = {
-        "logit/std": raw["variance"].clamp(min=0).sqrt(),
+        "logit/std": raw["variance"].sqrt(),
         "entropy/p": _mixture_entropy(true_S - negatives_S, entropy_negatives_S),
     }
     if head.bounded or objective.uses_weight:
@@ -254,5 +266,6 @@ def _statistics(
 
 def _mixture_entropy(log_odds_true: Tensor, entropy_negatives: Tensor) -> Tensor:
     """Entropy in nats of: the target with probability sigmoid(log_odds), else one of the negatives."""
-    binary = F.softplus(log_odds_true) - torch.sigmoid(log_odds_true) * log_odds_true
+    size = log_odds_true.abs()
+    binary = F.softplus(-size) + size * torch.sigmoid(-size)  # both positive, whichever of the two is nearly sure
     return binary + torch.sigmoid(-log_odds_true) * entropy_negatives

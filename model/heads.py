@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from .precision import compute_dtype, product, wide_dtype
 from .registry import register_head
 
 Normalization = Literal["none", "layernorm", "batchnorm"]
+T = TypeVar("T")
 CentroidInit = Literal["normal", "small_uniform", "unit"]
 SCALES = (1e-6, 1e6)
 """Between which a given g of the metric head must lie, far beyond what is of use on either side: the squares of 2 g h are then
@@ -92,16 +94,30 @@ class Head(nn.Module):
         """Per-token quantities (N,) for telemetry which only this head has, by metric name; from the true targets' logits."""
         return {}
 
-    def forward(self, h: Tensor) -> Tensor:
-        """True logits (..., V) in float32 of hidden states (..., D). For generation and probes; training never calls it."""
+    @overload
+    def forward(self, h: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, h: Tensor, then: Callable[[Head, Tensor], T]) -> T: ...
+
+    def forward(self, h: Tensor, then: Callable[[Head, Tensor], Any] | None = None) -> Any:
+        """True logits (..., V) in float32 of hidden states (..., D), or what ``then(head, f_ND)`` makes of their features.
+
+        The loss comes through here too: what wraps a module, or holds its weights elsewhere, sees only calls of it.
+        """
         dtype = compute_dtype(h)
         with torch.autocast(h.device.type, enabled=False):
             f_ND = self.features(h.reshape(-1, h.shape[-1]), dtype)
-            classes = tuple(c.to(dtype) if c.dim() == 2 else c for c in self.classes(dtype))
-            shift_N = self.shift(f_ND)
-            logits_NV = self.logits(f_ND, *classes).to(shift_N.dtype) + shift_N[:, None]
+            return self.true_logits(f_ND.view(*h.shape[:-1], f_ND.shape[-1])) if then is None else then(self, f_ND)
+
+    def true_logits(self, f: Tensor) -> Tensor:
+        """True logits (..., V) in float32 of features (..., D'). For generation and probes; our training never calls it."""
+        f_ND = f.reshape(-1, f.shape[-1])
+        classes = tuple(c.to(f.dtype) if c.dim() == 2 else c for c in self.classes(f.dtype))
+        shift_N = self.shift(f_ND)
+        logits_NV = self.logits(f_ND, *classes).to(shift_N.dtype) + shift_N[:, None]
         logits_NV[:, self.n_classes :] = float("-inf")
-        return logits_NV.view(*h.shape[:-1], -1)
+        return logits_NV.view(*f.shape[:-1], logits_NV.shape[-1])
 
 
 class AffineHead(Head):

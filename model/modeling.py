@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple
 
-from .chunked import IGNORE_INDEX, TokenLosses, chunked_loss
+from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
 from .configuration import SwapHeadConfig
 from .heads import Head, MetricHead
 from .objectives import Objective
@@ -23,9 +25,10 @@ from .registry import HEADS, OBJECTIVES
 
 @dataclass
 class SwapHeadOutput(CausalLMOutputWithPast):
-    """What transformers models return, and with labels the sums and per-token values behind ``loss``."""
+    """What transformers models return, and ``losses`` where ``skip_logits`` asks for them in the place of logits."""
 
     losses: TokenLosses | None = None
+    """The sums and per-token values behind ``loss``."""
 
 
 def build(table: dict[str, Any], choice: dict[str, Any], *arguments: Any) -> Any:
@@ -44,6 +47,11 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     ``lm_head`` is a real output module whose ``weight`` is the input embedding itself when tied, so that saving, loading,
     generation and sharded training treat it as they treat any other model's.
+
+    With a linear head, cross-entropy and the same weights it is the stock model, but for two things. What a stock model has
+    between its last hidden state and its logits belongs to the head here, and is there only if the head has it: Gemma 2's
+    ``final_logit_softcapping`` is ``soft_cap``; the logit scale of Cohere and Granite and the auxiliary loss of experts are
+    left out. And logits are float32 whatever the weights are.
     """
 
     config_class = SwapHeadConfig
@@ -56,8 +64,10 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SwapHeadConfig) -> None:
         super().__init__(config)
         text = config.text_config
-        self.model = AutoModel.from_config(text, attn_implementation=config._attn_implementation)
-        self.lm_head: Head = build(HEADS, config.head, text.hidden_size, text.vocab_size)
+        self.model = AutoModel.from_config(text)
+        # The width of what the head gets: OPT's hidden_size, for one, need not be that of its last hidden states.
+        width = self.model.get_input_embeddings().weight.shape[1]
+        self.lm_head: Head = build(HEADS, config.head, width, text.vocab_size)
         self.lm_head.n_classes = config.n_classes
         self.objective: Objective = build(OBJECTIVES, config.objective)
         if config.tie_word_embeddings:
@@ -79,6 +89,14 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head.weight = new_embeddings.weight  # type: ignore[assignment]
+        if getattr(self.lm_head, "bias", None) is not None and getattr(new_embeddings, "bias", None) is not None:
+            self.lm_head.bias = new_embeddings.bias
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Module, *args: Any, **kwargs: Any) -> nn.Linear:
+        plain = nn.Linear(1, 1)  # all that transformers resizes
+        plain.weight, plain.bias = old_lm_head.weight, getattr(old_lm_head, "bias", None)  # type: ignore[assignment]
+        resized: nn.Linear = super()._get_resized_lm_head(plain, *args, **kwargs)
+        return resized
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers; all of ``new_num_tokens`` are then classes, and what is padded beyond them is not."""
@@ -87,37 +105,81 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             self.lm_head.n_classes = self.config.n_classes = new_num_tokens
         return embedding
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool = False,
         statistics: bool = False,
         **kwargs: Any,
     ) -> SwapHeadOutput:
-        """Logits (B, T, V), or the loss when labels are given; then no logits are formed.
+        """Logits (B, T, V) in float32, and with ``labels`` (B, T) or ``shift_labels`` (B, T) the loss.
 
-        ``labels`` (B, T) are shifted inside, ``shift_labels`` are taken as the targets of each position as they stand;
-        -100 is ignored. ``loss`` is the sum over tokens divided by ``num_items_in_batch`` when that is given, else the mean
-        over the valid tokens. ``logits_to_keep``: only the last so many positions (or those positions), 0 for all.
+        ``labels`` are shifted inside, ``shift_labels`` are the targets of each position as they stand; -100 is ignored.
+        ``loss`` is the objective's sum over tokens divided by ``num_items_in_batch`` when that is given, else the mean over
+        the valid tokens. ``logits_to_keep``: only the last so many positions (or those positions), 0 for all; the loss is
+        over all. ``skip_logits``: where there is a loss, no logits are formed, and ``losses`` has what it is made of; with
+        ``statistics`` also what telemetry says of the logits. Anything else goes to the body.
         """
+        # What transformers looks for in a signature decides what it does: position_ids for padded generation, no second
+        # name with "label" in it for the Trainer's evaluation, no cache_position.
+        shift_labels = kwargs.pop("shift_labels", None)
         kwargs["return_dict"] = True
-        body = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(name) is None and getattr(self.config, name):
+                kwargs[name] = True
+        body = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=getattr(self.config, "use_cache", None) if use_cache is None else use_cache,
+            **kwargs,
+        )
         h_BTD = body.last_hidden_state
-        cache = {name: getattr(body, name, None) for name in ("past_key_values", "hidden_states", "attentions")}
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+        loss, losses = None, None
         if shift_labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return SwapHeadOutput(logits=self.lm_head(h_BTD[:, keep]), **cache)
-        losses = chunked_loss(
-            self.lm_head, self.objective, h_BTD.reshape(-1, h_BTD.shape[-1]), shift_labels.reshape(-1), statistics
+            logits = self.lm_head(h_BTD[:, keep])
+        else:
+            losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics)
+            items = losses.valid_N.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = losses.objective_sum / (items.to(h_BTD.device) if isinstance(items, Tensor) else items)
+        return SwapHeadOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=getattr(body, "past_key_values", None),
+            hidden_states=getattr(body, "hidden_states", None),
+            attentions=getattr(body, "attentions", None),
+            losses=losses if skip_logits else None,
         )
-        items = losses.valid_N.sum() if num_items_in_batch is None else num_items_in_batch
-        return SwapHeadOutput(loss=losses.objective_sum / items, losses=losses, **cache)
+
+    def _losses(
+        self, h_BTD: Tensor, y_BT: Tensor, keep: slice | Tensor | None, statistics: bool
+    ) -> tuple[TokenLosses, Tensor | None]:
+        """The losses against the targets ``y_BT``, and the logits of the positions ``keep``, from one set of features."""
+        y_N = y_BT.reshape(-1).to(h_BTD.device)
+
+        def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
+            losses = loss_of_features(head, self.objective, f_ND, y_N, statistics)
+            return losses, None if keep is None else head.true_logits(f_ND.unflatten(0, h_BTD.shape[:2])[:, keep])
+
+        return self.lm_head(h_BTD, both)
+
+
+# By this list of names the Trainer knows whose labels its label smoothing has to shift, and a pipeline whom it knows.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SwapHeadConfig.model_type] = SwapHeadForCausalLM.__name__
 
 
 def new_model(config: SwapHeadConfig, seed: int) -> SwapHeadForCausalLM:

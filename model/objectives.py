@@ -50,14 +50,16 @@ def tfsd_weight(t: TokenLogits) -> Tensor:
 def tfsd_value(t: TokenLogits) -> Tensor:
     """KL(Q || P), where Q is P's softmax with the target's logit replaced by 0.
 
-    With a = sigmoid(-|L|) and u = z_y or -z_y as L >= 0 or not: log1p(a expm1(u)) - a u, which keeps its precision near
-    z_y = 0, where the textbook form loses it; for large u the first term in a form that does not overflow.
+    With a = sigmoid(-|L|) and u = z_y or -z_y as L >= 0 or not: log1p(a expm1(u)) - a u; for large u the first term in a
+    form that does not overflow. Near z_y = 0 the two terms agree to all but a factor of u, so they are taken in float64:
+    the relative error in float32 is then at most 1e-7 from |z_y| = 1e-8 on, and 1e-5 at 1e-10.
     """
-    a = torch.sigmoid(-t.negatives.abs())
-    u = torch.where(t.negatives >= 0, t.true, -t.true)
-    far = F.softplus(t.negatives - t.true) - F.softplus(t.negatives)
+    true, size = t.true.double(), t.negatives.double().abs()
+    a = torch.sigmoid(-size)
+    u = torch.where(t.negatives >= 0, true, -true)
+    far = F.softplus(u - size) - F.softplus(-size)
     near = torch.log1p(a * torch.expm1(u.clamp(max=60)))
-    return torch.where(u > 60, far, near) - a * u
+    return (torch.where(u > 60, far, near) - a * u).to(t.true.dtype)
 
 
 class Objective:

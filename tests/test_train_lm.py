@@ -28,7 +28,7 @@ from model import load_model
 from stability.checkpoints import list_checkpoints, read_state
 from stability.launch import start_accelerator
 from stability.metrics import describe
-from train_lm import train, training_step
+from train_lm import evaluate, train, training_step
 from training.run import build_model, build_optimizer, build_run, go_to
 from training.schedule import learning_rate
 
@@ -64,6 +64,15 @@ def test_going_back_keeps_no_second_model_in_memory(recipe):
         assert old() is None
     finally:
         gc.enable()
+
+
+def test_neither_training_nor_evaluation_forms_logits(recipe):
+    run, outputs = built(recipe), []
+    run.bare_model().register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    training_step(run, 1)
+    evaluate(run)
+    assert len(outputs) == 3
+    assert all(out.logits is None and out.losses is not None for out in outputs)
 
 
 def weights(run):

@@ -7,7 +7,8 @@ The probability of a word w after c is p(w | c) = prod_i p(s_i | c s_1..s_{i-1})
 that do not go on with a word: Pimentel & Meister (2406.14561), Oh & Schuler (2406.10851). The factor B(c w) is the probability
 that the word ends there (" glad" and not " gladly"). B(c) belongs to words that bring their own space; it cancels between
 candidates of one model at one place and not between models. A word without a space begins wherever the text lets it, and is
-not divided by B(c).
+not divided by B(c). A word is asked for in its tokenizer's own spelling: over all spellings, and the chance that no word
+begins, the probabilities sum to one, over all words to less where a word can be put together from tokens in other ways.
 """
 
 from __future__ import annotations

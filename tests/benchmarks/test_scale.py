@@ -68,7 +68,7 @@ def trained(config, model, parts=1):
     optimizer, telemetry = build_optimizer(model, config.optimizer), build_telemetry(model, config)
     x_BT = torch.zeros(2, config.data.sequence_length, dtype=torch.long)
     for _ in range(parts):
-        model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
+        model(input_ids=x_BT, shift_labels=x_BT, skip_logits=True, use_cache=False).loss.backward()
     optimizer.step()
     return optimizer, telemetry
 
@@ -109,9 +109,9 @@ def test_ddp_reduces_and_copies_all_gradients_once_a_step(configured, ranks):
     model.register_comm_hook(None, hook)
     x_BT = torch.zeros(1, config.data.sequence_length, dtype=torch.long)
     with model.no_sync():
-        model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
+        model(input_ids=x_BT, shift_labels=x_BT, skip_logits=True, use_cache=False).loss.backward()
     assert sent == []
-    model(input_ids=x_BT, shift_labels=x_BT, use_cache=False).loss.backward()
+    model(input_ids=x_BT, shift_labels=x_BT, skip_logits=True, use_cache=False).loss.backward()
     costs = Costs(config, VOCABULARY)
     assert bytes_of(sent) == costs.memory(RANKS, sharded=False).buckets
     own = {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
@@ -189,7 +189,7 @@ def test_what_is_counted_is_what_the_allocator_gives_out(configured):
     x_BT = torch.zeros(16, 128, dtype=torch.long)
     for _ in range(2):  # gradients exist from the first pass on
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            model(input_ids=x_BT, shift_labels=x_BT, use_cache=False, statistics=True).loss.backward()
+            model(input_ids=x_BT, shift_labels=x_BT, skip_logits=True, use_cache=False, statistics=True).loss.backward()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

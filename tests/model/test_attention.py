@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, DynamicCache
 
 from model import attend_causally, attention_probe
 from model.attention import QUERIES, attention_statistics
@@ -50,6 +50,15 @@ def test_no_mask_and_a_probe_change_nothing(kind):
     assert [{name: float(v) for name, v in layer.items()} for layer in layers] == with_mask
     assert torch.equal(hidden(model), usual)
     assert len(layers) == 2, "nothing is measured outside the probe"
+
+
+@pytest.mark.parametrize("ignored", [{"attention_mask": torch.ones(2, 24).tril()}, {"past_key_values": DynamicCache()}])
+def test_without_a_mask_padding_and_caches_are_refused(ignored):
+    model = body("llama")
+    model(input_ids=X_BT, **ignored)
+    assert attend_causally(model, 24)
+    with pytest.raises(ValueError, match="without a mask"):
+        model(input_ids=X_BT, **ignored)
 
 
 def test_a_window_shorter_than_the_sequence_keeps_its_mask():

@@ -212,6 +212,19 @@ def test_no_tokens_at_all():
     assert bool((gradients(losses.objective_sum, head.weight)[0] == 0).all())
 
 
+@pytest.mark.parametrize("kind", ["linear", "metric"])
+@pytest.mark.parametrize("label", [-1, -99, 20, 24])
+def test_a_target_that_is_no_class_is_refused(kind, label):
+    """As torch's own cross-entropy does; -100 alone is ignored, and rows 20 to 24 are padding of the vocabulary."""
+    head, objective = make(kind, "ce", 6, 25)
+    head.n_classes = 20
+    h_ND, y_N = data(25, 6, 9, 0, head)
+    y_N = y_N.clamp(max=19)
+    y_N[3] = label
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        chunked_loss(head, objective, h_ND, y_N)
+
+
 def test_float16_gradients_wait_for_the_loss_scale():
     """Gradients of hidden states of some 1e-7, which a loss scale of 2^16 lifts: exact to float16's rounding."""
     V, D, N = 5000, 16, 40

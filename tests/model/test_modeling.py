@@ -23,6 +23,7 @@ HEADS = {
     "linear": {"kind": "linear"},
     "untied": {"kind": "linear", "tied": False, "bias": True},
     "metric": {"kind": "metric"},
+    "apart": {"kind": "metric", "tied": False},
     "learned": {"kind": "metric", "scale": "learned", "feature_norm": "layernorm", "init": "unit"},
 }
 
@@ -70,13 +71,17 @@ def test_a_padded_vocabulary_survives_saving_and_is_never_generated(tmp_path):
     )
 
 
-@pytest.mark.parametrize("head", ["linear", "metric"])
+@pytest.mark.parametrize("head", HEADS)
 def test_tokens_added_later_can_be_predicted(head, tmp_path):
     model = make(head=head)
+    before = model(tokens()).logits
     model.resize_token_embeddings(130)
     model.save_pretrained(tmp_path)
     again = load_model(tmp_path)
-    assert again(tokens()).logits.isfinite().all()
+    after = again(tokens()).logits
+    assert after.shape == (2, 12, 130)
+    assert after.isfinite().all()
+    torch.testing.assert_close(after[..., :120], before)
     assert again(torch.tensor([[1, 129]]), labels=torch.tensor([[1, 129]])).loss.isfinite()
 
 
@@ -109,9 +114,69 @@ def test_loss_follows_the_transformers_convention():
     )
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
     assert torch.equal(model(input_ids=tokens(), shift_labels=shifted).loss, found.loss)
-    assert found.logits is None
-    torch.testing.assert_close(model(input_ids=tokens()).logits, expected.logits)
+    torch.testing.assert_close(found.logits, expected.logits)
+    assert found.keys() == expected.keys()
     assert model(input_ids=tokens(), logits_to_keep=1).logits.shape == (2, 1, 120)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_logits_the_loss_is_the_same_and_comes_with_its_tokens(head):
+    model = make(head=head)
+    labels = tokens().masked_fill(torch.arange(12) < 4, -100)
+    usual = model(input_ids=tokens(), labels=labels)
+    found = model(input_ids=tokens(), labels=labels, skip_logits=True, statistics=True)
+    assert (found.logits, usual.losses) == (None, None)
+    assert torch.equal(found.loss, usual.loss)
+    assert torch.equal(found.losses.objective_sum / found.losses.valid_N.sum(), found.loss)
+    log_p = usual.logits.log_softmax(-1)[:, :-1].gather(2, tokens()[:, 1:, None]).squeeze(2)
+    torch.testing.assert_close(-found.losses.nll_N.view(2, 12)[:, 3:-1], log_p[:, 3:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.losses.statistics["logit/max"].view(2, 12)[:, 3:-1], usual.logits.amax(-1)[:, 3:-1], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_logits_beside_the_loss_have_gradients():
+    """As in a stock model, whose logits a loss of the user's own may be made of."""
+    model = make(head="linear", objective="ce")
+    labels = tokens()
+    logits = model(input_ids=tokens(), labels=labels).logits[:, :-1]
+    own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    losses = (own, model(input_ids=tokens(), labels=labels).loss)
+    for a, b in zip(*(torch.autograd.grad(x, list(model.parameters())) for x in losses), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_as_wide_as_what_it_gets(head):
+    """OPT's last hidden states may be narrower than its hidden size."""
+    sizes = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 16,
+        "ffn_dim": 32,
+        "word_embed_proj_dim": 12,
+    }
+    text = AutoConfig.for_model("opt", **SMALL, pad_token_id=1, **sizes)
+    choice = HEADS[head] | ({"scale": "article"} if head == "metric" else {})
+    model = new_model(SwapHeadConfig(text, head=choice), seed=0)
+    assert model.lm_head.weight.shape == (120, 12)
+    assert model(input_ids=tokens(), labels=tokens()).logits.isfinite().all()
+    assert head != "metric" or model.lm_head.scale() == pytest.approx((8 * 12) ** -0.5)
+
+
+def test_a_batch_counts_once_in_the_running_statistics():
+    """Loss and logits of one forward pass are made of the same normalised features."""
+    found = []
+    for keywords in ({}, {"skip_logits": True}):
+        text = AutoConfig.for_model("gpt2", **SMALL, **BODIES["gpt2"])
+        with pytest.warns(UserWarning, match="batchnorm"):
+            model = new_model(
+                SwapHeadConfig(text, head={"kind": "metric", "feature_norm": "batchnorm"}), seed=0
+            ).train()
+        model(input_ids=tokens(), labels=tokens(), **keywords)
+        found.append(model.lm_head.batch_norm.state_dict())
+    assert found[0]["num_batches_tracked"] == 1
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_the_body_starts_the_same_under_every_head():
@@ -141,22 +206,27 @@ def test_activation_checkpointing_changes_no_gradient(head):
 
 
 def test_a_checkpoint_carries_its_own_code(tmp_path):
-    """A process that knows nothing of the project loads it with trust_remote_code and generates the same tokens."""
+    """A process that knows nothing of the project loads it with trust_remote_code and generates the same, padded or not."""
     model = make(head="learned").eval()
+    padded = "torch.tensor([[3, 4, 5], [0, 0, 7]]), attention_mask=torch.tensor([[1, 1, 1], [0, 0, 1]])"
     model.save_pretrained(tmp_path / "checkpoint")
     script = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained('checkpoint', trust_remote_code=True).eval()\n"
         "assert type(model).__module__.startswith('transformers_modules'), type(model)\n"
-        "print(model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False).tolist())\n"
+        f"print(model.generate({padded}, max_new_tokens=8, do_sample=False).tolist())\n"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    expected = model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False).tolist()
+    alone = model.generate(torch.tensor([[7]]), max_new_tokens=8, do_sample=False)
+    expected = [
+        model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False)[0].tolist(),
+        [0, 0, *alone[0].tolist()],
+    ]
     assert result.stdout.strip().splitlines()[-1] == str(expected)
 
 

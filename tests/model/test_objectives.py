@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import HEADS, OBJECTIVES
-from model.chunked import MAX_ROWS, SAMPLING, chunked_loss
+from model.chunked import MAX_ROWS, SAMPLING, _mixture_entropy, chunked_loss
 from model.objectives import TokenLogits, tfsd_value
 
 from . import naive
@@ -255,17 +255,54 @@ def test_tfsd_in_float32_at_the_extremes(what, true_distance, negative_distance)
 
 
 def test_tfsd_value_keeps_its_precision():
-    """Relative error of the float32 value for z_y from -0.1 to -200 and L from -30 to 30: at most 2.5e-6, against 60 digits."""
-    grid = torch.meshgrid(-torch.logspace(-1, 2.3, 30), torch.linspace(-30, 30, 31), indexing="ij")
-    true_N, negatives_N = (x.flatten().float() for x in grid)
+    """Relative error of the float32 value for |z_y| from 1e-8 to 1e4 and L from -60 to 300: at most 1e-7, against 80 digits."""
+    sizes = torch.logspace(-8, 4, 40)
+    logs = torch.tensor([-60.0, -20.0, -7.0, -1.0, -1e-4, 0.0, 0.3, 5.0, 30.0, 60.0, 300.0])
+    grid = torch.meshgrid(torch.cat([sizes, -sizes]), logs, indexing="ij")
+    true_N, negatives_N = (x.flatten() for x in grid)
     exact_N = []
-    with mpmath.workdps(60):
+    with mpmath.workdps(80):
         for z, log_s in zip(true_N.tolist(), negatives_N.tolist(), strict=True):
             s = mpmath.exp(log_s)
             exact_N.append(float(mpmath.log((mpmath.exp(z) + s) / (1 + s)) - mpmath.mpf(z) / (1 + s)))
     exact = torch.tensor(exact_N, dtype=torch.float64)
     single = tfsd_value(TokenLogits(true_N, negatives_N, true_N)).double()
-    assert float(((single - exact).abs() / exact).max()) <= 2.5e-6
+    smallest = torch.finfo(torch.float32).tiny
+    assert float(((single - exact).abs() / exact.clamp(min=smallest)).max()) <= 1e-7
+
+
+@given(log_odds=st.floats(-80, 80, width=32), entropy=st.floats(0, 12, width=32))
+def test_entropy_of_a_mixture_keeps_its_precision(log_odds, entropy):
+    """Of the target with the probability p of these odds, else one of the negatives: H(p) + (1 - p) H(negatives)."""
+    with mpmath.workdps(80):
+        p = 1 / (1 + mpmath.exp(-mpmath.mpf(log_odds)))
+        exact = float(-p * mpmath.log(p) - (1 - p) * mpmath.log(1 - p) + (1 - p) * entropy)
+    found = float(_mixture_entropy(torch.tensor(log_odds), torch.tensor(entropy)))
+    assert found == pytest.approx(exact, rel=2e-6, abs=1e-37)
+
+
+@pytest.mark.parametrize(("kind", "drift"), [("linear", 0.0), ("linear", 300.0), ("metric", 0.0)])
+@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.02, 0.5, 2.0]))
+def test_sampled_statistics_in_float32(kind, drift, seed, spread):
+    """From next to uniform to next to sure, near 0 and far from it: entropies and spread as in float64, relative to themselves.
+
+    The log of a probability of 1e-50 is a float32 between 64 and 128, in steps of 8e-6: so much is a small probability off.
+    """
+    V, D, N = 60, 8, 33
+    generator = torch.Generator().manual_seed(seed)
+    h_ND, w_VD = (spread * torch.randn(n, D, generator=generator) for n in (N, V))
+    h_ND, w_VD = h_ND * 4, w_VD * 2
+    w_VD[:, 0], h_ND[:, 0] = drift, 1.0
+    h_ND, w_VD = (x.mul(64).round().div(64) for x in (h_ND, w_VD))  # products without rounding, also near 300
+    y_N = torch.randint(0, V, (N,), generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        head, objective = make(kind, "weighted_ce", D, V, dtype=dtype)
+        with torch.no_grad():
+            head.weight.copy_(w_VD)
+        found.append(chunked_loss(head, objective, h_ND.to(dtype), y_N, statistics=True).sampled)
+    for name, exact in found[1].items():
+        torch.testing.assert_close(found[0][name].double(), exact, rtol=3e-5, atol=1e-36)
 
 
 def test_total_collapse_has_no_tfsd_loss_and_nll_of_the_uniform_distribution():

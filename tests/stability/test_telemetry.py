@@ -47,7 +47,9 @@ def measured_step(model, micro_batches):
 def instrumented_step(model, telemetry, micro_batches):
     optimizer = build_optimizer(model, CONFIG.optimizer)
     for x_BT in batch().split(4 // micro_batches):
-        out = model(input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, statistics=True, use_cache=False)
+        out = model(
+            input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, skip_logits=True, statistics=True, use_cache=False
+        )
         out.loss.backward()
         telemetry.add_losses(out.losses)
     losses = telemetry.loss_values()
@@ -63,7 +65,14 @@ def test_values_against_their_definitions(model, micro_batches):
     names = [n for n, _ in model.named_parameters()]
     twin = new_model(model.config, 0).train()
     found, before = measured_step(model, micro_batches)
-    out = twin(input_ids=batch(), shift_labels=batch(), statistics=True, output_hidden_states=True, use_cache=False)
+    out = twin(
+        input_ids=batch(),
+        shift_labels=batch(),
+        skip_logits=True,
+        statistics=True,
+        output_hidden_states=True,
+        use_cache=False,
+    )
     out.loss.backward()
     gradients = dict(zip(names, (p.grad for p in twin.parameters()), strict=True))
     after = dict(model.named_parameters())
@@ -107,19 +116,22 @@ def test_values_against_their_definitions(model, micro_batches):
     assert all(describe(name) for name in found)
 
 
-def test_ignored_tokens_do_not_count_whatever_the_number_of_tokens(model):
+def test_ignored_targets_do_not_count_whatever_the_number_of_tokens(model):
     """33 tokens, of which the sampled ones are 0, 16 and 32; token 16 is ignored."""
     assert SAMPLING == 16
     telemetry = build_telemetry(model, CONFIG)
     x_BT = torch.randint(0, 90, (1, 33), generator=torch.Generator().manual_seed(0))
     y_BT = x_BT.clone()
     y_BT[0, 16] = -100
-    out = model(input_ids=x_BT, shift_labels=y_BT, statistics=True, use_cache=False)
+    asked = {"skip_logits": True, "statistics": True, "output_hidden_states": True, "use_cache": False}
+    out = model(input_ids=x_BT, shift_labels=y_BT, **asked)
     telemetry.add_losses(out.losses)
     found, entropy_S = telemetry.collect(), out.losses.sampled["entropy/p"]
     assert found["entropy/p"].item() == pytest.approx(entropy_S[[0, 2]].mean().item(), rel=1e-6)
     mean_N = out.losses.statistics["logit/mean"][[i for i in range(33) if i != 16]]
     assert found["logit/mean"].item() == pytest.approx(mean_N.mean().item(), rel=1e-6)
+    norm_BT = out.hidden_states[-1].norm(dim=-1)
+    assert found["hidden_norm/final/mean"].item() == pytest.approx(norm_BT.mean().item(), rel=1e-6), "of all tokens"
 
 
 def test_an_evaluation_leaves_no_trace(model):

@@ -82,8 +82,8 @@ def few_tokens() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("spaced", [True, False])
-def test_all_words_and_no_word_make_one(spaced: bool) -> None:
-    """Words of at most seven letters; a longer one has a chance of some 1e-6."""
+def test_all_spellings_and_no_word_make_one(spaced: bool) -> None:
+    """Words have one spelling here. They have at most seven letters; a longer one has a chance of some 1e-6."""
     tokenizer = few_tokens()
     vocabulary = Vocabulary(tokenizer)
     letters = [letters for n in range(1, 8) for letters in itertools.product("ab", repeat=n)]
