@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from configs.errors import InputError
+from configs.errors import InputError, note
 from configs.schema import RunConfig
 
 from .launch_variables import check_launch_variables
