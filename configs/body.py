@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from model import blocks, final_norm
+from model import SwapHeadConfig, blocks, final_norm
 
 from .load import nearest
 from .schema import BodyConfig
@@ -51,7 +51,7 @@ def body_problems(body: BodyConfig, sequence_length: int) -> list[str]:
     if body.model_type not in CONFIG_MAPPING:
         hint = nearest(body.model_type, CONFIG_MAPPING.keys())
         return [f"body.model_type: transformers knows no model type {body.model_type!r}{hint}"]
-    if body.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if body.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or body.model_type == SwapHeadConfig.model_type:
         hint = nearest(body.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         return [f"body.model_type: {body.model_type} is no language model that reads from left to right{hint}"]
     known = known_fields(body.model_type)
