@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from configs.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, ArgumentParser, InputError, exit_status
-from configs.schema import Section
+from configs.schema import Place, Section
 
 ROOT = Path(__file__).parent
 
@@ -36,9 +36,9 @@ ROOT = Path(__file__).parent
 class Suite(Section):
     """A suite file."""
 
-    recipe: str
+    recipe: Place
     """The recipe of all runs, relative to the suite file."""
-    out: str
+    out: Place
     """Directory of the runs and of what is made from them."""
     runs: dict[str, list[str]]
     """Name of each run, and its overrides of the recipe."""

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 
+def at_home(path: str) -> str:
+    """``path`` with the home directory for a leading ``~`` or ``~user``. Raises ValueError if that is nobody's."""
+    whole = os.path.expanduser(path)  # noqa: PTH111  (pathlib takes ./~ for ~)
+    if whole.startswith("~"):
+        raise ValueError(f"{path.partition('/')[0]} is nobody's home here; if it is a file's name, write ./{path}")
+    return whole
+
+
 def strict(value: Any) -> Any:
     """A copy of nested dicts, lists and tuples in which NaN and infinities are "NaN", "Infinity" and "-Infinity"."""
     if isinstance(value, dict):
