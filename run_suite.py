@@ -48,7 +48,7 @@ from configs.errors import (
 )
 from configs.files import last_row
 from configs.processes import ending, last_lines
-from configs.schema import Section
+from configs.schema import Place, Section
 
 ROOT = Path(__file__).parent
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -64,9 +64,9 @@ LAST_LINES = 5
 class Suite(Section):
     """A suite file."""
 
-    recipe: str
+    recipe: Place
     """The recipe of all runs, relative to the suite file."""
-    out: str
+    out: Place
     """Directory of the runs and of what is made from them."""
     runs: dict[str, list[str]] = Field(min_length=1)
     """Name of each run, and its overrides of the recipe."""

@@ -114,7 +114,7 @@ def _check(logged: LoggedRun, step: int) -> None:
     environment_of(logged)
     for plugin in logged.config.get("plugins") or []:
         # Whoever sends a run directory must not bring the code along that reading it runs.
-        if isinstance(plugin, str) and is_within(Path(plugin), logged.path):
+        if isinstance(plugin, str) and is_within(Path(os.path.expanduser(plugin)), logged.path):  # noqa: PTH111
             raise InputError(
                 f"{logged.path / 'config.yaml'}: plugins: {plugin} is in the run directory; move it out if you trust it"
             )

@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from .files import at_home
 
 EXIT_FINISHED = 0
 EXIT_BAD_INPUT = 2
@@ -36,7 +39,15 @@ class InputError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, but ``--option=--`` is refused: before Python 3.13 argparse drops that value and hands on an empty list."""
+    """argparse's, with a home directory for a leading ``~`` (a shell puts none into ``--out=~/results``).
+
+    ``--option=--`` is refused: before Python 3.13 argparse drops that value and hands on an empty list.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", None, _argument)
+        self.register("type", Path, lambda text: Path(_argument(text)))
 
     def parse_known_args(  # type: ignore[override]  # parse_args comes here; the overloads of its namespace are one
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -48,6 +59,13 @@ class ArgumentParser(argparse.ArgumentParser):
             if option.startswith("-") and value == "--":
                 self.error(f"argument {option}: expected a value, but it is --; a file of that name is ./--")
         return super().parse_known_args(given, namespace)
+
+
+def _argument(text: str) -> str:
+    try:
+        return at_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def one_line(problem: str) -> str:

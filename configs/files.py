@@ -12,6 +12,14 @@ LAST_BYTES = 1 << 20
 """The end of a file in which its last line is looked for: far longer than a row."""
 
 
+def at_home(path: str) -> str:
+    """``path`` with the home directory for a leading ``~`` or ``~user``. Raises ValueError if that is nobody's."""
+    whole = os.path.expanduser(path)  # noqa: PTH111  (pathlib takes ./~ for ~)
+    if whole.startswith("~"):
+        raise ValueError(f"{path.partition('/')[0]} is nobody's home here; if it is a file's name, write ./{path}")
+    return whole
+
+
 def strict(value: Any) -> Any:
     """A copy of nested dicts, lists and tuples in which NaN and infinities are "NaN", "Infinity" and "-Infinity"."""
     if isinstance(value, dict):

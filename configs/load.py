@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import InputError, note
+from .files import at_home
 from .imports import importing
 from .schema import RunConfig, Section
 
@@ -151,7 +152,10 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return recipe
     if not isinstance(base, str) or not base or "\0" in base:
         raise InputError(f"--config {path}: base: must be the path of a recipe, but is {base!r}")
-    base_path = path.parent / base
+    try:
+        base_path = path.parent / at_home(base)
+    except ValueError as error:
+        raise InputError(f"--config {path}: base: {error}") from None
     try:
         found = base_path.is_file()
     except OSError:  # a name longer than a name can be
@@ -203,7 +207,11 @@ def _import_plugins(paths: Any) -> None:
     """Import each plugin file, for what it registers."""
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise InputError("plugins: must be a list of Python files, for example plugins=[my_heads.py]")
-    for path in paths:
+    for given in paths:
+        try:
+            path = at_home(given)
+        except ValueError as error:
+            raise InputError(f"plugins: {error}") from None
         try:
             found = Path(path).is_file()
         except (OSError, ValueError):  # no name that a file can have

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from .files import at_home
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, strict about unknown keys, no number read out of a string or out of a boolean."""
@@ -47,8 +49,8 @@ def _path(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_plain)]
 """Text of at least one character, all of which print: names, patterns, keys."""
-Place = Annotated[Text, AfterValidator(_path)]
-"""A file, a folder or a name on the hub."""
+Place = Annotated[Text, AfterValidator(at_home), AfterValidator(_path)]
+"""A file, a folder or a name on the hub; a leading ``~`` becomes the home directory."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -69,7 +71,8 @@ class _Data(Section):
     sequence_length: int = Field(ge=2, le=1 << 20)
     """Tokens a sequence feeds to the model; each predicts the next one."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share of the documents (not of the tokens) held out for validation."""
+    """Share held out for validation: of the tokens for text and hub, where a document may be cut; of the documents, which
+    stay whole, for pydoc and grammar (data/split.py). A share that is off by a quarter or more is told."""
     cache_dir: Place = "data_cache"
     """Where token stores are kept; one subdirectory for each (corpus, tokenizer) pair."""
     skip_steps: list[StepRange] = []
@@ -100,13 +103,13 @@ class PydocData(_ProseData):
 
 
 class TextData(_ProseData):
-    """Local files: .txt, .jsonl, .parquet, each also gzipped."""
+    """Local files: .txt, .json, .jsonl, .parquet, each also gzipped. A document over 64 Ki characters is cut into pieces."""
 
     kind: Literal["text"]
     paths: list[Place] = Field(min_length=1)
-    """Files, folders (searched recursively) and globs."""
+    """Files, folders (searched recursively, links followed) and globs. What is found and not read is told."""
     text_field: Text = "text"
-    """The column or key that holds the text, for .jsonl and .parquet."""
+    """The column or key that holds the text, for .json, .jsonl and .parquet."""
 
 
 class HubData(_ProseData):
@@ -114,7 +117,7 @@ class HubData(_ProseData):
 
     kind: Literal["hub"]
     dataset: Place
-    """Name on the hub, for example roneneldan/TinyStories."""
+    """Name on the hub, for example roneneldan/TinyStories, or a folder with a copy."""
     config: Text | None = None
     """Configuration of the dataset, for example sample-10BT."""
     split: Text = "train"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from configs.errors import InputError
 from configs.schema import DataConfig, GrammarData
 from data.corpora import Corpus
 from data.files import sha256_of
+from data.split import Document, by_hash, by_weight
 from data.tokenizer import encoder_of, fingerprint, given_tokenizer, train_bpe, vocabulary_size
 
 if TYPE_CHECKING:
@@ -30,19 +32,6 @@ SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
 _BATCH_CHARACTERS = 4 << 20
 """Text encoded at once: enough documents for every core, some tens of megabytes of memory."""
-
-
-class _Document(NamedTuple):
-    """An encoded document: its tokens with the end token, the SHA-256 and the size of its UTF-8 text."""
-
-    ids: np.ndarray
-    sha256: bytes
-    size: int
-
-    @property
-    def place(self) -> float:
-        """Where the document stands in [0, 1), by its text: so that copies of a document share a split."""
-        return int.from_bytes(self.sha256[:8]) / 2**64
 
 
 def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[str, Any], *, progress: bool) -> None:
@@ -61,7 +50,13 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
     documents = _encoded(tokenizer, stream, corpus.max_tokens)
     vocab_size = vocabulary_size(tokenizer)
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    splits, text_sha256 = _write_splits(folder, documents, dtype, data.validation_fraction)
+    fraction = data.validation_fraction
+    if corpus.may_be_cut:
+        encode = functools.partial(_encode_one, tokenizer)
+        assigned = by_weight(documents, fraction, encode)
+    else:
+        assigned = by_hash(documents, fraction)
+    splits, text_sha256 = _write_splits(folder, assigned, dtype, fraction)
     spool.unlink(missing_ok=True)
     tokenizer.save_pretrained(folder / "tokenizer")
     manifest = {
@@ -78,7 +73,7 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
         "tokenizer_sha256": fingerprint(tokenizer),
         "versions": _versions("numpy", "tokenizers", "transformers"),
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    text = json.dumps(manifest, indent=1)  # in ASCII, because the name of a file need not be Unicode
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -110,7 +105,7 @@ def _read_spool(spool: Path) -> Iterator[str]:
 
 def _encoded(
     tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], max_tokens: int | None
-) -> Iterator[_Document]:
+) -> Iterator[Document]:
     """Yield the documents encoded, on all cores, until the source or the token budget ends."""
     encoder = encoder_of(tokenizer)
     tokens = 0
@@ -118,10 +113,14 @@ def _encoded(
         for text, encoding in zip(texts, encoder.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             raw = text.encode()
             ids = np.array([*encoding.ids, tokenizer.eos_token_id], np.uint32)
-            yield _Document(ids, hashlib.sha256(raw).digest(), len(raw))
+            yield Document(text, ids, hashlib.sha256(raw).digest(), len(raw))
             tokens += len(ids)
             if max_tokens is not None and tokens >= max_tokens:
                 return
+
+
+def _encode_one(tokenizer: PreTrainedTokenizerFast, text: str) -> Document:
+    return next(_encoded(tokenizer, [text], None))
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -141,7 +140,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _write_splits(
-    folder: Path, documents: Iterable[_Document], dtype: np.dtype, fraction: float
+    folder: Path, documents: Iterable[tuple[Document, bool]], dtype: np.dtype, fraction: float
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """Write both splits; return documents, tokens, bytes and hash of each, and the hash of the whole text.
 
@@ -150,13 +149,13 @@ def _write_splits(
     text_hash = hashlib.sha256()
     with contextlib.ExitStack() as stack:
         train, validation = (stack.enter_context(_SplitWriter(folder, name, dtype, fraction)) for name in SPLITS)
-        for document in documents:
+        for document, held_out in documents:
             text_hash.update(document.sha256)
-            (validation if document.place < fraction else train).add(document)
+            (validation if held_out else train).add(document)
         if train.documents + validation.documents < 2:
             raise InputError(
-                f"data: the corpus has {train.documents + validation.documents} documents with text in them, "
-                "and one for training and one for validation is the least"
+                f"data: the corpus has {train.documents + validation.documents} documents with text in them; some text for "
+                "training and some for validation is the least"
             )
         if validation.documents == 0:
             validation.add(train.take())
@@ -179,7 +178,7 @@ class _SplitWriter:
         self._tokens = 0
         self._dtype = dtype
         self._border = border
-        self._kept_back: _Document | None = None
+        self._kept_back: Document | None = None
         self._starts = array("q")
         self._ids_file = folder / f"{name}.bin"
         self._starts_file = folder / f"{name}_documents.npy"
@@ -196,7 +195,7 @@ class _SplitWriter:
         self._handle.close()
         np.save(self._starts_file, np.array(self._starts, np.int64), allow_pickle=False)
 
-    def add(self, document: _Document) -> None:
+    def add(self, document: Document) -> None:
         """Add a document to this split."""
         self.documents += 1
         self._bytes += document.size
@@ -207,7 +206,7 @@ class _SplitWriter:
         self._write(farther)
         self._kept_back = nearer
 
-    def take(self) -> _Document:
+    def take(self) -> Document:
         """Take out the document nearest to the border."""
         document, self._kept_back = self._kept_back, None
         assert document is not None, "a split that has documents has kept one back"
@@ -215,7 +214,7 @@ class _SplitWriter:
         self._bytes -= document.size
         return document
 
-    def _write(self, document: _Document) -> None:
+    def _write(self, document: Document) -> None:
         self._starts.append(self._tokens)
         self._tokens += len(document.ids)
         self._handle.write(document.ids.astype(self._dtype).tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from configs.schema import DataConfig, GrammarData, HubData, PydocData
@@ -18,6 +18,14 @@ class Corpus(Protocol):
     @property
     def tokenizer_documents(self) -> int | None:
         """How many of the first documents a BPE is trained on; None means all."""
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether a document may be cut so that the split meets the fraction asked for (data/split.py)."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a user should know of the source, a line each: what was left out of it."""
 
     def identity(self) -> dict[str, Any]:
         """Return, as JSON, everything that determines the text: it changes when the source does. Quick to call."""

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from configs.errors import InputError
 from configs.schema import HubData
-from data.files import sha256_of
+from data.files import paths_below, sha256_of
+from data.readers import RULES_VERSION, pieces, text_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -29,7 +30,10 @@ OTHERWISE = "download it elsewhere and use data.kind=text"
 
 
 class HubCorpus:
-    """The rows of one split of a dataset, a document each, in the dataset's order."""
+    """The rows of one split of a dataset, a document each (a long one in pieces), in the dataset's order."""
+
+    may_be_cut = True
+    remarks = ()
 
     def __init__(self, data: HubData) -> None:
         self._data = data
@@ -46,9 +50,15 @@ class HubCorpus:
         if self._data.vocab_size is not None:
             fields.add("tokenizer_documents")
         folder = Path(self._data.dataset)
-        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        paths = paths_below(folder, Path(self._data.cache_dir)) if folder.is_dir() else []
+        files = [path for path in paths if path.is_file()]
         hashes = [[path.relative_to(folder).as_posix(), sha256_of(path)] for path in files]
-        return {"kind": "hub", **self._data.model_dump(include=fields), "local_files": hashes}
+        return {
+            "kind": "hub",
+            "rules": RULES_VERSION,
+            **self._data.model_dump(include=fields),
+            "local_files": hashes,
+        }
 
     def describe(self) -> dict[str, Any]:
         """Return the dataset's name and the commit it was read at (None for a cache or a local copy)."""
@@ -65,10 +75,7 @@ class HubCorpus:
                 raise InputError(
                     f"data.dataset={self._data.dataset}: no column {field!r}; set data.text_field to one of: {columns}"
                 )
-            if not isinstance(row[field], str):
-                kind = type(row[field]).__name__
-                raise InputError(f"data.dataset={self._data.dataset}: row {number}: {field!r} is not text but {kind}")
-            yield row[field].replace("\r\n", "\n")
+            yield from pieces(text_of(row[field], field, f"data.dataset={self._data.dataset}: row {number}"))
 
     def _open(self) -> IterableDataset:
         from datasets import load_dataset  # two seconds that a store already built need not spend

@@ -5,7 +5,7 @@ python -m data.prepare --config FILE [key.sub=value ...]
 
 from __future__ import annotations
 
-from configs.errors import ArgumentParser, exit_status
+from configs.errors import ArgumentParser, exit_status, one_line
 from data.store import TokenStore, open_store
 
 
@@ -20,10 +20,11 @@ def summary(store: TokenStore) -> str:
         f"vocabulary  {store.vocab_size:,} tokens, {manifest['bytes'] / tokens:.2f} bytes per token",
     ]
     for name, counts in manifest["splits"].items():
-        lines.append(f"{name:<12}{counts['tokens']:,} tokens in {counts['documents']:,} documents")
+        share = counts["tokens"] / tokens
+        lines.append(f"{name:<12}{counts['tokens']:,} tokens in {counts['documents']:,} documents ({share:.2%})")
     lines.append("sources")
     lines += [f"  {line}" for line in _sources(manifest)]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _sources(manifest: dict) -> list[str]:

@@ -86,6 +86,8 @@ class PydocCorpus:
 
     max_tokens = None
     tokenizer_documents = None
+    may_be_cut = False
+    remarks = ()
 
     def __init__(self, max_documents: int | None = None, packages: Mapping[str, Path] | None = None) -> None:
         self._max_documents = max_documents

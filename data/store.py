@@ -15,7 +15,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,19 +23,20 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from configs.errors import InputError
+from configs.errors import InputError, one_line
 from configs.files import flush_to_disk
 from configs.schema import DataConfig
 from data.build import MANIFEST, SPLITS, build_store
 from data.corpora import make_corpus
 from data.files import digest_of, sha256_of
+from data.split import is_near
 from data.tokenizer import fingerprint, tokenizer_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
-"""Version of the files' layout and of the rule that splits documents; raise it with any change to either."""
+"""Version of the files' layout and of the rule by which whole documents are split; raise it with any change to either."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
     Any number of processes may call this at once: one builds, the others wait for it.
 
     Raises:
-        InputError: for a source that cannot be read, fewer than two documents, or a store that was damaged since.
+        InputError: for a source that cannot be read, too little text for two splits, or a store that was damaged since.
     """
     corpus = make_corpus(data)
     identity = {
@@ -99,9 +100,30 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
         "validation_fraction": data.validation_fraction,
     }
     path = Path(data.cache_dir) / digest_of(identity)[:16]
+    if progress:
+        _tell(corpus.remarks)
     if not path.exists():
         _create(path, lambda folder: build_store(folder, data, corpus, identity, progress=progress))
-    return read_store(path)
+    store = read_store(path)
+    if progress:
+        _tell(_share_remarks(store, data.validation_fraction))
+    return store
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(one_line(line), file=sys.stderr)
+
+
+def _share_remarks(store: TokenStore, fraction: float) -> Iterator[str]:
+    """Yield a line if the share that is held out is not the one asked for."""
+    held_out, tokens = len(store.validation.ids), len(store.train.ids) + len(store.validation.ids)
+    if not is_near(held_out / tokens, fraction):
+        yield (
+            f"data.validation_fraction={fraction:g}: {held_out / tokens:.2g} is held out ({held_out:,} of {tokens:,} tokens, "
+            f"{len(store.validation.document_starts):,} of {store.manifest['documents']:,} documents); the documents are too "
+            "few, or too unequal, for the share asked for"
+        )
 
 
 def read_store(path: Path) -> TokenStore:

@@ -49,7 +49,7 @@ def tokenizer_identity(data: DataConfig) -> dict[str, Any]:
         if not files:
             raise InputError(f"data.tokenizer={data.tokenizer}: the folder holds no tokenizer.json")
         return {"files": files}
-    if data.tokenizer.startswith((".", "/", "~")) or data.tokenizer.endswith(".json") or data.tokenizer.count("/") > 1:
+    if data.tokenizer.startswith((".", "/")) or data.tokenizer.endswith(".json") or data.tokenizer.count("/") > 1:
         raise InputError(f"data.tokenizer={data.tokenizer}: no such file or folder")
     return {"hub": data.tokenizer}
 

@@ -29,8 +29,8 @@ def load_swords(path: Path, text: str) -> SubstitutionList:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {error.lineno}: is not JSON ({error.msg}); download the file again") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is not a SWORDS file: its JSON is nested too deeply") from error
+    except (RecursionError, ValueError) as error:  # brackets 5000 deep; an integer of 5000 digits
+        raise InputError(f"{path} is not a SWORDS file: its JSON nests too deeply or has too long a number") from error
     missing = [key for key in KEYS if not isinstance(data.get(key), dict)]
     if missing:
         raise InputError(f"{path} is not a SWORDS file: the key {missing[0]} is missing or no object")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,6 +67,7 @@ class WordNet:
 
         Raises :class:`InputError` if nltk, its data or a file of ``folder`` is missing or is not WordNet's.
         """
+        folder = None if folder is None else Path(os.path.expanduser(folder))  # noqa: PTH111  (nobody's: it is not found)
         self._reader = _open_installed() if folder is None else _open_folder(folder)
         version = self._reader.get_version()
         if version is None:

@@ -19,6 +19,8 @@ class GrammarCorpus:
 
     max_tokens = None
     tokenizer_documents = None
+    may_be_cut = False
+    remarks = ()
 
     def __init__(self, data: GrammarData) -> None:
         self._documents = data.documents

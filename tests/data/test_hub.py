@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from configs.errors import InputError
 from configs.schema import HubData
+from data.hub import HubCorpus
 from data.store import TokenStore, open_store
 from tests.data.corpus import documents_of, sentences, write_jsonl
 
@@ -138,3 +141,28 @@ def test_a_built_store_needs_no_hub(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == str(store.path)
+
+
+def test_long_rows_and_rows_of_bytes_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    book = "\n\n".join(sentences(2000))
+    parquet.write_table(pa.table({"text": [book.encode()]}), folder / "train.parquet")
+    store = build(hub_data(tmp_path / "cache", str(folder), max_tokens=1 << 20, tokenizer_documents=2))
+    found = documents_of(store, "train") + documents_of(store, "validation")
+    assert sorted("\n".join(found).split()) == sorted(book.split())
+    assert max(map(len, found)) < 20_000
+    parquet.write_table(pa.table({"text": [b"fine", b"caf\xe9"]}), folder / "train.parquet")
+    with pytest.raises(InputError, match=r"row 2: 'text' is not UTF-8 text: byte 3 \(0xe9\); convert it$"):
+        build(hub_data(tmp_path / "cache", str(folder)))
+
+
+def test_a_change_behind_a_link_is_noticed(tmp_path: Path) -> None:
+    local_copy(tmp_path / "elsewhere")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "data").symlink_to("../elsewhere")
+    corpus = HubCorpus(hub_data(tmp_path / "cache", str(tmp_path / "copy")))
+    first = corpus.identity()
+    assert [name for name, _ in first["local_files"]] == ["data/train.jsonl"]
+    write_jsonl(tmp_path / "elsewhere" / "train.jsonl", sentences(500, seed=1))
+    assert corpus.identity() != first

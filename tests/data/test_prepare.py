@@ -39,5 +39,5 @@ def test_a_mistake_is_one_line(
     overrides = ["data.kind=text", f"data.paths=[{tmp_path}/none.txt]", f"data.cache_dir={tmp_path}/cache"]
     monkeypatch.setattr(sys, "argv", ["prepare", "--config", str(RECIPE), *overrides])
     assert exit_status(main) == 2
-    line = f"error: data.paths: {tmp_path}/none.txt matches no .txt, .jsonl, .parquet file (each may end in .gz)\n"
+    line = f"error: data.paths: {tmp_path}/none.txt matches no .txt, .json, .jsonl or .parquet file (.gz may follow)\n"
     assert capsys.readouterr().err == line

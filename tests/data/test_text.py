@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from configs.errors import InputError
-from data.text import LONGEST_PIECE_CHARACTERS, PIECE_CHARACTERS, TextCorpus
+from data.readers import LONGEST_PIECE_CHARACTERS, PIECE_CHARACTERS
+from data.text import TextCorpus
 from tests.data.corpus import text_data
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 def read(*paths: Path, **fields: Any) -> list[str]:
@@ -62,11 +67,65 @@ def test_parquet_is_a_document_a_row(tmp_path: Path, name: str) -> None:
     assert read(path, text_field="body") == ["one\n", "two", "three"]
 
 
+@pytest.mark.parametrize("layout", [None, 1, "\t"], ids=["one line", "indented", "tabs"])
+def test_json_is_a_document_an_object_of_the_array(tmp_path: Path, layout: Any) -> None:
+    rows = [{"text": "one\r\ntwo", "tags": ["[", "]"]}, {"n": 1, "text": "three"}, {"text": "é"}]
+    content = json.dumps(rows, indent=layout, ensure_ascii=False)
+    path = write(tmp_path / "a.json", b"\xef\xbb\xbf" + content.encode() + b"\n")
+    assert read(path) == ["one\ntwo", "three", "é"]
+    assert read(write(tmp_path / "b.json.gz", content.encode())) == read(path)
+
+
+def test_json_is_read_by_its_content(tmp_path: Path) -> None:
+    lines = b'\n{"text": "one"}\n{"text": "two"}\n'
+    assert read(write(tmp_path / "lines.json", lines)) == ["one", "two"]
+    assert read(write(tmp_path / "object.json", b'{\n "text": "alone"\n}\n')) == ["alone"]
+    assert read(write(tmp_path / "none.json", b" [ ] ")) == []
+
+
+@pytest.mark.parametrize("name", ["A.TXT", "A.Jsonl.GZ", "A.JSON", "A.Parquet"])
+def test_suffixes_are_read_in_any_case(tmp_path: Path, name: str) -> None:
+    content = b'{"text": "some text"}' if ".J" in name else b"some text"
+    if name == "A.Parquet":
+        content = write_parquet(tmp_path / "plain", {"text": ["some text"]}).read_bytes()
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(content) if name.endswith(".GZ") else content)
+    assert read(path.parent) == ["some text"]
+
+
+_TEXTS = ["Zoë", "", "Œuvre 😀"]
+_AS_BYTES = [text.encode() for text in _TEXTS]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(_TEXTS, pa.large_string()),
+        pa.array(_TEXTS, pa.string_view()),
+        pa.array(_TEXTS).dictionary_encode(),
+        pa.array(pd.Categorical(_TEXTS)),
+        pa.array(_AS_BYTES),
+        pa.array(_AS_BYTES, pa.large_binary()),
+        pa.array(_AS_BYTES, pa.binary_view()),
+        pa.array(_AS_BYTES).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_every_kind_of_column_that_holds_text_is_read(tmp_path: Path, column: pa.Array) -> None:
+    assert read(write_parquet(tmp_path / "a.parquet", {"n": [1, 2, 3], "text": column})) == _TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
 @pytest.mark.parametrize("paragraphs", [True, False])
-def test_a_long_txt_file_is_split_and_nothing_of_it_lost(tmp_path: Path, paragraphs: bool) -> None:
+def test_a_long_document_is_split_and_nothing_of_it_lost(tmp_path: Path, paragraphs: bool, name: str) -> None:
     lines = [f"This is line {number} of a long novel." for number in range(8000)]
     text = "\n".join(line + "\n" * (paragraphs and number % 20 == 0) for number, line in enumerate(lines))
-    pieces = read(write(tmp_path / "novel.txt", b"\xef\xbb\xbf" + text.encode()))
+    rows = {"a.txt": text, "a.jsonl": json.dumps({"text": text}), "a.json": json.dumps([{"text": text}])}
+    if name in rows:
+        pieces = read(write(tmp_path / name, b"\xef\xbb\xbf" + rows[name].encode()))
+    else:
+        pieces = read(write_parquet(tmp_path / name, {"text": [text]}))
     assert [line for piece in pieces for line in piece.split("\n") if line] == lines
     sizes = [len(piece) for piece in pieces[:-1]]
     least = PIECE_CHARACTERS if paragraphs else LONGEST_PIECE_CHARACTERS
@@ -103,12 +162,26 @@ def test_folders_and_globs_are_sorted_and_take_each_file_once(tmp_path: Path) ->
         ("a.txt.gz", b"caf\xe9\n", r"a.txt.gz: line 1, byte 3 "),
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"a.jsonl: line 2, byte 27 "),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a.jsonl: line 3 is not JSON: Expecting value \(column 9\)"),
-        ("a.jsonl", b'{"body": "x", "n": 1}\n', r"line 1 has no 'text'; set data.text_field to one of: body, n$"),
-        ("a.jsonl", b"[1]\n", r"line 1 is not a JSON object but list"),
-        ("a.jsonl", b'{"text": 5}\n', r"line 1: 'text' is not text but int"),
+        ("a.jsonl", b'{"body": "x", "n": 1}\n', r"line 1 has no 'text'; .* set data.text_field to one of: body, n$"),
+        ("a.jsonl", b"[1]\n", r"line 1 is not a JSON object but an array"),
+        ("a.jsonl", b'{"text": 5}\n', r"line 1: 'text' is not text but a number"),
+        ("a.jsonl", b'{"text": "x"}\n' + DEEP + b"\n", r"a.jsonl: line 2 is nested too deeply to be read"),
+        ("a.json", b'[{"text": "x"},\n ' + DEEP + b"]\n", r"a.json: row 2 is nested too deeply to be read"),
+        ("a.json", DEEP, r"a.json: row 1 is nested too deeply to be read"),
+        ("a.json", b'{"text":\n' + DEEP + b"}", r"a.json: row 1 is nested too deeply to be read"),
+        ("a.json", b'{"text": ' + DEEP + b"}", r"a.json: the first line is nested too deeply to be read"),
+        ("a.json", b'[{"text": "x"},\n {"body": "y"}]', r"row 2 has no 'text'; .* to one of: body$"),
+        ("a.json", b'[{"text": "x"},\n {"text": null}]', r"row 2: 'text' is not text but null"),
+        ("a.json", b'[{"text": "x"},\n 5]', r"row 2 is not a JSON object but a number"),
+        ("a.json", b'[{"text": "x"},\n]', r"a.json: line 2 is not JSON: Expecting value \(column 1\)"),
+        ("a.json", b'[{"text": "x"}\n {"text": "y"}]', r"line 2 is not JSON: Expecting ',' or ']' \(column 2\)"),
+        ("a.json", b'[{"text": "x"}]\n[', r"line 1 is not JSON: Extra data"),
+        ("a.json", b'{"text": "x"}\n{"text": \n', r"line 2 is not JSON"),
+        ("a.json", b"", r"line 1 is not JSON: Expecting value"),
+        ("a.json", b'[{"text": "caf\xe9"}]', r"a.json: line 1, byte 14 of the file \(0xe9\) is not UTF-8"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"line 1: 'text' holds half a surrogate pair"),
         ("a.parquet", b"PAR1 not really", r"a.parquet: cannot be read as parquet"),
-        ("a.pdf", b"%PDF", r"a.pdf is none of .txt, .jsonl, .parquet"),
+        ("a.pdf", b"%PDF", r"a.pdf is no .txt, .json, .jsonl or .parquet file"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -126,12 +199,105 @@ def test_parquet_columns_are_checked(tmp_path: Path) -> None:
     assert "has no column 'text'; set data.text_field to one of: n, body" in problem(path)
     assert "column 'n' is not text but int64" in problem(path, text_field="n")
     assert "row 2 of column 'body' is null" in problem(path, text_field="body")
+    write_parquet(path, {"text": [b"fine", b"caf\xe9"]})
+    assert "row 2: 'text' is not UTF-8 text: byte 3 (0xe9)" in problem(path)
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    assert "a.parquet: has 2 columns named 'text'; rename all but one" in problem(path)
+
+
+def test_numbers_of_any_length_are_read_over(tmp_path: Path) -> None:
+    row = b'{"n": ' + b"9" * 5000 + b', "text": "x"}'
+    assert read(write(tmp_path / "a.jsonl", row + b"\n")) == ["x"]
+    assert read(write(tmp_path / "a.json", b"[" + row + b"]")) == ["x"]
 
 
 def test_paths_that_match_nothing(tmp_path: Path) -> None:
     write(tmp_path / "in" / "README.md", b"x")
     for path in (tmp_path / "none.txt", tmp_path / "in", tmp_path / "*.txt"):
-        assert f"data.paths: {path} matches no .txt, .jsonl, .parquet file" in problem(path)
+        assert f"data.paths: {path} matches no .txt, .json, .jsonl or .parquet file" in problem(path)
+    assert "(.gz may follow), only 1 x .md" in problem(tmp_path / "in")
+
+
+def test_a_glob_below_a_folder_with_brackets_is_explained(tmp_path: Path) -> None:
+    write(tmp_path / "[v1]" / "a.txt", b"text")
+    line = problem(tmp_path / "[v1]" / "*.txt")
+    assert line.endswith("brackets are a wildcard in a glob: write [[]v1] for the folder [v1]")
+    assert read(tmp_path / "[[]v1]" / "*.txt") == read(tmp_path / "[v1]") == ["text"]
+
+
+def test_a_hub_cache_is_read_through_its_links(tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "datasets--me--books"
+    write(cache / "blobs" / "0a1b", b'{"text": "one"}\n')
+    write(cache / "blobs" / "2c3d", b"about it")
+    snapshot = cache / "snapshots" / "abc" / "data"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train.jsonl").symlink_to("../../../blobs/0a1b")
+    (snapshot / "README.md").symlink_to("../../../blobs/2c3d")
+    for path in (snapshot, tmp_path / "hub", tmp_path / "**" / "*.jsonl", snapshot / "train.jsonl"):
+        assert read(path) == ["one"]
+    assert read(snapshot / "train.jsonl", tmp_path / "hub") == ["one"]
+    assert TextCorpus(text_data(tmp_path / "cache", tmp_path / "hub")).remarks == [
+        f"data.paths: {tmp_path / 'hub'}: not read, being no .txt, .json, .jsonl or .parquet file (.gz may follow): "
+        "1 x without suffix, 1 x .md"
+    ]
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "b.txt", b"b")
+    folder = tmp_path / "in"
+    write(folder / "a.txt", b"a")
+    for name, target in (
+        ("more", "../elsewhere"),
+        ("again", "../elsewhere"),
+        ("up", "."),
+        ("self", "self"),
+        ("down", "up"),
+    ):
+        (folder / name).symlink_to(target)
+    for path in (folder, folder / "**" / "*.txt", folder / "**", tmp_path / "*" / "**" / "[ab].txt"):
+        assert sorted(read(path)) == ["a", "b"]
+
+
+def test_what_is_not_read_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.txt", "b.md", "c.md", "d.csv.gz", "noext", ".txt"):
+        write(folder / name, b"text")
+    (folder / "gone").symlink_to("nowhere")
+    corpus = TextCorpus(text_data(tmp_path / "cache", folder, folder / "*.txt"))
+    (line,) = corpus.remarks
+    assert line.startswith(f"data.paths: {folder}: not read, being no ")
+    assert line.endswith(": 2 x without suffix, 2 x .md, 1 x .csv.gz, 1 x broken link")
+
+
+def test_a_link_to_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    link = tmp_path / "in" / "a.txt"
+    link.symlink_to("nowhere")
+    for path in (link, link.parent, tmp_path / "in" / "*.txt"):
+        assert problem(path) == f"data.paths: {link} is a link to nowhere, which is not there; restore or remove it"
+    link.unlink()
+    os.mkfifo(link)
+    assert problem(link.parent) == f"data.paths: {link} is no regular file; restore or remove it"
+
+
+def test_the_stores_below_a_folder_are_not_its_text(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", b"text")
+    write(tmp_path / "cache" / "0123" / "manifest.json", b"{}")
+    for path in (tmp_path, tmp_path / "**"):
+        corpus = TextCorpus(text_data(tmp_path / "cache", path))
+        assert list(corpus.documents(progress=False)) == ["text"]
+
+
+def test_a_link_led_elsewhere_is_another_file(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        os.utime(write(tmp_path / name, name.encode()), ns=(0, 10**18))
+    link = tmp_path / "current.txt"
+    link.symlink_to("one")
+    first = TextCorpus(text_data(tmp_path, link))
+    write(tmp_path / "0123" / "manifest.json", json.dumps({"source": first.describe()}).encode())
+    link.unlink()
+    link.symlink_to("two")
+    assert TextCorpus(text_data(tmp_path, link)).identity() != first.identity()
 
 
 def test_a_file_that_grows_while_it_is_read_is_told(tmp_path: Path) -> None:

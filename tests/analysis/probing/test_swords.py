@@ -147,6 +147,12 @@ def test_what_is_wrong_in_swords_is_named(tmp_path: Path, data: dict[str, Any], 
     assert expected in problem
 
 
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "9" * 5000], ids=["nested", "long number"])
+def test_swords_that_python_cannot_read_are_told(tmp_path: Path, value: str) -> None:
+    source = write(tmp_path, json.dumps(SWORDS)[:-1] + f', "n": {value}}}')
+    assert problems(source) == [f"{source} is not a SWORDS file: its JSON nests too deeply or has too long a number"]
+
+
 def test_many_problems_are_told_in_few_lines(tmp_path: Path) -> None:
     data = swords(
         "substitutes", **{f"x:{index}": {"target_id": "t:1", "substitute": f"w{index}"} for index in range(50)}

@@ -1,0 +1,119 @@
+"""Which text is held out for validation.
+
+Every document has a place in [0, 1), by a hash of its text; those below ``data.validation_fraction`` are held out. So
+copies of a document share a split, and text that is added moves no other from one split to the other.
+
+With few documents, or unequal ones, this can miss the fraction by far. Files and rows may be cut (docstrings and the
+grammar's documents stay whole), so up to WEIGHED_BYTES of them are weighed first, in tokens. If the share is not NEAR the
+fraction, the border is put where the share comes nearest to it. If that is still FAR off, the document at the border is
+cut in two and its end held out, at a line end or between words, alike for all its copies: one short text is enough.
+
+Neighbouring pieces of a long document (data/readers.py) may be in different splits, but share no text. Only the ends of
+pieces of 16 Ki characters and more touch, so a validation loss is that of new text by known authors, not of new books.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+NEAR = 1.25
+"""A share within this factor of the fraction is the fraction asked for."""
+FAR = 2.0
+"""No document is cut where whole ones come within this factor of the fraction."""
+WEIGHED_BYTES = 32 << 20
+"""A larger corpus is not weighed: it has some 500 documents at least, none over 64 Ki characters, and is more than memory
+should hold."""
+
+_LONGEST_WORD = 32
+_BOUNDARIES = ((re.compile(r"\n+"), 0), (re.compile(r"\s+"), _LONGEST_WORD))
+"""Where a document is cut, the best first, if it comes within an eighth of what is held out or within so many characters;
+between any two characters of what is longer than a word if there is neither."""
+
+
+class Document(NamedTuple):
+    """An encoded document: its text, its tokens with the end token, the SHA-256 and the size of its UTF-8 text."""
+
+    text: str
+    ids: np.ndarray
+    sha256: bytes
+    size: int
+
+    @property
+    def place(self) -> float:
+        """Where the document stands in [0, 1), by its text."""
+        return int.from_bytes(self.sha256[:8]) / 2**64
+
+
+def is_near(share: float, fraction: float, factor: float = NEAR) -> bool:
+    """Whether a share is the fraction, give or take the factor."""
+    return fraction / factor <= share <= fraction * factor
+
+
+def by_hash(documents: Iterable[Document], border: float) -> Iterator[tuple[Document, bool]]:
+    """Yield each document with whether it is held out: whether its place is below the border."""
+    return ((document, document.place < border) for document in documents)
+
+
+def by_weight(
+    documents: Iterable[Document], fraction: float, encode: Callable[[str], Document]
+) -> Iterator[tuple[Document, bool]]:
+    """Yield each document, or the two parts of one that is cut, with whether it is held out, as the module says."""
+    weighed: list[Document] = []
+    size = 0
+    rest = iter(documents)
+    for document in rest:
+        weighed.append(document)
+        size += document.size
+        if size > WEIGHED_BYTES:
+            return by_hash(itertools.chain(weighed, rest), fraction)
+    return _fitted(weighed, fraction, encode) if weighed else iter(())
+
+
+def _fitted(
+    documents: list[Document], fraction: float, encode: Callable[[str], Document]
+) -> Iterator[tuple[Document, bool]]:
+    weights: Counter[float] = Counter()
+    for document in documents:
+        weights[document.place] += len(document.ids)
+    places = sorted(weights)
+    held_out = [0, *itertools.accumulate(weights[place] for place in places)]  # held_out[n]: by the first n places
+    wanted = fraction * held_out[-1]
+    borders = range(1, len(places))  # none that leaves a split empty
+    usual = bisect.bisect_left(places, fraction)
+    if usual in borders and is_near(held_out[usual], wanted):
+        return by_hash(documents, fraction)
+    best = min(borders, key=lambda border: abs(held_out[border] - wanted), default=0)
+    if best in borders and is_near(held_out[best], wanted, FAR):
+        return by_hash(documents, places[best])
+    whole = bisect.bisect_right(held_out, wanted) - 1  # so many places fit in as a whole; the next is that to cut
+    cut = places[whole]
+    text = next(document.text for document in documents if document.place == cut)
+    parts = _cut(text, (wanted - held_out[whole]) / weights[cut])
+    if parts is None:
+        return by_hash(documents, places[best])
+    ends = [(encode(part), held) for part, held in zip(parts, (False, True), strict=True)]
+    return itertools.chain.from_iterable(
+        ends if document.place == cut else [(document, document.place < cut)] for document in documents
+    )
+
+
+def _cut(text: str, share: float) -> tuple[str, str] | None:
+    """Return a text in two parts, the second about ``share`` of it; None for a mere word."""
+    length = max(1, round(share * len(text)))
+    at = len(text) - length
+    for boundary, least in _BOUNDARIES:
+        reach = max(length // 8, least)
+        near = boundary.finditer(text, max(0, at - reach), at + reach)
+        if found := min(near, key=lambda match: abs(match.end() - at), default=None):
+            break
+    if not found and len(text) <= _LONGEST_WORD:
+        return None
+    first, second = (text[: found.start()], text[found.end() :]) if found else (text[:at], text[at:])
+    return (first, second) if first.strip() and second.strip() else None
