@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -119,7 +120,10 @@ def main() -> int:
     recipe = arguments.suite.parent / suite.recipe
     analyses = [filled_analysis(command, suite, out) for command in suite.analyses]
     following = [filled(line, "next", out) for line in suite.next]
-    overrides = {name: [f"output_dir={out}", f"name={name}", *own] for name, own in suite.overrides.items()}
+    overrides = {
+        name: [f"output_dir={json.dumps(str(out))}", f"name={json.dumps(name)}", *own]
+        for name, own in suite.overrides.items()
+    }
     if arguments.check:
         return check(recipe, overrides, out)
     # In a process of its own: what it imports (torch, plugins) would stay in the memory that the runs need.

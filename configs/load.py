@@ -130,7 +130,8 @@ def _foreign_values(tree: Any, key: str = "") -> Iterator[str]:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that :func:`load_config` reads back to the same configuration."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    # Not PyYAML's own: its reader takes 1e5 for text where OmegaConf's takes it for a number, and it quotes accordingly.
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
 def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

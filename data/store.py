@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from configs.errors import InputError, one_line
+from configs.errors import InputError, note
 from configs.files import flush_to_disk
 from configs.schema import DataConfig
 from data.build import MANIFEST, SPLITS, build_store
@@ -101,18 +101,18 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
     }
     path = Path(data.cache_dir) / digest_of(identity)[:16]
     if progress:
-        _tell(corpus.remarks)
+        _note_all(corpus.remarks)
     if not path.exists():
         _create(path, lambda folder: build_store(folder, data, corpus, identity, progress=progress))
     store = read_store(path)
     if progress:
-        _tell(_share_remarks(store, data.validation_fraction))
+        _note_all(_share_remarks(store, data.validation_fraction))
     return store
 
 
-def _tell(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(one_line(line), file=sys.stderr)
+def _note_all(remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        note(remark)
 
 
 def _share_remarks(store: TokenStore, fraction: float) -> Iterator[str]:

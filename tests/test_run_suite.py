@@ -22,7 +22,7 @@ recipe: {workspace}/tiny.yaml
 out: out
 runs:
   linear: [head.kind=linear, objective.kind=ce]
-  wild: [optimizer.lr=1e18, optimizer.clip_norm=null]
+  "1e18": [optimizer.lr=1e18, optimizer.clip_norm=null]
   metric: [train.steps=120, checkpoint.every=30]
 analyses:
   - curves {{linear}} {{metric}} --out {{out}}/curves.png
@@ -51,7 +51,7 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the run has it from there, too
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75
-    assert table_of(output) == {"linear": "finished", "wild": "diverged", "metric": "stopped"}
+    assert table_of(output) == {"linear": "finished", "1e18": "diverged", "metric": "stopped"}
     assert "not made" in output
     linear = (tmp_path / "out" / "linear" / "metrics.jsonl").stat().st_mtime_ns
     assert json.loads((tmp_path / "out" / "metric" / "status.json").read_text())["status"] == "preempted"
@@ -62,7 +62,7 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path):
     assert [row["step"] for row in rows_of(tmp_path / "out" / "metric")] == list(range(1, 121))
     for path in ("out/curves.png", "out/summary/summary.md"):
         assert (tmp_path / path).stat().st_size > 100
-    assert table_of(result.stdout) == {"linear": "finished", "wild": "diverged", "metric": "finished"}
+    assert table_of(result.stdout) == {"linear": "finished", "1e18": "diverged", "metric": "finished"}
     assert result.stdout.endswith("What to look at next:\n  out/curves.png\n")
 
 

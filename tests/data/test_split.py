@@ -136,7 +136,7 @@ def test_a_share_that_is_not_met_is_told(tmp_path: Path, capfd: pytest.CaptureFi
         store = open_store(data)
         line = capfd.readouterr().err.splitlines()[-1]
         assert line == (
-            "data.validation_fraction=0.02: 0.15 is held out (114 of 770 tokens, 1 of 10 documents); the documents are too "
+            "note: data.validation_fraction=0.02: 0.15 is held out (114 of 770 tokens, 1 of 10 documents); the documents are too "
             "few, or too unequal, for the share asked for"
         )
     assert (len(store.validation.ids), len(store.train.ids)) == (114, 656)
