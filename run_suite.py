@@ -398,8 +398,12 @@ def results(names: list[str], ended: Mapping[str, Ended], out: Path) -> str:
     rows = []
     for name in names:
         end = ended.get(name)
-        row = last_row(out / name / "metrics.jsonl") if end else None
-        cells = [name, str(end or "not started"), str(row["step"]) if row else "", "", ""]
+        cells = [name, str(end or "not started"), "", "", ""]
+        try:
+            row = last_row(out / name / "metrics.jsonl") if end else None
+            cells[2] = str(row["step"]) if row else ""
+        except (ValueError, TypeError, KeyError, OSError):  # whatever has become of the file, the others' rows are told
+            row, cells[2] = None, "unreadable"
         if end and row and end.returncode == EXIT_FINISHED and "validation/nll" in row:
             nll[name] = float(row["validation/nll"])
             cells[3] = f"{nll[name]:.4f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from configs.errors import InputError
-from configs.load import load_config
+from configs.load import load_recorded
 from configs.schema import RunConfig
 from data.batches import batch_number
 from stability.rewind import last_rewind
@@ -28,16 +28,15 @@ _KEYS = {"clip": "optimizer.clip_norm", "lr": "optimizer.lr", "objective": "obje
 def changed_config(logged: LoggedRun, step: int, change: str) -> RunConfig:
     """The run's configuration with the change. Raises InputError for a change that is none."""
     kind, _, value = change.partition("=")
-    path = logged.path / "config.yaml"
     if kind == "skip" and (not value or re.fullmatch(r"0*[1-9][0-9]{0,11}", value)):
-        config = load_config(path)
+        config = load_recorded(logged.path)
         rewind = last_rewind(logged.path)
         first = batch_number(step, [*config.data.skip_steps, *(rewind.skipped if rewind else [])])
         ranges = [*config.data.skip_steps, [first, first + int(value or 1) - 1]]
-        return load_config(path, [f"data.skip_steps={ranges}"])
+        return load_recorded(logged.path, [f"data.skip_steps={ranges}"])
     if kind not in _KEYS or not value:
         raise InputError(f"--counterfactual {change}: give skip, skip=K, clip=X, lr=X or objective=KIND")
-    return load_config(path, [f"{_KEYS[kind]}={value}"])
+    return load_recorded(logged.path, [f"{_KEYS[kind]}={value}"])
 
 
 def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from configs.load import flat
 from .highlight import visible
 from .tables import WIDTH
 
-_ASIDE = ("name", "output_dir", "resume", "checkpoint", "data.cache_dir")
+_ASIDE = ("name", "output_dir", "resume", "checkpoint", "data.cache_dir", "trackers", "tracking")
 """Sections and keys that no number of a run's training depends on."""
 _LONGEST = 40
 """Characters of a value that are shown."""

@@ -28,7 +28,7 @@ import pandas as pd
 
 from configs.errors import ArgumentParser, InputError, exit_status
 from configs.imports import importing
-from configs.load import load_config
+from configs.load import load_recorded
 from stability.launch_variables import check_launch_variables
 
 from . import style
@@ -39,7 +39,7 @@ from .replay_figure import draw_explanation
 from .replay_page import page
 from .replay_words import difference, summary_lines
 from .runs import Run as LoggedRun
-from .runs import is_within, load_run, run_file
+from .runs import load_run, run_file
 
 if TYPE_CHECKING:
     from data.store import TokenStore
@@ -112,12 +112,6 @@ def _check(logged: LoggedRun, step: int) -> None:
     if step not in logged.metrics.index:
         raise InputError(f"--step {step}: the run {logged.path} has logged steps {first} to {last}")
     environment_of(logged)
-    for plugin in logged.config.get("plugins") or []:
-        # Whoever sends a run directory must not bring the code along that reading it runs.
-        if isinstance(plugin, str) and is_within(Path(os.path.expanduser(plugin)), logged.path):  # noqa: PTH111
-            raise InputError(
-                f"{logged.path / 'config.yaml'}: plugins: {plugin} is in the run directory; move it out if you trust it"
-            )
 
 
 def open_replay(logged: LoggedRun, step: int) -> Run:
@@ -130,7 +124,7 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
         from stability.launch import start_accelerator
         from stability.rewind import last_rewind
         from training.run import build_run
-    config = load_config(logged.path / "config.yaml").model_copy(update={"trackers": []})
+    config = load_recorded(logged.path).model_copy(update={"trackers": []})
     facts = environment_of(logged)
     if facts["device"]["type"] == "cpu":
         torch.set_num_threads(facts["threads"])

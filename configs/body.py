@@ -44,12 +44,15 @@ _SIZE = re.compile(
 """Names of the fields that make a model large or small: width, depth, heads, experts, and the width of what is looked up."""
 
 
-def body_problems(body: BodyConfig, sequence_length: int) -> list[str]:
-    """What is wrong with a new body, a line each: unknown fields, sizes that nobody stated, values that do not fit together."""
+def body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool = False) -> list[str]:
+    """What is wrong with a new body, a line each: unknown fields, sizes that nobody stated, values that do not fit together.
+
+    ``recorded``: the body of an older run, in which a size may be transformers' default.
+    """
     if body.model_type is None:
         return []
     if body.model_type not in CONFIG_MAPPING:
-        hint = nearest(body.model_type, CONFIG_MAPPING.keys())
+        hint = nearest(body.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - {SwapHeadConfig.model_type})
         return [f"body.model_type: transformers knows no model type {body.model_type!r}{hint}"]
     if body.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or body.model_type == SwapHeadConfig.model_type:
         hint = nearest(body.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -65,7 +68,12 @@ def body_problems(body: BodyConfig, sequence_length: int) -> list[str]:
             )
         else:
             problems += _value_problems(body.model_type, field, body.fields[field])
-    problems += _doubled_fields(body) + _unstated_sizes(body)
+    problems += _doubled_fields(body)
+    if not recorded:
+        problems += [
+            f"body.{name}: is required; transformers' default for {body.model_type}, {default}, is that of a published model"
+            for name, default in unstated_sizes(body.model_type, body.fields).items()
+        ]
     if problems:
         return problems
     try:
@@ -92,8 +100,9 @@ def carried_over(old: Mapping[str, Any], model_type: str) -> dict[str, str]:
     if model_type not in CONFIG_MAPPING or not isinstance(old_type, str) or old_type not in CONFIG_MAPPING:
         return {}
     own, known = CONFIG_MAPPING[model_type].attribute_map, known_fields(model_type)
-    named = {field: common_name(old_type, field) for field in old}
-    return {field: own.get(common, common) for field, common in named.items() if common in known}
+    named = {field: common_name(old_type, field) for field in old if field not in BodyConfig.model_fields}
+    kept = {field: own.get(common, common) for field, common in named.items() if common in known}
+    return kept | {field: field for field in old if field == "pad_vocab_to_multiple_of"}
 
 
 def _defaults(model_type: str) -> dict[str, Any]:
@@ -114,19 +123,18 @@ def _doubled_fields(body: BodyConfig) -> list[str]:
     ]
 
 
-def _unstated_sizes(body: BodyConfig) -> list[str]:
-    """Sizes that transformers would fill in from the model that its configuration was written for, mostly one of billions."""
-    assert body.model_type is not None
-    stated = {common_name(body.model_type, field) for field in body.fields}
-    return [
-        f"body.{name}: is required; transformers' default for {body.model_type}, {default}, is the size of another model"
-        for name, default in _defaults(body.model_type).items()
+def unstated_sizes(model_type: str, fields: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes that ``fields`` leaves to transformers, with its defaults: those of a published model, mostly of billions."""
+    stated = {common_name(model_type, field) for field in fields}
+    return {
+        name: default
+        for name, default in _defaults(model_type).items()
         if type(default) is int
         and default > 1
         and _SIZE.search(name)
         and not name.startswith("max_")
-        and common_name(body.model_type, name) not in stated
-    ]
+        and common_name(model_type, name) not in stated
+    }
 
 
 def _value_problems(model_type: str, field: str, value: Any) -> list[str]:

@@ -21,12 +21,12 @@ from .load import nearest, wrong_value
 from .schema import BodyConfig, Choice, DetectionConfig, RunConfig
 
 
-def check_components(config: RunConfig) -> RunConfig:
+def check_components(config: RunConfig, *, recorded: bool = False) -> RunConfig:
     """The configuration with the options of head and objective filled in. Raises InputError with every mistake found."""
     problems: list[str] = []
     head = _resolve("head", config.head, HEADS, problems)
     objective = _resolve("objective", config.objective, OBJECTIVES, problems)
-    problems += body_problems(config.body, config.data.sequence_length)
+    problems += body_problems(config.body, config.data.sequence_length, recorded=recorded)
     problems += _detection_problems(config.detection)
     if problems:
         raise InputError(*problems)

@@ -7,6 +7,7 @@ file is told in one line each, with exit status 2 and no traceback.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,5 +92,7 @@ def exit_status(body: Callable[[], int | None]) -> int:
 
 
 def note(text: str) -> None:
-    """Tell the user, on stderr, what is no mistake but may not be what was meant."""
+    """Tell the user, on stderr, what is no mistake but may not be what was meant. Of several ranks the first one tells."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        return
     print(f"note: {one_line(text)}", file=sys.stderr)

@@ -32,7 +32,10 @@ def strict(value: Any) -> Any:
 
 
 def last_row(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a .jsonl file that may still be written to, as an object; None if there is none yet."""
+    """The last whole line of a .jsonl file that may still be written to, as an object; None if there is none yet.
+
+    Raises ValueError if it is no JSON object.
+    """
     if not path.exists():
         return None
     with path.open("rb") as file:

@@ -10,9 +10,8 @@ import difflib
 import importlib.util
 import json
 import math
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import InputError, note
 from .files import at_home
 from .imports import importing
-from .schema import RunConfig, Section
+from .schema import RunConfig, Section, TrackingConfig
 
 _KIND_KEYS = {"data": "kind", "head": "kind", "objective": "kind", "body": "model_type"}
 """The key of each section that decides which other keys it has."""
@@ -33,10 +32,11 @@ _DECIDING = {"plugins", "body.checkpoint", *(f"{section}.{key}" for section, key
 
 
 @importing()  # the checks and plugins import torch and transformers
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, recorded: bool = False) -> RunConfig:
     """The configuration in ``path``, on top of its ``base:`` recipe if it names one, with ``key.sub=value`` overrides.
 
-    An override that changes the kind of a section drops the file's options which the new kind does not have.
+    An override that changes the kind of a section drops the file's options which the new kind does not have, and says so.
+    ``recorded``: the file is a run's own config.yaml, which may be older than the rule that sizes of a body are stated.
     Raises InputError with every mistake found.
     """
     changes, unread = _read_overrides(overrides)
@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         merged = _read_recipe(Path(path))
         if keys.isdisjoint(_DECIDING):
-            config = _changed(merged, changes)
+            config = _changed(merged, changes, recorded)
             if not problems:
                 return config
     except InputError as error:
@@ -53,6 +53,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         not_meant = tuple(f"{key}{end}" for key in keys for end in ":.")
         problems += [line for line in error.problems if not line.startswith(not_meant)]
     raise InputError(*problems)
+
+
+def load_recorded(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration of a run directory, which may be anybody's. Raises InputError as :func:`load_config` does.
+
+    Whoever sends a run directory must not bring the code along that reading it runs: plugins inside it are refused.
+    """
+    path = directory / "config.yaml"
+    for plugin in _read_recipe(path).get("plugins") or []:
+        if isinstance(plugin, str) and Path(at_home(plugin)).resolve().is_relative_to(directory.resolve()):
+            raise InputError(f"{path}: plugins: {plugin} is in the run directory; move it out if you trust it")
+    return load_config(path, overrides, recorded=True)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,16 +75,24 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def _changed(merged: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
+def _changed(merged: dict[str, Any], changes: dict[str, Any], recorded: bool) -> RunConfig:
     """The recipe ``merged`` with ``changes``, checked."""
     _import_plugins(changes.get("plugins", merged.get("plugins")) or [])
-    for section, key in _KIND_KEYS.items():
-        old, new = merged.get(section), changes.get(section)
+    _drop_foreign_options(merged, changes, _KIND_KEYS)
+    config = validate(_merge(merged, changes), recorded=recorded)
+    if config.tracking != TrackingConfig() and not set(config.trackers) - {"tensorboard"}:
+        note("tracking: has no effect without a tracker other than tensorboard in trackers")
+    return config
+
+
+def _drop_foreign_options(below: dict[str, Any], above: dict[str, Any], kind_keys: Mapping[str, str]) -> None:
+    """Remove from the sections of ``below`` whose kind ``above`` changes the options that the new kind does not have."""
+    for section, key in kind_keys.items():
+        old, new = below.get(section), above.get(section)
         if not isinstance(old, dict) or not isinstance(new, dict):
             continue
         if "checkpoint" in new or new.get(key, old.get(key)) != old.get(key):
-            merged[section] = _kept_options(section, key, old, new)
-    return validate(_merge(merged, changes))
+            below[section] = _kept_options(section, key, old, new)
 
 
 def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -81,8 +101,8 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
     if not isinstance(kind, str):  # a checkpoint, which has a whole body; or a mistake, told later
         return {}
     names = _carried_over(section, old, kind)
-    dropped = [name for name in old if name not in names and name not in (key, *new)]
-    if dropped and int(os.environ.get("RANK", "0")) == 0:
+    dropped = [name for name in old if name not in names and old[name] is not None and name not in (key, *new)]
+    if dropped:
         left_out = f"has no {', '.join(dropped)}; the recipe's values are left out"
         note(f"{section}.{key}={kind} {left_out}")
     if section == "body":
@@ -93,7 +113,7 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
     return {own: old[name] for name, own in names.items()}
 
 
-def validate(raw: dict[str, Any]) -> RunConfig:
+def validate(raw: dict[str, Any], *, recorded: bool = False) -> RunConfig:
     """Check a plain dictionary against the schema, the registered heads and objectives, and the body's own configuration."""
     foreign = list(_foreign_values(raw))
     if foreign:
@@ -107,7 +127,7 @@ def validate(raw: dict[str, Any]) -> RunConfig:
         raise InputError(*(_problem(e) for e in error.errors()), *component_problems(raw)) from None
     from .components import check_components
 
-    return check_components(config)
+    return check_components(config, recorded=recorded)
 
 
 def _foreign_values(tree: Any, key: str = "") -> Iterator[str]:
@@ -165,7 +185,9 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"--config {path}: base: {base}: no such file")
     if base_path.resolve() in (*above, path.resolve()):
         raise InputError(f"--config {path}: its base, {base}, leads back to itself")
-    return _merge(_read_recipe(base_path, (*above, path.resolve())), recipe)
+    below = _read_recipe(base_path, (*above, path.resolve()))
+    _drop_foreign_options(below, recipe, {"body": "model_type"})  # which head has which options, plugins say later
+    return _merge(below, recipe)
 
 
 def _read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

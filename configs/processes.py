@@ -1,4 +1,4 @@
-"""What all rooms share about processes that they start: how one ended, and what it said last."""
+"""Processes that are started: how one ended, and what it said last."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
 
     Of a progress bar, which draws itself over and over in one line, that is how it was drawn last. Empty lines are left out.
     """
+    if not log.is_file():
+        return []
     with log.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(start, size - LAST_BYTES))

@@ -417,8 +417,4 @@ class RunConfig(Section):
                 raise ValueError(
                     f"interventions.{number}.signal: {rewind.signal} is not among detection.signals ({watched})"
                 )
-        if self.tracking != TrackingConfig() and not set(self.trackers) - {"tensorboard"}:
-            raise ValueError(
-                "tracking: has no effect without a tracker other than tensorboard; add one to trackers, or leave tracking out"
-            )
         return self

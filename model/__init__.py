@@ -65,18 +65,18 @@ def load_model(checkpoint: str | Path, *, local_files_only: bool = True, body_on
     missing = [key for key in told["missing_keys"] if key.startswith(needed)]
     reshaped = [key for key, *_ in told["mismatched_keys"] if key.startswith(needed)]
     unknown = told["unexpected_keys"]
-    surplus = f"{len(unknown)} weights are not the model's ({_some(unknown)})"
-    problems = [f"{len(missing)} weights are missing ({_some(missing)})"] if missing else []
-    problems += [f"{len(reshaped)} weights have another shape ({_some(reshaped)})"] if reshaped else []
+    surplus = f"weights that are not the model's: {_some(unknown)}"
+    problems = [f"missing weights: {_some(missing)}"] if missing else []
+    problems += [f"weights of another shape: {_some(reshaped)}"] if reshaped else []
     problems += [surplus] if unknown and (problems or isinstance(model, SwapHeadForCausalLM)) else []
     if problems:
         raise ValueError("; ".join(problems))
     if unknown:
-        warnings.warn(f"{checkpoint}: {surplus}: they are not used", stacklevel=2)
+        warnings.warn(f"{checkpoint}: not used: {surplus}", stacklevel=2)
     return model.eval()
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
-    """The first names in order, and whether there are more."""
+    """The first names in order, and how many there are if there are more."""
     ordered = sorted(names)
-    return ", ".join(ordered[:most] + ["..."] * (len(ordered) > most))
+    return ", ".join(ordered[:most]) + (f", ... ({len(ordered)} in all)" if len(ordered) > most else "")

@@ -255,7 +255,7 @@ def _statistics(
     # P and Q share the same renormalised negatives, so the entropy of these is all that takes a pass over the vocabulary.
     entropy_negatives_S = raw["entropy_negatives"]
     sampled = {
-        "logit/std": raw["variance"].sqrt(),
+        "logit/std": raw["variance"].clamp(min=0).sqrt(),  # of equal logits it is 0 but for rounding
         "entropy/p": _mixture_entropy(true_S - negatives_S, entropy_negatives_S),
     }
     if head.bounded or objective.uses_weight:

@@ -51,7 +51,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     With a linear head, cross-entropy and the same weights it is the stock model, but for two things. What a stock model has
     between its last hidden state and its logits belongs to the head here, and is there only if the head has it: Gemma 2's
     ``final_logit_softcapping`` is ``soft_cap``; the logit scale of Cohere and Granite and the auxiliary loss of experts are
-    left out. And logits are float32 whatever the weights are.
+    left out. And logits are float32 whatever the weights are. The Trainer's own label smoothing averages over all columns of the
+    logits, and padding of the vocabulary is -inf there: with padding, use the objective's ``label_smoothing`` instead.
     """
 
     config_class = SwapHeadConfig

@@ -37,7 +37,7 @@ _FSDP_BOOLEANS = (
 _UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; shard with FSDP2 instead (configs/launch/gpus_8_fsdp2.yaml)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; shard with FSDP2 instead (configs/launch/gpus_8_fsdp2.yaml)",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context and sequence parallelism are not supported; use DDP or FSDP2",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config is not supported; use DDP or FSDP2 (configs/launch/)",
 }
 _UNSUPPORTED_WITH_FSDP = {
     "FSDP_OFFLOAD_PARAMS": "parameters are not offloaded to the CPU; set fsdp_offload_params: false",
@@ -61,6 +61,7 @@ def launch_problems(environment: Mapping[str, str]) -> list[str]:
     unsupported = _UNSUPPORTED | (_UNSUPPORTED_WITH_FSDP if sharded else {})
     return [
         *_malformed_booleans(environment, booleans),
+        *_not_literally_true(environment),
         *(f"{name}={environment[name]}: {why}" for name, why in unsupported.items() if _is_true(environment, name)),
         *_other_settings(environment, sharded),
         *_rendezvous_problems(environment),
@@ -77,6 +78,12 @@ def _malformed_booleans(environment: Mapping[str, str], names: Iterable[str]) ->
         for name in names
         if name in environment and environment[name].lower() not in _TRUE | _FALSE
     ]
+
+
+def _not_literally_true(environment: Mapping[str, str]) -> list[str]:
+    """Accelerate shards where this variable is "true", and takes every other spelling for no."""
+    value = environment.get("ACCELERATE_USE_FSDP", "false")
+    return [f"ACCELERATE_USE_FSDP={value}: write true"] if value.lower() in _TRUE - {"true"} else []
 
 
 def _other_settings(environment: Mapping[str, str], sharded: bool) -> list[str]:
@@ -103,7 +110,7 @@ def _other_settings(environment: Mapping[str, str], sharded: bool) -> list[str]:
 
 
 def _rendezvous_problems(environment: Mapping[str, str]) -> list[str]:
-    """What is wrong with the place of this process among those of its launch. A process alone states nothing of it."""
+    """What is wrong with the place of this process among those of its launch; nothing if it is the only one."""
     problems, numbers = [], {}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         if name in environment:
@@ -114,7 +121,12 @@ def _rendezvous_problems(environment: Mapping[str, str]) -> list[str]:
     alone = numbers.get("WORLD_SIZE", 1) == 1 and numbers.get("LOCAL_RANK", -1) == -1
     if problems or alone:
         return problems
-    missing = [name for name in _RENDEZVOUS if not environment.get(name)]
+    if numbers.get("LOCAL_WORLD_SIZE", 1) < 1:
+        return [f"LOCAL_WORLD_SIZE={numbers['LOCAL_WORLD_SIZE']}: must be at least 1"]
+    # On CPUs Accelerate fills in what a launch of one process a machine need not state.
+    filled_in = "LOCAL_RANK" not in environment and _is_true(environment, "ACCELERATE_USE_CPU")
+    needed = [name for name in _RENDEZVOUS if not (filled_in and name in ("LOCAL_RANK", "MASTER_PORT"))]
+    missing = [name for name in needed if not environment.get(name)]
     if missing:
         stated = ", ".join(f"{name}={environment[name]}" for name in _RENDEZVOUS if environment.get(name))
         return [
@@ -123,6 +135,6 @@ def _rendezvous_problems(environment: Mapping[str, str]) -> list[str]:
         ]
     if not 0 <= numbers["RANK"] < numbers["WORLD_SIZE"]:
         return [f"RANK={numbers['RANK']} is not among the ranks 0 to WORLD_SIZE - 1 = {numbers['WORLD_SIZE'] - 1}"]
-    if not 0 < numbers["MASTER_PORT"] < 1 << 16:
+    if "MASTER_PORT" in numbers and not 0 < numbers["MASTER_PORT"] < 1 << 16:
         return [f"MASTER_PORT={numbers['MASTER_PORT']} is no port; choose one from 1024 to 65535"]
     return []

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs.body import unstated_sizes
 from configs.errors import InputError
 from configs.load import flat, load_config
 from configs.schema import RunConfig
@@ -133,12 +134,16 @@ def _read_status(path: Path) -> str:
 
 
 def _refuse_other_configuration(config: RunConfig, directory: Path) -> None:
-    before = load_config(directory / "config.yaml").model_dump()
+    before = load_config(directory / "config.yaml", recorded=True).model_dump()
     _refuse_differing(config, before, f"the run in {directory}")
 
 
 def _refuse_differing(config: RunConfig, other: dict[str, Any], where: str, also_free: tuple[str, ...] = ()) -> None:
     before, now = flat(other), flat(config.model_dump())
+    if config.body.model_type is not None and before.get("body.model_type") == config.body.model_type:
+        # An older run may have left sizes to transformers.
+        unstated = unstated_sizes(config.body.model_type, other["body"])
+        before |= {f"body.{name}": size for name, size in unstated.items()}
     free_keys = [*also_free, *(key for key in FREE_KEYS if not (config.interventions and key in REWIND_KEYS))]
     differing = [
         f"{key}: {where} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name"

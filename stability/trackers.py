@@ -212,7 +212,7 @@ def _next_part(name: str, last: Part | None, step: int) -> Part:
     """The part that the steps after ``step`` belong to: the last one, if that was closed with no step that comes again."""
     if last is None:
         return Part(1, step, secrets.token_hex(16))
-    if name in CONTINUED and last.told is not None and last.told <= step:
+    if name in CONTINUED and last.told == step:  # not if it was left out for some steps: they would be missing there
         return replace(last, told=None)
     return Part(last.number + 1, step, secrets.token_hex(16))
 

@@ -1,6 +1,7 @@
 """Recipes, overrides, and mistakes in them."""
 
 import itertools
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from configs.components import model_config
 from configs.errors import InputError
-from configs.load import dump_config, load_config, validate
+from configs.load import dump_config, load_config, load_recorded, validate
 from configs.schema import BodyConfig
+from stability.resume import ResumePoint, find_resume_point
 
 from .conftest import ROOT, python
 
@@ -307,11 +309,39 @@ def test_another_body_keeps_the_fields_that_it_has_under_its_own_names(capsys):
 def test_a_llama_recipe_that_becomes_a_qwen3_stays_as_small_as_it_was(tmp_path, capsys):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     recipe = tmp_path / "llama.yaml"
-    body = {"model_type": "llama", **sizes, "intermediate_size": 96, "rms_norm_eps": 1e-5}
+    body = {
+        "model_type": "llama",
+        **sizes,
+        "intermediate_size": 96,
+        "rms_norm_eps": 1e-5,
+        "pad_vocab_to_multiple_of": 64,
+    }
     recipe.write_text(yaml.safe_dump({**yaml.safe_load(MICRO.read_text()), "body": body}))
     config = load_config(recipe, ["body.model_type=qwen3", "body.head_dim=32"])
     assert config.body.fields == {**sizes, "intermediate_size": 96, "rms_norm_eps": 1e-5, "head_dim": 32}
+    assert config.body.pad_vocab_to_multiple_of == 64
+    on_top = tmp_path / "qwen3.yaml"
+    on_top.write_text("base: llama.yaml\nbody: {model_type: qwen3, head_dim: 32}\n")
+    assert load_config(on_top) == config
     assert capsys.readouterr().err == ""
+
+
+def test_an_older_run_whose_sizes_transformers_filled_in_is_still_read_and_gone_on_with(tmp_path):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    run = tmp_path / "old"
+    run.mkdir()
+    raw = yaml.safe_load(MICRO.read_text())
+    body = {"model_type": "qwen3", **sizes, "intermediate_size": 96}
+    (run / "config.yaml").write_text(yaml.safe_dump({**raw, "body": body}))
+    (run / "status.json").write_text('{"status": "running"}')
+    with pytest.raises(InputError, match="body.head_dim: is required"):
+        load_config(run / "config.yaml")
+    assert load_recorded(run).body.fields == {**sizes, "intermediate_size": 96}
+    now = load_config(MICRO, [f"output_dir={tmp_path}", "name=old", f"body={json.dumps({**body, 'head_dim': 128})}"])
+    again = now.model_copy(update={"name": raw["name"]})
+    assert find_resume_point(again, run) == ResumePoint()
+    with pytest.raises(InputError, match=r"body.head_dim: the run in .* was begun with 128, not 64"):
+        find_resume_point(load_config(MICRO, ["name=pydoc_micro", f"body={json.dumps({**body, 'head_dim': 64})}"]), run)
 
 
 def test_a_field_stated_under_its_common_name_replaces_the_recipes(capsys):

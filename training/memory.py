@@ -35,6 +35,8 @@ from model.chunked import chunk_rows
 FLOAT32 = 4
 GATHERED_BLOCKS = 2
 """Blocks that FSDP2 holds whole at once: the one at work and the one being gathered, or whose gradient is being reduced."""
+LEAST_VOCABULARY = 512
+"""Of a tokenizer that is not read yet; padding tokens of all bodies are below it."""
 GIB = 1 << 30
 
 
@@ -184,11 +186,14 @@ class Need:
     parameters: int
     memory: Memory
     free: int
+    loading: int
+    """What the machine holds of the model for this rank while it is built or loaded: whole, and not yet on a GPU."""
+    free_to_load: int
 
     @property
     def certain(self) -> int:
-        """All but the activations, which are an estimate."""
-        return self.memory.total - self.memory.working
+        """All but the activations and what FSDP2 gathers, which are estimates."""
+        return self.memory.total - self.memory.working - self.memory.gathered
 
     def refuse(self) -> None:
         """Raise InputError if the run cannot fit, whatever its batches are."""
@@ -196,6 +201,11 @@ class Need:
             raise InputError(
                 f"body: {self.parameters:,} parameters need {_size(self.certain)} of memory on each rank for weights, gradients, "
                 f"moments and telemetry alone, but {_size(self.free)} are free; make the body smaller or shard it (FSDP2)"
+            )
+        if self.loading > self.free_to_load:
+            raise InputError(
+                f"body: each rank builds its {self.parameters:,} parameters in {_size(self.loading)} of main memory, but "
+                f"{_size(self.free_to_load)} are free for it; make the body smaller or start fewer ranks on a machine"
             )
 
     def __str__(self) -> str:
@@ -212,7 +222,9 @@ def need_of(config: RunConfig, vocabulary: int, *, ranks: int, sharded: bool, de
     shapes = shapes_of(skeleton(config, vocabulary), config.data.sequence_length)
     working = activations(config, shapes, micro_batches(config, ranks)[0], device.type)
     memory = state_memory(shapes, ranks, sharded, config.telemetry.enabled, working)
-    return Need(shapes.parameters, memory, free_memory(device))
+    models = 1 if config.body.checkpoint is None else 2  # the new one, and the one that its body comes from
+    loading = models * FLOAT32 * shapes.parameters
+    return Need(shapes.parameters, memory, free_memory(device), loading, free_memory(torch.device("cpu")))
 
 
 def _size(size: int) -> str:
@@ -237,9 +249,10 @@ def group_room(membership: Path, root: Path) -> list[int]:
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
-            top, limit, used = root, "memory.max", "memory.current"
+            top, limit, used, prefix = root, "memory.max", "memory.current", ""
         elif "memory" in controllers.split(","):
-            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            # Of a group alone, its statistics without the prefix; the usage is that of its children too.
+            top, limit, used, prefix = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
         else:
             continue
         group = top / path.lstrip("/")
@@ -248,8 +261,8 @@ def group_room(membership: Path, root: Path) -> list[int]:
                 break
             if (most := _number(place / limit)) is not None:
                 # Pages of files that were read count as used, and give way to whoever asks for memory.
-                held = (_number(place / used) or 0) - _statistic(place / "memory.stat", "inactive_file")
-                rooms.append(max(0, most - held))
+                files = _statistics(place / "memory.stat", {f"{prefix}active_file", f"{prefix}inactive_file"})
+                rooms.append(max(0, most - max(0, (_number(place / used) or 0) - files)))
     return rooms
 
 
@@ -262,9 +275,10 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _statistic(path: Path, name: str) -> int:
+def _statistics(path: Path, names: set[str]) -> int:
+    """The sum of some of a control group's statistics."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
-    return next((int(value) for key, _, value in (line.partition(" ") for line in lines) if key == name), 0)
+    return sum(int(value) for name, _, value in (line.partition(" ") for line in lines) if name in names)

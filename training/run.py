@@ -39,7 +39,7 @@ from stability.vitals import Vitals
 from stability.watch import Watch
 from stability.watchdog import Watchdog
 
-from .memory import need_of
+from .memory import LEAST_VOCABULARY, need_of
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -119,7 +119,7 @@ def build_run(
         from_main(lambda: _check_body(config), accelerator.device)
     if store is None:
         # Once before the text is tokenised, when a given tokenizer's size is not known yet.
-        least = getattr(config.data, "vocab_size", None) or 1
+        least = getattr(config.data, "vocab_size", None) or LEAST_VOCABULARY
         from_main(lambda: _check_memory(config, least, accelerator), accelerator.device)
         store = open_store(config.data, progress=main_process)
     parameters, memory = from_main(lambda: _check_memory(config, store.vocab_size, accelerator), accelerator.device)

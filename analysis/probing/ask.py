@@ -73,7 +73,7 @@ class Data:
 
 def open_data(arms: Sequence[Arm]) -> Data:
     """The data of the first run among ``arms``. Raises :class:`InputError` if none of them is a run."""
-    from configs.load import load_config
+    from configs.load import load_recorded
     from data.store import open_store
 
     runs = [member.run for arm in arms for member in arm.members if member.run]
@@ -82,7 +82,7 @@ def open_data(arms: Sequence[Arm]) -> Data:
             "none of the models belongs to a run, whose config.yaml names the text; give a run as one of them"
         )
     # Every run's configuration is loaded, because that registers the heads of its plugins.
-    data, *_ = [load_config(run / "config.yaml").data for run in runs]
+    data, *_ = [load_recorded(run).data for run in runs]
     store = open_store(data, progress=True)
     tokenizer: Any = store.load_tokenizer()
     vocabulary = Vocabulary(tokenizer)

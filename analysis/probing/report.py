@@ -66,7 +66,7 @@ def _verdict(effect: Effect, metric: Metric) -> str:
         return "no interval"
     if effect.low > 0 or effect.high < 0:
         return "higher" if effect.low > 0 else "lower"
-    return f"no difference shown (of {_smallest(effect, metric)} could be)"
+    return f"no difference shown ({_smallest(effect, metric)} could have been)"
 
 
 def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
@@ -296,7 +296,7 @@ def _differences(found: Comparison, arm: Arm) -> list[str]:
         *parts,
         f"{TESTED}, matched, item by item (Wilcoxon over contexts, Holm over {tested['items']} items): "
         f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown, "
-        f"{tested['too_few_contexts']} of them with too few contexts to be",
+        f"{tested['too_few_contexts']} of them for lack of contexts",
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import InputError
-from configs.load import load_config
+from configs.load import load_recorded
 from configs.schema import GrammarData
 from data.grammar import Grammar
 from data.store import open_store
@@ -66,7 +66,7 @@ class Result:
 def plan(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
     """Open the runs' data and draw documents. Raises :class:`InputError` unless all runs are of one store of the grammar."""
     members = [member for arm in arms for member in arm.members]
-    found = {member.label: load_config(_run(member) / "config.yaml").data for member in members}
+    found = {member.label: load_recorded(_run(member)).data for member in members}
     data = _same_data(found)
     store = open_store(data)
     _check_stores(members, store.path.name)

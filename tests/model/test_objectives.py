@@ -305,6 +305,21 @@ def test_sampled_statistics_in_float32(kind, drift, seed, spread):
         torch.testing.assert_close(found[0][name].double(), exact, rtol=3e-5, atol=1e-36)
 
 
+def test_the_spread_of_equal_logits_is_0_and_never_nan():
+    """Rows of the embedding that are all alike: what is left of the variance is rounding, of either sign."""
+    head, objective = make("linear", "ce", 16, 5000, dtype=torch.float32)
+    spreads = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(1, 16, generator=generator).expand(5000, 16))
+        h_ND = torch.randn(SAMPLING, 16, generator=generator)
+        y_N = torch.zeros(SAMPLING, dtype=torch.long)
+        spreads.append(chunked_loss(head, objective, h_ND, y_N, statistics=True).sampled["logit/std"])
+    assert torch.cat(spreads).isfinite().all()
+    assert torch.cat(spreads).max() < 1e-2
+
+
 def test_total_collapse_has_no_tfsd_loss_and_nll_of_the_uniform_distribution():
     """Every centroid equal to the hidden state: TFSD is 0 although nothing is predicted. TFSD is no measure of progress."""
     V = 100

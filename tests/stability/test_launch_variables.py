@@ -22,6 +22,9 @@ SUPPORTED = {
     "offloading for somebody else's FSDP": {"FSDP_OFFLOAD_PARAMS": "true"},
     "a rank left over from another program": {"RANK": "0"},
     "no rank": {"LOCAL_RANK": "-1"},
+    "one process on each of two machines, on their CPUs": {
+        **{"ACCELERATE_USE_CPU": "1", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "first"},
+    },
     "a quiet Accelerate": {"ACCELERATE_LOG_LEVEL": "error"},
 }
 REFUSED = [
@@ -29,7 +32,7 @@ REFUSED = [
     ({"ACCELERATE_DYNAMO_BACKEND": "BOGUS"}, "ACCELERATE_DYNAMO_BACKEND=BOGUS"),
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
     ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "Megatron-LM is not supported"),
-    ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "tensor, context and sequence parallelism are not supported"),
+    ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism_config is not supported"),
     ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradients are accumulated by train.micro_batch_size"),
     ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "gradients are accumulated by train.micro_batch_size"),
     ({"ACCELERATE_LOG_LEVEL": "bogus"}, "ACCELERATE_LOG_LEVEL=bogus: no level of logging; there are critical"),
@@ -42,6 +45,8 @@ REFUSED = [
     ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0, but RANK and WORLD_SIZE and MASTER_ADDR and MASTER_PORT not set"),
     ({**TOGETHER, "MASTER_ADDR": ""}, "but MASTER_ADDR not set"),
     ({**TOGETHER, "LOCAL_RANK": "a"}, "LOCAL_RANK=a: must be a whole number"),
+    ({**TOGETHER, "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0: must be at least 1"),
+    ({**TOGETHER, "ACCELERATE_USE_FSDP": "1"}, "ACCELERATE_USE_FSDP=1: write true"),
     ({**TOGETHER, "RANK": "2"}, "RANK=2 is not among the ranks 0 to WORLD_SIZE - 1 = 1"),
     ({**TOGETHER, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
 ]

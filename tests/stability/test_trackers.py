@@ -14,7 +14,7 @@ from accelerate import PartialState
 from configs.errors import InputError
 from configs.load import load_config
 from stability.recorder import Recorder, read_rows
-from stability.trackers import Trackers, refuse_unready
+from stability.trackers import Part, Trackers, _next_part, refuse_unready
 
 
 @pytest.fixture
@@ -183,17 +183,23 @@ def test_only_the_main_process_has_trackers(opened, trackio):
     assert not trackio.runs
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["tracking.project=x"], "tracking: has no effect without a tracker"),
-        (["tracking.run_name=x", "trackers=[tensorboard]"], "tracking: has no effect without a tracker"),
-        (["tracking.group=x", "trackers=[wandb]"], "tracking.group"),
-    ],
-)
-def test_settings_without_effect(overrides, expected, recipe):
-    with pytest.raises(InputError, match=expected):
-        load_config(recipe["path"], [*recipe["overrides"], *overrides])
+@pytest.mark.parametrize("overrides", [["tracking.project=x"], ["tracking.run_name=x", "trackers=[tensorboard]"]])
+def test_settings_without_effect_are_said(overrides, recipe, capsys):
+    """No mistake: a recipe's settings stay where an override switches its trackers off."""
+    load_config(recipe["path"], [*recipe["overrides"], *overrides])
+    assert capsys.readouterr().err.startswith("note: tracking: has no effect without a tracker other than tensorboard")
+    load_config(recipe["path"], [*recipe["overrides"], "trackers=[wandb]", "tracking.project=x"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tracker_that_was_left_out_for_some_steps_gets_another_run():
+    """Its own run lacks them."""
+    closed = Part(1, after=0, id="a", told=200)
+    assert _next_part("wandb", closed, 200) == Part(1, after=0, id="a")
+    for step in (100, 400):
+        part = _next_part("wandb", closed, step)
+        assert (part.number, part.after) == (2, step)
+        assert part.id != "a"
 
 
 # ------------------------------------------------------------------------------------------------------------------- W&B

@@ -9,7 +9,7 @@ import torch
 from benchmarks.simulate import micro_batch
 from configs.errors import InputError
 from configs.load import load_config
-from training.memory import GIB, activations, group_room, need_of, shapes_of, skeleton
+from training.memory import GIB, LEAST_VOCABULARY, activations, group_room, need_of, shapes_of, skeleton
 
 from ..conftest import python
 
@@ -49,11 +49,21 @@ def test_the_certain_part_is_what_the_float32_tensors_take(recipe):
     assert 0 < need.free <= psutil.virtual_memory().total
 
 
+def test_a_padding_token_of_the_body_fits_into_the_smallest_vocabulary_that_is_asked_about(recipe):
+    """OPT's is 1: of a given tokenizer the size is not known when a run that cannot fit should be refused."""
+    config = config_of(recipe, "body.model_type=opt", "body.ffn_dim=64", "data.vocab_size=null", "data.tokenizer=x")
+    assert config.data.vocab_size is None
+    assert need_of(config, LEAST_VOCABULARY, ranks=1, sharded=False, device=CPU).parameters > 0
+
+
 def test_what_cannot_fit_is_refused_and_what_may_not_is_said(recipe):
     need = need_of(config_of(recipe), 500, ranks=1, sharded=False, device=CPU)
     dataclasses.replace(need, free=need.certain).refuse()
     with pytest.raises(InputError, match=r"^body: [\d,]+ parameters need \S+ \SiB of memory on each rank"):
         dataclasses.replace(need, free=need.certain - 1).refuse()
+    with pytest.raises(InputError, match=r"^body: each rank builds its [\d,]+ parameters in \S+ \SiB of main memory"):
+        dataclasses.replace(need, free_to_load=need.loading - 1).refuse()
+    assert need.loading == 4 * need.parameters
     assert "it may not fit" in str(dataclasses.replace(need, free=need.memory.total - 1))
     assert "it may not fit" not in str(dataclasses.replace(need, free=need.memory.total))
 
@@ -99,7 +109,7 @@ def test_the_tightest_limit_of_a_group_and_its_parents_counts(groups, tmp_path):
     files = {
         "system__job_7__memory.max": f"{8 * GIB}\n",
         "system__job_7__memory.current": f"{5 * GIB}\n",
-        "system__job_7__memory.stat": f"anon {3 * GIB}\ninactive_file {2 * GIB}\n",
+        "system__job_7__memory.stat": f"anon {3 * GIB}\ninactive_file {GIB}\nactive_file {GIB}\n",
         "system__job_7__step_0__memory.max": "max\n",
         "system__memory.max": f"{64 * GIB}\n",
         "system__memory.current": f"{10 * GIB}\n",
@@ -113,5 +123,8 @@ def test_groups_of_version_1_and_full_ones(groups):
     files = {
         "memory__docker__x__memory.limit_in_bytes": f"{2 * GIB}\n",
         "memory__docker__x__memory.usage_in_bytes": f"{3 * GIB}\n",
+        "memory__docker__memory.limit_in_bytes": f"{9 * GIB}\n",
+        "memory__docker__memory.usage_in_bytes": f"{7 * GIB}\n",
+        "memory__docker__memory.stat": f"inactive_file 0\ntotal_inactive_file {3 * GIB}\ntotal_active_file {GIB}\n",
     }
-    assert group_room(*groups("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n", **files)) == [0]
+    assert group_room(*groups("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n", **files)) == [0, 6 * GIB]

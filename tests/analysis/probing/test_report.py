@@ -138,7 +138,7 @@ def test_in_brief_every_arm_has_a_row_and_a_verdict(result: tuple[Comparison, di
     assert [line.endswith("no interval") for line in of_three[2:5]] == [False, True, True]
     effect = found.differences["other"]["all"]["raw"]["auc"]
     for low, high, verdict in (
-        (-0.1, 0.2, "no difference shown (of 0.123 could be)"),
+        (-0.1, 0.2, "no difference shown (0.123 could have been)"),
         (0.1, 0.2, "higher"),
         (-2, -1, "lower"),
     ):
