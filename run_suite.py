@@ -285,6 +285,9 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         # A file, and not a pipe: a run must not end because its suite does. Unbuffered: one that is killed has said all.
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
+        environment.setdefault(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # as train_lm.py: beside other load, spinning costs minutes
         with log.open("ab") as file:
             self.start = file.tell()
             self.process = subprocess.Popen(  # noqa: S603  (this project's own commands)

@@ -120,7 +120,7 @@ MISTAKES = [
     (["body.hidden_size=64"], "body.n_embd: body.hidden_size is the same field; leave one out"),
     (
         ["body.model_type=llama"],
-        "body.intermediate_size: is required; transformers' default for llama, 11008, is the size",
+        "body.intermediate_size: is required; transformers' default for llama, 11008, is that of",
     ),
     (["body.model_type=qwen3"], "body.head_dim: is required; transformers' default for qwen3, 128"),
     (["body.model_type=qwen3"], "body.num_key_value_heads: is required; transformers' default for qwen3, 32"),
@@ -334,7 +334,7 @@ def test_an_older_run_whose_sizes_transformers_filled_in_is_still_read_and_gone_
     body = {"model_type": "qwen3", **sizes, "intermediate_size": 96}
     (run / "config.yaml").write_text(yaml.safe_dump({**raw, "body": body}))
     (run / "status.json").write_text('{"status": "running"}')
-    with pytest.raises(InputError, match="body.head_dim: is required"):
+    with pytest.raises(InputError, match=r"body\.head_dim: is required"):
         load_config(run / "config.yaml")
     assert load_recorded(run).body.fields == {**sizes, "intermediate_size": 96}
     now = load_config(MICRO, [f"output_dir={tmp_path}", "name=old", f"body={json.dumps({**body, 'head_dim': 128})}"])

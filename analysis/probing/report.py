@@ -53,7 +53,8 @@ def brief(found: Comparison, out: Path) -> str:
     n = counts(found.study)
     return "\n".join(
         [
-            f"{metric.heading}: {metric.meaning} ({n['items']} items, {n['contexts']:,} places in held-out text)",
+            f"Synonyms ({found.study.source}): {n['items']} items at {n['contexts']:,} places in held-out text",
+            f"{metric.heading}: {metric.meaning}",
             terminal_table(["arm", metric.heading, f"minus {baseline} [{CONFIDENCE:.0%}]", ""], rows),
             f"written to {out}: tables.txt (all that was measured), summary.json, pairs.csv, contexts.parquet, synonyms.png",
         ]
@@ -66,7 +67,7 @@ def _verdict(effect: Effect, metric: Metric) -> str:
         return "no interval"
     if effect.low > 0 or effect.high < 0:
         return "higher" if effect.low > 0 else "lower"
-    return f"no difference shown ({_smallest(effect, metric)} could have been)"
+    return f"no difference shown; one of {_smallest(effect, metric)} would be"
 
 
 def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:

@@ -80,7 +80,7 @@ def answer(
     )
     with (
         torch.inference_mode(),
-        tqdm(total=len(sizes), desc=label, unit="context", disable=None if progress else True) as bar,
+        tqdm(total=len(sizes), desc=label, unit="context", disable=not progress) as bar,
     ):
         for lot in reader.lots():
             _answer_lot(reader, lot, encoded, beta_X, ends_V, found, label)

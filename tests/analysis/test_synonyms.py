@@ -124,7 +124,7 @@ def test_the_same_command_writes_the_same_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text, out, options = done
-    assert len(text.splitlines()) == 7  # what is measured, a heading, four arms, and where the rest is
+    assert len(text.splitlines()) == 8  # of what, what is measured, a heading, four arms, and where the rest is
     synonyms.main(arguments(runs, tmp_path / "out", *options, "--tables"))  # strings hash otherwise in another process
     again = capsys.readouterr().out.replace(str(tmp_path / "out"), str(out))
     assert again == (out / "tables.txt").read_text() + "\n" + text

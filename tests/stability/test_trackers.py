@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import sys
+import time
 import types
 
 import pytest
@@ -235,6 +236,7 @@ def test_the_last_run_of_wandb_is_metrics_jsonl(opened, wandb_mode, tmp_path):
     go_back(first, 4)
     take_steps(first, 5, 6, offset=0.5)
     first.finish()
+    time.sleep(1.1)  # W&B's folder is named by the second: within one, the same process would write to the same file
     second = opened(6, "trackers=[wandb]")
     take_steps(second, 7, 8, offset=0.25)
     second.finish()

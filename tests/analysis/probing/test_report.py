@@ -132,13 +132,14 @@ def test_in_brief_every_arm_has_a_row_and_a_verdict(result: tuple[Comparison, di
     """The verdict is whether the interval leaves out zero."""
     found, _ = result
     of_three = brief(found, Path("somewhere")).splitlines()
-    assert of_three[0].startswith("rank AUC: share of the controls that are less probable than the synonym; ")
-    assert of_three[0].endswith("(3 items, 15 places in held-out text)")
-    assert [line.split()[0] for line in of_three[2:5]] == ["base", "other", "guest"]
-    assert [line.endswith("no interval") for line in of_three[2:5]] == [False, True, True]
+    assert of_three[0].startswith("Synonyms (")
+    assert of_three[0].endswith("): 3 items at 15 places in held-out text")
+    assert of_three[1].startswith("rank AUC: share of the controls that are less probable than the synonym; ")
+    assert [line.split()[0] for line in of_three[3:6]] == ["base", "other", "guest"]
+    assert [line.endswith("no interval") for line in of_three[3:6]] == [False, True, True]
     effect = found.differences["other"]["all"]["raw"]["auc"]
     for low, high, verdict in (
-        (-0.1, 0.2, "no difference shown (0.123 could have been)"),
+        (-0.1, 0.2, "no difference shown; one of 0.123 would be"),
         (0.1, 0.2, "higher"),
         (-2, -1, "lower"),
     ):
