@@ -295,7 +295,7 @@ def test_of_a_guests_checkpoint_missing_weights_are_refused_and_surplus_ones_nam
     rewrite(tmp_path, lambda w: {n: x for n, x in w.items() if "h.1.mlp.c_fc.bias" not in n})
     with pytest.raises(
         ValueError,
-        match=r"^missing weights: transformer.h.1.mlp.c_fc.bias; weights that are not the model's: value_head",
+        match=r"^missing weights: transformer.h.1.mlp.c_fc.bias; .*: value_head",
     ):
         load_model(tmp_path)
 
