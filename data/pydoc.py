@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from configs.errors import InputError
+from configs.processes import ending
 from data import docstrings
 
 RULES_VERSION = 1
@@ -237,5 +239,10 @@ def _chunks(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
 def _read_chunk(chunk: Sequence[SourceFile]) -> list[list[list[str]] | None]:
     worker = [sys.executable, "-I", docstrings.__file__]
     paths = json.dumps([str(file.path) for file in chunk])
-    finished = subprocess.run(worker, input=paths, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - our own file
+    finished = subprocess.run(worker, input=paths, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own file
+    if finished.returncode:
+        how = ending(finished.returncode)
+        raise InputError(
+            f"data.kind=pydoc: the process that reads docstrings, {chunk[0].path} first, ended: {how}; run again"
+        )
     return [json.loads(line) for line in finished.stdout.splitlines()]

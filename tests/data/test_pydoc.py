@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import InputError
 from data.docstrings import read_docstrings
 from data.pydoc import PACKAGES, STANDARD_LIBRARY, PydocCorpus, installed_packages
 
@@ -113,6 +114,18 @@ def test_counts_are_of_what_was_read(package: Path) -> None:
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
     }
+
+
+def test_a_reader_that_is_killed_is_told_in_one_line(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system kills it that is out of memory."""
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with pytest.raises(InputError, match=r"ended: killed by SIGKILL: probably out of memory; run again$"):
+        documents(package)
 
 
 def test_fewer_documents_are_some_of_all_and_always_the_same(package: Path) -> None:
