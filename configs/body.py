@@ -94,15 +94,30 @@ def common_name(model_type: str, field: str) -> str:
     return {own: common for common, own in CONFIG_MAPPING[model_type].attribute_map.items()}.get(field, field)
 
 
-def carried_over(old: Mapping[str, Any], model_type: str) -> dict[str, str]:
-    """Which fields of the body section ``old`` another model type has too, by the names that it has for them."""
+def carried_over(old: Mapping[str, Any], model_type: str) -> dict[str, str] | None:
+    """Which fields of the body section ``old`` another model type has too, by the names that it has for them.
+
+    None if there is no such type, which is told later.
+    """
     old_type = old.get("model_type")
-    if model_type not in CONFIG_MAPPING or not isinstance(old_type, str) or old_type not in CONFIG_MAPPING:
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type not in CONFIG_MAPPING:
+        return None
+    if not isinstance(old_type, str) or old_type not in CONFIG_MAPPING:
         return {}
     own, known = CONFIG_MAPPING[model_type].attribute_map, known_fields(model_type)
     named = {field: common_name(old_type, field) for field in old if field not in BodyConfig.model_fields}
     kept = {field: own.get(common, common) for field, common in named.items() if common in known}
     return kept | {field: field for field in old if field == "pad_vocab_to_multiple_of"}
+
+
+def not_replaced(old: Mapping[str, Any], new: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The fields of ``old`` without those that ``new`` states by another name."""
+    if model_type not in CONFIG_MAPPING:
+        return dict(old)
+    stated = {common_name(model_type, field) for field in new}
+    return {
+        field: value for field, value in old.items() if field in new or common_name(model_type, field) not in stated
+    }
 
 
 def _defaults(model_type: str) -> dict[str, Any]:

@@ -93,6 +93,10 @@ def _drop_foreign_options(below: dict[str, Any], above: dict[str, Any], kind_key
             continue
         if "checkpoint" in new or new.get(key, old.get(key)) != old.get(key):
             below[section] = _kept_options(section, key, old, new)
+        elif section == "body" and isinstance(old.get(key), str):
+            from .body import not_replaced
+
+            below[section] = not_replaced(old, new, old[key])
 
 
 def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +105,8 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
     if not isinstance(kind, str):  # a checkpoint, which has a whole body; or a mistake, told later
         return {}
     names = _carried_over(section, old, kind)
+    if names is None:
+        return {}
     dropped = [name for name in old if name not in names and old[name] is not None and name not in (key, *new)]
     if dropped:
         left_out = f"has no {', '.join(dropped)}; the recipe's values are left out"
@@ -108,7 +114,7 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
     if section == "body":
         from .body import carried_over
 
-        given = set(carried_over({**new, "model_type": kind}, kind).values())
+        given = set((carried_over({**new, "model_type": kind}, kind) or {}).values())
         names = {name: own for name, own in names.items() if own not in given}
     return {own: old[name] for name, own in names.items()}
 
@@ -273,22 +279,23 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
-def _carried_over(section: str, old: dict[str, Any], kind: str) -> dict[str, str]:
-    """The keys of a section that keep their meaning under another kind, and what they are called there."""
+def _carried_over(section: str, old: dict[str, Any], kind: str) -> dict[str, str] | None:
+    """The keys of a section that keep their meaning under another kind, and what they are called there; None if there is no
+    such kind, which is told later."""
     if section == "body":
         from .body import carried_over
 
         return carried_over(old, kind)
     if section == "data":
         variants = [m for name, m in _sections() if name == "data."]
-        known = {f for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,) for f in m.model_fields}
+        fields = [set(m.model_fields) for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,)]
     else:
         from model import HEADS, OBJECTIVES
 
         tables: dict[str, dict[str, Any]] = {"head": {**HEADS}, "objective": {**OBJECTIVES}}
         registered = tables[section].get(kind)
-        known = {f.name for f in dataclasses.fields(registered.Options)} if registered else set()
-    return {name: name for name in old if name in known}
+        fields = [{f.name for f in dataclasses.fields(registered.Options)}] if registered else []
+    return {name: name for name in old if name in fields[0]} if fields else None
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

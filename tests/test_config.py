@@ -117,7 +117,7 @@ MISTAKES = [
     (["body.n_head=3"], "body: transformers cannot build this gpt2"),
     (["body.vocab_size=9"], "body.vocab_size: follows from the data"),
     (["body.model_type=gpt22"], "body.model_type: transformers knows no model type 'gpt22'; did you mean gpt2?"),
-    (["body.hidden_size=64"], "body.n_embd: body.hidden_size is the same field; leave one out"),
+    (["body.hidden_size=64", "body.n_embd=64"], "body.n_embd: body.hidden_size is the same field; leave one out"),
     (
         ["body.model_type=llama"],
         "body.intermediate_size: is required; transformers' default for llama, 11008, is that of",
@@ -345,6 +345,13 @@ def test_an_older_run_whose_sizes_transformers_filled_in_is_still_read_and_gone_
 
 
 def test_a_field_stated_under_its_common_name_replaces_the_recipes(capsys):
+    fields = load_config(MICRO, ["body.hidden_size=64"]).body.fields
+    assert fields["hidden_size"] == 64
+    assert "n_embd" not in fields
+    assert problems("body.model_type=lama") == [  # and nothing of what such a body would not have
+        "body.model_type: transformers knows no model type 'lama'; did you mean llama?"
+    ]
+    assert capsys.readouterr().err == ""
     config = load_config(MICRO, ["body.model_type=gpt_neox", "body.hidden_size=64", "body.intermediate_size=96"])
     assert config.body.fields["hidden_size"] == 64
     back = load_config(MICRO, ["body.model_type=gptj", "body.hidden_size=64", "body.rotary_dim=8"])

@@ -84,7 +84,7 @@ def test_every_path_of_a_command_line_is_expanded(home: Path, capsys: pytest.Cap
 
 
 def test_a_suite_and_a_store_are_made_at_home(home: Path) -> None:
-    Path("suite.yaml").write_text("recipe: ~/recipe.yaml\nout: ~/results\nruns: {}\n")
+    Path("suite.yaml").write_text("recipe: ~/recipe.yaml\nout: ~/results\nruns: {one: []}\n")
     suite = load_suite(Path("suite.yaml"))
     assert (suite.recipe, suite.out) == (f"{home}/recipe.yaml", f"{home}/results")
     data = GrammarData(kind="grammar", documents=10, sequence_length=8, cache_dir="~/cache")

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,11 +223,12 @@ def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(recipe, star
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     assert rows_of(broken) == rows_of(unbroken)
     assert_same_weights(weights(broken), weights(unbroken))
-    spikes = lambda run: [{**e, "written_at": 0} for e in events_of(run) if e["event"] == "spike"]  # noqa: E731
+    found = ("spike", "stall")
+    spikes = lambda run: [{**e, "written_at": 0} for e in events_of(run) if e["event"] in found]  # noqa: E731
     # Which checkpoint a replay would begin at may differ: the interrupted run has one more.
     without = lambda events: [{**e, "checkpoint": 0, "replay": ""} for e in events]  # noqa: E731
     assert without(spikes(broken)) == without(spikes(unbroken))
-    assert [e["event"] for e in events_of(broken) if e["event"] != "spike"] == ["preempted", "resume"]
+    assert [e["event"] for e in events_of(broken) if e["event"] not in found] == ["preempted", "resume"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(start):
@@ -422,6 +424,17 @@ def test_the_body_of_an_existing_checkpoint_under_another_head(start, tmp_path):
     )
     assert rows_of(second)[0]["loss/nll"] < rows_of(first)[0]["loss/nll"] - 0.5
     assert load_config(second / "config.yaml").head.kind == "metric"
+    for overrides, problem in (
+        ((f"body.checkpoint={first}",), f"{first} is a run; name one of its checkpoints, as {checkpoint}"),
+        (
+            (f"body.checkpoint={checkpoint}", "data.vocab_size=400"),
+            f"{checkpoint} has another tokenizer than the text, so its embeddings are of other tokens; set "
+            f"data.vocab_size=null data.tokenizer={checkpoint}",
+        ),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"body.checkpoint: {problem}")):
+            start("name=third", *overrides)
+    assert not (tmp_path / "third").exists()
 
 
 PLUGIN = '''

@@ -18,6 +18,7 @@ from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from configs.components import model_config
@@ -27,7 +28,7 @@ from configs.seeds import stream_seed
 from data.batches import Batches, batch_number, evaluation_batches
 from data.store import TokenStore, open_store
 from model import attend_causally, blocks, final_norm, load_model, new_model
-from stability.checkpoints import load_optimizer, read_state
+from stability.checkpoints import list_checkpoints, load_optimizer, read_state
 from stability.distributed import from_main
 from stability.launch import autocast_sharded
 from stability.lock import held_by
@@ -119,9 +120,11 @@ def build_run(
         from_main(lambda: _check_body(config), accelerator.device)
     if store is None:
         # Once before the text is tokenised, when a given tokenizer's size is not known yet.
-        least = getattr(config.data, "vocab_size", None) or LEAST_VOCABULARY
+        least = getattr(config.data, "vocab_size", None) or (1 if config.body.checkpoint else LEAST_VOCABULARY)
         from_main(lambda: _check_memory(config, least, accelerator), accelerator.device)
         store = open_store(config.data, progress=main_process)
+    if checkpoint is None:
+        from_main(lambda: _check_tokenizer(config, store), accelerator.device)
     parameters, memory = from_main(lambda: _check_memory(config, store.vocab_size, accelerator), accelerator.device)
     if writes:
         from_main(lambda: _refuse_other_tokens(store, directory, checkpoint), accelerator.device)
@@ -140,9 +143,7 @@ def build_run(
         epochs = config.train.steps * config.train.batch_size / batches.sequences_per_epoch
         tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
         print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
-    # Before the bar, in whose line a mistake would be told.
     trainable = _trainable(config, accelerator, store, checkpoint)
-    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
     watch = Watch(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
@@ -152,6 +153,8 @@ def build_run(
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
     probe_BT = next(probe)[0].to(accelerator.device)
+    # After all that may be mistaken, which would be told in the bar's line.
+    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
     watchdog = Watchdog(
         config.train.stall_seconds,
         tell=functools.partial(_record_lost_ranks, accelerator, directory, launch),
@@ -172,7 +175,22 @@ def _check_body(config: RunConfig) -> None:
         return
     if not Path(place).is_dir() and not _HUB_NAME.fullmatch(place):
         raise InputError(f"body.checkpoint: {place}: no such folder")
+    if checkpoints := list_checkpoints(Path(place)):
+        raise InputError(f"body.checkpoint: {place} is a run; name one of its checkpoints, as {checkpoints[-1]}")
     model_config(config, vocab_size=1, special_id=0)  # the tokens are not known yet; what is said of them comes later
+
+
+def _check_tokenizer(config: RunConfig, store: TokenStore) -> None:
+    """Raise InputError if the checkpoint that the body comes from has another tokenizer than the text."""
+    place = config.body.checkpoint
+    if place is None or not (Path(place) / "tokenizer.json").is_file():
+        return
+    theirs: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    if theirs.get_vocab() != store.load_tokenizer().get_vocab():
+        raise InputError(
+            f"body.checkpoint: {place} has another tokenizer than the text, so its embeddings are of other tokens; set "
+            f"data.vocab_size=null data.tokenizer={place}"
+        )
 
 
 def _check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -> tuple[int, str]:
