@@ -37,18 +37,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from analysis.tables import terminal_table
-from configs.errors import (
-    EXIT_DIVERGED,
-    EXIT_FINISHED,
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    ArgumentParser,
-    InputError,
-    exit_status,
-)
-from configs.files import last_row
-from configs.processes import ending, last_lines
+from analysis.show.tables import terminal_table
+from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_PREEMPTED, ArgumentParser, exit_status
+from common.errors import InputError
+from common.files import last_row
+from common.processes import ending, last_lines
 from configs.schema import Place, Section
 
 ROOT = Path(__file__).parent

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import ArgumentParser, exit_status
-
-from .differing import differing, differing_words
-from .files import write_json, write_text
-from .highlight import visible
-from .runs import Run, load_runs
-from .tables import markdown_table, terminal_table
+from analysis.compare.differing import differing, differing_words
+from analysis.show.tables import markdown_table, terminal_table
+from analysis.show.text import visible
+from common.command import ArgumentParser, exit_status
+from common.files import write_json, write_text
+from record.finished import Run, load_runs
 
 TAIL = 0.05
 """Share of the steps, at the end, over which the final training values are averaged."""

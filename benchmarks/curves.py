@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.files import write_text
-from analysis.runs import load_runs
-from configs.errors import ArgumentParser, exit_status
+from common.command import ArgumentParser, exit_status
+from common.files import write_text
+from record.finished import load_runs
 
 CURVES = Path(__file__).with_name("curves.csv")
 SIGNALS = ("loss/nll", "grad_norm/total")

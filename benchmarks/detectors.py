@@ -38,11 +38,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.signal import lfilter
 
-from analysis.files import write_text
-from analysis.tables import markdown_table
-from configs.errors import ArgumentParser, exit_status
-from stability.detectors import Detector
-from stability.spikes import DEFAULT, DETECTORS, logarithmic, make_detector
+from analysis.show.tables import markdown_table
+from common.command import ArgumentParser, exit_status
+from common.files import write_text
+from stability.detect.base import Detector
+from stability.detect.baseline import logarithmic
+from stability.detect.catalogue import DEFAULT, DETECTORS, make_detector
 
 from .curves import load_curves
 

@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.paired import machine
-from configs.errors import ArgumentParser, InputError, exit_status
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
 from model import HEADS, OBJECTIVES
 from model.chunked import chunk_rows, chunked_loss
 from model.precision import product
+
+from .paired import machine
 
 SHAPES = ["2048,256,8192", "4096,256,8192", "2048,768,8192", "4096,768,8192"] + [
     "2048,256,50257", "4096,256,50257", "2048,768,50257", "4096,768,50257"

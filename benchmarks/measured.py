@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.paired import BLOCK, DEFAULT_RECIPE, loop_step, start_run
 from configs.load import load_config
-from stability.recorder import read_rows
-from train_lm import save_checkpoint
+from record.rows import read_rows
+from training.build import build_model, build_optimizer, prepare_model
 from training.memory import Shapes, shapes_of
-from training.run import build_model, build_optimizer, prepare_model
+from training.saving import save_checkpoint
+
+from .paired import BLOCK, DEFAULT_RECIPE, loop_step, start_run
 
 REPEATS = 5
 """Steps of each small model; the fastest counts, which the machine disturbed least."""

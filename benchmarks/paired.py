@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from scipy.stats import quantile_test
 
-from configs.errors import InputError
+from common.errors import InputError
 from configs.load import load_config
-from stability.launch import start_accelerator
-from stability.resume import ResumePoint
-from train_lm import flush, open_run_directory, training_step
+from ranks.launch import start_accelerator
+from training.flush import flush
+from training.opening import open_run_directory
+from training.resume import ResumePoint
 from training.run import Run, build_run
+from training.step import training_step
 
 DEFAULT_RECIPE = Path(__file__).parent.parent / "configs" / "pydoc_micro.yaml"
 BLOCK = 20

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.cost_model import Costs
-from benchmarks.measured import Files, StepCost, measure_files, measure_step
-from benchmarks.paired import machine
-from configs.errors import ArgumentParser, InputError, exit_status
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
+
+from .cost_model import Costs
+from .measured import Files, StepCost, measure_files, measure_step
+from .paired import machine
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = [

@@ -22,11 +22,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from configs.components import model_config
 from configs.schema import RunConfig
 from model import SwapHeadForCausalLM, rows
 from model.chunked import chunk_rows, chunked_loss
-from training.run import prepare_model
+from training.build import model_config, prepare_model
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def micro_batch(
 ) -> MicroBatch:
     """Bytes that forward and backward pass of ``sequences`` sequences need beyond weights and gradients.
 
-    ``sharded``: autocast keeps none of the copies that it makes of parameters (stability.launch.autocast_sharded).
+    ``sharded``: autocast keeps none of the copies that it makes of parameters (ranks.launch.autocast_sharded).
     ``device``: whose size of the head's chunks is taken. ``fake``: on fake tensors; else everything is really computed.
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from analysis.rows import Table, json_lines, read_table
-from configs.errors import ArgumentParser, InputError, exit_status
-from configs.files import last_row, strict
-from configs.processes import ending, last_lines
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
+from common.files import last_row, strict
+from common.processes import ending, last_lines
+from record.table import Table, json_lines, read_table
 
 # Without torch: a process that this one starts is told to have had at least this one's memory.
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from transformers import GPT2Config
 
-from analysis.probing.encode import Encoded, Tree
-from analysis.probing.measures import measure
-from analysis.probing.score import answer
-from analysis.probing.study import CONTROLS, Candidate, Item, Role, Study, Unit, assemble
-from analysis.probing.vocabulary import MAX_WORD_TOKENS, Vocabulary
-from configs.errors import ArgumentParser, exit_status
+from analysis.synonyms.encode import Encoded, Tree
+from analysis.synonyms.measures import measure
+from analysis.synonyms.score import answer
+from analysis.synonyms.study import CONTROLS, Candidate, Item, Role, Study, Unit, assemble
+from analysis.words.vocabulary import MAX_WORD_TOKENS, Vocabulary
+from common.command import ArgumentParser, exit_status
 from model import SwapHeadConfig, new_model
 
 LENGTH = 128

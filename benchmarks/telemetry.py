@@ -14,18 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paired import (
-    BLOCK,
-    DEFAULT_RECIPE,
-    Series,
-    check_steps,
-    loop_step,
-    machine,
-    ratio,
-    start_run,
-    take_turns,
-)
-from configs.errors import ArgumentParser, exit_status
+from common.command import ArgumentParser, exit_status
+
+from .paired import BLOCK, DEFAULT_RECIPE, Series, check_steps, loop_step, machine, ratio, start_run, take_turns
 
 MODES = {"on": [], "off": ["telemetry.enabled=false", "detection.signals=[]"]}
 

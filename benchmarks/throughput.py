@@ -27,7 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.paired import (
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
+from configs.load import load_config
+from training.build import build_model, build_optimizer, prepare_model
+from training.run import Run
+
+from .paired import (
     BLOCK,
     DEFAULT_RECIPE,
     FIRST,
@@ -40,10 +46,7 @@ from benchmarks.paired import (
     start_run,
     take_turns,
 )
-from benchmarks.plain_gpt import PlainGPT
-from configs.errors import ArgumentParser, InputError, exit_status
-from configs.load import load_config
-from training.run import Run, build_model, build_optimizer, prepare_model
+from .plain_gpt import PlainGPT
 
 METRIC, LINEAR = "metric+TFSD", "linear+CE"
 ARMS = {METRIC: ["head.kind=metric", "objective.kind=tfsd"], LINEAR: ["head.kind=linear", "objective.kind=ce"]}

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from model import SwapHeadConfig, blocks, final_norm
 
-from .load import nearest
+from .messages import nearest
 from .schema import BodyConfig
 
 # What building or instantiating a transformers configuration raises for values that do not fit together.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from .files import at_home
+from common.files import at_home
 
 
 class Section(BaseModel):
@@ -282,7 +282,7 @@ class DetectionConfig(Section):
     that are not finite, from the start."""
 
     detector: Text = "median_mad"
-    """A detector of stability/detectors.py."""
+    """A detector of stability/detect/published.py."""
     signals: list[Text] = ["loss/nll", "grad_norm/total"]
     """Metrics that are logged at every step."""
 
@@ -371,7 +371,7 @@ class RunConfig(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
     detection: DetectionConfig = DetectionConfig()
     stress: list[StressConfig] = []
-    """Faults planted on purpose (stability/stress.py)."""
+    """Faults planted on purpose (stability/stress/batch.py)."""
     interventions: list[Rewind] = []
     """What the run does about what it detects."""
     trackers: list[Text] = []

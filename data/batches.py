@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from configs.errors import InputError
+from common.errors import InputError
 
 if TYPE_CHECKING:
     import torch

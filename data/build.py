@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from configs.errors import InputError
+from common.errors import InputError
+from common.files import sha256_of
 from configs.schema import DataConfig, GrammarData
-from data.corpora import Corpus
-from data.files import sha256_of
-from data.split import Document, by_hash, by_weight
-from data.tokenizer import encoder_of, fingerprint, given_tokenizer, train_bpe, vocabulary_size
+
+from .corpora import Corpus
+from .split import Document, by_hash, by_weight
+from .tokenizer import encoder_of, fingerprint, given_tokenizer, train_bpe, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

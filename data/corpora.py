@@ -40,17 +40,17 @@ class Corpus(Protocol):
 def make_corpus(data: DataConfig) -> Corpus:
     """Return the corpus of a configuration. Raises InputError when its paths match nothing."""
     if isinstance(data, PydocData):
-        from data.pydoc import PydocCorpus  # each kind loads only what it needs
+        from .pydoc import PydocCorpus
 
         return PydocCorpus(data.max_documents)
     if isinstance(data, HubData):
-        from data.hub import HubCorpus
+        from .hub import HubCorpus
 
         return HubCorpus(data)
     if isinstance(data, GrammarData):
         from data.grammar.corpus import GrammarCorpus
 
         return GrammarCorpus(data)
-    from data.text import TextCorpus
+    from .text import TextCorpus
 
     return TextCorpus(data)

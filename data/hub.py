@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from configs.errors import InputError
+from common.errors import InputError
+from common.files import paths_below, sha256_of
 from configs.schema import HubData
-from data.files import paths_below, sha256_of
-from data.readers import RULES_VERSION, pieces, text_of
+
+from .readers import RULES_VERSION, pieces, text_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -5,8 +5,10 @@ python -m data.prepare --config FILE [key.sub=value ...]
 
 from __future__ import annotations
 
-from configs.errors import ArgumentParser, exit_status, one_line
-from data.store import TokenStore, open_store
+from common.command import ArgumentParser, exit_status
+from common.errors import one_line
+
+from .store import TokenStore, open_store
 
 
 def summary(store: TokenStore) -> str:
@@ -48,7 +50,7 @@ def _sources(manifest: dict) -> list[str]:
 
 def main() -> None:
     """Read the command line and the configuration, open the store, print its summary."""
-    from configs.load import load_config  # keeps --help free of what a configuration may load
+    from configs.load import load_config
 
     parser = ArgumentParser(prog="python -m data.prepare", description="Build the token store of a recipe.")
     parser.add_argument("--config", required=True, help="the recipe, a YAML file")

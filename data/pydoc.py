@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from configs.errors import InputError
-from configs.processes import ending
-from data import docstrings
+from common.errors import InputError
+from common.processes import ending
+
+from . import docstrings
 
 RULES_VERSION = 1
 """Version of the rules here and in data/docstrings.py; raise it with any change to what they extract."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
-from configs.errors import InputError
+from common.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow

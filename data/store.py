@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from configs.errors import InputError, note
-from configs.files import flush_to_disk
+from common.errors import InputError, note
+from common.files import digest_of, flush_to_disk, sha256_of
 from configs.schema import DataConfig
-from data.build import MANIFEST, SPLITS, build_store
-from data.corpora import make_corpus
-from data.files import digest_of, sha256_of
-from data.split import is_near
-from data.tokenizer import fingerprint, tokenizer_identity
+
+from .build import MANIFEST, SPLITS, build_store
+from .corpora import make_corpus
+from .split import is_near
+from .tokenizer import fingerprint, tokenizer_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

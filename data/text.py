@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from configs.errors import InputError
+from common.errors import InputError
+from common.files import folders_below, paths_below, sha256_of
 from configs.schema import TextData
-from data.files import folders_below, paths_below, sha256_of
-from data.readers import RULES_VERSION, SUFFIXES, format_of, read_documents, readable
+
+from .readers import RULES_VERSION, SUFFIXES, format_of, read_documents, readable
 
 _FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file (.gz may follow)"
 _SETTLED_SECONDS = 2

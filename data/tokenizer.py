@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import InputError
+from common.errors import InputError
+from common.files import sha256_of
 from configs.schema import DataConfig, GrammarData
-from data.files import sha256_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,7 +61,7 @@ def given_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast | None:
         InputError: as ``load_tokenizer``.
     """
     if isinstance(data, GrammarData):
-        from data.grammar.tokenizer import grammar_tokenizer  # it stands on this file
+        from data.grammar.tokenizer import grammar_tokenizer
 
         return grammar_tokenizer()
     return None if data.tokenizer is None else load_tokenizer(data.tokenizer)
@@ -109,7 +109,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
     place = Path(name)
     if not place.exists():
-        from data.hub import check_hub_reachable
+        from .hub import check_hub_reachable
 
         check_hub_reachable(f"data.tokenizer={name}", "use a local folder or tokenizer.json")
     tokenizer: Any

@@ -9,10 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .attention import attend_causally, attention_probe
 from .configuration import SwapHeadConfig
-from .heads import AffineHead, Head, LinearHead, MetricHead
+from .heads import AffineHead, Head
 from .modeling import SwapHeadForCausalLM, SwapHeadOutput, blocks, final_norm, new_model
 from .objectives import Objective, TokenLogits
-from .registry import HEADS, OBJECTIVES, register_head, register_objective
+from .registry import register_head, register_objective
+from .zoo import HEADS, OBJECTIVES, LinearHead, MetricHead
 
 __all__ = [
     "HEADS",

@@ -18,9 +18,10 @@ from transformers.utils import can_return_tuple
 
 from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
 from .configuration import SwapHeadConfig
-from .heads import Head, MetricHead
+from .head_metric import MetricHead
+from .heads import Head
 from .objectives import Objective
-from .registry import HEADS, OBJECTIVES
+from .zoo import HEADS, OBJECTIVES
 
 
 @dataclass

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .registry import register_objective
-
 
 @dataclass(frozen=True)
 class TokenLogits:
@@ -47,21 +45,6 @@ def tfsd_weight(t: TokenLogits) -> Tensor:
     return -torch.sigmoid(-t.negatives) * torch.expm1(t.true)
 
 
-def tfsd_value(t: TokenLogits) -> Tensor:
-    """KL(Q || P), where Q is P's softmax with the target's logit replaced by 0.
-
-    With a = sigmoid(-|L|) and u = z_y or -z_y as L >= 0 or not: log1p(a expm1(u)) - a u; for large u the first term in a
-    form that does not overflow. Near z_y = 0 the two terms agree to all but a factor of u, so they are taken in float64:
-    the relative error in float32 is then at most 1e-7 from |z_y| = 1e-8 on, and 1e-5 at 1e-10.
-    """
-    true, size = t.true.double(), t.negatives.double().abs()
-    a = torch.sigmoid(-size)
-    u = torch.where(t.negatives >= 0, true, -true)
-    far = F.softplus(u - size) - F.softplus(-size)
-    near = torch.log1p(a * torch.expm1(u.clamp(max=60)))
-    return (torch.where(u > 60, far, near) - a * u).to(t.true.dtype)
-
-
 class Objective:
     """Base of all objectives: ``loss`` maps :class:`TokenLogits` to a loss per token (N,), differentiable by autograd."""
 
@@ -82,57 +65,3 @@ class Objective:
     def loss(self, t: TokenLogits) -> Tensor:
         """Loss of each token (N,)."""
         raise TypeError(f"{type(self).__name__} must define loss()")
-
-
-@register_objective("ce")
-class CrossEntropy(Objective):
-    """-log P_y, with label smoothing e: target (1-e) onehot + e/V; and z-loss: + coefficient * (log Z)^2 on the true logits."""
-
-    @dataclass(frozen=True)
-    class Options:
-        label_smoothing: float = 0.0
-        z_loss: float = 0.0
-
-        def __post_init__(self) -> None:
-            if not 0 <= self.label_smoothing < 1:
-                raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
-            if not self.z_loss >= 0:
-                raise ValueError(f"z_loss must not be negative, not {self.z_loss}")
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self.uses_mean = options.label_smoothing > 0
-        self.shift_invariant = options.z_loss == 0
-
-    def loss(self, t: TokenLogits) -> Tensor:
-        loss = negative_log_likelihood(t)
-        if self.options.label_smoothing:
-            e = self.options.label_smoothing
-            loss = (1 - e) * loss + e * (log_partition(t) - t.mean)
-        if self.options.z_loss:
-            loss = loss + self.options.z_loss * log_partition(t).square()
-        return loss
-
-
-@register_objective("weighted_ce")
-class WeightedCrossEntropy(Objective):
-    """c * (-log P_y) with c, the TFSD weight, detached: the ablation that must train exactly as TFSD does."""
-
-    uses_weight = True
-    shift_invariant = True
-
-    def loss(self, t: TokenLogits) -> Tensor:
-        return tfsd_weight(t).detach() * negative_log_likelihood(t)
-
-
-@register_objective("tfsd")
-class TFSD(WeightedCrossEntropy):
-    """Teacher-Free Self-Distillation (Pisoni 2026): KL(Q || P) with Q detached.
-
-    Its gradient equals that of :class:`WeightedCrossEntropy` at every logit (docs/mathematics.md, section 2; tested), so it
-    is taken from there, where it is exact in float32; the value is that of the KL.
-    """
-
-    def loss(self, t: TokenLogits) -> Tensor:
-        gradient_carrier = super().loss(t)
-        return gradient_carrier + (tfsd_value(t) - gradient_carrier).detach()

@@ -37,7 +37,7 @@ def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dty
     The target is masked before the sum: subtracting exp(z_y) from the full sum afterwards would cancel.
     """
     if z_CV.is_cuda and z_CV.dtype == torch.float32:
-        from .kernels import masked_softmax, triton_available  # a run on CPU need not wait for Triton's import
+        from .kernels import masked_softmax, triton_available
 
         if triton_available():
             return Negatives(*masked_softmax(z_CV, bias_V, y_C, dtype))

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import DetectionConfig
-
-from .checkpoints import checkpoint_before, step_of
-from .detectors import Event, Spike
-from .precursors import LOOK_BACK, precursors
-from .recorder import Recorder, Row, read_rows, rows_up_to
-from .rewind import Alarm
-from .spikes import detector_from_state, judged_from, make_detector
+from record.checkpoints import checkpoint_before, step_of
+from record.recorder import Recorder
+from record.rows import Row, read_rows, rows_up_to
+from stability.detect.catalogue import detector_from_state, judged_from, make_detector
+from stability.detect.events import Alarm, Event, Spike
+from stability.detect.precursors import LOOK_BACK, precursors
 
 TENSORS_TOLD = 20
 """Names of tensors in an event, at most: after one bad token all gradients are bad."""

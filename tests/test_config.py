@@ -11,11 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.components import model_config
-from configs.errors import InputError
-from configs.load import dump_config, load_config, load_recorded, validate
+from common.errors import InputError
+from configs.load import load_config, load_recorded, validate
+from configs.recipe import dump_config
 from configs.schema import BodyConfig
-from stability.resume import ResumePoint, find_resume_point
+from training.build import model_config
+from training.resume import ResumePoint, find_resume_point
 
 from .conftest import ROOT, python
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.replay import main as replay
-from configs.errors import ArgumentParser, InputError
-from configs.load import dump_config, load_config
+from analysis.replay.__main__ import main as replay
+from common.command import ArgumentParser
+from common.errors import InputError
+from configs.load import load_config
+from configs.recipe import dump_config
 from configs.schema import BodyConfig, GrammarData, HubData
 from data.store import open_store
 from run_suite import load_suite

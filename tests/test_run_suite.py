@@ -11,8 +11,8 @@ import time
 import pytest
 from tqdm import tqdm
 
-from configs.errors import InputError
-from configs.processes import ending, last_lines
+from common.errors import InputError
+from common.processes import ending, last_lines
 from run_suite import Processes, load_suite, main
 
 from .conftest import ROOT, python, rows_of

@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import ROOT
 
-FOLDERS = ("analysis", "benchmarks", "configs", "data", "model", "stability", "training")
+FOLDERS = ("analysis", "benchmarks", "common", "configs", "data", "model", "ranks", "record", "stability", "training")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
 
 MODULES = {"_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle", "joblib", "marshal", "pickle", "shelve"}
@@ -172,7 +172,7 @@ def test_the_scan_reads_the_whole_project():
         "run_suite.py",
         "load.py",
         "checkpoints.py",
-        "replay_page.py",
+        "page.py",
     }
     assert not [path for path in ROOT.iterdir() if path.is_dir() and _unscanned(path)]
 

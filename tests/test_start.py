@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from configs.imports import importing
+from common.imports import importing
 
 from .conftest import ROOT, python
 
@@ -34,8 +34,8 @@ def test_a_run_imports_no_library_that_only_other_runs_need(recipe):
 
 def test_printing_a_configuration_imports_what_checks_it_and_no_more():
     loaded = imported_by("train_lm.py", "--config", MICRO, "--print-config")
-    assert "configs.components" in loaded
-    assert not (NOT_FOR_A_RUN | {"training.run", "stability.launch", "data.store"}) & loaded
+    assert "configs.kinds" in loaded
+    assert not (NOT_FOR_A_RUN | {"training.run", "ranks.launch", "data.store"}) & loaded
 
 
 @pytest.mark.parametrize(

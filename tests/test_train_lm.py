@@ -20,18 +20,22 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED, InputError
+from common.command import EXIT_DIVERGED, EXIT_PREEMPTED
+from common.errors import InputError
 from configs.load import load_config
 from configs.schema import OptimizerConfig
 from data.batches import evaluation_batches
 from data.store import open_store
 from model import load_model
-from stability.checkpoints import list_checkpoints, read_state
-from stability.launch import start_accelerator
-from stability.metrics import describe
-from train_lm import evaluate, train, training_step
-from training.run import build_model, build_optimizer, build_run, go_to
+from ranks.launch import start_accelerator
+from record.checkpoints import list_checkpoints, read_state
+from record.metrics import describe
+from train_lm import train
+from training.build import build_model, build_optimizer
+from training.evaluate import evaluate
+from training.run import build_run, go_to
 from training.schedule import learning_rate
+from training.step import training_step
 
 from .conftest import ROOT, events_of, python, rows_of
 
@@ -358,9 +362,9 @@ def test_the_optimizer_decays_matrices_and_nothing_else(start, recipe):
 
 
 def test_an_error_in_mid_run_is_in_the_status(start, tmp_path, monkeypatch):
-    import train_lm
+    import training.flush as flush_module
 
-    monkeypatch.setattr(train_lm, "evaluate", lambda run: {}["no such key"])
+    monkeypatch.setattr(flush_module, "evaluate", lambda run: {}["no such key"])
     with pytest.raises(KeyError):
         start("name=broken")
     status = json.loads((tmp_path / "broken" / "status.json").read_text())

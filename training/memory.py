@@ -26,11 +26,12 @@ import psutil
 import torch
 from torch import nn
 
-from configs.components import model_config
-from configs.errors import InputError
+from common.errors import InputError
 from configs.schema import RunConfig
 from model import SwapHeadForCausalLM, blocks
 from model.chunked import chunk_rows
+
+from .build import model_config
 
 FLOAT32 = 4
 GATHERED_BLOCKS = 2

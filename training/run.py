@@ -6,7 +6,6 @@ Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils.memory import clear_device_cache
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from configs.components import model_config
-from configs.errors import InputError
-from configs.schema import OptimizerConfig, RunConfig
-from configs.seeds import stream_seed
+from common.seeds import stream_seed
+from configs.schema import RunConfig
 from data.batches import Batches, batch_number, evaluation_batches
 from data.store import TokenStore, open_store
-from model import attend_causally, blocks, final_norm, load_model, new_model
-from stability.checkpoints import list_checkpoints, load_optimizer, read_state
-from stability.distributed import from_main
-from stability.launch import autocast_sharded
-from stability.lock import held_by
-from stability.recorder import Recorder
-from stability.rewind import GoingBack, last_rewind
-from stability.telemetry import Telemetry, parameter_groups
-from stability.trackers import Trackers
-from stability.vitals import Vitals
+from ranks.collectives import from_main
+from ranks.launch import autocast_sharded
+from ranks.watchdog import Watchdog
+from record.checkpoints import load_optimizer, read_state
+from record.lock import held_by
+from record.recorder import Recorder
+from record.rewinds import GoingBack, last_rewind
+from record.trackers import Trackers
+from stability.measure.telemetry import Telemetry
+from stability.measure.vitals import Vitals
 from stability.watch import Watch
-from stability.watchdog import Watchdog
 
-from .memory import LEAST_VOCABULARY, need_of
-
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+from .build import build_model, build_optimizer, build_telemetry, load_weights, prepare_model
+from .checks import check_body, check_memory, check_tokenizer, refuse_other_tokens
+from .memory import LEAST_VOCABULARY
 
 
 @dataclass
@@ -117,17 +111,17 @@ def build_run(
     transformers_logging.disable_progress_bar()
     rank, main_process = accelerator.process_index, accelerator.is_main_process
     if checkpoint is None:
-        from_main(lambda: _check_body(config), accelerator.device)
+        from_main(lambda: check_body(config), accelerator.device)
     if store is None:
         # Once before the text is tokenised, when a given tokenizer's size is not known yet.
         least = getattr(config.data, "vocab_size", None) or (1 if config.body.checkpoint else LEAST_VOCABULARY)
-        from_main(lambda: _check_memory(config, least, accelerator), accelerator.device)
+        from_main(lambda: check_memory(config, least, accelerator), accelerator.device)
         store = open_store(config.data, progress=main_process)
     if checkpoint is None:
-        from_main(lambda: _check_tokenizer(config, store), accelerator.device)
-    parameters, memory = from_main(lambda: _check_memory(config, store.vocab_size, accelerator), accelerator.device)
+        from_main(lambda: check_tokenizer(config, store), accelerator.device)
+    parameters, memory = from_main(lambda: check_memory(config, store.vocab_size, accelerator), accelerator.device)
     if writes:
-        from_main(lambda: _refuse_other_tokens(store, directory, checkpoint), accelerator.device)
+        from_main(lambda: refuse_other_tokens(store, directory, checkpoint), accelerator.device)
     batches = Batches(
         store.train.ids,
         config.data.sequence_length,
@@ -166,54 +160,6 @@ def build_run(
     run = Run(config, directory, accelerator, *parts, *trainable)
     _restore(run, checkpoint)
     return run
-
-
-def _check_body(config: RunConfig) -> None:
-    """Raise InputError, before any text is read, if the checkpoint that the body comes from cannot be used."""
-    place = config.body.checkpoint
-    if place is None:
-        return
-    if not Path(place).is_dir() and not _HUB_NAME.fullmatch(place):
-        raise InputError(f"body.checkpoint: {place}: no such folder")
-    if checkpoints := list_checkpoints(Path(place)):
-        raise InputError(f"body.checkpoint: {place} is a run; name one of its checkpoints, as {checkpoints[-1]}")
-    model_config(config, vocab_size=1, special_id=0)  # the tokens are not known yet; what is said of them comes later
-
-
-def _check_tokenizer(config: RunConfig, store: TokenStore) -> None:
-    """Raise InputError if the checkpoint that the body comes from has another tokenizer than the text."""
-    place = config.body.checkpoint
-    if place is None or not (Path(place) / "tokenizer.json").is_file():
-        return
-    theirs: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    if theirs.get_vocab() != store.load_tokenizer().get_vocab():
-        raise InputError(
-            f"body.checkpoint: {place} has another tokenizer than the text, so its embeddings are of other tokens; set "
-            f"data.vocab_size=null data.tokenizer={place}"
-        )
-
-
-def _check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -> tuple[int, str]:
-    """Parameters of the model, and the memory it needs, in words. Raises InputError if it cannot fit. Main process only."""
-    need = need_of(
-        config,
-        vocabulary,
-        ranks=accelerator.num_processes,
-        sharded=accelerator.is_fsdp2,
-        device=accelerator.device,
-    )
-    need.refuse()
-    return need.parameters, str(need)
-
-
-def _refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | None) -> None:
-    """Raise InputError if the tokens were damaged, or are not those of the run that is gone on with."""
-    store.verify()
-    if checkpoint is not None and read_state(checkpoint)["data"] != store.manifest_hash():
-        raise InputError(
-            f"{directory}: its text or its tokenizer has changed since {checkpoint.name} was written (the tokens are now those "
-            f"of {store.path}); restore them, or choose another name"
-        )
 
 
 def _record_lost_ranks(
@@ -272,63 +218,3 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
 
 def _as_json(back: GoingBack | None) -> dict[str, Any] | None:
     return asdict(back) if back else None
-
-
-def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
-    """A new model, its body new too or that of an existing checkpoint."""
-    model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
-    if config.body.checkpoint is not None:
-        try:
-            existing = load_model(config.body.checkpoint, local_files_only=False, body_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"body.checkpoint: {config.body.checkpoint}: {' '.join(str(error).split())}") from None
-        model.model.load_state_dict(existing.base_model.state_dict())
-    return model
-
-
-def load_weights(checkpoint: Path) -> Any:
-    """The model of a run's checkpoint. Raises InputError if its weights are not exactly the model's."""
-    try:
-        return load_model(checkpoint)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None
-
-
-def prepare_model(config: RunConfig, model: Any) -> Any:
-    """The model as the configuration wants it trained."""
-    model.train()
-    attend_causally(model.model, config.data.sequence_length)
-    if config.train.gradient_checkpointing:
-        # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable()
-    if config.train.compile:
-        model.model.compile()
-    return model
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Fused AdamW with two explicit groups: matrices decay, vectors do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
-
-
-def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
-    """The instruments, on the model inside whatever wraps it."""
-    tied = config.head.options.get("tied", True)
-    assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
-        "the launch broke the tied embedding"
-    )
-    names = {id(module): name for name, module in model.named_modules()}
-    parameters = dict(model.named_parameters())
-    stack = blocks(model.model)
-    groups = parameter_groups(
-        list(parameters),
-        embedding_prefix=names[id(model.get_input_embeddings())],
-        blocks_prefix=names[id(stack)],
-        head_prefix=names[id(model.lm_head)],
-    )
-    return Telemetry(stack, final_norm(model.model), model.lm_head, parameters, groups, config.telemetry.enabled)

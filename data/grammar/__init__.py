@@ -1,5 +1,5 @@
 """The synonym grammar: a corpus in which the probability of every word is known."""
 
-from data.grammar.grammar import Grammar, SynonymSet
+from .grammar import Grammar, SynonymSet
 
 __all__ = ["Grammar", "SynonymSet"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data.grammar.syntax import START, Option, State, Syntax
-from data.grammar.tables import HIDDEN, Floats, Ids
-from data.grammar.vocabulary import vocabulary
+from .syntax import START, Option, State, Syntax
+from .tables import HIDDEN, Floats, Ids
+from .vocabulary import vocabulary
 
 NOWHERE = -1
 

@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from configs.schema import GrammarData
-from data.grammar.grammar import Grammar
+
+from .grammar import Grammar
 
 RULES_VERSION = 1
 """Version of the way documents are drawn from the tables; raise it with any change to it."""

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.grammar import lexicon
-from data.grammar.automaton import NOWHERE, compile_automaton
-from data.grammar.syntax import Syntax
-from data.grammar.tables import HIDDEN, Floats, Ids, Tables, generator
-from data.grammar.vocabulary import END_ID, vocabulary
+from . import lexicon
+from .automaton import NOWHERE, compile_automaton
+from .syntax import Syntax
+from .tables import HIDDEN, Floats, Ids, Tables, generator
+from .vocabulary import END_ID, vocabulary
 
 _BLOCK = 2048
 """Documents drawn in lock step: enough that a step is one large look-up, few enough for a small corpus."""

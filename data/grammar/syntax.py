@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
-from data.grammar import lexicon
-from data.grammar.tables import REGISTER_SHARE, Emission, Feature, Tables
 from data.tokenizer import END_OF_TEXT
+
+from . import lexicon
+from .tables import REGISTER_SHARE, Emission, Feature, Tables
 
 PHASES = 4
 ADVANCE = 0.5

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.grammar import lexicon
-from data.grammar.lexicon import Concept
-from data.grammar.vocabulary import vocabulary
+from . import lexicon
+from .lexicon import Concept
+from .vocabulary import vocabulary
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from data.grammar.vocabulary import UNKNOWN, vocabulary
 from data.tokenizer import END_OF_TEXT, MODEL_MAX_LENGTH
+
+from .vocabulary import UNKNOWN, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

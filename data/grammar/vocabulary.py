@@ -8,8 +8,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from data.grammar import lexicon
 from data.tokenizer import END_OF_TEXT
+
+from . import lexicon
 
 UNKNOWN = "<|unknown|>"
 """Id 1: what a word outside the grammar encodes to. It never occurs in the corpus."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from configs.components import model_config
-from configs.load import dump_config, validate
+from configs.load import validate
+from configs.recipe import dump_config
 from configs.schema import RunConfig
 from data.store import TokenStore, open_store
+from training.build import model_config
 
 PAIRS = [("big", "large"), ("fast", "quick"), ("house", "home")]
 OTHERS = [

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import spikes, style
-from analysis.rows import read_table
-from analysis.spikes_figure import MOST_PANELS, draw_spikes
-from configs.errors import InputError
+from analysis.show import style
+from analysis.spikes import __main__ as spikes
+from analysis.spikes.figure import MOST_PANELS, draw_spikes
+from common.errors import InputError
 from configs.schema import DetectionConfig
-from stability.detectors import Event, Spike
-from stability.recorder import Recorder
-from stability.spikes import DETECTORS, detect
+from record.recorder import Recorder
+from record.table import read_table
+from stability.detect.catalogue import DETECTORS, detect
+from stability.detect.events import Event, Spike
 from stability.watch import Watch
-from tests.analysis.written import training_rows, write_run
 from tests.conftest import ROOT, python
+
+from .written import training_rows, write_run
 
 
 @pytest.fixture

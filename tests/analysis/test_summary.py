@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.runs import load_runs
+from analysis.show.tables import WIDTH, markdown_table, terminal_table
 from analysis.summary import formatted, main, summarise
-from analysis.tables import WIDTH, markdown_table, terminal_table
-from tests.analysis.written import spike, write_run
+from record.finished import load_runs
+
+from .written import spike, write_run
 
 
 @pytest.fixture

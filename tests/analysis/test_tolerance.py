@@ -13,17 +13,20 @@ import torch
 import yaml
 from matplotlib.text import Text
 
-from analysis import style
-from analysis.probing.arms import find_arms
-from analysis.probing.ask import ask, encode_for, open_data, plan
-from analysis.probing.encode import encode_study
-from analysis.probing.study import Study
-from analysis.synonyms import settings_of
-from analysis.tolerance import _parser, main, mean_over_runs, over_training, points_of, printed
-from analysis.tolerance_figure import draw_tolerance
-from configs.errors import InputError
+from analysis.compare.arms import find_arms
+from analysis.probes.over_training import mean_over_runs, points_of
+from analysis.show import style
+from analysis.synonyms.encode import encode_study
+from analysis.synonyms.measure_models import ask, encode_for, open_data, plan
+from analysis.synonyms.options import settings_of
+from analysis.synonyms.study import Study
+from analysis.tolerance.__main__ import _parser, main, printed
+from analysis.tolerance.figure import draw_tolerance
+from analysis.tolerance.over_training import over_training
+from common.errors import InputError
 from model import load_model
-from tests.analysis.trained import TOKENS_PER_STEP, write_pairs, write_training
+
+from .trained import TOKENS_PER_STEP, write_pairs, write_training
 
 CONTEXTS = "6"
 

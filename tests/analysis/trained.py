@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.analysis.corpus import PAIRS, write_model
+from .corpus import PAIRS, write_model
 
 TOKENS_PER_STEP = 16
 _HELD_OUT = 0.1

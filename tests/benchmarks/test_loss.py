@@ -39,7 +39,7 @@ def test_every_contestant_is_measured():
 
 
 def test_a_wrong_shape_is_one_line(monkeypatch, capsys):
-    from configs.errors import exit_status
+    from common.command import exit_status
 
     monkeypatch.setattr("sys.argv", ["loss", "--shapes", "12,x"])
     assert exit_status(main) == 2

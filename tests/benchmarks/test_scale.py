@@ -21,13 +21,13 @@ from benchmarks.cost_model import Costs
 from benchmarks.measured import measure_files, measure_step
 from benchmarks.paired import loop_step, start_run
 from benchmarks.simulate import micro_batch
-from configs.errors import exit_status
+from common.command import exit_status
 from configs.load import load_config
-from stability.checkpoints import list_checkpoints
-from stability.launch import autocast_sharded
-from train_lm import save_checkpoint
+from ranks.launch import autocast_sharded
+from record.checkpoints import list_checkpoints
+from training.build import build_model, build_optimizer, build_telemetry, prepare_model
 from training.memory import shapes_of
-from training.run import build_model, build_optimizer, build_telemetry, prepare_model
+from training.saving import save_checkpoint
 
 VOCABULARY = 500
 RANKS = 4
@@ -146,7 +146,7 @@ def test_a_rank_of_fsdp2_as_accelerate_prepares_it_holds_and_sends_what_the_mode
         auto_wrap_policy="transformer_based_wrap",
         cpu_ram_efficient_loading=False,
     )
-    plugin.mixed_precision_policy = MixedPrecisionPolicy()  # as stability.launch has it
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()  # as ranks.launch has it
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         mixed_precision="no" if precision == "fp32" else precision,

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.rows import Table, json_lines, read_table
 from benchmarks import soak
 from benchmarks.soak import EVALUATED, PROBED, Sample, growth, last_step, missing, write_metrics
-from configs.errors import exit_status
-
-from ..conftest import python
+from common.command import exit_status
+from record.table import Table, json_lines, read_table
+from tests.conftest import python
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -10,7 +10,7 @@ from benchmarks import paired
 from benchmarks.paired import _order, ratio
 from benchmarks.plain_gpt import PlainGPT
 from benchmarks.throughput import main, measure
-from configs.errors import exit_status
+from common.command import exit_status
 
 CONFIG = GPT2Config(
     **{"vocab_size": 97, "n_positions": 16, "n_embd": 24, "n_layer": 3, "n_head": 4},

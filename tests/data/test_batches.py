@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.errors import InputError
+from common.errors import InputError
 from data.batches import Batches, batch_number, evaluation_batches
 
 SHAPES = {

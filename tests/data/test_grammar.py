@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.probing.vocabulary import Vocabulary
-from configs.errors import InputError
+from analysis.words.vocabulary import Vocabulary
+from common.errors import InputError
 from configs.load import load_config
 from configs.schema import GrammarData
 from data.grammar import Grammar
 from data.grammar.lexicon import NAMES_FEMALE, NAMES_MALE, concepts
 from data.grammar.tokenizer import grammar_tokenizer
 from data.store import open_store
+from tests.conftest import ROOT, python
 
-from ..conftest import ROOT, python
 from .corpus import documents_of
 
 MICRO = ROOT / "configs" / "grammar_micro.yaml"

@@ -15,16 +15,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from configs.errors import InputError
+from common.errors import InputError
 from configs.schema import HubData
 from data.hub import HubCorpus
 from data.store import TokenStore, open_store
-from tests.data.corpus import documents_of, sentences, write_jsonl
+
+from .corpus import documents_of, sentences, write_jsonl
 
 REPOSITORY = Path(__file__).parents[2]
 OPEN = """
 import json, sys
-from configs.errors import exit_status
+from common.errors import exit_status
 from configs.schema import HubData
 from data.store import open_store
 raise SystemExit(exit_status(lambda: print(open_store(HubData(**json.loads(sys.argv[1])), progress=False).path)))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import exit_status
+from common.command import exit_status
 from data.prepare import main
-from tests.data.corpus import sentences, write_jsonl
+
+from .corpus import sentences, write_jsonl
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "configs" / "pydoc_micro.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import InputError
+from common.errors import InputError
 from data.docstrings import read_docstrings
 from data.pydoc import PACKAGES, STANDARD_LIBRARY, PydocCorpus, installed_packages
 

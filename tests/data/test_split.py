@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from configs.schema import GrammarData
 from data.split import FAR, NEAR, WEIGHED_BYTES, Document, by_weight
 from data.store import TokenStore, open_store
-from tests.data.corpus import build, documents_of, sentences, text_data, write_jsonl
+
+from .corpus import build, documents_of, sentences, text_data, write_jsonl
 
 
 def encode(text: str) -> Document:

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from configs.errors import InputError
-from data.files import sha256_of
+from common.errors import InputError
+from common.files import sha256_of
 from data.prepare import summary
 from data.store import open_store
 from data.tokenizer import train_bpe
-from tests.data.corpus import build, documents_of, sentences, text_data, write_jsonl
+
+from .corpus import build, documents_of, sentences, text_data, write_jsonl
 
 REPOSITORY = Path(__file__).parents[2]
 OPEN = """

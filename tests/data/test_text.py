@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from configs.errors import InputError
+from common.errors import InputError
 from data.readers import LONGEST_PIECE_CHARACTERS, PIECE_CHARACTERS
 from data.text import TextCorpus
-from tests.data.corpus import text_data
+
+from .corpus import text_data
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 

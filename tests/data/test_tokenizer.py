@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from configs.errors import InputError
+from common.errors import InputError
 from data.tokenizer import END_OF_TEXT, encoder_of, fingerprint, load_tokenizer, tokenizer_identity, train_bpe
-from tests.data.corpus import sentences, text_data
+
+from .corpus import sentences, text_data
 
 
 @pytest.fixture(scope="module")

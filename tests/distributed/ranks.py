@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..conftest import ROOT
+from tests.conftest import ROOT
 
 LIMIT = 240
 SHARDED = {

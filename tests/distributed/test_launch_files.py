@@ -10,7 +10,7 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from ..conftest import ROOT, rows_of
+from tests.conftest import ROOT, rows_of
 
 LAUNCH = ROOT / "configs/launch"
 SCRIPT = LAUNCH / "slurm.sbatch"

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_RANK_LOST
-from stability.checkpoints import list_checkpoints, step_of
+from common.command import EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_RANK_LOST
+from record.checkpoints import list_checkpoints, step_of
+from tests.conftest import events_of, rows_of
+from tests.faults.conftest import assert_as_unbroken
 
-from ..conftest import events_of, rows_of
-from ..faults.conftest import assert_as_unbroken
 from .ranks import Ranks, rows_written, wait_until
 
 LONG = ("train.steps=100000", "train.stall_seconds=6", "telemetry.flush_every=5", "train.eval_every=1000")
@@ -81,16 +81,16 @@ def faulty_program(tmp_path, fault):
             import os, sys, time
             import torch
             import train_lm
-            from configs.errors import exit_status
+            from common.errors import exit_status
 
-            usual = train_lm.training_step
+            usual = training.step.training_step
 
             def step(run, number):
                 if number == 15 and run.accelerator.process_index == 1:
                     {fault}
                 usual(run, number)
 
-            train_lm.training_step = step
+            training.step.training_step = step
             raise SystemExit(exit_status(train_lm.main))
             """
         )

@@ -7,11 +7,11 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from configs.errors import EXIT_DIVERGED, EXIT_PREEMPTED
+from common.command import EXIT_DIVERGED, EXIT_PREEMPTED
 from model import load_model
-from stability.checkpoints import list_checkpoints, step_of
+from record.checkpoints import list_checkpoints, step_of
+from tests.conftest import ROOT, events_of, python, rows_of
 
-from ..conftest import ROOT, events_of, python, rows_of
 from .ranks import Ranks, rows_written, wait_until
 from .test_world_sizes import UNEVEN, assert_same_curves, assert_same_weights
 
@@ -135,12 +135,12 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch.distributed as dist
 import train_lm
-step_taken = train_lm.training_step
+step_taken = training.step.training_step
 def training_step(run, step):
     if step == 15 and dist.get_rank() == 1:
         run.bare_model().model.wte.weight.to_local().data[3] = float("inf")
     step_taken(run, step)
-train_lm.training_step = training_step
+training.step.training_step = training_step
 raise SystemExit(train_lm.exit_status(train_lm.main))
 """
     )

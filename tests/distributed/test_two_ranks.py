@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stability.checkpoints import list_checkpoints
-
-from ..conftest import ROOT, events_of, python, rows_of
+from record.checkpoints import list_checkpoints
+from tests.conftest import ROOT, events_of, python, rows_of
 
 
 def launch(recipe, *overrides, **environment):

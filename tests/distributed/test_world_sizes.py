@@ -7,10 +7,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from configs.errors import EXIT_PREEMPTED
-from stability.checkpoints import list_checkpoints, step_of
+from common.command import EXIT_PREEMPTED
+from record.checkpoints import list_checkpoints, step_of
+from tests.conftest import events_of, rows_of
 
-from ..conftest import events_of, rows_of
 from .ranks import Ranks, rows_written, wait_until
 
 UNEVEN = "stress=[{kind: corrupt_sequences, step: 5, steps: 20, sequences: 5, pattern: ignored}]"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ..conftest import ROOT, events_of, rows_of
+from tests.conftest import ROOT, events_of, rows_of
 
 REWINDING = (
     "train.steps=60",

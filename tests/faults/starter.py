@@ -92,7 +92,7 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
                     years = iter(range(10**9))
                     time.time = lambda: 1e9 + (-1) ** (n := next(years)) * 3.2e7 * n
                 import train_lm
-                from configs.errors import exit_status
+                from common.command import exit_status
 
                 sys.argv = ["train_lm.py", "--config", recipe, *overrides]
                 sys.addaudithook(moments)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from configs.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_STORAGE
+from common.command import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_STORAGE
 from configs.load import load_config
-from stability.checkpoints import list_checkpoints
-from stability.integrity import damage
-from stability.resume import find_resume_point
+from record.checkpoints import list_checkpoints
+from record.integrity import damage
+from tests.conftest import events_of
+from training.resume import find_resume_point
 
-from ..conftest import events_of
 from .conftest import assert_as_unbroken
 
 

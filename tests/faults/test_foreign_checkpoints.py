@@ -9,14 +9,15 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from analysis import replay
-from analysis.probing.arms import find_arms, load_member
-from analysis.tolerance import points_of
-from configs.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, InputError, exit_status
-from stability.checkpoints import list_checkpoints, step_of
-from stability.integrity import write_manifest
+from analysis.compare.arms import find_arms, load_member
+from analysis.probes.over_training import points_of
+from analysis.replay import __main__ as replay
+from common.command import EXIT_BAD_INPUT, EXIT_PREEMPTED, exit_status
+from common.errors import InputError
+from record.checkpoints import list_checkpoints, step_of
+from record.integrity import write_manifest
+from tests.conftest import events_of
 
-from ..conftest import events_of
 from .conftest import assert_as_unbroken
 from .test_files import flip_a_bit, truncate
 

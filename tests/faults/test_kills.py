@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stability.checkpoints import list_checkpoints
-from stability.integrity import damage
+from record.checkpoints import list_checkpoints
+from record.integrity import damage
 
 from .conftest import REWINDING, assert_as_unbroken
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import train_lm
-from configs.errors import EXIT_DIVERGED, EXIT_FINISHED
+import training.step as step_module
+from common.command import EXIT_DIVERGED, EXIT_FINISHED
 from configs.load import load_config
-from stability.checkpoints import list_checkpoints, step_of
-
-from ..conftest import events_of, rows_of
+from record.checkpoints import list_checkpoints, step_of
+from tests.conftest import events_of, rows_of
 
 BLOCK = "model.h.1.mlp.c_fc.weight"
 EMBEDDING = "model.wte.weight"
@@ -72,7 +72,7 @@ def test_a_bad_number_stops_the_run_before_the_update_and_is_named(place, step, 
 @pytest.mark.parametrize(("step", "found"), [(20, 20), (17, 18)])
 def test_a_run_goes_back_before_an_update_that_overflows(step, found, recipe, tmp_path, monkeypatch):
     """Found when its checkpoint is due, before any loss shows it; else at the next step, whose batch is not to blame alone."""
-    usual, state = train_lm.update, {"faults": 1}
+    usual, state = step_module.update, {"faults": 1}
 
     def overflowing(run):
         if run.step == step - 1 and state["faults"]:
@@ -81,7 +81,7 @@ def test_a_run_goes_back_before_an_update_that_overflows(step, found, recipe, tm
                 group["lr"] = 1e38
         return usual(run)
 
-    monkeypatch.setattr(train_lm, "update", overflowing)
+    monkeypatch.setattr(step_module, "update", overflowing)
     overrides = ["name=run", "optimizer.weight_decay=100", "interventions=[{kind: rewind, margin: 0}]"]
     assert train_lm.train(load_config(recipe["path"], [*recipe["overrides"], *overrides])) == EXIT_FINISHED
     (back,) = [e for e in events_of(tmp_path / "run") if e["event"] == "rewind"]

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from configs.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from stability.checkpoints import list_checkpoints, step_of
-from stability.integrity import damage
+from common.command import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from record.checkpoints import list_checkpoints, step_of
+from record.integrity import damage
+from tests.conftest import events_of
 
-from ..conftest import events_of
 from .conftest import REWINDING, assert_as_unbroken
 
 ENDS = {

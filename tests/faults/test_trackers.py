@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from ..conftest import events_of
+from tests.conftest import events_of
+
 from .conftest import REWINDING
 
 

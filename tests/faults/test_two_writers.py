@@ -11,17 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.errors import EXIT_BAD_INPUT, InputError
-from stability.lock import LOCK_FILE, held_by, run_lock
+from common.command import EXIT_BAD_INPUT
+from common.errors import InputError
+from record.lock import LOCK_FILE, held_by, run_lock
+from tests.conftest import ROOT, events_of
 from training.run import _record_lost_ranks
 
-from ..conftest import ROOT, events_of
 from .conftest import assert_as_unbroken
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from stability.lock import run_lock
+from record.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)
@@ -30,8 +31,8 @@ with run_lock(Path(sys.argv[1])):
 CONTEND = """
 import sys, time
 from pathlib import Path
-from configs.errors import InputError
-from stability.lock import run_lock
+from common.errors import InputError
+from record.lock import run_lock
 run, times = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from configs.errors import exit_status
-
-from ..analysis.written import training_rows, write_run
-from ..conftest import ROOT, python
+from common.command import exit_status
+from tests.analysis.written import training_rows, write_run
+from tests.conftest import ROOT, python
 
 COMMANDS = sorted(
     path.stem for path in (ROOT / "analysis").glob("*.py") if re.search(r"^def main\(", path.read_text("utf-8"), re.M)

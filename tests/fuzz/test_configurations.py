@@ -20,10 +20,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import train_lm
-from configs.errors import exit_status
+from common.command import exit_status
 from configs.load import load_config
-
-from ..conftest import ROOT, python
+from tests.conftest import ROOT, python
 
 BASE: dict[str, Any] = {
     "name": "fuzzed",

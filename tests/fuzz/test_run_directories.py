@@ -13,12 +13,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from analysis import curves, spikes, summary
-from analysis.rows import read_table
-from analysis.runs import checkpoint_state, checkpoints_of, resolve_checkpoint
-from configs.errors import InputError, exit_status
-
-from ..analysis.written import spike, training_rows, write_run
+from analysis import summary
+from analysis.curves import __main__ as curves
+from analysis.spikes import __main__ as spikes
+from common.command import exit_status
+from common.errors import InputError
+from record.finished import checkpoint_state, checkpoints_of, resolve_checkpoint
+from record.table import read_table
+from tests.analysis.written import spike, training_rows, write_run
 
 FILES = ("config.yaml", "metrics.jsonl", "events.jsonl", "status.json")
 COMMANDS = {"summary": summary.main, "spikes": spikes.main, "curves": curves.main}

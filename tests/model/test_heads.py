@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import HEADS
-from model.heads import SCALES
+from model.head_metric import SCALES
 
 from . import naive
 

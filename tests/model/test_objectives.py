@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from model import HEADS, OBJECTIVES
 from model.chunked import MAX_ROWS, SAMPLING, _mixture_entropy, chunked_loss
-from model.objectives import TokenLogits, tfsd_value
+from model.objective_tfsd import tfsd_value
+from model.objectives import TokenLogits
 
 from . import naive
 

@@ -11,13 +11,14 @@ from accelerate.state import AcceleratorState
 
 from configs.load import load_config
 from configs.schema import Rewind
-from stability.checkpoints import delete, list_checkpoints, step_of
-from stability.recorder import read_rows
-from stability.rewind import Alarm, GoingBack, decide, last_rewind
-from stability.spikes import make_detector
+from record.checkpoints import delete, list_checkpoints, step_of
+from record.rewinds import GoingBack, last_rewind
+from record.rows import read_rows
+from stability.detect.catalogue import make_detector
+from stability.detect.events import Alarm
+from stability.intervene.rewind import decide
+from tests.conftest import events_of, python, rows_of
 from train_lm import train
-
-from ..conftest import events_of, python, rows_of
 
 FAULT = "stress=[{kind: corrupt_sequences, step: 85, steps: 3, sequences: 8, pattern: random}]"
 LONG = ["train.steps=110", "checkpoint.every=20", "train.eval_every=20"]

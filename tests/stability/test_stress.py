@@ -3,9 +3,10 @@
 import torch
 
 from configs.schema import RunConfig
-from stability.stress import corrupt, describe_faults, lr_factor
-
-from .test_telemetry import RAW
+from stability.stress.base import describe_faults
+from stability.stress.batch import corrupt
+from stability.stress.rate import lr_factor
+from tests.stability.measure.test_telemetry import RAW
 
 
 def faults(*entries):

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from benchmarks.simulate import micro_batch
-from configs.errors import InputError
+from common.errors import InputError
 from configs.load import load_config
+from tests.conftest import python
 from training.memory import GIB, LEAST_VOCABULARY, activations, group_room, need_of, shapes_of, skeleton
-
-from ..conftest import python
 
 CPU = torch.device("cpu")
 GELU = "body.activation_function=gelu_pytorch_tanh"

@@ -1,0 +1,1 @@
+"""The comparison of arms with the truth of the synonym grammar."""

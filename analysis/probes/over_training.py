@@ -1,0 +1,73 @@
+"""Which checkpoints of which runs are measured, and means over runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.compare.arms import Arm, Member, checkpoints_up_to, untrained_arm
+from common.errors import InputError
+from record.finished import checkpoint_state, read_config
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model at one time of its training."""
+
+    arm: str
+    run: str
+    """The label of the arm's member."""
+    member: Member
+    """With the checkpoint of that time, or untrained."""
+    step: int
+    tokens: int
+
+
+def points_of(arms: Sequence[Arm]) -> list[Point]:
+    """What is asked, in the order of arms, members and tokens.
+
+    Raises :class:`InputError` naming each model that belongs to no run and each checkpoint that does not say its tokens.
+    """
+    points: list[Point] = []
+    problems: list[str] = []
+    for arm in arms:
+        for member in arm.members:
+            try:
+                checkpoints = checkpoints_up_to(member)
+            except InputError as error:
+                problems.extend(error.problems)
+                continue
+            assert member.run is not None, "it has checkpoints"
+            if _starts_fresh(member.run):
+                (before,) = untrained_arm(Arm(arm.label, (member,))).members
+                points.append(Point(arm.label, member.label, before, step=0, tokens=0))
+            for step, path in checkpoints:
+                tokens = checkpoint_state(path).get("tokens")
+                if type(tokens) is int:
+                    points.append(Point(arm.label, member.label, replace(member, checkpoint=path), step, tokens))
+                else:
+                    problems.append(
+                        f"{path / 'trainer_state.json'} has no whole number under 'tokens'; remove that checkpoint"
+                    )
+    if problems:
+        raise InputError(*problems)
+    return points
+
+
+def _starts_fresh(run: Path) -> bool:
+    """Whether the run began with weights drawn from its seed, and not with those of another checkpoint."""
+    body = read_config(run).get("body")
+    return not (isinstance(body, dict) and body.get("checkpoint"))
+
+
+def mean_over_runs(rows: pd.DataFrame, key: str) -> pd.Series:
+    """Of one arm's rows: the mean of ``key`` by tokens, where every one of its runs has a checkpoint.
+
+    A mean over whichever runs have one would jump where a run comes in or drops out. NaN where one of them has diverged.
+    """
+    groups = rows.groupby("tokens")
+    mean: pd.Series = groups[key].mean().mask(groups["diverged"].any())
+    return mean[groups.size() == rows["run"].nunique()]

@@ -1,0 +1,1 @@
+"""Taking a step of a run again, and saying what happened there."""

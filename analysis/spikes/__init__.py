@@ -1,0 +1,1 @@
+"""Spikes in finished runs and in any log."""

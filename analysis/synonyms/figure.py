@@ -1,0 +1,245 @@
+"""The figure of analysis.synonyms: paired differences with intervals, and every item, baseline against candidate.
+
+Shapes: P items, S seeds, M questions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.compare.arms import Arm
+from analysis.compare.metric import MEANINGS, VIEWS
+from analysis.compare.statistics import CONFIDENCE, FEWEST_UNITS, POWER, Effect
+from analysis.show.style import arm_styles, note
+
+from .compare import TESTED, Comparison, item_means, paired, values_of
+from .report import counts
+from .score import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+_DIFFERENCES = {
+    "auc": "Rank AUC,\nsynonym against\ncontrols",
+    "auc_antonym": "Rank AUC,\nsynonym against\nantonyms",
+    "auc_rejected": "Rank AUC,\nsynonym against\nrejected words",
+    "gap": "GAP of accepted\nand rejected\nsubstitutes",
+    "log10_rank": "log10 of the\nsynonym's rank\n(lower is better)",
+    "log_odds": "Log-odds of the\nsynonym against\ncontrols, nats",
+    "share_synonym": "Synonym's share\nof what the word\nleaves",
+    "entropy": "Beside them:\nentropy,\nnats",
+    "nll_word": "Beside them:\nNLL of the word,\nnats",
+}
+_VIEW_OFFSETS = (-0.26, 0.0, 0.26)
+_VIEW_MARKERS = ("o", "s", "D")
+_BAND = 0.1  # half the height of a band, in rows
+_LIFT = 1.5  # of a number over its interval, points: it ends below the next view's interval, 10 points higher
+_PER_ROW = 5  # arms beside each other
+_WIDTH = 13.5  # of the figure, inches
+_LARGEST = 3.2  # panel for the points of one arm, inches
+_FRAME = 0.12  # of the trained arms' span: what is left free on both sides
+_GREY = "#444444"
+_FAINT = "#dddddd"
+
+
+def draw_synonyms(found: Comparison) -> Figure:
+    """Above: mean paired differences to the baseline, a row for each arm. Below: a point for each item, panels for each arm."""
+    from matplotlib.figure import Figure
+
+    arms = found.arms[1:]
+    columns = min(_PER_ROW, len(arms))
+    side = min(_WIDTH / columns - 0.8, _LARGEST)  # of a panel below, inches
+    above, below = 1.9 + 0.55 * len(arms), 0.5 + 2 * math.ceil(len(arms) / columns) * (side + 0.6)
+    figure = Figure(figsize=(_WIDTH, above + below), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=[above, below])
+    _draw_differences(figure.add_subfigure(grid[0]), found)
+    _draw_items(figure.add_subfigure(grid[1]), found)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- differences
+
+
+def _draw_differences(figure: SubFigure, found: Comparison) -> None:
+    arms, styles = found.arms[1:], arm_styles([arm.label for arm in found.arms])
+    keys = [key for key in _DIFFERENCES if math.isfinite(found.means[found.arms[0].label]["raw"][key])]
+    figure.suptitle(_title(found), fontsize=10)
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for axes, key in zip(panels, keys, strict=True):
+        axes.axvline(0, color=_GREY, linewidth=0.9)
+        low, high = _limits(found, key)
+        axes.set_xlim(low, high)
+        for row, arm in enumerate(arms):
+            effects = [found.differences[arm.label]["all"][view][key] for view in VIEWS]
+            for place, (effect, offset) in enumerate(zip(effects, _VIEW_OFFSETS, strict=True)):
+                _draw_effect(axes, effect, row + offset, styles[arm.label].colour, place)
+            if row:
+                axes.axhline(row - 0.5, color=_FAINT, linewidth=0.6)
+        items = sorted({found.paired_items[arm.label]["raw"][key] for arm in arms})
+        n = " to ".join(map(str, dict.fromkeys([items[0], items[-1]])))
+        axes.set_title(f"{_DIFFERENCES[key]}\nn = {n} items", fontsize=8.5, fontweight="normal", loc="center")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="x", labelsize=7.5)
+        axes.locator_params(axis="x", nbins=4)
+        axes.ticklabel_format(axis="x", scilimits=(-3, 3))
+        axes.xaxis.get_offset_text().set_fontsize(7.5)
+    panels[0].set_yticks(range(len(arms)), [f"{arm.label}\n{_seeds(arm)}" for arm in arms])
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=3, fontsize=8)
+
+
+def _title(found: Comparison) -> str:
+    baseline, n = found.arms[0], counts(found.study)
+    return (
+        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over items and {CONFIDENCE:.0%} "
+        f"interval\n{n['items']} items, {n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents"
+    )
+
+
+def _seeds(arm: Arm) -> str:
+    return f"{len(arm.members)} seed{'s' if len(arm.members) > 1 else ''}"
+
+
+def _limits(found: Comparison, key: str) -> tuple[float, float]:
+    """What the arms that were trained need, with their bands; an untrained model's difference would hide all others."""
+    arms = found.arms[1:]
+    trained = [arm for arm in arms if not all(member.untrained for member in arm.members)] or arms
+    ends = [0.0]
+    for arm in trained:
+        for view in VIEWS:
+            effect = found.differences[arm.label]["all"][view][key]
+            band = effect.smallest or 0.0
+            known = (effect.mean, effect.low, effect.high, band, -band)
+            ends += [end for end in known if end is not None and math.isfinite(end)]
+    span = max(ends) - min(ends) or 1.0
+    return min(ends) - _FRAME * span, max(ends) + _FRAME * span
+
+
+def _draw_effect(axes: Axes, effect: Effect, y: float, colour: str, view: int) -> None:
+    """The band of what could not have been shown, the interval, the mean; an arrow with the mean where it lies outside."""
+    if not math.isfinite(effect.mean):
+        return
+    low, high = axes.get_xlim()
+    if effect.smallest is not None:
+        left, right = max(-effect.smallest, low), min(effect.smallest, high)
+        axes.fill_between([left, right], y - _BAND, y + _BAND, color=_FAINT, linewidth=0, zorder=1)
+    if effect.low is not None and effect.high is not None:
+        axes.plot([effect.low, effect.high], [y, y], color=colour, linewidth=1.7, solid_capstyle="butt", zorder=3)
+    if low <= effect.mean <= high:
+        axes.plot(effect.mean, y, zorder=4, **_view_marker(view, colour))
+        return
+    right = effect.mean > high
+    axes.plot(
+        high if right else low, y, linestyle="", marker=">" if right else "<", color=colour, markersize=5, clip_on=False
+    )  # fmt: skip
+    axes.annotate(
+        f"{effect.mean:+.3g}", (high if right else low, y), xytext=(-6 if right else 6, _LIFT), textcoords="offset points",
+        ha="right" if right else "left", va="baseline", fontsize=6.5, color=_GREY,
+    )  # fmt: skip
+
+
+def _view_marker(view: int, colour: str) -> dict[str, Any]:
+    """Hollow as it is, filled at a fitted temperature or at matched entropy."""
+    return {
+        "marker": _VIEW_MARKERS[view],
+        "markersize": (5.5, 4.5, 4.5)[view],
+        "color": colour,
+        "markerfacecolor": "white" if view == 0 else colour,
+        "linestyle": "",
+    }
+
+
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Line2D([], [], label=f"{view}: {MEANINGS[view]}", **_view_marker(place, _GREY))
+        for place, view in enumerate(VIEWS)
+    ]
+    interval = f"{CONFIDENCE:.0%} interval over lemmas and documents, {FEWEST_UNITS} or more of each, and seeds"
+    handles.append(Line2D([], [], color=_GREY, linewidth=1.7, label=interval))
+    handles.append(Patch(color=_FAINT, label=f"smaller true effects could not be shown ({POWER:.0%} power)"))
+    handles.append(Line2D([], [], color=_GREY, linestyle="", marker=">", label="the mean lies beyond the axis"))
+    return handles
+
+
+# ---------------------------------------------------------------------------------------------------------------- items
+
+
+def _draw_items(figure: SubFigure, found: Comparison) -> None:
+    arms, styles = found.arms[1:], arm_styles([arm.label for arm in found.arms])
+    figure.suptitle(
+        "A point for each item, mean over contexts and seeds; filled: its log-odds differ in the matched view "
+        f"(Wilcoxon over contexts, Holm over items, {1 - CONFIDENCE:.0%})",
+        fontsize=10,
+    )  # fmt: skip
+    columns = min(_PER_ROW, len(arms))
+    blocks = math.ceil(len(arms) / columns)
+    panels = figure.subplots(2 * blocks, columns, squeeze=False)
+    odds = {arm.label: item_points(found, arm, TESTED, "matched") for arm in arms}
+    both = np.concatenate([np.concatenate(points) for points in odds.values()])
+    both = both[np.isfinite(both)]
+    low, high = (float(both.min()), float(both.max())) if both.size else (-1.0, 1.0)
+    margin = 0.05 * (high - low or 1.0)
+    for index in range(blocks * columns):
+        block, column = divmod(index, columns)
+        above, below = panels[2 * block, column], panels[2 * block + 1, column]
+        if index >= len(arms):
+            above.set_visible(False)
+            below.set_visible(False)
+            continue
+        arm = arms[index]
+        shown_P = np.nan_to_num(found.item_tests[arm.label].holm_P, nan=1.0) <= 1 - CONFIDENCE
+        colour = styles[arm.label].colour
+        _draw_points(above, *odds[arm.label], shown_P, colour, (low - margin, high + margin))
+        _draw_points(below, *item_points(found, arm, "auc", "raw"), shown_P, colour, (-0.04, 1.04))
+        above.set_title(arm.label, fontsize=9, pad=16)
+        below.set_xlabel(f"{found.arms[0].label} (baseline)")
+        if column == 0:
+            above.set_ylabel("log-odds, matched entropy,\nnats: candidate")
+            below.set_ylabel("rank AUC against controls,\nraw: candidate")
+
+
+def item_points(found: Comparison, arm: Arm, key: str, view: str) -> tuple[Floats, Floats]:
+    """(P,) twice: the means of the baseline and of the arm over contexts and seeds, paired as the differences are."""
+    x, asked_M = VIEWS.index(view), ~found.study.shuffled_M
+    candidate_SM = values_of(arm, found.measured, key, x)
+    baseline_SM = candidate_SM - paired(found.arms[0], arm, found.measured, key, x)
+    candidate_SM[np.isnan(baseline_SM)] = np.nan  # without a pair
+    return item_means(found.study, baseline_SM, asked_M), item_means(found.study, candidate_SM, asked_M)
+
+
+def _draw_points(
+    axes: Axes,
+    baseline_P: Floats,
+    candidate_P: Floats,
+    shown_P: npt.NDArray[np.bool_],
+    colour: str,
+    limits: tuple[float, float],
+) -> None:
+    axes.plot(limits, limits, color=_GREY, linewidth=0.9)
+    hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 0.7}
+    filled: dict[str, Any] = {"markeredgewidth": 0.4, "markeredgecolor": "white"}
+    for chosen_P, style in ((~shown_P, hollow), (shown_P, filled)):
+        axes.plot(
+            baseline_P[chosen_P], candidate_P[chosen_P], linestyle="", marker="o", markersize=4.5, color=colour, **style
+        )
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal")
+    axes.locator_params(nbins=4)
+    counted_P = np.isfinite(baseline_P) & np.isfinite(candidate_P)
+    higher = int((counted_P & (candidate_P > baseline_P)).sum())
+    if counted_P.any():
+        axes.text(
+            1.0, 1.02, f"{higher} of {counted_P.sum()} items higher", transform=axes.transAxes, ha="right", va="bottom",
+            fontsize=7.5, color=_GREY,
+        )  # fmt: skip
+    else:
+        note(axes, "no temperature gives\nthe baseline's entropy")

@@ -1,0 +1,167 @@
+"""What is computed from a model's answers: the metrics of every question.
+
+Shapes: M questions, n questions of one unit, K candidates, X temperatures (views).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.compare.metric import Metric
+from analysis.compare.statistics import generalised_average_precision
+
+from .encode import Encoded
+from .score import Answers, Floats
+from .study import Role, Study
+
+_LEFT = 1e-6
+"""The least that a word must leave for a share of it to be known: probabilities come from sums in float32."""
+
+METRICS = (
+    Metric(
+        "auc",
+        "rank AUC",
+        ".3f",
+        "share of the controls that are less probable than the synonym; 0.5: no preference",
+        True,
+    ),
+    Metric("auc_antonym", "AUC ant", ".3f", "the same against the word's antonyms", True),
+    Metric("auc_rejected", "AUC rej", ".3f", "the same against rejected or dissimilar words", True),
+    Metric(
+        "gap", "GAP", ".3f", "generalised average precision of the ranking of accepted and rejected substitutes", True
+    ),
+    Metric("log10_rank", "lg rank", ".3f", "log10 of the synonym's rank among all tokens; single tokens only", True),
+    Metric("log10_rank_control", "lg rank ctl", ".3f", "the same for the controls, mean", True),
+    Metric("log_odds", "log-odds", ".3f", "ln p(synonym) minus the mean ln p(control), nats"),
+    Metric("log_odds_antonym", "log-odds ant", ".3f", "the same against the antonyms"),
+    Metric("log_odds_rejected", "log-odds rej", ".3f", "the same against rejected or dissimilar words"),
+    Metric(
+        "share_synonym",
+        "share syn",
+        ".2e",
+        f"p(synonym) / (1 - p(word)): share of what the word leaves, if that is more than {_LEFT}",
+    ),
+    Metric("share_control", "share ctl", ".2e", "the same for the controls, mean"),
+    Metric("p_word", "p(word)", ".2e", "probability of the word that stands there"),
+    Metric("p_synonym", "p(syn)", ".2e", "probability of its synonyms, together"),
+    Metric("p_control", "p(ctl)", ".2e", "probability of a control, mean"),
+    Metric("joint", "joint p", ".2e", "probability of the word and its synonyms together"),
+    Metric("entropy", "entropy", ".3f", "entropy of the next token's distribution, nats"),
+    Metric("nll_word", "NLL", ".3f", "-ln p(word), nats"),
+)
+KEYS = tuple(metric.key for metric in METRICS)
+Measures = dict[str, npt.NDArray[np.float32]]
+"""Of each metric: (X, M), NaN where a question has no such value."""
+
+
+def measure(study: Study, answers: Answers) -> Measures:
+    """All metrics of all questions."""
+    views, questions = answers.entropy_XM.shape
+    found = {key: np.full((views, questions), np.nan, dtype=np.float32) for key in KEYS}
+    found["entropy"][:] = answers.entropy_XM
+    order_M = np.argsort(study.unit_M, kind="stable")
+    bounds = np.searchsorted(study.unit_M[order_M], np.arange(len(study.units) + 1))
+    for index, unit in enumerate(study.units):
+        asked_n = order_M[bounds[index] : bounds[index + 1]]
+        if not len(asked_n):
+            continue
+        answer_nK = answers.start_M[asked_n][:, None] + np.arange(len(unit.candidates))
+        role_K = np.array([candidate.role for candidate in unit.candidates])
+        log_p_XnK = answers.log_p_XA[:, answer_nK]
+        for key, value_Xn in _of_unit(log_p_XnK, answers.rank_A[answer_nK], role_K).items():
+            found[key][:, asked_n] = value_Xn
+        weight_K = np.array([candidate.weight for candidate in unit.candidates])
+        if (role_K == Role.REJECTED).any():
+            found["gap"][:, asked_n] = _gap(log_p_XnK, role_K, weight_K)
+    return found
+
+
+def _of_unit(log_p_XnK: Floats, rank_nK: npt.NDArray[np.int64], role_K: npt.NDArray[np.int64]) -> dict[str, Floats]:
+    """The metrics of the questions of one unit; (X, n) each, or broadcastable to it."""
+    log_word_Xn = log_p_XnK[..., 0]
+    p_word_Xn = np.exp(log_word_Xn)
+    left_Xn = -np.expm1(log_word_Xn)
+    left_Xn = np.where(left_Xn > _LEFT, left_Xn, np.nan)
+    synonym, control = role_K == Role.SYNONYM, role_K == Role.CONTROL
+    log_synonym_XnS, log_control_XnS = log_p_XnK[..., synonym], log_p_XnK[..., control]
+    p_synonym_Xn, p_control_Xn = np.exp(log_synonym_XnS).sum(-1), _mean(np.exp(log_control_XnS))
+    found = {
+        "share_synonym": p_synonym_Xn / left_Xn,
+        "share_control": p_control_Xn / left_Xn,
+        "log10_rank": _mean(_log10_rank(rank_nK[:, synonym])),
+        "log10_rank_control": _mean(_log10_rank(rank_nK[:, control])),
+        "p_word": p_word_Xn,
+        "p_synonym": p_synonym_Xn,
+        "p_control": p_control_Xn,
+        "joint": p_word_Xn + p_synonym_Xn,
+        "nll_word": -log_word_Xn,
+    }
+    for role, suffix in ((Role.CONTROL, ""), (Role.ANTONYM, "_antonym"), (Role.REJECTED, "_rejected")):
+        others_XnS = log_p_XnK[..., role_K == role]
+        if others_XnS.shape[-1]:
+            with np.errstate(invalid="ignore"):  # neither has any probability
+                found[f"log_odds{suffix}"] = _mean(log_synonym_XnS) - _mean(others_XnS)
+            found[f"auc{suffix}"] = _auc(log_synonym_XnS, others_XnS)
+    return found
+
+
+def _auc(accepted_XnS: Floats, others_XnS: Floats) -> Floats:
+    """The share of (accepted, other) pairs in which the accepted one scores higher, ties as half; NaN if one is NaN."""
+    one, other = accepted_XnS[..., :, None], others_XnS[..., None, :]
+    won = np.where(np.isnan(one) | np.isnan(other), np.nan, (one > other) + 0.5 * (one == other))
+    mean: Floats = won.mean((-1, -2))
+    return mean
+
+
+def _gap(log_p_XnK: Floats, role_K: npt.NDArray[np.int64], weight_K: Floats) -> Floats:
+    named = (role_K == Role.SYNONYM) | (role_K == Role.UNDECIDED)
+    judged = named | (role_K == Role.REJECTED)
+    gold_K = np.where(named, weight_K, 0.0)[judged]
+    views, asked = log_p_XnK.shape[:2]
+    values = [
+        [generalised_average_precision(log_p_XnK[x, n, judged], gold_K) for n in range(asked)] for x in range(views)
+    ]
+    return np.array(values)
+
+
+def _log10_rank(rank_nS: npt.NDArray[np.int64]) -> Floats:
+    return np.where(rank_nS > 0, np.log10(np.maximum(rank_nS, 1)), np.nan)
+
+
+def _mean(values: Floats) -> Floats:
+    """The mean over the last axis; NaN if it is empty or any value is NaN."""
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], np.nan)
+    mean: Floats = values.mean(-1)
+    return mean
+
+
+def distance_ratios(model: Any, encoded: Encoded) -> Floats:
+    """(P,): ||w_word - w_synonym|| / mean ||w_word - w_control|| of the output embeddings; NaN where a word is not one token.
+
+    Below 1: synonyms lie nearer to each other than words that are only as frequent. The ratio does not change when all
+    embeddings grow. Units written alike are averaged within an item.
+    """
+    weight_VD = model.get_output_embeddings().weight.detach().float().cpu().numpy()
+    study = encoded.study
+    total_P, count_P = np.zeros(len(study.items)), np.zeros(len(study.items))
+    for unit, tree in zip(study.units, encoded.trees, strict=True):
+        single_K = np.array([leaf >= 0 and tree.depth_E[leaf] == 1 for leaf in tree.leaf_K])
+        role_K = np.array([candidate.role for candidate in unit.candidates])
+        synonyms, controls = (
+            np.flatnonzero(single_K & (role_K == Role.SYNONYM)),
+            np.flatnonzero(single_K & (role_K == Role.CONTROL)),
+        )
+        if not (single_K[0] and len(synonyms) and len(controls)):
+            continue
+        w_KD = weight_VD[tree.token_E[tree.leaf_K]]
+        distance_K = np.linalg.norm(w_KD - w_KD[0], axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):  # of embeddings that have all become one
+            total_P[unit.item] += distance_K[synonyms].mean() / distance_K[controls].mean()
+        count_P[unit.item] += 1
+    with np.errstate(invalid="ignore"):
+        ratio_P: Floats = total_P / count_P
+    return ratio_P

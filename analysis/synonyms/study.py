@@ -1,0 +1,206 @@
+"""What every model is asked: which words, beside which candidates, at which places of which text.
+
+Shapes: C places, U units, M questions.
+
+A *place* is a position of a passage at which a word is predicted. A *unit* is a word as it is written there (with or without a
+leading space, capitalised or not), with the candidates that could stand in its place. A *question* is a unit at a place.
+Nothing here depends on any model, so that all are asked the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.words.vocabulary import Ids, Vocabulary
+
+CONTROLS = 5
+"""Control words of a unit."""
+SHUFFLED = 20
+"""Places of other words at which a unit is asked too: at most so many, and at most as many as it has places of its own."""
+
+
+class Role(IntEnum):
+    """What a candidate is to the word."""
+
+    WORD = 0
+    """The word itself, which stands in the text."""
+    SYNONYM = 1
+    """Acceptable in its place."""
+    CONTROL = 2
+    """Of the synonym's training frequency and length, and its part of speech where known."""
+    ANTONYM = 3
+    """Of opposite meaning."""
+    REJECTED = 4
+    """Judged by people not to fit: a dissimilar pair, or a rejected substitute for this very place."""
+    UNDECIDED = 5
+    """A substitute that some judges accept and most do not: neither accepted nor rejected, but GAP knows its weight."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A word that could stand at a place, as it would be written there."""
+
+    surface: str
+    role: Role
+    weight: float = 1.0
+    """For synonyms and the undecided: how many, or what share, of the judges named it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A word as it is written and its candidates; the first is the word itself."""
+
+    item: int
+    lemma: str
+    """The word in lower case: the statistical cluster."""
+    candidates: tuple[Candidate, ...]
+    single: bool
+    """The word and its synonyms are single tokens, so that no word probability is a product."""
+
+    @property
+    def spaced(self) -> bool:
+        """Whether the word stands after a space."""
+        return self.candidates[0].surface.startswith(" ")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the results: a pair of words, or a word of a substitution file."""
+
+    name: str
+    domain: str
+    pos: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An item that the tokenizer or the corpus does not support, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """All questions, ordered by place; the places ordered by passage and position."""
+
+    source: str
+    """Where the pairs or substitutions come from."""
+    items: tuple[Item, ...]
+    left_out: tuple[LeftOut, ...]
+    units: tuple[Unit, ...]
+    passages: tuple[npt.NDArray[Any], ...]
+    """Tokens of the store's tokenizer: what the model sees, from its first token on."""
+    passage_C: Ids
+    position_C: Ids
+    """The word is predicted at this position: its first token would be the next one."""
+    document_C: Ids
+    place_M: Ids
+    unit_M: Ids
+    shuffled_M: npt.NDArray[np.bool_]
+    """The place is that of another word, chosen at random: what the candidates get without a reason."""
+    vocabulary: Vocabulary
+    end_of_text: int
+
+    @property
+    def item_M(self) -> Ids:
+        """The item of each question."""
+        return np.array([unit.item for unit in self.units], dtype=np.int64)[self.unit_M]
+
+    @property
+    def document_M(self) -> Ids:
+        """The document of each question's place."""
+        return self.document_C[self.place_M]
+
+    @property
+    def lemma_M(self) -> Ids:
+        """A number for the lemma of each question."""
+        numbers: dict[str, int] = {}
+        lemma_U = np.array([numbers.setdefault(unit.lemma, len(numbers)) for unit in self.units], dtype=np.int64)
+        return lemma_U[self.unit_M]
+
+    @property
+    def single_M(self) -> npt.NDArray[np.bool_]:
+        """Whether word and synonyms are single tokens."""
+        return np.array([unit.single for unit in self.units], dtype=bool)[self.unit_M]
+
+
+def assemble(
+    source: str,
+    items: Sequence[Item],
+    left_out: Sequence[LeftOut],
+    units: Sequence[Unit],
+    passages: Sequence[npt.NDArray[Any]],
+    places: npt.NDArray[np.int64],
+    questions: npt.NDArray[np.int64],
+    vocabulary: Vocabulary,
+    end_of_text: int,
+) -> Study:
+    """The study of ``places`` (rows: passage, position, document) and ``questions`` (rows: place, unit, shuffled)."""
+    order_C = np.lexsort((places[:, 1], places[:, 0]))
+    number_C = np.empty(len(places), dtype=np.int64)
+    number_C[order_C] = np.arange(len(places))
+    place_M = number_C[questions[:, 0]]
+    order_M = np.lexsort((questions[:, 1], questions[:, 2], place_M))
+    return Study(
+        source=source,
+        items=tuple(items),
+        left_out=tuple(left_out),
+        units=tuple(units),
+        passages=tuple(passages),
+        passage_C=places[order_C, 0],
+        position_C=places[order_C, 1],
+        document_C=places[order_C, 2],
+        place_M=place_M[order_M],
+        unit_M=questions[order_M, 1],
+        shuffled_M=questions[order_M, 2].astype(bool),
+        vocabulary=vocabulary,
+        end_of_text=end_of_text,
+    )
+
+
+def shuffled_questions(
+    unit_M: Ids, place_M: Ids, units: Sequence[Unit], related: Sequence[frozenset[str]], seed: int
+) -> list[tuple[int, int, int]]:
+    """Each unit at places of unrelated words that are written alike; rows (place, unit, 1).
+
+    ``related[u]``: the lemmas at whose places unit u must not be asked, its own among them.
+    """
+    kind_U = [(unit.spaced, unit.candidates[0].surface.strip()[:1].isupper()) for unit in units]
+    number = {lemma: index for index, lemma in enumerate(sorted({unit.lemma for unit in units}))}
+    lemma_U = np.array([number[unit.lemma] for unit in units], dtype=np.int64)
+    place_C, first_C = np.unique(place_M, return_index=True)
+    owner_C = unit_M[first_C]  # one of the units of each place: all share its word
+    pools: dict[tuple[bool, bool], tuple[Ids, Ids]] = {}
+    for kind in set(kind_U):
+        here_C = np.array([each == kind for each in kind_U], dtype=bool)[owner_C]
+        pools[kind] = place_C[here_C], lemma_U[owner_C[here_C]]
+    rows: list[tuple[int, int, int]] = []
+    counts = np.bincount(unit_M, minlength=len(units))
+    for index in np.flatnonzero(counts).tolist():
+        pool, lemmas = pools[kind_U[index]]
+        fitting = pool[~np.isin(lemmas, [number[lemma] for lemma in related[index] if lemma in number])]
+        wanted = min(SHUFFLED, int(counts[index]), len(fitting))
+        drawn = np.random.default_rng([seed, index]).choice(fitting, wanted, replace=False)
+        rows += [(place, index, 1) for place in drawn.tolist()]
+    return rows
+
+
+def reasons(left_out: Sequence[LeftOut]) -> str:
+    """How many items were left out for each kind of reason, in words."""
+    names = {
+        "tokens": "a word takes too many tokens",
+        "contexts": "too few contexts",
+        "controls": "too few controls",
+        "positions": "no room in the window",
+    }
+    counts = Counter(entry.kind for entry in left_out)
+    return ", ".join(f"{counts[kind]}: {name}" for kind, name in names.items() if counts[kind])

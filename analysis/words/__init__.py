@@ -1,0 +1,1 @@
+"""Word pairs and substitutions: lists, WordNet, SWORDS, CoInCo."""

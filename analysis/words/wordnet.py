@@ -1,0 +1,255 @@
+"""Synonym and antonym pairs, and parts of speech, from WordNet (Miller 1995) through nltk, an optional extra.
+
+WordNet lists every sense that a word can have, the rarest included: two words of one synset may hardly ever mean the same
+in running text ("house" and "sign", of the zodiac), and contexts are found by spelling alone. Three rules keep the pairs
+whose shared sense is what their spellings usually mean:
+
+- **sense rule**: the shared synset is the first sense of one word in its part of speech and among the first
+  :data:`SENSES` of the other (WordNet puts the most frequent sense first);
+- **share rule**: of all tagged occurrences that the spelling of either word may stand for, in any part of speech and as a
+  form of another word ("hands" of "hand"), at least :data:`MIN_SHARE` have the shared sense. The counts come with
+  WordNet (cntlist.rev); a spelling that was never tagged passes;
+- **closed classes**: WordNet has nouns, verbs, adjectives and adverbs only, so that it knows "in" as an inch and "as" as
+  arsenic; words that are mostly something else are left out.
+
+Antonyms, a relation between two lemmas, are held to the same rules, each word in the synset of its own lemma.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+from .pairs import PARTS_OF_SPEECH, Pair, PairList
+
+SENSES = 2
+MIN_SHARE = 1 / 3
+_CLOSED_CLASSES = """
+    a an the this that these those some any no none every each either neither both all another other such what which
+    who whom whose i me my mine myself you your yours yourself he him his himself she her hers herself it its itself we
+    us our ours ourselves they them their theirs themselves one someone somebody something anyone anybody anything
+    nobody nothing everyone everybody everything thou thee thy thine ye
+    am is are was were be been being have has had having do does did doing can could may might must shall should will
+    would ought need dare let
+    and or but nor if because since although though while whilst whereas unless until till lest than as so yet whether
+    about above across after against along amid among amongst around at before behind below beneath beside besides
+    between beyond by despite down during except for from in inside into like near of off on onto out outside over past
+    per round through throughout to toward towards under underneath up upon via with within without
+    not when where why how here there then now ever never o oh ah yes
+"""
+CLOSED_CLASSES = frozenset(_CLOSED_CLASSES.split())
+"""Determiners, pronouns, auxiliaries, conjunctions, prepositions and the adverbs that go with them."""
+_SATELLITE = "s"  # WordNet's adjectives that hang on another adjective; adjectives like any other here
+_LEXICOGRAPHER_FILES = 45
+_NEEDED = tuple(f"{kind}.{pos}" for kind in ("index", "data") for pos in ("noun", "verb", "adj", "adv"))
+_COUNTS = "cntlist.rev"
+_MISSING = (
+    "--pairs wordnet needs nltk and its data: pip install nltk, then python -m nltk.downloader wordnet; "
+    "or give wordnet:FOLDER with WordNet's dict files"
+)
+
+
+class WordNet:
+    """A WordNet on disk.
+
+    ``source`` names it with its version. Opening takes some seconds: nltk reads the four index files whole.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Open nltk's own WordNet, or the dict files (data.noun, index.noun, ...) of ``folder``.
+
+        Raises :class:`InputError` if nltk, its data or a file of ``folder`` is missing or is not WordNet's.
+        """
+        folder = None if folder is None else Path(os.path.expanduser(folder))  # noqa: PTH111  (nobody's: it is not found)
+        self._reader = _open_installed() if folder is None else _open_folder(folder)
+        version = self._reader.get_version()
+        if version is None:
+            raise InputError(
+                f"--pairs wordnet:{folder} does not name its version in data.adj; give WordNet's dict files"
+            )
+        self._counts = _read_counts(self._reader)
+        self._tags: dict[str, int] = {}
+        self.source = f"WordNet {version} (nltk)" if folder is None else f"WordNet {version} (nltk, {folder})"
+
+    def pairs(self, words: Iterable[str]) -> PairList:
+        """The synonyms and antonyms among ``words`` (lower-case, as they stand in WordNet: base forms), sorted.
+
+        Two words that fit in two parts of speech are one pair, with the one that comes first in
+        :data:`PARTS_OF_SPEECH`. Two words that are both are synonyms in one sense and antonyms in another, and neither
+        here.
+        """
+        ranks = {word: self._ranks(word) for word in sorted(set(words)) if _open_class(word)}
+        ranks = {word: found for word, found in ranks.items() if found}
+        synonyms = self._collect(ranks, self._shared(ranks))
+        antonyms = self._collect(ranks, self._opposed(ranks))
+        both = synonyms.keys() & antonyms.keys()
+        return PairList(
+            self.source,
+            tuple(pair for key, pair in sorted(synonyms.items()) if key not in both),
+            tuple(pair for key, pair in sorted(antonyms.items()) if key not in both),
+        )
+
+    def parts_of_speech(self, word: str) -> frozenset[str]:
+        """The parts of speech that ``word`` or its base form has in WordNet; empty where WordNet cannot tell.
+
+        It cannot for a word it does not have, nor for one of :data:`CLOSED_CLASSES`.
+        """
+        if not _open_class(word):
+            return frozenset()
+        return frozenset(pos for pos in PARTS_OF_SPEECH if self._reader.morphy(word, pos) is not None)
+
+    def _ranks(self, word: str) -> dict[Any, int]:
+        """Each synset among the word's first senses of a part of speech, and its rank there, from 0."""
+        ranks = {}
+        for pos in PARTS_OF_SPEECH:
+            # nltk also gives the senses of the word's base form; only those of the word itself are in the count.
+            senses = (synset for synset in self._reader.synsets(word, pos) if _names(synset, word))
+            first = enumerate(itertools.islice(senses, SENSES))
+            ranks.update({synset: rank for rank, synset in first if _lemmas(synset, word)})
+        return ranks
+
+    def _shared(self, ranks: dict[str, dict[Any, int]]) -> Iterator[tuple[str, str, Any, Any]]:
+        members: dict[Any, list[str]] = {}
+        for word, found in ranks.items():
+            for synset in found:
+                members.setdefault(synset, []).append(word)
+        for synset, words in members.items():
+            for a, b in itertools.combinations(words, 2):
+                yield a, b, synset, synset
+
+    def _opposed(self, ranks: dict[str, dict[Any, int]]) -> Iterator[tuple[str, str, Any, Any]]:
+        for a, found in ranks.items():
+            for synset in found:
+                for lemma in _lemmas(synset, a):
+                    for opposite in lemma.antonyms():
+                        b = opposite.name()
+                        if a < b and opposite.synset() in ranks.get(b, {}):
+                            yield a, b, synset, opposite.synset()
+
+    def _collect(
+        self, ranks: dict[str, dict[Any, int]], candidates: Iterable[tuple[str, str, Any, Any]]
+    ) -> dict[tuple[str, str], Pair]:
+        """The candidates (word, word, synset of each) that keep the rules, as one pair for two words."""
+        kept: dict[tuple[str, str], Pair] = {}
+        for a, b, synset_a, synset_b in candidates:
+            pos = _part_of_speech(synset_a)
+            if min(ranks[a][synset_a], ranks[b][synset_b]) > 0:
+                continue
+            if not (self._usual(a, synset_a) and self._usual(b, synset_b)):
+                continue
+            before = kept.get((a, b))
+            if before is None or PARTS_OF_SPEECH.index(pos) < PARTS_OF_SPEECH.index(before.pos):
+                kept[a, b] = Pair(a, b, "", pos)
+        return kept
+
+    def _usual(self, word: str, synset: Any) -> bool:
+        shared = sum(self._count(lemma) for lemma in _lemmas(synset, word))
+        return shared >= MIN_SHARE * self._tagged(word)
+
+    def _tagged(self, word: str) -> int:
+        """The tagged occurrences of all senses of the spelling ``word``."""
+        if word not in self._tags:
+            senses = (synset for pos in PARTS_OF_SPEECH for synset in self._reader.synsets(word, pos))
+            self._tags[word] = sum(self._tagged_sense(synset, word) for synset in senses)
+        return self._tags[word]
+
+    def _tagged_sense(self, synset: Any, word: str) -> int:
+        own = _lemmas(synset, word)
+        if own:
+            return sum(map(self._count, own))
+        # Here as a form of another lemma, nltk does not say which: the most tagged errs towards leaving the word out.
+        return max(map(self._count, synset.lemmas()))
+
+    def _count(self, lemma: Any) -> int:
+        return self._counts.get(lemma.key(), 0)
+
+
+def _open_class(word: str) -> bool:
+    return word.isalpha() and word not in CLOSED_CLASSES
+
+
+def _part_of_speech(synset: Any) -> str:
+    return "a" if synset.pos() == _SATELLITE else synset.pos()
+
+
+def _names(synset: Any, word: str) -> bool:
+    """Whether ``word`` in any case is a lemma: the senses of "March" and "march" are in one order."""
+    return any(name.lower() == word for name in synset.lemma_names())
+
+
+def _lemmas(synset: Any, word: str) -> list[Any]:
+    return [lemma for lemma in synset.lemmas() if lemma.name() == word]
+
+
+def _read_counts(reader: Any) -> dict[str, int]:
+    """Tagged occurrences of each sense key. (``Lemma.count`` searches the file anew for every lemma.)"""
+    counts = {}
+    with reader.open(_COUNTS) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                key, _, count = line.split()
+                counts[key] = int(count)
+            except ValueError as error:
+                raise InputError(
+                    f"--pairs wordnet: {_COUNTS} line {number} is not a sense key, a sense and a count; "
+                    "give WordNet's dict files"
+                ) from error
+    return counts
+
+
+def _open_installed() -> Any:
+    try:
+        from nltk.corpus import wordnet
+    except ImportError as error:
+        raise InputError(_MISSING) from error
+    try:
+        wordnet.ensure_loaded()
+    except (LookupError, OSError) as error:
+        raise InputError(_MISSING) from error
+    return wordnet
+
+
+def _open_folder(folder: Path) -> Any:
+    missing = [name for name in (*_NEEDED, _COUNTS) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"--pairs wordnet:{folder} has no {missing[0]}; give the folder of WordNet's dict files (Debian's wordnet-base "
+            "installs /usr/share/wordnet)"
+        )
+    try:
+        import nltk
+        from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
+    except ImportError as error:
+        raise InputError("--pairs wordnet:FOLDER needs nltk: pip install nltk") from error
+
+    class FolderReader(WordNetCorpusReader):
+        """nltk's reader, without what a plain dictionary folder need not have."""
+
+        def open(self, file: str) -> Any:
+            # The names of the lexicographers' files are a separate file of nltk's own package; nothing here asks for them.
+            if file == "lexnames" and not (folder / file).is_file():
+                return io.StringIO("".join(f"{index:02d} unnamed 0\n" for index in range(_LEXICOGRAPHER_FILES)))
+            return super().open(file)
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            """No map to nltk's own WordNet, which need not be installed; only other languages use it."""
+
+    root = str(folder.resolve())
+    if root not in nltk.data.path:
+        nltk.data.path.append(root)  # nltk reads only below folders that are registered here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "multilingual functions are not available": none is used
+            return FolderReader(root, None)
+    except (OSError, ValueError, WordNetError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"--pairs wordnet:{folder} is not WordNet's dictionary ({reason}); give a complete folder of dict files"
+        ) from error

@@ -1,0 +1,1 @@
+"""What every room uses: errors and exit statuses, files, seeds, imports, other processes."""

@@ -1,0 +1,67 @@
+"""The commands of the project: their arguments, and how they end.
+
+Every command runs its body through :func:`exit_status`, so that a mistake in a configuration, a path or a file is told in one
+line, with exit status 2 and no traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import at_home
+
+EXIT_FINISHED = 0
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
+EXIT_RANK_LOST = 69
+EXIT_STORAGE = 74
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with a home directory for a leading ``~`` (a shell puts none into ``--out=~/results``).
+
+    ``--option=--`` is refused: before Python 3.13 argparse drops that value and hands on an empty list.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", None, _argument)
+        self.register("type", Path, lambda text: Path(_argument(text)))
+
+    def parse_known_args(  # type: ignore[override]  # parse_args comes here; the overloads of its namespace are one
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Argparse's, which all its other ways of parsing come through."""
+        given = list(sys.argv[1:] if args is None else args)
+        for argument in given[: given.index("--")] if "--" in given else given:
+            option, _, value = argument.partition("=")
+            if option.startswith("-") and value == "--":
+                self.error(f"argument {option}: expected a value, but it is --; a file of that name is ./--")
+        return super().parse_known_args(given, namespace)
+
+
+def _argument(text: str) -> str:
+    try:
+        return at_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def exit_status(body: Callable[[], int | None]) -> int:
+    """Run ``body`` and return its exit status; an :class:`InputError` is printed to stderr, a line a problem, and gives 2."""
+    try:
+        return body() or EXIT_FINISHED
+    except InputError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

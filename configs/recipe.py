@@ -1,0 +1,121 @@
+"""Recipe files and overrides as plain dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.errors import InputError
+from common.files import at_home
+
+from .carry_over import drop_foreign_options
+from .schema import RunConfig
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return items
+
+
+def foreign_values(tree: Any, key: str = "") -> Iterator[str]:
+    """One line for each value that YAML has and a configuration has not: bytes, dates, text that is no Unicode."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            place = f"{key}.{name}" if key else str(name)
+            if isinstance(name, bytes):
+                yield f"{place}: no name of a key"
+            yield from foreign_values(value, place)
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from foreign_values(value, f"{key}.{number}")
+    elif isinstance(tree, str):
+        if any("\ud800" <= character <= "\udfff" for character in tree):
+            yield f"{key}: holds half a surrogate pair, which is no character"
+    elif tree is not None and not isinstance(tree, bool | int | float):
+        yield f"{key}: a {type(tree).__name__} has no place in a configuration; write text or a number"
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads back to the same configuration."""
+    # Not PyYAML's own: its reader takes 1e5 for text where OmegaConf's takes it for a number, and it quotes accordingly.
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise InputError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise InputError(f"--config {path}: not a valid YAML recipe: nested too deeply") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:  # ValueError: an integer of 5000 digits, say
+        raise InputError(f"--config {path}: not a valid YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"--config {path}: holds a {type(raw).__name__}, not a mapping of keys")
+    recipe: dict[str, Any] = {str(key): value for key, value in raw.items()}
+    base = recipe.pop("base", None)
+    if base is None:
+        return recipe
+    if not isinstance(base, str) or not base or "\0" in base:
+        raise InputError(f"--config {path}: base: must be the path of a recipe, but is {base!r}")
+    try:
+        base_path = path.parent / at_home(base)
+    except ValueError as error:
+        raise InputError(f"--config {path}: base: {error}") from None
+    try:
+        found = base_path.is_file()
+    except OSError:  # a name longer than a name can be
+        found = False
+    if not found:
+        raise InputError(f"--config {path}: base: {base}: no such file")
+    if base_path.resolve() in (*above, path.resolve()):
+        raise InputError(f"--config {path}: its base, {base}, leads back to itself")
+    below = read_recipe(base_path, (*above, path.resolve()))
+    drop_foreign_options(below, recipe, {"body": "model_type"})  # which head has which options, plugins say later
+    return merge(below, recipe)
+
+
+def read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What the overrides that can be read change, and of each of the others its key and what is wrong with it."""
+    good, unread = [], []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "=" not in override or override.startswith("-") or not _names_key(key):
+            unread.append((key, f"{override}: an override has the form key.sub=value"))
+            continue
+        try:
+            OmegaConf.from_dotlist([override])
+            good.append(override)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+            quoted = f"if it is text, put it in quotes: '{key}=\"...\"', or '{key}=[\"...\"]' in a list"
+            unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}; {quoted}"))
+    try:
+        container = OmegaConf.to_container(OmegaConf.from_dotlist(good), resolve=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        line = f"overrides {' '.join(good)}: {' '.join(str(error).split())}"
+        raise InputError(*(told for _, told in unread), line) from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}, unread
+
+
+def _names_key(key: str) -> bool:
+    return all(part.strip() for part in key.split("."))
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both, and ``above`` where they differ; sections are merged key by key, lists are replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,205 @@
+"""Checkpoints: complete or absent, never partial.
+
+A checkpoint directory is a transformers model directory (safetensors, tokenizer, the model's own code) with
+optimizer.safetensors, trainer_state.json and a list of all files' checksums beside it. It is written under another name,
+flushed to disk and renamed.
+Random streams need no state: each is a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from common.files import flush_to_disk
+
+from .integrity import MANIFEST_FILE, write_manifest
+
+STATE_FILE = "trainer_state.json"
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
+"""A folder with none of them never was a checkpoint; one whose manifest lists weights that are gone is a damaged one."""
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run directory, oldest first; whether their files are whole, ``integrity.damage`` says.
+
+    Left out are links, which a run could neither delete nor replace, and folders that it would have called otherwise.
+    """
+    folder = run / "checkpoints"
+    named = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    found = [p for p in named if p == checkpoint_at(run, step_of(p)) and not p.is_symlink()]
+    return sorted((p for p in found if _looks_complete(p)), key=step_of)
+
+
+def _looks_complete(folder: Path) -> bool:
+    return (folder / STATE_FILE).is_file() and any((folder / name).is_file() for name in _MODEL_FILES)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written, read off its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def model_tensors(model: nn.Module, bare: nn.Module) -> dict[str, Tensor]:
+    """The weights of ``model`` by the names that ``bare``, the model inside whatever wraps it, has for them.
+
+    They are whole and on the CPU also when sharded; a tied weight comes under its first name alone. All ranks call it; the main
+    process gets the tensors, the others nothing.
+    """
+    weights: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    own = {name for name, _ in bare.named_parameters()}
+    tied = {name for name, _ in bare.named_parameters(remove_duplicate=False)} - own
+    if weights and weights.keys() != bare.state_dict().keys():
+        other = sorted(weights.keys() ^ bare.state_dict().keys())
+        raise RuntimeError(
+            f"the launch has renamed weights, which no checkpoint could give back: {', '.join(other[:3])}"
+        )
+    return {name: weight for name, weight in weights.items() if name not in tied}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``<parameter>.<slot>``, whole and on the CPU also when sharded.
+
+    All ranks call it; the main process gets the tensors, the others nothing.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    state: dict[str, dict[str, Tensor]] = nested.get("state", {})
+    return {f"{name}.{slot}": value for name, slots in state.items() for slot, value in slots.items()}
+
+
+def checkpoint_at(run: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is, or would be."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def write_checkpoint(
+    run: Path, step: int, save_model: Callable[[Path], None], tensors: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of ``step``; ``save_model`` fills the directory it is given. Main process only."""
+    final = checkpoint_at(run, step)
+    temporary = final.with_name(f".{final.name}.tmp")
+    for leftover in (temporary, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    final.parent.mkdir(exist_ok=True)
+    temporary.mkdir()
+    try:
+        save_model(temporary)
+        save_file(tensors, temporary / _OPTIMIZER_FILE)
+        text = json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n"
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+        _publish(temporary, final)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its space back
+        # What the libraries written in Rust make of an error of the system: an exception of their own, with its number.
+        if not isinstance(error, OSError) and (number := _SYSTEM_ERROR.search(str(error))):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from error
+        raise
+    return final
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give the folder its name once all of it is on the disk."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in temporary.iterdir():
+        path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
+    write_manifest(temporary)
+    for path in temporary.iterdir():
+        flush_to_disk(path)
+    flush_to_disk(temporary)
+    temporary.rename(final)
+    flush_to_disk(final.parent)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a checkpoint that cannot be used, so that nothing begins from it any more."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.rejected")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def checkpoint_before(run: Path, step: int, every: int = 1) -> Path | None:
+    """The newest complete checkpoint from which ``step`` can be taken again: that of an earlier step. None: the start.
+
+    Only those of multiples of ``every`` count.
+    """
+    earlier = [path for path in list_checkpoints(run) if step_of(path) < step and step_of(path) % every == 0]
+    return earlier[-1] if earlier else None
+
+
+def prune(run: Path, keep: int, before: Collection[int] = (), every: int = 1) -> None:
+    """Delete all checkpoints but these: the newest one and, of those of multiples of ``every``, the newest ``keep``, the one with
+    the lowest validation NLL, and the last one earlier than each step of ``before``.
+    """
+    checkpoints = list_checkpoints(run)
+    due = [path for path in checkpoints if step_of(path) % every == 0]
+    scores = {path: score for path in due if (score := _validation_nll(path)) is not None}
+    stays = {*checkpoints[-1:], *due[-keep:], *sorted(scores, key=lambda p: scores[p])[:1]}
+    stays |= {path for step in before if (path := checkpoint_before(run, step, every)) is not None}
+    for path in checkpoints:
+        if path not in stays:
+            delete(path)
+
+
+def _validation_nll(checkpoint: Path) -> float | None:
+    """None also where the state cannot be read: an old checkpoint that is damaged is no reason to end the run."""
+    try:
+        score: float | None = read_state(checkpoint)["validation_nll"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first: a directory that is half deleted must not look like a checkpoint."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)  # what a killed run may have left
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # a file that somebody reads may stay on a network's disk; see tidy_up
+
+
+def tidy_up(run: Path) -> None:
+    """Remove what a killed run left half written or half deleted. Main process only, before it writes."""
+    folder = run / "checkpoints"
+    for leftover in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """trainer_state.json of a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore the optimizer's state, for whatever sharding the model has now. Hyperparameters stay the configuration's."""
+    nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(checkpoint / _OPTIMIZER_FILE).items():
+        name, _, slot = key.rpartition(".")
+        state.setdefault(name, {})[slot] = value
+    nested["state"] = state
+    set_optimizer_state_dict(model, optimizer, nested, options=StateDictOptions(full_state_dict=True))

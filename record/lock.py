@@ -1,0 +1,90 @@
+"""One writer for a run directory: a lock that does not outlive its process, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import InputError
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def run_lock(directory: Path) -> Iterator[str]:
+    """Hold the lock of a run directory while inside, which is told what the lock says of its holder; a directory that is made
+    for it and stays empty goes again.
+
+    The system gives the lock back when the process ends, so a lock file that a killed run left behind refuses nobody. It is a
+    record lock, which network file systems know too and a child process does not inherit.
+    Raises :class:`InputError` if another process holds it, or the directory cannot be written.
+    """
+    path = directory / LOCK_FILE
+    try:
+        new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(path)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another output_dir") from None
+    # In containers another launch may have the same number and the same host.
+    holder = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "launch": secrets.token_hex(8)})
+    try:
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder.encode(), 0)
+        yield holder
+    finally:
+        with contextlib.suppress(OSError):  # a folder that was deleted, or can only be read by now
+            path.unlink()  # before the lock is given back: who waits for it finds another file, and tries again
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # not empty
+            for folder in new:
+                folder.rmdir()
+
+
+def held_by(directory: Path) -> str:
+    """What the lock says of its holder, or of the one that was killed with it; nothing if it cannot be read.
+
+    The holder itself must not ask: to close any descriptor of a file gives back all the record locks that a process has on it.
+    """
+    try:
+        return (directory / LOCK_FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _acquire(path: Path) -> int:
+    """A descriptor of the lock file that is there now, with the lock on it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise InputError(
+                f"{path.parent}: {holder} is writing this run; wait for it, stop it, or choose another name"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(
+                f"{path}: the file system cannot lock files ({error.strerror}); choose another output_dir"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # its holder has just ended and taken the file away
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        facts = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {int(facts['process'])} on {facts['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # that has not written its name yet

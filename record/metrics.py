@@ -1,0 +1,90 @@
+"""The one list of metric names: unit, reduction over tokens and ranks, meaning.
+
+``<group>`` stands for embedding, layer_NN, norm or head; ``NN`` for the index of a block, from 00.
+``python -m record.metrics`` prints the list as the table in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["mean", "max", "same", "host"]
+"""mean, max: over all tokens of the step, on all ranks, whose target is not ignored; of hidden states, over all tokens. same:
+already equal on all ranks (synchronised gradients, replicated parameters). host: known without a measurement, or measured on
+the main process."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the list."""
+
+    name: str
+    unit: str
+    reduction: Reduction
+    meaning: str
+
+
+METRICS = (
+    Metric("step", "1", "host", "optimizer steps taken, from 1"),
+    Metric("tokens", "tokens", "host", "tokens fed up to and including this step, those with ignored targets among them"),
+    Metric("lr", "1", "host", "learning rate of this step"),
+    Metric("data/batch", "1", "host", "place of this step's batch in the order of batches: the step, unless some are skipped"),
+    Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable over all heads and objectives"),
+    Metric("loss/objective", "nats/token", "mean", "the objective that is minimised"),
+    Metric("validation/nll", "nats/token", "mean", "loss/nll on the fixed validation set, after this step's update"),
+    Metric("validation/objective", "nats/token", "mean", "loss/objective there, after this step's update"),
+    Metric("grad_norm/total", "nats", "same", "L2 norm of the whole gradient, before clipping"),
+    Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping"),
+    Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update"),
+    Metric("update_rms/<group>", "1", "same", "root mean square of the change the optimizer's step made"),
+    Metric("hidden_norm/layer_NN/mean", "1", "mean", "L2 norm of the residual stream after block NN"),
+    Metric("hidden_norm/layer_NN/max", "1", "max", "the same, largest token"),
+    Metric("hidden_norm/pre_final/mean", "1", "mean", "L2 norm of the residual stream before the last normalisation"),
+    Metric("hidden_norm/pre_final/max", "1", "max", "the same, largest token"),
+    Metric("hidden_norm/final/mean", "1", "mean", "L2 norm after the last normalisation, as the head gets it"),
+    Metric("hidden_norm/final/max", "1", "max", "the same, largest token"),
+    Metric("embedding_norm/mean", "1", "same", "L2 norm of the output embeddings, not normalised, mean over the vocabulary"),
+    Metric("embedding_norm/max", "1", "same", "the same, largest row"),
+    Metric("logit/max", "nats", "max", "largest logit of any token"),
+    Metric("logit/mean", "nats", "mean", "mean logit over the vocabulary"),
+    Metric("logit/std", "nats", "mean", "standard deviation of the logits over the vocabulary, on every 16th token"),
+    Metric("logit/logsumexp", "nats", "mean", "log partition function"),
+    Metric("entropy/p", "nats", "mean", "entropy of the predicted distribution P, on every 16th token"),
+    Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid, as normalised"),
+    Metric("tfsd/weight_mean", "1", "mean", "c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of CE"),
+    Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 0.12% from 1e-16 on"),
+    Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),
+    Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q, on every 16th token"),
+    Metric("attention/logit_max", "nats", "max", "largest attention logit of up to 256 queries of fixed validation sequences"),
+    Metric("attention/entropy", "nats", "mean", "entropy of the attention weights there, over layers, heads and queries"),
+    Metric("attention/layer_NN/logit_max", "nats", "max", "attention/logit_max of one layer"),
+    Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
+    Metric("throughput/tokens_per_second", "tokens/s", "host", "on all ranks between transfers; evaluation, checkpoints apart"),
+    Metric("memory/peak_bytes", "bytes", "host", "largest since the main process began: allocated on its GPU, else resident"),
+)  # fmt: skip
+
+_PATTERNS = [
+    (re.compile(re.escape(m.name).replace("<group>", r"(embedding|norm|head|layer_\d+)").replace("NN", r"\d+")), m)
+    for m in METRICS
+]
+
+
+def describe(name: str) -> Metric:
+    """The entry that covers ``name``. Raises KeyError for a name that is not on the list."""
+    for pattern, metric in _PATTERNS:
+        if pattern.fullmatch(name):
+            return metric
+    raise KeyError(f"{name!r} is not in record/metrics.py")
+
+
+def table() -> str:
+    """The list as a Markdown table."""
+    rows = ["| metric | unit | reduction | meaning |", "| --- | --- | --- | --- |"]
+    rows += [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,74 @@
+"""Rows of .jsonl files, one at a time: written as strict JSON, read from either end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.files import strict
+
+Row = dict[str, Any]
+
+
+def json_line(row: Row) -> str:
+    """One strict-JSON line; floats that are not finite become strings."""
+    return json.dumps(strict(row), allow_nan=False)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The objects of a .jsonl file; a torn last line (a killed writer) is left out. Raises ValueError for any other bad line."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}:{number}: not a JSON object: {error}") from None
+    return rows
+
+
+def rows_backwards(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a .jsonl file from the last one back, each with the place in the file where its line ends.
+
+    A torn last line is left out. Reads no more of the file than is asked for. Raises ValueError for any other bad line.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        end = text.rfind(b"\n") + 1
+        while end > 0:
+            start = text.rfind(b"\n", 0, end - 1) + 1
+            yield end, _parse(path, text[start:end])
+            end = start
+
+
+def drop_torn_line(path: Path) -> None:
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            whole = text.rfind(b"\n") + 1
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+
+
+def rows_up_to(path: Path, step: int, count: int) -> list[Row]:
+    """The last ``count`` rows of metrics.jsonl that are not after ``step``, oldest first."""
+    wanted = (row for _, row in rows_backwards(path) if row["step"] <= step)
+    return list(itertools.islice(wanted, count))[::-1]
+
+
+def _parse(path: Path, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}: a line is not a JSON object: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}: a line is not a JSON object but {line[:40]!r}")
+    return row

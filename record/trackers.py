@@ -1,0 +1,268 @@
+"""Experiment trackers: TensorBoard, W&B and the others of Accelerate, told the rows of metrics.jsonl as they are written.
+
+A run takes rows back: when it rewinds, and when it goes on from a checkpoint after it was killed. TensorBoard can be told so.
+The others cannot, and of a step that comes again W&B and SwanLab drop the row, trackio, MLflow and DVCLive keep both: there the
+steps from that checkpoint on belong to a new run of the tracker's. So in each of a tracker's runs every step stands once.
+Only the main process has trackers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+
+from common.errors import InputError
+from configs.recipe import flat
+from configs.schema import RunConfig
+
+from .recorder import Recorder
+from .rows import Row
+
+STATE = "trackers.json"
+"""The file of the run directory that says which of a tracker's runs is this run's last: its Part, by the tracker's name."""
+CONTINUED = ("wandb", "trackio", "comet_ml", "swanlab", "dvclive")
+"""Trackers whose run a later process can go on with, by a name that is given to it here."""
+TOLD_ALL = ("wandb",)
+"""Trackers whose new run gets the rows before the checkpoint too: what is logged there waits for no disk and no network. (A
+process that is killed takes rows along that W&B has not written yet, among them some that came before the checkpoint.)"""
+EVENT_FILES = "events.out.tfevents."
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps of a run, one after the other, that a tracker shows as one run of its own."""
+
+    number: int
+    """From 1."""
+    after: int
+    """The step before its first one."""
+    id: str
+    told: int | None = None
+    """Its last step, once it has been closed in order."""
+
+    def name(self, run_name: str) -> str:
+        """What the tracker calls it."""
+        return run_name if self.number == 1 else f"{run_name}-{self.number}-back-to-{self.after}"
+
+
+def refuse_unready(trackers: Sequence[str]) -> None:
+    """Raise InputError for trackers that are unknown, not installed, or where nobody is logged in. Main process only."""
+    known = sorted(str(name) for name in tracking.LOGGER_TYPE_TO_CLASS)
+    available = [str(name) for name in tracking.get_available_trackers()]
+    problems = []
+    for tracker in trackers:
+        if tracker not in known:
+            problems.append(f"trackers: {tracker} is unknown to Accelerate; it knows {', '.join(known)}")
+        elif tracker not in available:
+            problems.append(f"trackers: {tracker} is not installed; install it or leave it out")
+    if problems:
+        raise InputError(*problems)
+    if "wandb" in trackers:
+        _log_in_to_wandb()
+
+
+def _log_in_to_wandb() -> None:
+    # Otherwise it would be asked for, or missed, only after all text has been tokenised.
+    import wandb
+
+    try:
+        if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled"):
+            wandb.login()  # asks where somebody can answer
+    except (wandb.Error, ValueError, OSError) as error:
+        raise InputError(
+            f"trackers: wandb: {_told(error)}; mend that, set WANDB_MODE=offline, or leave wandb out"
+        ) from error
+
+
+class Trackers:
+    """The trackers that one run reports to."""
+
+    def __init__(self, config: RunConfig, recorder: Recorder, say: Callable[[str], None]) -> None:
+        self.config, self.recorder, self.say = config, recorder, say
+        self.open: dict[str, GeneralTracker] = {}
+        self.parts: dict[str, Part] = {}
+        self.told = 0
+        """The last step that they are told, or that they go on after."""
+
+    def start(self, step: int) -> None:
+        """Open all trackers for the steps after ``step``. Raises InputError that names the one that does not start."""
+        if not (self.config.trackers and self.recorder.writes):
+            return
+        self.parts, self.told = _read_parts(self.recorder.directory / STATE), step
+        # TensorBoard comes last: it leaves a file, and a run that is refused leaves none.
+        for name in sorted(dict.fromkeys(self.config.trackers), key="tensorboard".__eq__):
+            try:
+                self._open(name)
+            except Exception as error:
+                for tracker in self.open.values():
+                    with contextlib.suppress(Exception):  # the first failure is what is told
+                        tracker.finish()
+                raise InputError(
+                    f"trackers: {name} does not start: {_told(error)}; mend that, or leave {name} out"
+                ) from error
+        self._write_parts()
+
+    def log(self, rows: Sequence[Row]) -> None:
+        """Tell all trackers rows that metrics.jsonl has."""
+        self.told = rows[-1]["step"]
+        for name, tracker in list(self.open.items()):
+            self._attempt(name, partial(_log, tracker, rows))
+
+    def go_back(self, step: int) -> None:
+        """Tell all trackers that the rows after ``step`` are taken back, before they are."""
+        names = self._close_all()
+        self.told = step
+        for name in names:
+            self._attempt(name, partial(self._open, name))
+        if names:
+            self._write_parts()
+
+    def finish(self) -> None:
+        """Close all trackers: what they were told is with them when this returns."""
+        closed = self._close_all()
+        self.parts |= {name: replace(self.parts[name], told=self.told) for name in closed if name in self.parts}
+        if closed:
+            self._write_parts()
+
+    def _open(self, name: str) -> None:
+        last = self.parts.get(name)
+        if name != "tensorboard":
+            self.parts[name] = _next_part(name, last, self.told)
+        part = self.parts.get(name)
+        tracker = make_tracker(name, self.config, self.recorder.directory, part, self.told)
+        tracker.start()
+        self.open[name] = tracker
+        values = flat(self.config.model_dump()).items()
+        settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
+        if name == "tensorboard":
+            _write_settings(tracker.tracker, settings)
+            return
+        tracker.store_init_configuration(settings)
+        if name in TOLD_ALL and part is not None and (last is None or part.id != last.id):
+            _log(tracker, _rows_until(self.recorder.directory / "metrics.jsonl", self.told))
+
+    def _close_all(self) -> list[str]:
+        """The names of those that could be closed."""
+        closed = [name for name, tracker in list(self.open.items()) if self._attempt(name, tracker.finish)]
+        self.open.clear()
+        return closed
+
+    def _attempt(self, name: str, do: Callable[[], Any]) -> bool:
+        """Whether ``do`` worked; if not, the run goes on without this tracker, and says so."""
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001 - whatever libraries raise: no run ends because it is not watched
+            self.open.pop(name, None)
+            where = self.recorder.directory / "metrics.jsonl"
+            self.recorder.event("tracker_failed", self.told, step=self.told, tracker=name, reason=_told(error))
+            self.say(f"{name} fails and gets no more rows of this process: {_told(error)}; all of them are in {where}")
+            return False
+        return True
+
+    def _write_parts(self) -> None:
+        if self.parts:
+            parts = {name: asdict(part) for name, part in self.parts.items()}
+            self.recorder.write_text(STATE, json.dumps(parts, indent=1) + "\n")
+
+
+def make_tracker(name: str, config: RunConfig, directory: Path, part: Part | None, step: int) -> GeneralTracker:
+    """Accelerate's tracker, not yet started, for the steps after ``step``. Only TensorBoard has no ``part``.
+
+    Local files go to the run directory, ``directory``.
+    """
+    tracker = tracking.LOGGER_TYPE_TO_CLASS[name]
+    if part is None:
+        _put_in_order(directory)
+        return tracker(directory.name, str(directory.parent), purge_step=step + 1)
+    project, group = config.tracking.project, config.tracking.run_name or config.name
+    run = part.name(group)
+    match name:
+        case "wandb":
+            return tracker(project, name=run, group=group, id=part.id, resume="allow", dir=str(directory))
+        case "trackio":
+            return tracker(project, name=run, group=group, resume="allow")
+        case "swanlab":
+            return tracker(project, name=run, group=group, id=part.id, resume="allow", log_dir=str(directory / name))
+        case "comet_ml":
+            from comet_ml import ExperimentConfig
+
+            return tracker(project, experiment_key=part.id, experiment_config=ExperimentConfig(name=run))
+        case "dvclive":
+            return tracker(project, dir=str(directory / name / run), resume=True, dvcyaml=None, save_dvc_exp=False)
+        case "mlflow":
+            return tracker(project, run_name=run)
+        case "clearml":
+            return tracker(project, task_name=run, reuse_last_task_id=False)
+        case "aim":
+            return tracker(run, str(directory.parent), experiment=project)
+    raise ValueError("it is not known here how its runs are named")
+
+
+def _next_part(name: str, last: Part | None, step: int) -> Part:
+    """The part that the steps after ``step`` belong to: the last one, if that was closed with no step that comes again."""
+    if last is None:
+        return Part(1, step, secrets.token_hex(16))
+    if name in CONTINUED and last.told == step:  # not if it was left out for some steps: they would be missing there
+        return replace(last, told=None)
+    return Part(last.number + 1, step, secrets.token_hex(16))
+
+
+def _read_parts(path: Path) -> dict[str, Part]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return {str(name): Part(**part) for name, part in json.loads(text).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it, and trackers begin new runs") from None
+
+
+def _put_in_order(directory: Path) -> None:
+    """See to it that TensorBoard reads the next event file last: it goes by their names, which begin with the second.
+
+    They would be out of order after a clock that was put back, and within one second.
+    """
+    files = sorted(directory.glob(f"{EVENT_FILES}*"))
+    if files and files[-1].name >= f"{EVENT_FILES}{int(time.time()):010d}":
+        for number, file in enumerate(files):
+            rest = file.name.removeprefix(EVENT_FILES).partition(".")[2]
+            file.rename(file.with_name(f"{EVENT_FILES}{number:010d}.{rest}"))
+
+
+def _write_settings(writer: Any, settings: dict[str, Any]) -> None:
+    """Tell TensorBoard the configuration: as add_hparams() does, but not as another run in another folder."""
+    from torch.utils.tensorboard.summary import hparams
+
+    experiment, session, _ = hparams(settings, {})
+    for summary in (experiment, session):
+        writer.file_writer.add_summary(summary)
+
+
+def _rows_until(path: Path, step: int) -> Iterator[Row]:
+    """The rows up to ``step``, one after the other: they are too many to have in memory."""
+    if step == 0:
+        return
+    with path.open(encoding="utf-8") as lines:
+        for row in itertools.takewhile(lambda row: row["step"] <= step, map(json.loads, lines)):
+            # Numbers that JSON has no literal for are written as words.
+            yield {key: float(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _log(tracker: GeneralTracker, rows: Iterable[Row]) -> None:
+    for row in rows:
+        tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")

@@ -1,0 +1,1 @@
+"""Detectors: from the rows of a run to events."""

@@ -1,0 +1,177 @@
+"""The rules of other projects, as published.
+
+A rule whose source has no notion of an event, only of a flagged step, gives one event for each unbroken row of flagged steps.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import Detector
+from .events import Event
+
+Floats = npt.NDArray[np.float64]
+
+
+# ------------------------------------------------------------------------------------------------------ published rules
+
+
+class FlagRule(Detector):
+    """A rule that flags single steps. An event begins with the first of ``in_a_row`` flagged steps and ends with the last."""
+
+    in_a_row: ClassVar[int] = 1
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.flags: list[list[Any]] = []
+        """Step, height and sigmas of flagged steps that are still too few for an event."""
+
+    def take(self, step: int, value: float) -> list[Event]:
+        if not math.isfinite(value):
+            return []
+        flagged, height, sigmas = self.judge(value)
+        if not flagged:
+            self.flags = []
+            return self._close(recovered=True)
+        self.flags.append([step, height, sigmas])
+        if self.open is not None or len(self.flags) >= self.in_a_row:
+            for flag in self.flags:
+                self._extend(*flag)
+            self.flags = []
+        return []
+
+    @abstractmethod
+    def judge(self, value: float) -> tuple[bool, float, float]:
+        """Take in a finite value: whether it is flagged, its height above what the rule expects, and that in sigmas."""
+
+
+class WindowRule(FlagRule):
+    """A rule on the mean and the standard deviation of the last ``window`` values before; silent until there are ``fewest``."""
+
+    window: ClassVar[int]
+    fewest: ClassVar[int]
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.history: list[float] = []
+
+    def judge(self, value: float) -> tuple[bool, float, float]:
+        verdict = (False, 0.0, 0.0)
+        if len(self.history) >= self.fewest:
+            window = self.compared_with(value)
+            mean, deviation = float(window.mean()), float(window.std())
+            height = value - mean
+            sigmas = height / deviation if deviation > 0 else 0.0
+            verdict = (self.flag(value, mean, sigmas), height, sigmas)
+        self.history.append(value)
+        del self.history[: -self.window]
+        return verdict
+
+    def compared_with(self, value: float) -> Floats:
+        """The window that ``value`` is held against."""
+        return np.asarray(self.history)
+
+    @abstractmethod
+    def flag(self, value: float, mean: float, sigmas: float) -> bool:
+        """Whether ``value``, so many sigmas above the mean of its window, is flagged."""
+
+
+class OlmoCore(WindowRule):
+    """OLMo-core's stability monitor: more than 6 sigma above the mean of the 128 values before; silent until there are 128.
+
+    Source: olmo_core/train/callbacks/stability_monitor.py. A spike enters the window, so that a plateau becomes usual.
+    """
+
+    name = "olmo_core"
+    window = fewest = 128
+
+    def flag(self, value: float, mean: float, sigmas: float) -> bool:
+        return sigmas > 6.0
+
+
+class Olmo2(WindowRule):
+    """OLMo 2's spike score (arXiv 2501.00656, section 3.2): at least 7 sigma away from the mean of the last 1,000 values.
+
+    ``score`` counts both sides, as the paper does; an event is a rise. The paper does not say what holds before there are
+    1,000 values; here the rule speaks from the 129th on (OLMo-core's window), so that short runs have a score.
+    """
+
+    name = "olmo2"
+    window, fewest = 1000, 128
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.seen = self.outliers = 0
+
+    @property
+    def score(self) -> float:
+        """Share of all values so far that lie so far from the mean."""
+        return self.outliers / self.seen if self.seen else 0.0
+
+    def judge(self, value: float) -> tuple[bool, float, float]:
+        self.seen += 1
+        return super().judge(value)
+
+    def flag(self, value: float, mean: float, sigmas: float) -> bool:
+        self.outliers += abs(sigmas) >= 7.0
+        return sigmas >= 7.0
+
+
+class LlmC(WindowRule):
+    """llm.c's outlier detector: the z-score of a value within a window of 128 that includes it.
+
+    Source: llmc/outlier_detector.h. The threshold there is the user's (-sl and -sg; none by default), here 6 as OLMo-core's.
+    Since the value is in the window, z cannot pass sqrt(127) = 11.3, and the first steps of a spike hide the rest of it.
+    """
+
+    name = "llmc"
+    window, fewest = 128, 127
+
+    def compared_with(self, value: float) -> Floats:
+        return np.asarray([*self.history[-127:], value])
+
+    def flag(self, value: float, mean: float, sigmas: float) -> bool:
+        return sigmas > 6.0
+
+
+class LlmFoundry(WindowRule):
+    """llm-foundry's KillLossSpike: five losses in a row of at least twice the mean of the last 100.
+
+    Source: llmfoundry/callbacks/kill_loss_spike_callback.py, with its defaults. Left out: its alarm for losses that stay high
+    from the beginning, and that its window grows to 1/20 of a run of more than 2,000 steps, whose length a detector does not
+    know.
+    """
+
+    name = "llm_foundry"
+    window = fewest = 100
+    in_a_row = 5
+
+    def flag(self, value: float, mean: float, sigmas: float) -> bool:
+        return value >= 2.0 * mean
+
+
+class LossRatio(FlagRule):
+    """A loss more than 1.2 times the lowest one before it.
+
+    The ratio is that of Li et al. (arXiv 2108.06084, "loss ratio"); that 1.2 makes an event is this project's choice. The
+    rule measures no noise, and says nothing of a signal that has been 0 or below.
+    """
+
+    name = "loss_ratio"
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.lowest: float | None = None
+
+    def judge(self, value: float) -> tuple[bool, float, float]:
+        lowest = value if self.lowest is None else self.lowest
+        self.lowest = min(lowest, value)
+        return 0 < 1.2 * lowest < value, value - lowest, 0.0
+
+
+# ---------------------------------------------------------------------------------------------------- other kinds of events

@@ -1,0 +1,87 @@
+"""L2 norms of parameters and gradients, by tensor and by group.
+
+Shapes: G groups, P parameters (tensors).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+PORTION = 100_000
+"""Parameters whose copy and norms are taken together on CPU: two sets of them fit a core's second-level cache."""
+
+
+def parameter_groups(
+    names: Sequence[str], embedding_prefix: str, blocks_prefix: str, head_prefix: str
+) -> dict[str, list[int]]:
+    """Indices of the parameters in each group: embedding, layer_NN, norm and head.
+
+    A tied output weight counts as embedding. Norms inside a block belong to its layer; ``norm`` is the final one.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        layer = re.match(re.escape(blocks_prefix) + r"\.(\d+)\.", name)
+        if layer:
+            group = f"layer_{int(layer[1]):02d}"
+        elif name.startswith(head_prefix):
+            group = "head"
+        elif name.startswith(embedding_prefix) or "emb" in name or re.search(r"\bwpe\b", name):
+            group = "embedding"
+        else:
+            group = "norm"
+        groups.setdefault(group, []).append(index)
+    return groups
+
+
+class GroupNorms:
+    """L2 norms of lists of tensors, by group: one norm a tensor, then two small device operations."""
+
+    def __init__(self, groups: dict[str, list[int]], parameters: Sequence[Tensor]) -> None:
+        self.names = list(groups)
+        device = parameters[0].device
+        self.members_GP = torch.zeros(len(groups), len(parameters), device=device)
+        for row, indices in enumerate(groups.values()):
+            self.members_GP[row, indices] = 1
+        assert bool((self.members_GP.sum(0) == 1).all()), "every parameter must be in exactly one group"
+        counts = [sum(parameters[i].numel() for i in indices) for indices in groups.values()]
+        self.root_count_G = torch.tensor([math.sqrt(c) for c in counts], device=device)
+
+    @torch.no_grad()
+    def __call__(self, norm_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Norm of each group (G,) and of all tensors together (), in float32, from the norms of the P tensors."""
+        squares = norm_P.float().square()
+        return (self.members_GP @ squares).sqrt(), squares.sum().sqrt()
+
+
+def portions_of(parameters: Sequence[Tensor]) -> list[slice]:
+    """Runs of parameters to go through one after the other: on CPU what a core's cache keeps between two operations."""
+    if parameters[0].device.type != "cpu":
+        return [slice(None)]
+    starts, size = [0], 0
+    for index, parameter in enumerate(parameters):
+        if size and size + parameter.numel() > PORTION:
+            starts.append(index)
+            size = 0
+        size += parameter.numel()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(parameters)], strict=True)]
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """(P,): the L2 norm of each tensor."""
+    return whole(torch._foreach_norm(list(tensors)))
+
+
+def whole(norms: Sequence[Tensor]) -> Tensor:
+    """(P,): norms of tensors, of which those of sharded ones are combined over the ranks."""
+    return full(torch.stack(list(norms)))
+
+
+def full(values: Tensor) -> Tensor:
+    """All of a tensor, of which each rank may hold a part. All ranks call it."""
+    return values.full_tensor() if isinstance(values, DTensor) else values

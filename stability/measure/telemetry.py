@@ -1,0 +1,227 @@
+"""What a training step measures, on the device and without waiting for it.
+
+Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P parameters (tensors).
+
+Hooks on the blocks and on the final normalisation keep norms per token; the loss brings its own per-token statistics;
+gradients, parameters and updates are summed up by group. At the end of a step :meth:`Telemetry.collect` reduces all of it
+over micro-batches and ranks into one dictionary of 0-d device tensors. Nothing here reads a value on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ranks.collectives import all_reduce, world_size
+from record.metrics import describe
+
+from .norms import GroupNorms, full, portions_of, tensor_norms, whole
+from .weight import weight_histogram, weight_quantile
+
+Means = dict[str, tuple[Tensor, Tensor]]
+"""By metric name: the mean on this rank, and how many values it is a mean of."""
+
+
+class Losses(Protocol):
+    """What a forward pass reports about its tokens."""
+
+    objective_sum: Tensor
+    nll_sum: Tensor
+    valid_N: Tensor
+    statistics: dict[str, Tensor]
+    sampled: dict[str, Tensor]
+
+    @property
+    def sampled_valid(self) -> Tensor:
+        """valid_N of the tokens that ``sampled`` is about."""
+        ...
+
+
+class Telemetry:
+    """Measures of one training step at a time. See the module's docstring; names are those of metrics.py."""
+
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        final_norm: nn.Module,
+        head: nn.Module,
+        named_parameters: dict[str, nn.Parameter],
+        groups: dict[str, list[int]],
+        enabled: bool = True,
+    ) -> None:
+        self.head, self.enabled = head, enabled
+        self.n_classes = getattr(head, "n_classes", None)
+        self.parameters: list[Tensor] = list(named_parameters.values())
+        self.group_norms = GroupNorms(groups, self.parameters)
+        self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
+        self.portions = portions_of(self.parameters)
+        self._reset()
+        self._handles = self._add_hooks(blocks, final_norm) if enabled else []
+
+    def _reset(self) -> None:
+        self.norms: dict[str, list[Tensor]] = {}
+        self.measured: tuple[Any, Any] = (None, None)
+        """The hidden states measured last and their norms (N,)."""
+        self.losses: list[Losses] = []
+        self.attention: list[dict[str, Tensor]] = []
+        self.step_values: dict[str, Tensor] = {}
+
+    def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, arguments: Any, output: Any = None) -> None:
+                if module.training:  # an evaluation leaves no trace
+                    value = output if output is not None else arguments
+                    h_BTD = value[0] if isinstance(value, tuple) else value
+                    # The last block's output is the final norm's input, and measured once, unless FSDP2 comes between them.
+                    if h_BTD is not self.measured[0]:
+                        with torch.no_grad():
+                            norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
+                        self.measured = (h_BTD, norm_N)
+                    self.norms.setdefault(name, []).append(self.measured[1])
+
+            return hook
+
+        handles = [b.register_forward_hook(keep(f"hidden_norm/layer_{i:02d}")) for i, b in enumerate(blocks)]
+        handles.append(final_norm.register_forward_pre_hook(keep("hidden_norm/pre_final")))
+        handles.append(final_norm.register_forward_hook(keep("hidden_norm/final")))
+        return handles
+
+    def add_losses(self, losses: Losses) -> None:
+        """Take in the losses of one micro-batch."""
+        self.losses.append(losses)
+
+    def add_attention(self, layers: Sequence[dict[str, Tensor]]) -> None:
+        """Take in what a probe found in each layer: {"logit_max": (), "entropy": ()}. May be empty."""
+        self.attention = list(layers)
+
+    @torch.no_grad()
+    def before_update(self) -> Tensor:
+        """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ().
+
+        ``gradient_norm_P`` and ``parameter_norm_P`` are then the norms of each parameter.
+        """
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        self.gradient_norm_P = tensor_norms(gradients)
+        groups, total = self.group_norms(self.gradient_norm_P)
+        self.step_values["grad_norm/total"] = total
+        if self.enabled:
+            self._store("grad_norm", groups)
+            norms: list[Tensor] = []
+            for portion in self.portions:
+                for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=True):
+                    copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
+                norms += torch._foreach_norm(self.parameters[portion])
+            self.parameter_norm_P = whole(norms)
+            self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
+            norms_V = full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
+            norms_V = norms_V[: self.n_classes]  # without the vocabulary's padding
+            self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
+        else:
+            self.parameter_norm_P = tensor_norms(self.parameters)
+        return total
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Measure what the optimizer's step changed."""
+        if self.enabled:
+            norms: list[Tensor] = []
+            for portion in self.portions:
+                torch._foreach_sub_(self.before[portion], self.parameters[portion])
+                norms += torch._foreach_norm(self.before[portion])
+            self._store("update_rms", self.group_norms(whole(norms))[0] / self.group_norms.root_count_G)
+
+    def _store(self, kind: str, values_G: Tensor) -> None:
+        self.step_values |= {
+            f"{kind}/{name}": v for name, v in zip(self.group_norms.names, values_G.unbind(), strict=True)
+        }
+
+    @torch.no_grad()
+    def loss_values(self) -> dict[str, Tensor]:
+        """loss/nll and loss/objective of the step so far, reduced over micro-batches and ranks.
+
+        ``local_loss`` is then a sum of this rank's alone, finite if they are.
+        """
+        sums = torch.stack(
+            [
+                sum((x.objective_sum.detach() for x in self.losses), start=torch.zeros_like(self.losses[0].nll_sum)),
+                sum((x.nll_sum for x in self.losses), start=torch.zeros_like(self.losses[0].nll_sum)),
+                torch.stack([x.valid_N.sum() for x in self.losses]).sum(),
+            ]
+        )
+        self.local_loss = sums[:2].sum()
+        all_reduce(sums, "sum")
+        return {"loss/objective": sums[0] / sums[2], "loss/nll": sums[1] / sums[2]}
+
+    @torch.no_grad()
+    def collect(self) -> dict[str, Tensor]:
+        """Everything measured since the last call, by metric name, as 0-d tensors equal on all ranks."""
+        means: Means = {}
+        maxima: dict[str, Tensor] = {}
+        histogram = None
+        if self.enabled:
+            for name, pieces in self.norms.items():
+                norms_N = torch.cat(pieces)
+                means[f"{name}/mean"] = (norms_N.mean(), torch.full((), float(len(norms_N)), device=norms_N.device))
+                maxima[f"{name}/max"] = norms_N.max()
+            histogram = self._reduce_statistics(means, maxima)
+            self._reduce_attention(means, maxima)
+        values = self.step_values | _over_ranks(means, maxima)
+        if histogram is not None:
+            all_reduce(histogram, "sum")
+            values["tfsd/weight_p10"] = weight_quantile(histogram, 0.1)
+        self._reset()
+        return values
+
+    def _reduce_statistics(self, means: Means, maxima: dict[str, Tensor]) -> Tensor | None:
+        """Fill in this rank's means and maxima of the per-token statistics; returns the histogram of the TFSD weight."""
+        valid_N = torch.cat([x.valid_N for x in self.losses]) > 0
+        histogram = None
+        for name in self.losses[0].statistics:
+            value_N = torch.cat([x.statistics[name] for x in self.losses])
+            if name == "tfsd/weight":
+                means["tfsd/weight_mean"] = _mean(value_N, valid_N)
+                means["tfsd/weight_below_1pct"] = _mean((value_N < 0.01).float(), valid_N)
+                histogram = weight_histogram(value_N, valid_N)
+            elif describe(name).reduction == "max":
+                maxima[name] = torch.where(valid_N, value_N, -math.inf).max()
+            else:
+                means[name] = _mean(value_N, valid_N)
+        for name in self.losses[0].sampled:
+            value_S = torch.cat([x.sampled[name] for x in self.losses])
+            valid_S = torch.cat([x.sampled_valid for x in self.losses]) > 0
+            means[name] = _mean(value_S, valid_S)
+        return histogram
+
+    def _reduce_attention(self, means: Means, maxima: dict[str, Tensor]) -> None:
+        if not self.attention:
+            return
+        one = self.attention[0]["entropy"].new_ones(())  # all ranks probe equally many sequences
+        for index, layer in enumerate(self.attention):
+            means[f"attention/layer_{index:02d}/entropy"] = (layer["entropy"], one)
+            maxima[f"attention/layer_{index:02d}/logit_max"] = layer["logit_max"]
+        means["attention/entropy"] = (torch.stack([layer["entropy"] for layer in self.attention]).mean(), one)
+        maxima["attention/logit_max"] = torch.stack([layer["logit_max"] for layer in self.attention]).max()
+
+
+def _mean(value_N: Tensor, valid_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the valid values, and how many they are."""
+    count = valid_N.sum()
+    return torch.where(valid_N, value_N, 0).sum() / count.clamp(min=1), count
+
+
+def _over_ranks(means: Means, maxima: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means of what they are means of on all ranks, and maxima; each kind in one collective."""
+    if world_size() == 1 or not means:
+        return {name: mean for name, (mean, _) in means.items()} | maxima
+    totals_2M = torch.stack(
+        [torch.stack([mean.float() * count, count.float()]) for mean, count in means.values()], dim=1
+    )
+    max_values = torch.stack([v.float() for v in maxima.values()])
+    all_reduce(totals_2M, "sum")
+    all_reduce(max_values, "max")
+    reduced = totals_2M[0] / totals_2M[1].clamp(min=1)
+    return dict(zip(means, reduced.unbind(), strict=True)) | dict(zip(maxima, max_values.unbind(), strict=True))

@@ -1,0 +1,109 @@
+"""Building a model, its optimizer and its instruments from a configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig
+
+from common.errors import InputError
+from common.seeds import stream_seed
+from configs.body import body_config, skeleton_problems
+from configs.schema import OptimizerConfig, RunConfig
+from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model
+from stability.measure.norms import parameter_groups
+from stability.measure.telemetry import Telemetry
+
+
+def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHeadConfig:
+    """The configuration of a run's model, its body new or (``body.checkpoint``) that of an existing checkpoint.
+
+    Raises InputError when the checkpoint cannot be read or its vocabulary is smaller than the tokenizer's.
+    """
+    if config.body.checkpoint is None:
+        multiple = config.body.pad_vocab_to_multiple_of
+        padded = math.ceil(vocab_size / multiple) * multiple
+        text, n_classes = body_config(config.body, config.data.sequence_length, padded, special_id), vocab_size
+    else:
+        try:
+            text = AutoConfig.from_pretrained(config.body.checkpoint, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"body.checkpoint: {config.body.checkpoint}: {str(error).splitlines()[0]}") from None
+        text = getattr(text, "text_config", text)
+        if text.vocab_size < vocab_size:
+            raise InputError(
+                f"body.checkpoint: {config.body.checkpoint} has {text.vocab_size} embeddings, the tokenizer {vocab_size} "
+                "tokens; set data.tokenizer to the checkpoint's own"
+            )
+        problems = skeleton_problems(text, config.data.sequence_length)
+        if problems:
+            raise InputError(*problems)
+        n_classes = text.vocab_size
+    head = {"kind": config.head.kind, **config.head.options}
+    objective = {"kind": config.objective.kind, **config.objective.options}
+    return SwapHeadConfig(text, head=head, objective=objective, n_classes=n_classes)
+
+
+def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
+    """A new model, its body new too or that of an existing checkpoint."""
+    model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
+    if config.body.checkpoint is not None:
+        try:
+            existing = load_model(config.body.checkpoint, local_files_only=False, body_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"body.checkpoint: {config.body.checkpoint}: {' '.join(str(error).split())}") from None
+        model.model.load_state_dict(existing.base_model.state_dict())
+    return model
+
+
+def load_weights(checkpoint: Path) -> Any:
+    """The model of a run's checkpoint. Raises InputError if its weights are not exactly the model's."""
+    try:
+        return load_model(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None
+
+
+def prepare_model(config: RunConfig, model: Any) -> Any:
+    """The model as the configuration wants it trained."""
+    model.train()
+    attend_causally(model.model, config.data.sequence_length)
+    if config.train.gradient_checkpointing:
+        # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
+    if config.train.compile:
+        model.model.compile()
+    return model
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Fused AdamW with two explicit groups: matrices decay, vectors do not."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
+    """The instruments, on the model inside whatever wraps it."""
+    tied = config.head.options.get("tied", True)
+    assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
+        "the launch broke the tied embedding"
+    )
+    names = {id(module): name for name, module in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    stack = blocks(model.model)
+    groups = parameter_groups(
+        list(parameters),
+        embedding_prefix=names[id(model.get_input_embeddings())],
+        blocks_prefix=names[id(stack)],
+        head_prefix=names[id(model.lm_head)],
+    )
+    return Telemetry(stack, final_norm(model.model), model.lm_head, parameters, groups, config.telemetry.enabled)

@@ -1,0 +1,68 @@
+"""What is refused before a run is built: a checkpoint, a tokenizer, tokens or a size that cannot be used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import AutoTokenizer
+
+from common.errors import InputError
+from configs.schema import RunConfig
+from data.store import TokenStore
+from record.checkpoints import list_checkpoints, read_state
+
+from .build import model_config
+from .memory import need_of
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+def check_body(config: RunConfig) -> None:
+    """Raise InputError, before any text is read, if the checkpoint that the body comes from cannot be used."""
+    place = config.body.checkpoint
+    if place is None:
+        return
+    if not Path(place).is_dir() and not _HUB_NAME.fullmatch(place):
+        raise InputError(f"body.checkpoint: {place}: no such folder")
+    if checkpoints := list_checkpoints(Path(place)):
+        raise InputError(f"body.checkpoint: {place} is a run; name one of its checkpoints, as {checkpoints[-1]}")
+    model_config(config, vocab_size=1, special_id=0)  # the tokens are not known yet; what is said of them comes later
+
+
+def check_tokenizer(config: RunConfig, store: TokenStore) -> None:
+    """Raise InputError if the checkpoint that the body comes from has another tokenizer than the text."""
+    place = config.body.checkpoint
+    if place is None or not (Path(place) / "tokenizer.json").is_file():
+        return
+    theirs: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    if theirs.get_vocab() != store.load_tokenizer().get_vocab():
+        raise InputError(
+            f"body.checkpoint: {place} has another tokenizer than the text, so its embeddings are of other tokens; set "
+            f"data.vocab_size=null data.tokenizer={place}"
+        )
+
+
+def check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -> tuple[int, str]:
+    """Parameters of the model, and the memory it needs, in words. Raises InputError if it cannot fit. Main process only."""
+    need = need_of(
+        config,
+        vocabulary,
+        ranks=accelerator.num_processes,
+        sharded=accelerator.is_fsdp2,
+        device=accelerator.device,
+    )
+    need.refuse()
+    return need.parameters, str(need)
+
+
+def refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | None) -> None:
+    """Raise InputError if the tokens were damaged, or are not those of the run that is gone on with."""
+    store.verify()
+    if checkpoint is not None and read_state(checkpoint)["data"] != store.manifest_hash():
+        raise InputError(
+            f"{directory}: its text or its tokenizer has changed since {checkpoint.name} was written (the tokens are now those "
+            f"of {store.path}); restore them, or choose another name"
+        )

@@ -1,0 +1,71 @@
+"""What a run writes before its first step and when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from common.command import EXIT_STORAGE
+from configs.recipe import dump_config
+
+if TYPE_CHECKING:
+    from ranks.stop import StopVote
+
+    from .resume import ResumePoint
+    from .run import Run
+
+
+def end(run: Run, vote: StopVote) -> None:
+    """Close trackers and connections. All ranks call it."""
+    vote.close()
+    run.accelerator.wait_for_everyone()
+    run.trackers.finish()
+    run.accelerator.end_training()
+
+
+def open_run_directory(run: Run, point: ResumePoint) -> None:
+    """Write what describes the run, and drop the rows that it will write again."""
+    from record.checkpoints import tidy_up
+    from record.environment import environment
+
+    from .resume import set_rejected_aside
+
+    config, recorder, accelerator = run.config, run.recorder, run.accelerator
+    accelerator.wait_for_everyone()  # all have read the directory
+    facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
+    facts["sharded"] = accelerator.is_fsdp2
+    facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
+    path = run.store.path.resolve()
+    facts["data"] = {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()}
+    if accelerator.is_main_process:
+        set_rejected_aside(point, run.directory)
+        tidy_up(run.directory)
+    recorder.write_text("config.yaml", dump_config(config))
+    recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
+    recorder.rewind(run.step)
+    recorder.status("running", run.step)
+    for rejected in point.rejected:
+        recorder.event("checkpoint_rejected", run.step, step=run.step, **rejected)
+        run.watch.say(f"{rejected['checkpoint']} cannot be used: {rejected['problem']}")
+    if point.rejected and not run.step:
+        run.watch.say("no checkpoint can be used: starting over")
+    if run.step:
+        recorder.event("resume", run.step, step=run.step)
+        run.watch.say(f"going on from step {run.step}")
+    accelerator.wait_for_everyone()
+
+
+def storage_failed(run: Run, error: OSError) -> int:
+    """Say what the disk refused and where the same command goes on; returns the exit status."""
+    from record.checkpoints import list_checkpoints
+
+    checkpoints = list_checkpoints(run.directory)
+    after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "the start"
+    reason = f"{error.filename or run.directory}: {error.strerror} at step {run.step}"
+    with contextlib.suppress(OSError):
+        if run.directory.is_dir():
+            run.recorder.status("failed", run.step, reason)
+    print(f"error: {reason}; mend that, and the same command goes on from {after}", file=sys.stderr)
+    return EXIT_STORAGE

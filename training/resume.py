@@ -1,0 +1,154 @@
+"""Whether a run directory is new, finished, or to be gone on with, and from where."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from configs.body import unstated_sizes
+from configs.load import load_config
+from configs.recipe import flat
+from configs.schema import RunConfig
+from record.checkpoints import checkpoint_at, list_checkpoints, read_state, set_aside, step_of
+from record.integrity import damage
+from record.rows import read_rows, rows_backwards
+
+FREE_KEYS = (
+    "output_dir",
+    "resume",
+    "checkpoint",
+    "trackers",
+    "tracking",
+    "telemetry.flush_every",
+    "data.cache_dir",
+    "train.micro_batch_size",
+    "train.stall_seconds",
+)
+"""What may change between a run and its continuation: none of it changes the curves, or only by rounding.
+(Where there is dropout, its draws depend on the micro-batches as they do on the number of ranks.)"""
+REWIND_KEYS = ("checkpoint", "telemetry.flush_every")
+"""Those of them that do change what a run with interventions does."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where to begin: after a step whose checkpoint there is, at the start (0), or nowhere because the run is finished."""
+
+    step: int = 0
+    finished: bool = False
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    """Newer checkpoints that cannot be used: {"checkpoint": its name, "problem": why}."""
+
+    def checkpoint(self, directory: Path) -> Path | None:
+        """The checkpoint of ``step`` in the run directory; None for the start."""
+        return checkpoint_at(directory, self.step) if self.step else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the other ranks: ``ResumePoint(**json)`` is this one again."""
+        return asdict(self)
+
+
+def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
+    """Look at the run directory. Main process only.
+
+    Raises InputError for what ``resume`` forbids and for a run or a checkpoint of another configuration.
+    """
+    status_file, checkpoints = directory / "status.json", list_checkpoints(directory)
+    if config.resume == "never" and (status_file.exists() or checkpoints):
+        raise InputError(f"{directory}: holds a run already; choose another name, or resume=auto to go on with it")
+    if config.resume == "must" and not checkpoints:
+        raise InputError(f"{directory}: resume=must, but there is no complete checkpoint to go on from")
+    if not status_file.exists() and not checkpoints:
+        return ResumePoint()
+    _refuse_other_configuration(config, directory)
+    _read_events(directory)
+    if status_file.exists() and _read_status(status_file) == "finished":
+        return ResumePoint(config.train.steps, finished=True)
+    return _newest_whole(config, directory)
+
+
+def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
+    rejected: list[dict[str, str]] = []
+    rows_lost = False
+    for checkpoint in reversed(list_checkpoints(directory)):
+        damaged = damage(checkpoint) or _other_step(checkpoint)
+        problem = damaged or _missing_rows(directory, step_of(checkpoint))
+        if problem is None:
+            state = read_state(checkpoint)
+            where = f"the checkpoint {checkpoint.name} in {directory}"
+            # With what has been added to the schema since.
+            before = RunConfig.model_validate(state["config"]).model_dump()
+            _refuse_differing(config, before, where, also_free=("name",))
+            return ResumePoint(state["step"], rejected=rejected)
+        rejected.append({"checkpoint": checkpoint.name, "problem": problem})
+        rows_lost = rows_lost or damaged is None
+    if rows_lost:
+        raise InputError(
+            f"{directory / 'metrics.jsonl'}: its rows end before the first whole checkpoint; restore it, or choose another name"
+        )
+    if rejected and config.resume == "must":
+        told = "; ".join(f"{each['checkpoint']}: {each['problem']}" for each in rejected)
+        raise InputError(f"{directory}: resume=must, but no checkpoint can be used ({told})")
+    return ResumePoint(rejected=rejected)
+
+
+def set_rejected_aside(point: ResumePoint, directory: Path) -> None:
+    """Rename the checkpoints that cannot be used. Main process only."""
+    for each in point.rejected:
+        set_aside(directory / "checkpoints" / each["checkpoint"])
+
+
+def _other_step(checkpoint: Path) -> str | None:
+    """What is wrong with a whole checkpoint that somebody has renamed."""
+    step = read_state(checkpoint)["step"]
+    return None if step == step_of(checkpoint) else f"it was written after step {step}"
+
+
+def _missing_rows(directory: Path, step: int) -> str | None:
+    """What a checkpoint lacks if metrics.jsonl does not reach its step: a run that went on there would have a gap."""
+    path = directory / "metrics.jsonl"
+    try:
+        last = next((row["step"] for _, row in rows_backwards(path)), 0)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: its last rows cannot be read ({error}); restore the file, or choose another name"
+        ) from None
+    return f"the rows of steps {last + 1} to {step} are missing in metrics.jsonl" if last < step else None
+
+
+def _read_events(directory: Path) -> None:
+    try:
+        read_rows(directory / "events.jsonl")
+    except ValueError as error:
+        raise InputError(f"{error}; delete that line, or choose another name") from None
+
+
+def _read_status(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["status"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or choose another name") from None
+
+
+def _refuse_other_configuration(config: RunConfig, directory: Path) -> None:
+    before = load_config(directory / "config.yaml", recorded=True).model_dump()
+    _refuse_differing(config, before, f"the run in {directory}")
+
+
+def _refuse_differing(config: RunConfig, other: dict[str, Any], where: str, also_free: tuple[str, ...] = ()) -> None:
+    before, now = flat(other), flat(config.model_dump())
+    if config.body.model_type is not None and before.get("body.model_type") == config.body.model_type:
+        # An older run may have left sizes to transformers.
+        unstated = unstated_sizes(config.body.model_type, other["body"])
+        before |= {f"body.{name}": size for name, size in unstated.items()}
+    free_keys = [*also_free, *(key for key in FREE_KEYS if not (config.interventions and key in REWIND_KEYS))]
+    differing = [
+        f"{key}: {where} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in free_keys)
+    ]
+    if differing:
+        raise InputError(*differing)
