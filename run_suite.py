@@ -42,7 +42,7 @@ from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_
 from common.errors import InputError
 from common.files import last_row
 from common.processes import ending, last_lines
-from configs.schema import Place, Section
+from common.section import Place, Section
 
 ROOT = Path(__file__).parent
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -4,36 +4,27 @@
 
 Exit status: 0 finished, 2 bad input, 3 diverged (something was not finite), 69 another rank is gone, 74 the disk refused, 75
 preempted (checkpoint written); after 69, 74 and 75 the same command goes on. What a run is made of is in training/run.py.
-Shapes: B sequences of one micro-batch on this rank, T positions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command import (
-    EXIT_DIVERGED,
-    EXIT_FINISHED,
-    EXIT_PREEMPTED,
-    EXIT_RANK_LOST,
-    EXIT_STORAGE,
-    ArgumentParser,
-    exit_status,
-)
+from common.command import EXIT_FINISHED, EXIT_RANK_LOST, EXIT_STORAGE, ArgumentParser, exit_status
 from configs.load import load_config
 from configs.recipe import dump_config
 from configs.schema import RunConfig
 from ranks.launch_variables import check_launch_variables
+from training.due import due_after
+from training.ends import diverged, finished, open_run_directory, preempted, storage_failed
 from training.flush import flush
-from training.opening import end, open_run_directory, storage_failed
 from training.rewinding import rewind
-from training.saving import save_checkpoint
+from training.saving import fit_to_keep, save_checkpoint
 from training.step import training_step
 
 if TYPE_CHECKING:
@@ -69,7 +60,9 @@ def train(config: RunConfig) -> int:
     from training.resume import ResumePoint, find_resume_point
     from training.run import build_run
 
-    accelerator = start_accelerator(config)
+    accelerator = start_accelerator(
+        config.train.precision, batch_size=config.train.batch_size, stall_seconds=config.train.stall_seconds
+    )
     from_main(lambda: refuse_unready(config.trackers), accelerator.device)
     directory = Path(config.output_dir) / config.name
     with contextlib.ExitStack() as held:
@@ -85,7 +78,7 @@ def train(config: RunConfig) -> int:
 
 
 def guarded(run: Run, point: ResumePoint) -> int:
-    """The run's steps; what may end them from outside becomes one line and an exit status."""
+    """The run's steps; what ends them from outside (a lost rank, a full disk) is told in one line."""
     from ranks.watchdog import RankLostError
 
     try:
@@ -111,57 +104,27 @@ def loop(run: Run) -> int:
     from ranks.launch import connection_timeout
     from ranks.stop import StopVote, stop_signals
 
-    config, steps = run.config, run.config.train.steps
     run.began = time.perf_counter()
     with stop_signals() as stop, run.bar:
-        vote = StopVote(connection_timeout(config.train.stall_seconds))
-        while run.step < steps:
+        vote = StopVote(connection_timeout(run.config.train.stall_seconds))
+        while run.step < run.config.train.steps:
             training_step(run, run.step + 1)
-            step = run.step
-            checkpoint_due = step % config.checkpoint.every == 0 or step == steps
-            evaluation_due = step % config.train.eval_every == 0 or checkpoint_due
-            stopping = vote(stop.signal is not None) and step < steps
-            # Where only a signal makes the run look, an unbroken run would not have looked, nor decided anything.
-            regular = step % config.telemetry.flush_every == 0 or evaluation_due
-            if not (regular or stopping):
+            due = due_after(run.step, run.config, stop_asked=vote(stop.signal is not None))
+            if not due.look:
                 continue
-            last_row = flush(run, evaluation_due)
-            if regular and rewind(run):
+            flush(run, due.evaluate)
+            fit = not run.diverged and (not due.keep or fit_to_keep(run))
+            if due.decide and rewind(run):
                 continue
-            keeping = (checkpoint_due or stopping) and not run.diverged
-            spoilt = keeping and not run.vitals.state_is_finite(run.optimizer.optimizer)
-            if spoilt:
-                run.watch.overflowed(step)
-                if regular and rewind(run):
-                    continue
-            decides_later = not regular and bool(config.interventions)
-            if (run.diverged or spoilt) and not decides_later:
-                run.watch.finish(step, run.batch_number)
-                run.watch.report_divergence(last_row, run.vitals.names(), run.vitals.ranks(), updated=spoilt)
-                end(run, vote)
-                return EXIT_DIVERGED
-            if keeping and not spoilt:
-                save_checkpoint(run, undecided=decides_later)
+            undecided = not due.decide and run.decides  # a run that goes on here decides about it
+            if not fit and not undecided:
+                return diverged(run, vote)
+            if due.keep and fit:
+                save_checkpoint(run, undecided=undecided)
             run.began = time.perf_counter()
-            if stopping:
-                asked = stop.signal or "a signal to another rank"
-                run.recorder.event("preempted", step, step=step, signal=asked)
-                run.recorder.status("preempted", step, f"stopped by {asked}; the same command goes on")
-                run.watch.say(f"stopped by {asked} after step {step}; the same command goes on")
-                end(run, vote)
-                return EXIT_PREEMPTED
-    run.watch.finish(steps, run.batch_number)
-    run.recorder.status("finished", steps)
-    end(run, vote)
-    nll = math.nan if run.validation_nll is None else run.validation_nll
-    run.accelerator.print(f"finished: validation NLL {nll:.4f} nats/token; {run.directory}")
-    return EXIT_FINISHED
-
-
-# --------------------------------------------------------------------------------------------------------------- a step
-
-
-# ------------------------------------------------------------------------------------------------------ between the steps
+            if due.stop:
+                return preempted(run, vote, stop.signal or "a signal to another rank")
+    return finished(run, vote)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from configs.load import load_config
+from optim.optimizers import build_optimizer
 from record.rows import read_rows
-from training.build import build_model, build_optimizer, prepare_model
+from training.build import build_model, prepare_model
 from training.memory import Shapes, shapes_of
 from training.saving import save_checkpoint
 

@@ -19,8 +19,8 @@ from scipy.stats import quantile_test
 from common.errors import InputError
 from configs.load import load_config
 from ranks.launch import start_accelerator
+from training.ends import open_run_directory
 from training.flush import flush
-from training.opening import open_run_directory
 from training.resume import ResumePoint
 from training.run import Run, build_run
 from training.step import training_step
@@ -143,7 +143,14 @@ def start_run(recipe: Path, overrides: Sequence[str], folder: str, name: str) ->
     # The end is far away: however many steps are measured, the warm-up is shorter and the schedule goes on.
     own = [f"output_dir={folder}", f"name={name}", f"telemetry.flush_every={BLOCK}", "train.steps=1000000"]
     config = load_config(recipe, [*overrides, *own])
-    run = build_run(config, start_accelerator(config), Path(folder) / name, None)
+    run = build_run(
+        config,
+        start_accelerator(
+            config.train.precision, batch_size=config.train.batch_size, stall_seconds=config.train.stall_seconds
+        ),
+        Path(folder) / name,
+        None,
+    )
     open_run_directory(run, ResumePoint())
     run.bar.leave = False
     run.bar.close()

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from configs.load import load_config
-from training.build import build_model, build_optimizer, prepare_model
+from optim.optimizers import build_optimizer
+from training.build import build_model, prepare_model
 from training.run import Run
 
 from .paired import (

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from common.errors import note
-
-from .messages import sections
 
 
 def drop_foreign_options(below: dict[str, Any], above: dict[str, Any], kind_keys: Mapping[str, str]) -> None:
     """Remove from the sections of ``below`` whose kind ``above`` changes the options that the new kind does not have."""
     for section, key in kind_keys.items():
-        old, new = below.get(section), above.get(section)
+        *parents, leaf = section.split(".")
+        lower: Any = below
+        upper: Any = above
+        for parent in parents:
+            lower, upper = (tree.get(parent) if isinstance(tree, dict) else None for tree in (lower, upper))
+        old, new = (tree.get(leaf) if isinstance(tree, dict) else None for tree in (lower, upper))
         if not isinstance(old, dict) or not isinstance(new, dict):
             continue
         if "checkpoint" in new or new.get(key, old.get(key)) != old.get(key):
-            below[section] = _kept_options(section, key, old, new)
+            lower[leaf] = _kept_options(section, key, old, new)
         elif section == "body" and isinstance(old.get(key), str):
             from .body import not_replaced
 
-            below[section] = not_replaced(old, new, old[key])
+            lower[leaf] = not_replaced(old, new, old[key])
 
 
 def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +33,8 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
     if not isinstance(kind, str):  # a checkpoint, which has a whole body; or a mistake, told later
         return {}
     names = _carried_over(section, old, kind)
-    if names is None:
-        return {}
+    if names is None:  # no such kind, which is told later
+        return dict(old)
     dropped = [name for name in old if name not in names and old[name] is not None and name not in (key, *new)]
     if dropped:
         left_out = f"has no {', '.join(dropped)}; the recipe's values are left out"
@@ -52,13 +54,7 @@ def _carried_over(section: str, old: dict[str, Any], kind: str) -> dict[str, str
         from .body import carried_over
 
         return carried_over(old, kind)
-    if section == "data":
-        variants = [m for name, m in sections() if name == "data."]
-        fields = [set(m.model_fields) for m in variants if get_args(m.model_fields["kind"].annotation) == (kind,)]
-    else:
-        from model import HEADS, OBJECTIVES
+    from .kinds import option_names, table_of
 
-        tables: dict[str, dict[str, Any]] = {"head": {**HEADS}, "objective": {**OBJECTIVES}}
-        registered = tables[section].get(kind)
-        fields = [{f.name for f in dataclasses.fields(registered.Options)}] if registered else []
-    return {name: name for name in old if name in fields[0]} if fields else None
+    registered = table_of(section).get(kind)
+    return None if registered is None else {name: name for name in old if name in option_names(section, registered)}

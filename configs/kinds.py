@@ -1,38 +1,91 @@
-"""Checks of a well-formed configuration against the things it names: registered heads and objectives, transformers bodies."""
+"""Everything that a configuration chooses by name, and the check of a well-formed configuration against it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import pydantic
 
 from common.errors import InputError
+from common.registry import checked_options, plain_options
+from common.section import Choice
+from data.corpora import DataConfig
+from data.kinds import CORPORA
 from model import HEADS, OBJECTIVES
-from record.metrics import describe
+from optim.optimizers import OPTIMIZERS, OptimizerConfig
+from optim.schedules import SCHEDULES
+from record.metrics import declare, describe
 from stability.detect.catalogue import DETECTORS
+from stability.intervene.kinds import INTERVENTIONS
+from stability.stress.base import Stress
+from stability.stress.kinds import STRESSES
 
 from .body import body_problems
 from .messages import nearest, wrong_value
-from .schema import BodyConfig, Choice, DetectionConfig, RunConfig
+from .schema import BodyConfig, RunConfig
+
+TABLES: dict[str, dict[str, Any]] = {
+    "data": CORPORA,
+    "head": HEADS,
+    "objective": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "stress": STRESSES,
+    "interventions": INTERVENTIONS,
+    "detection.detector": DETECTORS,
+}
+"""By configuration key, the registered classes that it chooses among."""
+_SHARED: dict[str, type[pydantic.BaseModel]] = {"data": DataConfig, "optimizer": OptimizerConfig}
+"""Sections that have keys of their own beside those of the kind."""
 
 
-def check_components(config: RunConfig, *, recorded: bool = False) -> RunConfig:
-    """The configuration with the options of head and objective filled in. Raises InputError with every mistake found."""
+def table_of(section: str) -> dict[str, Any]:
+    """The kinds of a section, whose key may end in a number, as stress.0."""
+    return TABLES[_unnumbered(section)]
+
+
+def _unnumbered(section: str) -> str:
+    return ".".join(part for part in section.split(".") if not part.isdigit())
+
+
+def option_names(section: str, cls: Any) -> list[str]:
+    """The keys that a section has with this kind, beside ``kind``."""
+    shared = _SHARED[section].model_fields if section in _SHARED else {}
+    return [*(f.name for f in dataclasses.fields(cls.Options)), *(name for name in shared if name != "kind")]
+
+
+def check_kinds(config: RunConfig, *, recorded: bool = False) -> RunConfig:
+    """The configuration with the options of all kinds filled in. Raises InputError with every mistake found."""
     problems: list[str] = []
-    head = _resolve("head", config.head, HEADS, problems)
-    objective = _resolve("objective", config.objective, OBJECTIVES, problems)
+    optimizer = _resolve("optimizer", config.optimizer, problems)
+    schedule = _resolve("optimizer.schedule", config.optimizer.schedule, problems)
+    found = {
+        "data": _resolve("data", config.data, problems),
+        "head": _resolve("head", config.head, problems),
+        "objective": _resolve("objective", config.objective, problems),
+        "optimizer": optimizer.model_copy(update={"schedule": schedule}),
+        "stress": [_resolve(f"stress.{i}", choice, problems) for i, choice in enumerate(config.stress)],
+        "interventions": [
+            _resolve(f"interventions.{i}", choice, problems) for i, choice in enumerate(config.interventions)
+        ],
+    }
     problems += body_problems(config.body, config.data.sequence_length, recorded=recorded)
-    problems += _detection_problems(config.detection)
+    problems += _detection_problems(config)
+    if not problems:
+        problems += _problems_of_kinds(config)
     if problems:
         raise InputError(*problems)
-    return config.model_copy(update={"head": head, "objective": objective})
+    return config.model_copy(update=found)
 
 
-def _detection_problems(detection: DetectionConfig) -> list[str]:
-    problems = []
+def _detection_problems(config: RunConfig) -> list[str]:
+    detection, problems = config.detection, []
+    acting = {choice.kind for choice in config.interventions} | ({"clip_norm"} if config.optimizer.clip_norm else set())
+    for kind in acting & INTERVENTIONS.keys():
+        declare(*INTERVENTIONS[kind].metrics)
     if detection.detector not in DETECTORS:
         hint = nearest(detection.detector, DETECTORS)
         problems.append(
@@ -41,49 +94,98 @@ def _detection_problems(detection: DetectionConfig) -> list[str]:
     for signal in detection.signals:
         try:
             describe(signal)
+            if signal.startswith("intervention/") and signal.split("/")[1].partition("-")[0] not in acting:
+                raise KeyError(signal)
         except KeyError:
             problems.append(f"detection.signals: no metric {signal!r}; docs/metrics.md lists them")
     return problems
 
 
-def component_problems(raw: dict[str, Any]) -> list[str]:
-    """What can be said about head, objective and body of a configuration that is wrong elsewhere."""
+def _problems_of_kinds(config: RunConfig) -> Iterator[str]:
+    """What stresses and interventions say about the run that they are in."""
+    train = config.train
+    for number, choice in enumerate(config.stress):
+        cls = STRESSES[choice.kind]
+        options = checked_options(cls, choice.options)
+        for key, text in cls.problems(options, steps=train.steps, batch_size=train.batch_size):
+            yield f"stress.{number}.{key}: {text}"
+        if train.precision == "fp16" and cls.gradients is not Stress.gradients:
+            yield f"stress.{number}.kind: {choice.kind} changes gradients, which fp16's scaler has judged before; use bf16"
+    for number, choice in enumerate(config.interventions):
+        cls = INTERVENTIONS[choice.kind]
+        options = checked_options(cls, choice.options)
+        for key, text in cls.problems(options, signals=config.detection.signals):
+            yield f"interventions.{number}.{key}: {text}"
+        if choice.kind == "clip_norm" and config.optimizer.clip_norm is not None:
+            yield f"interventions.{number}.kind: optimizer.clip_norm clips already; set optimizer.clip_norm=null"
+
+
+def kind_problems(raw: dict[str, Any]) -> list[str]:
+    """What can be said about the kinds and the body of a configuration that is wrong elsewhere."""
     problems: list[str] = []
-    for section, table in (("head", HEADS), ("objective", OBJECTIVES)):
+    lists = {f"{key}.{i}": each for key in ("stress", "interventions") for i, each in _numbered(raw.get(key))}
+    optimizer = raw.get("optimizer")
+    lists["optimizer.schedule"] = optimizer.get("schedule") if isinstance(optimizer, dict) else None
+    for section in ("data", "head", "objective", "optimizer", *lists):
+        given = lists.get(section, raw.get(section))
+        if section in _SHARED and isinstance(given, dict):  # what is wrong with the other keys, the schema has said
+            shared = _SHARED[section].model_fields.keys() - {"kind"}
+            given = {"kind": "adamw"} | {name: value for name, value in given.items() if name not in shared}
         with contextlib.suppress(pydantic.ValidationError):
-            _resolve(section, Choice.model_validate(raw.get(section)), table, problems)
+            _resolve(section, Choice.model_validate(given), problems)
     with contextlib.suppress(pydantic.ValidationError):
         problems += body_problems(BodyConfig.model_validate(raw.get("body")), sequence_length=2)
     return problems
 
 
-def _resolve(section: str, choice: Choice, table: dict[str, Any], problems: list[str]) -> Choice:
+def _numbered(choices: Any) -> Iterator[tuple[int, Any]]:
+    yield from enumerate(choices if isinstance(choices, list) else ())
+
+
+def _resolve(section: str, choice: Any, problems: list[str]) -> Any:
     """``choice`` with all options of its kind; mistakes are appended to ``problems``."""
+    table = table_of(section)
     if choice.kind not in table:
         known = ", ".join(sorted(table))
         problems.append(
             f"{section}.kind: unknown kind {choice.kind!r}; registered: {known}{nearest(choice.kind, table)}"
         )
         return choice
-    plain = table[choice.kind].Options
-    strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    options = pydantic.dataclasses.dataclass(plain, config=strict, frozen=True)
     try:
-        resolved = pydantic.TypeAdapter(options).validate_json(json.dumps(choice.options))
+        resolved = checked_options(table[choice.kind], choice.options)
     except pydantic.ValidationError as error:
-        problems += _option_problems(section, choice, [f.name for f in dataclasses.fields(plain)], error)
+        problems += _option_problems(section, choice, error)
         return choice
-    return Choice.model_validate({"kind": choice.kind, **dataclasses.asdict(resolved)})
+    shared = {name: getattr(choice, name) for name in type(choice).model_fields}
+    options = plain_options(table[choice.kind], resolved)
+    if clash := shared.keys() & options.keys():
+        problems.append(
+            f"{section}.kind: the options of {choice.kind} have {', '.join(sorted(clash))}, a key of the section too; rename it"
+        )
+        return choice
+    return type(choice).model_construct(**shared, **options)
 
 
-def _option_problems(section: str, choice: Choice, names: list[str], error: pydantic.ValidationError) -> list[str]:
+def _option_problems(section: str, choice: Choice, error: pydantic.ValidationError) -> list[str]:
     """One line for each option that is wrong."""
+    table = table_of(section)
+    names = option_names(section, table[choice.kind])
+    base = _unnumbered(section)
+    elsewhere = {name for cls in table.values() for name in option_names(section, cls)}
     messages: dict[str, list[str]] = {}
     for e in error.errors():
-        key = f"{section}.{e['loc'][0]}" if e["loc"] else section
+        key = ".".join([section, *map(str, e["loc"])])
+        name = str(e["loc"][0]) if e["loc"] else ""
         if e["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            has = f"it has {', '.join(names)}" if names else "it has no options"
-            text = f"no option of the kind {choice.kind}, {has}{nearest(str(e['loc'][0]), names)}"
+            if base in ("head", "objective"):
+                has = f"it has {', '.join(names)}" if names else "it has no options"
+                text = f"no option of the kind {choice.kind}, {has}{nearest(name, names)}"
+            elif name in elsewhere:
+                text = f"has no effect with {section}.kind={choice.kind}; leave it out"
+            else:
+                text = f"unknown key{nearest(f'{base}.{name}', [f'{base}.{own}' for own in names])}"
+        elif e["type"] in ("missing", "missing_argument"):
+            text = f"is required and has no default; set it in the recipe or as {key}=..."
         elif e["type"] == "value_error":
             text = str(e["ctx"]["error"])
         else:

@@ -5,6 +5,7 @@ All mistakes are reported at once, a line each: the key, what is wrong, and the 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -23,7 +24,10 @@ from .messages import problem_line
 from .recipe import foreign_values, merge, read_overrides, read_recipe
 from .schema import RunConfig, TrackingConfig
 
-_KIND_KEYS = {"data": "kind", "head": "kind", "objective": "kind", "body": "model_type"}
+_KIND_KEYS = {
+    **dict.fromkeys(("data", "head", "objective", "optimizer", "optimizer.schedule"), "kind"),
+    "body": "model_type",
+}
 """The key of each section that decides which other keys it has."""
 _DECIDING = {"plugins", "body.checkpoint", *(f"{section}.{key}" for section, key in _KIND_KEYS.items()), *_KIND_KEYS}
 """Keys without which nothing can be said of others."""
@@ -67,7 +71,7 @@ def load_recorded(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 def _changed(merged: dict[str, Any], changes: dict[str, Any], recorded: bool) -> RunConfig:
     """The recipe ``merged`` with ``changes``, checked."""
-    _import_plugins(changes.get("plugins", merged.get("plugins")) or [])
+    import_plugins(changes.get("plugins", merged.get("plugins")) or [])
     drop_foreign_options(merged, changes, _KIND_KEYS)
     config = validate(merge(merged, changes), recorded=recorded)
     if config.tracking != TrackingConfig() and not set(config.trackers) - {"tensorboard"}:
@@ -84,16 +88,18 @@ def validate(raw: dict[str, Any], *, recorded: bool = False) -> RunConfig:
         # Through JSON, because strict validation reads JSON types as they are and a Python dict more narrowly.
         config = RunConfig.model_validate_json(json.dumps(raw))
     except pydantic.ValidationError as error:
-        from .kinds import component_problems
+        from .kinds import kind_problems
 
-        raise InputError(*(problem_line(e) for e in error.errors()), *component_problems(raw)) from None
-    from .kinds import check_components
+        raise InputError(*(problem_line(e) for e in error.errors()), *kind_problems(raw)) from None
+    from .kinds import check_kinds
 
-    return check_components(config, recorded=recorded)
+    return check_kinds(config, recorded=recorded)
 
 
-def _import_plugins(paths: Any) -> None:
+def import_plugins(paths: Any) -> None:
     """Import each plugin file, for what it registers."""
+    from .kinds import TABLES
+
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise InputError("plugins: must be a list of Python files, for example plugins=[my_heads.py]")
     for given in paths:
@@ -107,14 +113,19 @@ def _import_plugins(paths: Any) -> None:
             found = False
         if not found:
             raise InputError(f"plugins: {path}: no such file")
-        spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}", path)
+        place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:12]  # two files may have one name
+        spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}_{place}", path)
         if spec is None or spec.loader is None:
             raise InputError(f"plugins: {path}: not a Python file (its name must end in .py)")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
+        before = {section: dict(kinds) for section, kinds in TABLES.items()}
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # noqa: BLE001  (anything may go wrong in a file of the user's own)
+            for section, kinds in before.items():
+                TABLES[section].clear()
+                TABLES[section].update(kinds)
             raise InputError(f"plugins: {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 

@@ -10,15 +10,19 @@ from typing import Any, get_args
 
 import pydantic
 
-from .schema import RunConfig, Section
+from common.section import Choice, Section
+
+from .schema import RunConfig
 
 
-def sections(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[pydantic.BaseModel]]]:
-    """Every section with its dotted name; each variant of a union comes under the same name."""
+def sections(
+    model: type[pydantic.BaseModel] = RunConfig, prefix: str = ""
+) -> Iterator[tuple[str, type[pydantic.BaseModel]]]:
+    """Every section with its dotted name."""
     yield prefix, model
     for name, field in model.model_fields.items():
         for variant in _leaves(field.annotation):
-            if isinstance(variant, type) and issubclass(variant, Section):
+            if isinstance(variant, type) and issubclass(variant, Section | Choice):
                 yield from sections(variant, f"{prefix}{name}.")
 
 
@@ -42,21 +46,15 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
 
 def problem_line(error: Any) -> str:
     """One line for one pydantic error."""
-    tags = {get_args(m.model_fields["kind"].annotation)[0] for _, m in sections() if "kind" in m.model_fields}
-    loc = [str(part) for part in error["loc"]]
-    key = ".".join(part for i, part in enumerate(loc) if i == 0 or part not in tags) or "configuration"
+    key = ".".join(str(part) for part in error["loc"]) or "configuration"
     if error["type"] == "extra_forbidden":
         keys = [prefix + name for prefix, model in sections() for name in model.model_fields]
         unnumbered = ".".join(part for part in key.split(".") if not part.isdigit())
-        if unnumbered in keys and not loc[-1].isdigit():
-            return f"{key}: has no effect with this {key.rpartition('.')[0]}.kind; leave it out"
         return f"{key}: unknown key{nearest(unnumbered, keys)}"
     if error["type"] == "missing":
         return f"{key}: is required and has no default; set it in the recipe or as {key}=..."
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    if error["type"].startswith("union_tag"):
-        return f"{key}.kind: {error['msg'][:1].lower()}{error['msg'][1:]}"
     return f"{key}: {wrong_value(key, error)}"
 
 

@@ -17,14 +17,6 @@ from .carry_over import drop_foreign_options
 from .schema import RunConfig
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
-
-
 def foreign_values(tree: Any, key: str = "") -> Iterator[str]:
     """One line for each value that YAML has and a configuration has not: bytes, dates, text that is no Unicode."""
     if isinstance(tree, dict):

@@ -1,145 +1,22 @@
 """The typed configuration of a run: every key, its type, its default and what it means.
 
-A field without a default must be stated by the recipe. Unknown keys are errors. Sections whose keys depend on a ``kind``
-are unions over that kind, so that an option which would have no effect is an unknown key too.
+A field without a default must be stated by the recipe. Unknown keys are errors. Where a ``kind`` decides about the further keys
+of a section, they are the ``Options`` of the class that is registered under that kind (kinds.py), so that an option which would
+have no effect is an unknown key too.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from common.files import at_home
+from common.section import MOST, Choice, Place, Section, Text
+from data.corpora import DataConfig
+from optim.optimizers import OptimizerConfig
 
-
-class Section(BaseModel):
-    """Base of all sections: immutable, strict about unknown keys, no number read out of a string or out of a boolean."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-MOST = 1 << 40
-"""No count is larger: a step times the largest batch is still a 64-bit number, and no run takes so many steps."""
-FLOAT32_MAX = 3.4e38
-"""The largest number that an optimizer in float32 can be given."""
 MOST_TOKENS_PER_STEP = 1 << 30
 """Ten times the largest batches in use; a batch's token ids are in memory at once."""
-LONGEST_FILE_NAME = 255
-"""Bytes of a file's or folder's name on the usual file systems."""
-LONGEST_PATH = 4095
-
-
-def _plain(text: str) -> str:
-    if not text:
-        raise ValueError("must not be empty")
-    unprintable = [character for character in text if not character.isprintable()]
-    if unprintable:
-        raise ValueError(f"holds {unprintable[0]!r}, which does not print")
-    return text
-
-
-def _path(text: str) -> str:
-    if len(text.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_FILE_NAME for part in text.split("/")):
-        raise ValueError(
-            f"is longer than a path may be ({LONGEST_PATH} bytes, {LONGEST_FILE_NAME} for each name in it)"
-        )
-    return text
-
-
-Text = Annotated[str, AfterValidator(_plain)]
-"""Text of at least one character, all of which print: names, patterns, keys."""
-Place = Annotated[Text, AfterValidator(at_home), AfterValidator(_path)]
-"""A file, a folder or a name on the hub; a leading ``~`` becomes the home directory."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-def _ordered(steps: list[int]) -> list[int]:
-    if len(steps) != 2 or not 1 <= steps[0] <= steps[1] <= MOST:
-        raise ValueError(f"a range of steps is [first, last] with 1 <= first <= last, at most {MOST}, not {steps}")
-    return steps
-
-
-StepRange = Annotated[list[int], AfterValidator(_ordered)]
-
-
-class _Data(Section):
-    """What all kinds of corpora share."""
-
-    sequence_length: int = Field(ge=2, le=1 << 20)
-    """Tokens a sequence feeds to the model; each predicts the next one."""
-    validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share held out for validation: of the tokens for text and hub, where a document may be cut; of the documents, which
-    stay whole, for pydoc and grammar (data/split.py). A share that is off by a quarter or more is told."""
-    cache_dir: Place = "data_cache"
-    """Where token stores are kept; one subdirectory for each (corpus, tokenizer) pair."""
-    skip_steps: list[StepRange] = []
-    """Batches left out, as [first, last] in the order of batches: [[312, 320]] goes on with batch 321 at step 312."""
-
-
-class _ProseData(_Data):
-    """What the corpora of prose share: the tokenizer is a choice."""
-
-    vocab_size: int | None = Field(default=None, ge=300, le=1 << 24)
-    """Size of the byte-level BPE trained on the corpus. Exactly one of ``vocab_size`` and ``tokenizer`` is given."""
-    tokenizer: Place | None = None
-    """A tokenizer to use as it is: a local directory, a tokenizer.json, or a name on the hub."""
-
-    @model_validator(mode="after")
-    def _one_tokenizer(self) -> _ProseData:
-        if (self.vocab_size is None) == (self.tokenizer is None):
-            raise ValueError("give exactly one of vocab_size (train a BPE) and tokenizer (use one as it is)")
-        return self
-
-
-class PydocData(_ProseData):
-    """Docstrings of the Python standard library and of the installed packages of requirements.txt, read in place."""
-
-    kind: Literal["pydoc"]
-    max_documents: int | None = Field(default=None, ge=10, le=MOST)
-    """Use only this many documents (small runs and tests); all of them if not given."""
-
-
-class TextData(_ProseData):
-    """Local files: .txt, .json, .jsonl, .parquet, each also gzipped. A document over 64 Ki characters is cut into pieces."""
-
-    kind: Literal["text"]
-    paths: list[Place] = Field(min_length=1)
-    """Files, folders (searched recursively, links followed) and globs. What is found and not read is told."""
-    text_field: Text = "text"
-    """The column or key that holds the text, for .json, .jsonl and .parquet."""
-
-
-class HubData(_ProseData):
-    """A dataset on the Hugging Face hub, streamed into the store up to a token budget."""
-
-    kind: Literal["hub"]
-    dataset: Place
-    """Name on the hub, for example roneneldan/TinyStories, or a folder with a copy."""
-    config: Text | None = None
-    """Configuration of the dataset, for example sample-10BT."""
-    split: Text = "train"
-    revision: Text | None = None
-    text_field: Text = "text"
-    max_tokens: int = Field(ge=1000, le=MOST)
-    """Stop reading after this many tokens."""
-    tokenizer_documents: int = Field(default=50_000, ge=1, le=MOST)
-    """How many documents the BPE is trained on when ``vocab_size`` is given."""
-
-
-class GrammarData(_Data):
-    """Text of the synonym grammar, in which the probability of every word is known; a token for each of its words."""
-
-    kind: Literal["grammar"]
-    documents: int = Field(ge=10, le=1 << 32)
-    """How many documents to write; they have some 80 tokens on average."""
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
-    """Draws the grammar's free probabilities, and the text."""
-
-
-DataConfig = Annotated[PydocData | TextData | HubData | GrammarData, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------------------------- model, head and objective
@@ -177,57 +54,7 @@ class BodyConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Choice(BaseModel):
-    """A head or an objective: its registered ``kind`` and the options of that kind, checked against the registry."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    kind: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the kind, without ``kind`` itself."""
-        return dict(self.model_extra or {})
-
-
 # ------------------------------------------------------------------------------------------------------------- training
-
-
-class Cosine(Section):
-    """Cosine decay from the peak to ``min_ratio`` times the peak at the last step."""
-
-    kind: Literal["cosine"]
-    min_ratio: float = Field(default=0.1, ge=0, le=1)
-
-
-class WarmupStableDecay(Section):
-    """Constant, then linear decay to ``min_ratio`` times the peak over the last ``decay_fraction`` of the steps."""
-
-    kind: Literal["wsd"]
-    decay_fraction: float = Field(default=0.2, gt=0, le=1)
-    min_ratio: float = Field(default=0.0, ge=0, le=1)
-
-
-class Constant(Section):
-    """Constant at the peak after the warm-up."""
-
-    kind: Literal["constant"]
-
-
-class OptimizerConfig(Section):
-    """AdamW; weight decay acts on matrices (embeddings among them), not on gains, biases and the learned scale."""
-
-    lr: float = Field(gt=0, le=FLOAT32_MAX)
-    """Peak learning rate."""
-    warmup_steps: int = Field(default=0, ge=0, le=MOST)
-    """Steps of linear warm-up from 0 to the peak."""
-    schedule: Cosine | WarmupStableDecay | Constant = Field(default=Cosine(kind="cosine"), discriminator="kind")
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0, le=FLOAT32_MAX)
-    weight_decay: float = Field(default=0.1, ge=0, le=FLOAT32_MAX)
-    clip_norm: float | None = Field(default=1.0, gt=0, le=FLOAT32_MAX)
-    """Largest global gradient norm; null switches clipping off."""
 
 
 class TrainConfig(Section):
@@ -244,11 +71,13 @@ class TrainConfig(Section):
     eval_sequences: int = Field(default=64, ge=1, le=MOST)
     """Sequences of the fixed validation set; at most what the validation split holds."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products, by autocast; parameters and optimizer state are float32."""
     compile: bool = False
     """Compile the body with torch.compile."""
     stall_seconds: float = Field(default=1800, ge=1, le=1e6)
     """Several ranks that wait for one of them so long name it and end: longer than a checkpoint or a compilation takes."""
     gradient_checkpointing: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more time."""
 
 
 class CheckpointConfig(Section):
@@ -282,63 +111,9 @@ class DetectionConfig(Section):
     that are not finite, from the start."""
 
     detector: Text = "median_mad"
-    """A detector of stability/detect/published.py."""
+    """One of stability/detect/, or of a plug-in."""
     signals: list[Text] = ["loss/nll", "grad_norm/total"]
     """Metrics that are logged at every step."""
-
-
-# ------------------------------------------------------------------------------------------------- faults and interventions
-
-
-class _Fault(Section):
-    """What all planted faults share: when."""
-
-    step: int = Field(ge=1, le=MOST)
-    """First step at which the fault acts."""
-    steps: int = Field(default=1, ge=1, le=MOST)
-    """How many steps it lasts."""
-
-
-class CorruptSequences(_Fault):
-    """Spoils the first sequences of a batch: tokens that are no language, or targets that do not count.
-
-    ``step`` counts in the order of batches, so that a batch that is skipped takes its fault with it.
-    """
-
-    kind: Literal["corrupt_sequences"]
-    sequences: int = Field(ge=1, le=1 << 20)
-    """How many, counted over all ranks."""
-    pattern: Literal["random", "repeated", "ignored"]
-    """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over; ignored: the text stays, and
-    no token of it is a target."""
-    period: int = Field(default=4, ge=1, le=1 << 20)
-    """Length of what is repeated, in tokens."""
-
-
-class ScaleLearningRate(_Fault):
-    """Multiplies the learning rate."""
-
-    kind: Literal["scale_lr"]
-    factor: float = Field(gt=0, le=FLOAT32_MAX)
-
-
-StressConfig = Annotated[CorruptSequences | ScaleLearningRate, Field(discriminator="kind")]
-
-
-class Rewind(Section):
-    """On a spike, go back to the last checkpoint before it and go on without the batches it was met at (PaLM, section 5.1).
-
-    Checkpoints of a stop do not count: a run that was stopped goes back to where it would have gone back without."""
-
-    kind: Literal["rewind"]
-    signal: Text = "loss/nll"
-    """One of ``detection.signals``. A value that is not finite, of any signal that ends a run, counts as well."""
-    min_sigmas: float = Field(default=10.0, gt=0)
-    """Spikes lower than this are let pass."""
-    margin: int = Field(default=0, ge=0, le=MOST)
-    """Batches left out on either side of the spike's own."""
-    most: int = Field(default=3, ge=1, le=MOST)
-    """After so many rewinds the run goes on whatever comes."""
 
 
 class TrackingConfig(Section):
@@ -356,6 +131,7 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the run and of its directory under ``output_dir``."""
     output_dir: Place = "runs"
+    """Folder of the run directories."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Root of every random stream: initialisation, data order, dropout."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -370,15 +146,15 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     detection: DetectionConfig = DetectionConfig()
-    stress: list[StressConfig] = []
-    """Faults planted on purpose (stability/stress/batch.py)."""
-    interventions: list[Rewind] = []
-    """What the run does about what it detects."""
+    stress: list[Choice] = []
+    """Faults planted on purpose: the kinds in stability/stress/, or of a plug-in."""
+    interventions: list[Choice] = []
+    """What the run does about what it sees: the kinds in stability/intervene/, or of a plug-in."""
     trackers: list[Text] = []
     """Experiment trackers of Accelerate to report to as well: tensorboard, wandb, trackio, ..."""
     tracking: TrackingConfig = TrackingConfig()
     plugins: list[Place] = []
-    """Python files that are imported first; they register heads and objectives of their own."""
+    """Python files that are imported first; they register kinds of their own: heads, objectives, stresses, interventions, ..."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -392,29 +168,14 @@ class RunConfig(Section):
                 f"train.batch_size: {self.train.batch_size} sequences of data.sequence_length={self.data.sequence_length} "
                 f"are {tokens} tokens a step; {MOST_TOKENS_PER_STEP} are the most"
             )
-        for number, fault in enumerate(self.stress):
-            if fault.step > self.train.steps:
-                raise ValueError(
-                    f"stress.{number}.step: {fault.step} comes after the last step, train.steps={self.train.steps}"
-                )
-            if isinstance(fault, CorruptSequences) and fault.sequences > self.train.batch_size:
-                raise ValueError(
-                    f"stress.{number}.sequences: {fault.sequences} is more than train.batch_size={self.train.batch_size}"
-                )
-            if (
-                isinstance(fault, CorruptSequences)
-                and fault.pattern == "ignored"
-                and fault.sequences == self.train.batch_size
-            ):
-                raise ValueError(
-                    f"stress.{number}.sequences: all {fault.sequences} sequences of a batch without targets leave no loss"
-                )
         if self.interventions and self.train.precision == "fp16":
             raise ValueError("interventions: not with train.precision=fp16, whose gradient scale is not kept; use bf16")
-        for number, rewind in enumerate(self.interventions):
-            if rewind.signal not in self.detection.signals:
-                watched = ", ".join(self.detection.signals)
-                raise ValueError(
-                    f"interventions.{number}.signal: {rewind.signal} is not among detection.signals ({watched})"
-                )
         return self
+
+
+if __name__ == "__main__":
+    import json
+
+    from .describe import json_schema
+
+    print(json.dumps(json_schema(), indent=1))

@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import sha256_of
-from configs.schema import DataConfig, GrammarData
 
-from .corpora import Corpus
+from .corpora import Corpus, DataConfig
 from .split import Document, by_hash, by_weight
-from .tokenizer import encoder_of, fingerprint, given_tokenizer, train_bpe, vocabulary_size
+from .tokenizer import encoder_of, fingerprint, train_bpe, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,10 +41,10 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
     """
     stream: Iterator[str] = (text for text in corpus.documents(progress=progress) if text.strip())
     spool = folder / "documents.jsonl"
-    tokenizer = given_tokenizer(data)
+    tokenizer = corpus.tokenizer()
     if tokenizer is None:
         count = _write_spool(spool, itertools.islice(stream, corpus.tokenizer_documents))
-        tokenizer = train_bpe(_read_spool(spool), _bpe_size(data), progress=progress)
+        tokenizer = train_bpe(_read_spool(spool), corpus.options.vocab_size, progress=progress)
         spooled = tqdm(_read_spool(spool), desc="encoding", total=count, unit="doc", disable=not progress)
         stream = itertools.chain(spooled, stream)
     documents = _encoded(tokenizer, stream, corpus.max_tokens)
@@ -76,12 +75,6 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
     }
     text = json.dumps(manifest, indent=1)  # in ASCII, because the name of a file need not be Unicode
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _bpe_size(data: DataConfig) -> int:
-    assert not isinstance(data, GrammarData), "the grammar brings its own"
-    assert data.vocab_size is not None, "the schema asks for one of the two"
-    return data.vocab_size
 
 
 def _versions(*packages: str) -> dict[str, str]:

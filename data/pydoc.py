@@ -19,13 +19,17 @@ import sys
 import sysconfig
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import Field
 from tqdm import tqdm
 
 from common.errors import InputError
 from common.processes import ending
+from common.section import MOST
+from data.corpora import CORPORA, DataConfig, ProseCorpus, ProseOptions
 
 from . import docstrings
 
@@ -79,21 +83,22 @@ class SourceFile(NamedTuple):
     size: int
 
 
-class PydocCorpus:
-    """Docstrings by source file, deduplicated, in the order of package and path.
+@CORPORA.register("pydoc")
+class PydocCorpus(ProseCorpus):
+    """Docstrings of the Python standard library and of the installed packages of requirements.txt, read in place.
 
-    Args:
-        max_documents: keep only this many documents, taking the files by the hash of their names: a cross-section.
-        packages: package name -> its folder or module file; by default the standard library and the installed PACKAGES.
+    A document is a source file's docstrings, deduplicated, in the order of package and path. ``packages``: package name -> its
+    folder or module file; by default the standard library and the installed PACKAGES.
     """
 
-    max_tokens = None
-    tokenizer_documents = None
-    may_be_cut = False
-    remarks = ()
+    @dataclass(frozen=True)
+    class Options(ProseOptions):
+        max_documents: Annotated[int, Field(ge=10, le=MOST)] | None = None
+        """Use only this many documents, the files taken by the hash of their names; all of them if not given."""
 
-    def __init__(self, max_documents: int | None = None, packages: Mapping[str, Path] | None = None) -> None:
-        self._max_documents = max_documents
+    def __init__(self, options: Options, data: DataConfig, packages: Mapping[str, Path] | None = None) -> None:
+        super().__init__(options, data)
+        self._max_documents = options.max_documents
         self._packages = installed_packages() if packages is None else dict(sorted(packages.items()))
         self._counts: dict[str, dict[str, Any]] = {
             name: {"version": version(name), "files": 0, "files_not_parsed": 0, "documents": 0, "bytes": 0}

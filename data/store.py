@@ -25,12 +25,12 @@ import numpy as np
 
 from common.errors import InputError, note
 from common.files import digest_of, flush_to_disk, sha256_of
-from configs.schema import DataConfig
 
 from .build import MANIFEST, SPLITS, build_store
-from .corpora import make_corpus
+from .corpora import DataConfig
+from .kinds import make_corpus
 from .split import is_near
-from .tokenizer import fingerprint, tokenizer_identity
+from .tokenizer import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
     identity = {
         "format": FORMAT_VERSION,
         "corpus": corpus.identity(),
-        "tokenizer": tokenizer_identity(data),
+        "tokenizer": corpus.tokenizer_identity(),
         "validation_fraction": data.validation_fraction,
     }
     path = Path(data.cache_dir) / digest_of(identity)[:16]

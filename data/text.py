@@ -12,15 +12,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import Field
 from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import folders_below, paths_below, sha256_of
-from configs.schema import TextData
+from common.section import Place, Text
 
+from .corpora import CORPORA, DataConfig, ProseCorpus, ProseOptions
 from .readers import RULES_VERSION, SUFFIXES, format_of, read_documents, readable
 
 _FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file (.gz may follow)"
@@ -41,17 +44,27 @@ class TextFile(NamedTuple):
     sha256: str
 
 
-class TextCorpus:
-    """The documents of local files, in the order of ``data.paths`` and sorted within a folder or glob."""
+@CORPORA.register("text")
+class TextCorpus(ProseCorpus):
+    """Local files: .txt, .json, .jsonl, .parquet, each also gzipped. A document over 64 Ki characters is cut into pieces.
 
-    max_tokens = None
-    tokenizer_documents = None
+    The documents come in the order of ``data.paths``, sorted within a folder or glob.
+    """
+
     may_be_cut = True
 
-    def __init__(self, data: TextData) -> None:
-        self._field = data.text_field
+    @dataclass(frozen=True, kw_only=True)
+    class Options(ProseOptions):
+        paths: Annotated[list[Place], Field(min_length=1)]
+        """Files, folders (searched recursively, links followed) and globs. What is found and not read is told."""
+        text_field: Text = "text"
+        """The column or key that holds the text, for .json, .jsonl and .parquet."""
+
+    def __init__(self, options: Options, data: DataConfig) -> None:
+        super().__init__(options, data)
+        self._field = options.text_field
         cache_dir = Path(data.cache_dir)
-        paths, self.remarks = find_files(data.paths, cache_dir)
+        paths, self.remarks = find_files(options.paths, cache_dir)
         known = _known_files(cache_dir)
         self._files = [_identify(path, known) for path in paths]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
 from common.files import sha256_of
-from configs.schema import DataConfig, GrammarData
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,36 +34,21 @@ _TOKENIZER_FILES = (
 _USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
 
 
-def tokenizer_identity(data: DataConfig) -> dict[str, Any]:
+def tokenizer_identity(name: str | None, vocab_size: int | None) -> dict[str, Any]:
     """Return, as JSON, what determines the tokenizer besides the corpus; InputError for a path without a tokenizer."""
-    if isinstance(data, GrammarData):
-        return {"words": data.kind}  # which words they are, the corpus's own identity tells
-    if data.tokenizer is None:
-        return {"bpe": data.vocab_size}
-    place = Path(data.tokenizer)
+    if name is None:
+        return {"bpe": vocab_size}
+    place = Path(name)
     if place.is_file():
         return {"files": {place.name: sha256_of(place)}}
     if place.is_dir():
         files = {name: sha256_of(place / name) for name in _TOKENIZER_FILES if (place / name).is_file()}
         if not files:
-            raise InputError(f"data.tokenizer={data.tokenizer}: the folder holds no tokenizer.json")
+            raise InputError(f"data.tokenizer={name}: the folder holds no tokenizer.json")
         return {"files": files}
-    if data.tokenizer.startswith((".", "/")) or data.tokenizer.endswith(".json") or data.tokenizer.count("/") > 1:
-        raise InputError(f"data.tokenizer={data.tokenizer}: no such file or folder")
-    return {"hub": data.tokenizer}
-
-
-def given_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast | None:
-    """Return the tokenizer that the corpus brings or the configuration names; None if one is to be trained.
-
-    Raises:
-        InputError: as ``load_tokenizer``.
-    """
-    if isinstance(data, GrammarData):
-        from data.grammar.tokenizer import grammar_tokenizer
-
-        return grammar_tokenizer()
-    return None if data.tokenizer is None else load_tokenizer(data.tokenizer)
+    if name.startswith((".", "/")) or name.endswith(".json") or name.count("/") > 1:
+        raise InputError(f"data.tokenizer={name}: no such file or folder")
+    return {"hub": name}
 
 
 def train_bpe(documents: Iterator[str], vocab_size: int, *, progress: bool) -> PreTrainedTokenizerFast:
@@ -109,7 +93,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
     place = Path(name)
     if not place.exists():
-        from .hub import check_hub_reachable
+        from .reachable import check_hub_reachable
 
         check_hub_reachable(f"data.tokenizer={name}", "use a local folder or tokenizer.json")
     tokenizer: Any

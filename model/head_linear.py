@@ -18,8 +18,11 @@ class LinearHead(AffineHead):
     @dataclass(frozen=True)
     class Options:
         tied: bool = True
+        """Share one parameter between input and output embedding."""
         bias: bool = False
+        """Add a learned bias to each logit."""
         soft_cap: float | None = None
+        """c, in nats; null: no cap."""
 
         def __post_init__(self) -> None:
             if self.soft_cap is not None and not self.soft_cap > 0:

@@ -38,6 +38,7 @@ class MetricHead(AffineHead):
     @dataclass(frozen=True)
     class Options:
         tied: bool = True
+        """Share one parameter between input and output embedding."""
         scale: float | Literal["article", "linear_equivalent", "learned"] = "linear_equivalent"
         """g: a number; article = 1/sqrt(8 D) (Pisoni 2026); linear_equivalent = 1/2, which gives the linear head's logits
         plus the bias -||w_k||^2/2; learned = a parameter that starts at 1/2."""
@@ -75,7 +76,7 @@ class MetricHead(AffineHead):
             self.batch_norm.reset_running_stats()
 
     @torch.no_grad()
-    def reset_centroids(self) -> None:
+    def reset_weight(self) -> None:
         """Initialise ``weight`` as ``options.init`` says; "normal" leaves the body's own initialisation."""
         if self.options.init == "small_uniform":
             nn.init.uniform_(self.weight, -1 / self.weight.shape[1], 1 / self.weight.shape[1])

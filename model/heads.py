@@ -33,7 +33,7 @@ class Head(nn.Module):
     """Base of all heads. ``weight`` (V, D) is what is tied to the input embedding when ``options.tied`` is true.
 
     A new head defines ``logits`` at least; ``features``, ``classes``, ``shift`` and ``target_logits`` have defaults that
-    suit a head whose logits need no constant per token. See "Adding a head" in the README.
+    suit a head whose logits need no constant per token. See docs/adding-your-own.md.
     """
 
     bounded = False
@@ -53,6 +53,9 @@ class Head(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise what is the head's own, beside ``weight``, which starts like an embedding of the body."""
+
+    def reset_weight(self) -> None:
+        """Initialise ``weight`` anew in a model that has just been made, if it is not to start like an embedding of the body."""
 
     def features(self, h_ND: Tensor, dtype: torch.dtype) -> Tensor:
         """Token side of the logits, in the compute dtype."""

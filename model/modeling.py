@@ -18,7 +18,6 @@ from transformers.utils import can_return_tuple
 
 from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
 from .configuration import SwapHeadConfig
-from .head_metric import MetricHead
 from .heads import Head
 from .objectives import Objective
 from .zoo import HEADS, OBJECTIVES
@@ -189,8 +188,7 @@ def new_model(config: SwapHeadConfig, seed: int) -> SwapHeadForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SwapHeadForCausalLM(config)
-        if isinstance(model.lm_head, MetricHead):
-            model.lm_head.reset_centroids()
+        model.lm_head.reset_weight()
     return model
 
 

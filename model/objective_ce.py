@@ -17,7 +17,9 @@ class CrossEntropy(Objective):
     @dataclass(frozen=True)
     class Options:
         label_smoothing: float = 0.0
+        """e: share of the target that is spread over the vocabulary."""
         z_loss: float = 0.0
+        """Coefficient of (log Z)^2."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.label_smoothing < 1:

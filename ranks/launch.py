@@ -14,7 +14,6 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from common.errors import InputError, note
-from configs.schema import RunConfig
 
 from .launch_variables import check_launch_variables
 
@@ -22,7 +21,7 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of matrix products by Accelerate's mixed_precision; parameters are float32 everywhere."""
 
 
-def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
+def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) -> accelerate.Accelerator:
     """Accelerate for this launch: the processes that were started are the ones that work together.
 
     Raises InputError for what :mod:`ranks.launch_variables` refuses, for a launch whose ranks do not see each other or that
@@ -31,9 +30,9 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     check_launch_variables()
     try:
         accelerator = accelerate.Accelerator(
-            mixed_precision="no" if config.train.precision == "fp32" else config.train.precision,
+            mixed_precision="no" if precision == "fp32" else precision,
             # Connections outlast the watchdog, which knows whom to name.
-            kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(config.train.stall_seconds))],
+            kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(stall_seconds))],
         )
         torch.zeros((), device=accelerator.device)
     except dist.DistError as error:
@@ -51,15 +50,13 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
             "on CPU set ACCELERATE_USE_CPU=1 as configs/launch/cpu_2proc.yaml says"
         )
     _shard(accelerator)
-    if config.train.batch_size % started:
-        raise InputError(
-            f"train.batch_size: {config.train.batch_size} sequences do not divide over {started} processes"
-        )
-    if config.train.precision == "fp16" and accelerator.device.type == "cpu":
+    if batch_size % started:
+        raise InputError(f"train.batch_size: {batch_size} sequences do not divide over {started} processes")
+    if precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
-    asked, own = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), config.train.precision
-    if asked not in ("no", own) and accelerator.is_main_process:
-        note(f"launch: mixed_precision={asked} has no effect; the run's own is train.precision={own}")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision) and accelerator.is_main_process:
+        note(f"launch: mixed_precision={asked} has no effect; the run's own is train.precision={precision}")
     return accelerator
 
 

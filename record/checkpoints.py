@@ -34,6 +34,8 @@ STATE_FILE = "trainer_state.json"
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
 """A folder with none of them never was a checkpoint; one whose manifest lists weights that are gone is a damaged one."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
+_INTERVENTIONS_FILE = "interventions.safetensors"
+"""Written only where an intervention has a state."""
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 _NAME = re.compile(r"step_(\d{8,})")
@@ -95,7 +97,12 @@ def checkpoint_at(run: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    run: Path, step: int, save_model: Callable[[Path], None], tensors: dict[str, Tensor], state: dict[str, Any]
+    run: Path,
+    step: int,
+    save_model: Callable[[Path], None],
+    optimizer: dict[str, Tensor],
+    interventions: dict[str, Tensor],
+    state: dict[str, Any],
 ) -> Path:
     """Write the checkpoint of ``step``; ``save_model`` fills the directory it is given. Main process only."""
     final = checkpoint_at(run, step)
@@ -106,7 +113,9 @@ def write_checkpoint(
     temporary.mkdir()
     try:
         save_model(temporary)
-        save_file(tensors, temporary / _OPTIMIZER_FILE)
+        save_file(optimizer, temporary / _OPTIMIZER_FILE)
+        if interventions:
+            save_file(interventions, temporary / _INTERVENTIONS_FILE)
         text = json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n"
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         _publish(temporary, final)
@@ -192,6 +201,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """trainer_state.json of a checkpoint."""
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     return state
+
+
+def intervention_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The state of the interventions in a checkpoint; empty where they have none."""
+    path = checkpoint / _INTERVENTIONS_FILE
+    return load_file(path) if path.exists() else {}
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

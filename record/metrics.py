@@ -1,6 +1,6 @@
 """The one list of metric names: unit, reduction over tokens and ranks, meaning.
 
-``<group>`` stands for embedding, layer_NN, norm or head; ``NN`` for the index of a block, from 00.
+``<group>`` stands for embedding, layer_NN, norm or head; ``<kind>`` for an intervention; ``NN`` for a block's index, from 00.
 ``python -m record.metrics`` prints the list as the table in docs/metrics.md.
 """
 
@@ -61,19 +61,30 @@ METRICS = (
     Metric("attention/entropy", "nats", "mean", "entropy of the attention weights there, over layers, heads and queries"),
     Metric("attention/layer_NN/logit_max", "nats", "max", "attention/logit_max of one layer"),
     Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
+    Metric("intervention/<kind>/scale", "1", "same", "factor by which the intervention multiplied the gradient"),
+    Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention left the update out, else 0"),
     Metric("throughput/tokens_per_second", "tokens/s", "host", "on all ranks between transfers; evaluation, checkpoints apart"),
     Metric("memory/peak_bytes", "bytes", "host", "largest since the main process began: allocated on its GPU, else resident"),
 )  # fmt: skip
 
-_PATTERNS = [
-    (re.compile(re.escape(m.name).replace("<group>", r"(embedding|norm|head|layer_\d+)").replace("NN", r"\d+")), m)
-    for m in METRICS
-]
+_PATTERNS: dict[str, tuple[re.Pattern[str], Metric]] = {}
+
+
+def declare(*metrics: Metric) -> None:
+    """Make metrics known, those of a plug-in for example. Raises ValueError for a name that means something else already."""
+    for metric in metrics:
+        if _PATTERNS.get(metric.name, (None, metric))[1] != metric:
+            raise ValueError(f"the metric {metric.name!r} is declared twice, with different meanings")
+        pattern = re.escape(metric.name).replace("<group>", r"(embedding|norm|head|layer_\d+)").replace("NN", r"\d+")
+        _PATTERNS[metric.name] = re.compile(pattern.replace("<kind>", r"[\w-]+")), metric
+
+
+declare(*METRICS)
 
 
 def describe(name: str) -> Metric:
     """The entry that covers ``name``. Raises KeyError for a name that is not on the list."""
-    for pattern, metric in _PATTERNS:
+    for pattern, metric in _PATTERNS.values():
         if pattern.fullmatch(name):
             return metric
     raise KeyError(f"{name!r} is not in record/metrics.py")

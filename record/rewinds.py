@@ -23,7 +23,7 @@ class GoingBack:
     """One rewind: from a step back to a checkpoint (0: to the start), and the batches left out from there on."""
 
     number: int
-    """The how-manieth of this run, from 1."""
+    """Which rewind of the run this is, from 1."""
     from_step: int
     to_step: int
     skipped: list[list[int]]

@@ -1,26 +1,23 @@
-"""Rows of numbers from .jsonl files, as columns: line by line where a row is unusual, a block of lines at once where not.
-
-A run writes the same keys in the same order at every step, but for a few steps with more of them. Those lines are read many at
-once (:mod:`record.layouts`); whatever is left over there is read here, as JSON, and refused here if something is wrong with it.
-"""
+"""Rows of numbers from .jsonl files, as columns."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from common.errors import InputError
 
+Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
@@ -33,52 +30,8 @@ LARGEST = 3.5e38
 """A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
 KEYS_NAMED = 12
 """Keys of a row without a step that are told."""
-READERS = 2
-"""Threads. More gain little: some of the work is Python's, which one does at a time."""
-BLOCK_BYTES = 8 * 2**20
-"""Read at once: thousands of lines, so that what is done once a block and column costs little beside them."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Whole lines of a file."""
-
-    first: int
-    """Number of the first line, from 1."""
-    lines: bytes
-    size: int
-    """Lines."""
-    last: int | None
-    """Number of the last line of the file, in the block that ends with it."""
-
-    @cached_property
-    def ends(self) -> npt.NDArray[np.intp]:
-        """Of each line, the place after its last byte."""
-        ends = np.flatnonzero(np.frombuffer(self.lines, dtype=np.uint8) == ord("\n"))
-        return ends if len(ends) == self.size else np.append(ends, len(self.lines))
-
-    def line(self, place: int) -> bytes:
-        """The line at a place from 0, without its end."""
-        return self.lines[self.ends[place - 1] + 1 if place else 0 : self.ends[place]]
-
-    @classmethod
-    def of(cls, lines: bytes, first: int = 1, *, last: bool = True) -> Block:
-        """The block of some lines, by the number of the first one, and whether they are the last of the file."""
-        size = lines.count(b"\n") + (not lines.endswith(b"\n"))
-        return cls(first, lines, size, first + size - 1 if last else None)
-
-
-@dataclass
-class Part:
-    """Some rows of a file as columns; all arrays have one value for each row."""
-
-    lines: Steps
-    """Numbers of the lines, from 1."""
-    steps: Steps
-    columns: dict[str, Floats]
-    """NaN where a row has no value."""
-    spelled: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    """Where a row has NaN or an infinity, as opposed to nothing; metrics that have none are left out."""
+BLOCK_BYTES = 2**17
+"""Read at once: hundreds of lines, whose objects fit in a core's cache. Eight times as much takes half as long again."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +62,16 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
     :class:`InputError` naming file and line or step for a torn line that is not the last, a row without a whole step, a
     number that no metric can have and, unless ``foreign``, a value that is no number; and for a file without rows.
     """
-    parts: list[Part] = []
-    for block, alike, left in _read_ahead(path):
-        rows = [(number, row) for number, line in left if (row := _object(path, number, line, block.last)) is not None]
-        parts += [*alike, _part(path, rows, foreign)] if rows else alike
-    if not parts:
-        raise InputError(f"{path} has no complete row; wait until the run has taken a step, or start it again")
-    return _joined(parts)
+    rows = _Rows(path, foreign)
+    for numbers, objects in _objects(path):
+        rows.add(numbers, objects)
+    return rows.table()
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
-    for block in _blocks(path):
-        for place in range(block.size):
-            number = block.first + place
-            row = _object(path, number, block.line(place), block.last)
-            if row is not None:
-                yield number, row
+    for numbers, objects in _objects(path, json.loads):  # orjson makes floats of integers beyond 64 bits
+        yield from zip(numbers, objects, strict=True)
 
 
 def refuse_special(path: Path) -> None:
@@ -134,86 +80,179 @@ def refuse_special(path: Path) -> None:
         raise InputError(f"{path} is not a file; restore it or start the run again")
 
 
-# ----------------------------------------------------------------------------------------------------------- line by line
+def number_of(value: Any) -> float | None:
+    """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
+    if isinstance(value, str):
+        return NON_FINITE.get(value.lower())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of 400 digits
+        return None
 
 
-def _blocks(path: Path) -> Iterator[Block]:
-    """The lines of a file, some MiB at once."""
+# ----------------------------------------------------------------------------------------------------------------- lines
+
+
+def _objects(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> Iterator[tuple[Sequence[int], list[Row]]]:
+    """The lines of a file, a block at once: their numbers and their objects."""
+    first = 1
+    for lines, ended in _blocks(path):
+        numbers: Sequence[int] = range(first, first + len(lines))
+        first += len(lines)
+        try:
+            rows = list(map(parse, lines))
+        except (ValueError, RecursionError):
+            rows = []
+        if set(map(type, rows)) != {dict}:
+            found = {number: _parsed(line) for number, line in zip(numbers, lines, strict=True) if line.strip()}
+            torn = [number for number, row in found.items() if not isinstance(row, dict)]
+            if torn and not (ended and torn == [numbers[-1]]):
+                raise InputError(f"{path} line {torn[0]} is torn or not a JSON object; remove that line")
+            numbers = [number for number in found if number not in torn]
+            rows = [found[number] for number in numbers]
+        yield numbers, rows
+
+
+def _blocks(path: Path) -> Iterator[tuple[list[bytes], bool]]:
+    """Some lines of a file at once, and whether it ends with them."""
     refuse_special(path)
-    first, held = 1, b""
     try:
         with path.open("rb") as file:
-            while lines := file.read(BLOCK_BYTES) + file.readline():
-                if held:
-                    block = Block.of(held, first, last=False)
-                    yield block
-                    first += block.size
-                held = lines
+            while text := file.read(BLOCK_BYTES) + file.readline():
+                yield text.removesuffix(b"\n").split(b"\n"), not file.peek(1)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    if held:
-        yield Block.of(held, first)
 
 
-def _read_ahead(path: Path) -> Iterator[tuple[Block, list[Part], list[tuple[int, bytes]]]]:
-    """The blocks of a file, the rows in each that can be read at once, and the lines that are left."""
-    from .layouts import read_alike
-
-    # Much of the work is Arrow's and numpy's, which threads do at the same time.
-    with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[tuple[Block, Future[tuple[list[Part], list[tuple[int, bytes]]]]]] = deque()
-        for block in _blocks(path):
-            ahead.append((block, pool.submit(read_alike, block)))
-            if len(ahead) > READERS:
-                done, alike = ahead.popleft()
-                yield done, *alike.result()
-        for done, alike in ahead:
-            yield done, *alike.result()
-
-
-def _object(path: Path, number: int, line: bytes, last: int | None) -> dict[str, Any] | None:
-    """The row of a line; None for a blank one, and for one that does not parse if it is the ``last`` of the file."""
-    if not line.strip():
-        return None
+def _parsed(line: bytes) -> Any:
+    """What a line says; None if it is no JSON, not even with what Python writes beyond it: NaN, integers of 400 digits."""
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError):
-        row = None
-    if isinstance(row, dict):
-        return row
-    if number == last:
         return None
-    raise InputError(f"{path} line {number} is torn or not a JSON object; remove that line")
 
 
-def _part(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], foreign: bool) -> Part:
-    """Numbered rows as columns; see :func:`read_table`."""
-    part = Part(np.array([number for number, _ in rows], dtype=np.int64), np.zeros(len(rows), dtype=np.int64), {})
-    for place, (number, row) in enumerate(rows):
-        part.steps[place] = step = _step(path, number, row, foreign)
+# ------------------------------------------------------------------------------------------------------------------ rows
+
+
+@dataclass
+class _Alike:
+    """Rows that have values for the same keys."""
+
+    places: array[int] = field(default_factory=lambda: array("q"))
+    """Of each, which of all rows of the file it is, from 0."""
+    values: bytearray = field(default_factory=bytearray)
+    """Row by row, as float64."""
+
+
+class _Rows:
+    """The rows of a file so far, by their keys: a run writes the same ones at every step, but for a few steps with more."""
+
+    def __init__(self, path: Path, foreign: bool) -> None:
+        self.path = path
+        self.foreign = foreign
+        self.steps = array("q")
+        self.alike: dict[tuple[str, ...], _Alike] = {}
+        self.names: dict[str, None] = {}
+        """Of all columns, in the order in which they come in the file."""
+
+    def add(self, numbers: Sequence[int], rows: Sequence[Row]) -> None:
+        """Add rows, by the numbers of their lines. Raises :class:`InputError` for one that :func:`read_table` refuses."""
+        start = len(self.steps)
+        self.steps += self._steps_of(numbers, rows)
+        packed = _packed(rows, start)
+        if packed is None:
+            packed = _packed(list(map(self._numbers, rows, self.steps[start:])), start) or {}
+        for keys, (places, values) in packed.items():
+            if keys not in self.alike:
+                self.alike[keys] = _Alike()
+                self.names |= dict.fromkeys(key for key in keys if key != "step")
+            self.alike[keys].places.fromlist(places)
+            self.alike[keys].values += values
+
+    def _steps_of(self, numbers: Sequence[int], rows: Sequence[Row]) -> array[int]:
+        steps: list[Any] = [row.get("step") for row in rows]
+        if set(map(type, steps)) == {int} and min(steps) >= 0 and max(steps) <= LAST_STEP:
+            return array("q", steps)
+        return array("q", [_step(self.path, *row, self.foreign) for row in zip(numbers, rows, strict=True)])
+
+    def _numbers(self, row: Row, step: int) -> Row:
+        """What of a row is a number; null is nothing, and so is any other value in a foreign file."""
+        numbers = {}
         for name, value in row.items():
-            found = None if name == "step" else number_of(value)
-            if name == "step" or (found is None and foreign):
+            found = value if type(value) is float else number_of(value)
+            if name == "step" or (found is None and self.foreign):
                 continue
-            if found is None and value is not None:
+            self.names.setdefault(name)
+            if found is not None:
+                numbers[name] = found
+            elif value is not None:
                 told = f"{name} is {_shown(value)}, not a number"
-                raise InputError(f"{path} step {step}: {told}; correct or remove the row")
-            if name not in part.columns:
-                part.columns[name] = np.full(len(rows), np.nan)
-            if found is None:
-                continue
-            if LARGEST < abs(found) < math.inf:
-                told = f"{name} is {found:g}, more than a float32 can hold"
-                raise InputError(f"{path} step {step}: {told}; correct or remove the row")
-            part.columns[name][place] = found
-            if not math.isfinite(found):
-                part.spelled.setdefault(name, np.zeros(len(rows), dtype=bool))[place] = True
-    return part
+                raise InputError(f"{self.path} step {step}: {told}; correct or remove the row")
+        return numbers
+
+    def table(self) -> Table:
+        """Columns of all rows, in which the rows of a step are one."""
+        if not self.steps:
+            raise InputError(f"{self.path} has no complete row; wait until the run has taken a step, or start it again")
+        written = np.frombuffer(self.steps, dtype=np.int64)
+        steps, place = np.unique(written, return_inverse=True)
+        ascending = len(steps) == len(written) and np.array_equal(steps, written)
+        columns, non_finite = {}, {}
+        for name in self.names:
+            there, values = self._column(name)
+            infinite = ~np.isfinite(values)
+            huge = np.flatnonzero((np.abs(values) > LARGEST) & ~infinite)
+            if huge.size:
+                told = f"{name} is {values[huge[0]]:g}, more than a float32 can hold"
+                raise InputError(f"{self.path} step {written[huge[0]]}: {told}; correct or remove the row")
+            odd = infinite & there
+            if not ascending:  # of a step that was written twice, the last assignment stays
+                own, rows, odd_rows = place[there], values, odd
+                values, odd = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=bool)
+                values[own], odd[own] = rows[there], odd_rows[there]
+            columns[name] = values
+            if odd.any():
+                non_finite[name] = steps[odd]
+        return Table(steps, columns, non_finite)
+
+    def _column(self, name: str) -> tuple[npt.NDArray[np.bool_], Floats]:
+        """For each row of the file, whether it has a value for ``name``, and which."""
+        there, values = np.zeros(len(self.steps), dtype=bool), np.full(len(self.steps), np.nan)
+        for keys, alike in self.alike.items():
+            if name in keys:
+                places = np.frombuffer(alike.places, dtype=np.int64)
+                there[places] = True
+                values[places] = np.frombuffer(alike.values)[keys.index(name) :: len(keys)]
+        return there, values
 
 
-def _step(path: Path, number: int, row: dict[str, Any], foreign: bool) -> int:
+def _packed(rows: Sequence[Row], start: int) -> dict[tuple[str, ...], tuple[list[int], bytes]] | None:
+    """Places (the first is ``start``) and values of the rows, by their keys; None if a value is no number that a float holds."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows, start):
+        alike.setdefault(tuple(row), []).append(place)
+    packed = {}
+    for keys, places in alike.items():
+        values = list(chain.from_iterable([rows[place - start].values() for place in places]))
+        kinds = set(map(type, values))
+        if str in kinds:
+            values = [NON_FINITE.get(value.lower(), value) if type(value) is str else value for value in values]
+            kinds = set(map(type, values))
+        if not kinds <= {int, float}:
+            return None
+        try:
+            packed[keys] = places, struct.pack(f"{len(values)}d", *values)
+        except (struct.error, OverflowError):  # an integer of 400 digits
+            return None
+    return packed
+
+
+def _step(path: Path, number: int, row: Row, foreign: bool) -> int:
     step = row.get("step")
     whole = type(step) is int or (foreign and isinstance(step, float) and step.is_integer())
     if step is not None and whole and 0 <= step <= LAST_STEP:
@@ -232,41 +271,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return json.dumps(value)[:80]
-
-
-def number_of(value: Any) -> float | None:
-    """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
-    if isinstance(value, str):
-        return NON_FINITE.get(value.lower())
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer of 400 digits
-        return None
-
-
-# --------------------------------------------------------------------------------------------------------------- joining
-
-
-def _joined(parts: Sequence[Part]) -> Table:
-    """One table of all parts, whose columns are taken out of them on the way: a long run is in memory once."""
-    steps, place = np.unique(np.concatenate([part.steps for part in parts]), return_inverse=True)
-    places = np.split(place, np.cumsum([len(part.steps) for part in parts])[:-1])
-    columns, non_finite = {}, {}
-    for name in dict.fromkeys(name for part in parts for name in part.columns):
-        column, spelled = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=bool)
-        line = np.zeros(len(steps), dtype=np.int64)  # that the value of each step comes from
-        for part, places_of_part in zip(parts, places, strict=True):
-            if name not in part.columns:
-                continue
-            values = part.columns.pop(name)
-            odd = part.spelled.get(name, np.zeros(len(values), dtype=bool))
-            # The lines of a part ascend, and of a step that is in it twice the last assignment stays; those of two parts mix.
-            newer = (odd | ~np.isnan(values)) & (part.lines > line[places_of_part])
-            own = places_of_part[newer]
-            column[own], spelled[own], line[own] = values[newer], odd[newer], part.lines[newer]
-        columns[name] = column
-        if spelled.any():
-            non_finite[name] = steps[spelled]
-    return Table(steps, columns, non_finite)

@@ -13,7 +13,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,6 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 
 from common.errors import InputError
-from configs.recipe import flat
-from configs.schema import RunConfig
 
 from .recorder import Recorder
 from .rows import Row
@@ -37,6 +35,15 @@ TOLD_ALL = ("wandb",)
 """Trackers whose new run gets the rows before the checkpoint too: what is logged there waits for no disk and no network. (A
 process that is killed takes rows along that W&B has not written yet, among them some that came before the checkpoint.)"""
 EVENT_FILES = "events.out.tfevents."
+
+
+@dataclass(frozen=True)
+class Title:
+    """What the trackers of a run are told about it: project, name and settings by dotted key."""
+
+    project: str
+    group: str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ def _log_in_to_wandb() -> None:
 class Trackers:
     """The trackers that one run reports to."""
 
-    def __init__(self, config: RunConfig, recorder: Recorder, say: Callable[[str], None]) -> None:
-        self.config, self.recorder, self.say = config, recorder, say
+    def __init__(self, names: Sequence[str], title: Title, recorder: Recorder, say: Callable[[str], None]) -> None:
+        self.names, self.title, self.recorder, self.say = names, title, recorder, say
         self.open: dict[str, GeneralTracker] = {}
         self.parts: dict[str, Part] = {}
         self.told = 0
@@ -97,11 +104,11 @@ class Trackers:
 
     def start(self, step: int) -> None:
         """Open all trackers for the steps after ``step``. Raises InputError that names the one that does not start."""
-        if not (self.config.trackers and self.recorder.writes):
+        if not (self.names and self.recorder.writes):
             return
         self.parts, self.told = _read_parts(self.recorder.directory / STATE), step
         # TensorBoard comes last: it leaves a file, and a run that is refused leaves none.
-        for name in sorted(dict.fromkeys(self.config.trackers), key="tensorboard".__eq__):
+        for name in sorted(dict.fromkeys(self.names), key="tensorboard".__eq__):
             try:
                 self._open(name)
             except Exception as error:
@@ -140,11 +147,10 @@ class Trackers:
         if name != "tensorboard":
             self.parts[name] = _next_part(name, last, self.told)
         part = self.parts.get(name)
-        tracker = make_tracker(name, self.config, self.recorder.directory, part, self.told)
+        tracker = make_tracker(name, self.title, self.recorder.directory, part, self.told)
         tracker.start()
         self.open[name] = tracker
-        values = flat(self.config.model_dump()).items()
-        settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
+        settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.title.settings.items()}
         if name == "tensorboard":
             _write_settings(tracker.tracker, settings)
             return
@@ -176,7 +182,7 @@ class Trackers:
             self.recorder.write_text(STATE, json.dumps(parts, indent=1) + "\n")
 
 
-def make_tracker(name: str, config: RunConfig, directory: Path, part: Part | None, step: int) -> GeneralTracker:
+def make_tracker(name: str, title: Title, directory: Path, part: Part | None, step: int) -> GeneralTracker:
     """Accelerate's tracker, not yet started, for the steps after ``step``. Only TensorBoard has no ``part``.
 
     Local files go to the run directory, ``directory``.
@@ -185,7 +191,7 @@ def make_tracker(name: str, config: RunConfig, directory: Path, part: Part | Non
     if part is None:
         _put_in_order(directory)
         return tracker(directory.name, str(directory.parent), purge_step=step + 1)
-    project, group = config.tracking.project, config.tracking.run_name or config.name
+    project, group = title.project, title.group
     run = part.name(group)
     match name:
         case "wandb":

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from configs.schema import DetectionConfig
 from record.checkpoints import checkpoint_before, step_of
 from record.recorder import Recorder
 from record.rows import Row, read_rows, rows_up_to
@@ -29,16 +28,18 @@ class Watch:
         self,
         recorder: Recorder,
         say: Callable[[str], None],
-        detection: DetectionConfig,
+        detector: str,
+        signals: Sequence[str],
         warmup_steps: int = 0,
     ) -> None:
-        self.recorder, self.say, self.detection, self.warmup_steps = recorder, say, detection, warmup_steps
+        self.recorder, self.say, self.warmup_steps = recorder, say, warmup_steps
+        self.detector, self.signals = detector, signals
         self.restore(None, step=0)
 
     def restore(self, state: list[dict[str, Any]] | None, step: int) -> None:
         """Go on exactly from what :meth:`state` returned after ``step``; None: from the start."""
         if state is None:
-            self.detectors = [make_detector(self.detection.detector, signal) for signal in self.detection.signals]
+            self.detectors = [make_detector(self.detector, signal) for signal in self.signals]
             self.detectors.append(make_detector("stall", "loss/nll"))
         else:
             self.detectors = [detector_from_state(s) for s in state]

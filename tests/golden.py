@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data import topics
 
+import yaml
 from safetensors import safe_open
 
 from .conftest import ROOT
@@ -150,8 +151,25 @@ def differences(then: Path, now: Path) -> Iterator[str]:
     """A line for each file that is not the same in two folders that :func:`make` has filled."""
     a, b = contents(then), contents(now)
     for name in sorted(a.keys() | b.keys()):
-        if a.get(name) != b.get(name):
-            yield f"{name}: " + ("missing now" if name not in b else "new" if name not in a else "differs")
+        if name not in a or name not in b:
+            yield f"{name}: {'missing now' if name in a else 'new'}"
+        else:
+            yield from (f"{name}: {place}" for place in sorted(set(_differing(a[name], b[name]))))
+
+
+def _differing(then: object, now: object, place: str = "") -> Iterator[str]:
+    """Where two values differ, by dotted keys. What only the new one has is told as such, lists only by what they hold."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**then, **now}:
+            if key not in then or key not in now:
+                yield f"{place}{key} is {'gone' if key in then else 'new'}"
+            else:
+                yield from _differing(then[key], now[key], f"{place}{key}.")
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for one, other in zip(then, now, strict=True):
+            yield from _differing(one, other, place)
+    elif then != now:
+        yield f"{place.rstrip('.') or 'it'} differs"
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -174,6 +192,8 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = json.loads(path.read_text()) | {"data": None}  # a hash of when the text was written, too
         elif name.startswith(("out/summary", "printed_summary")):
             continue  # times
+        elif path.suffix in (".json", ".yaml"):
+            found[name] = yaml.safe_load(path.read_text().replace(str(folder), "folder"))
         else:
             found[name] = path.read_bytes().replace(bytes(folder), b"folder")
     return found
@@ -192,8 +212,9 @@ def taken_over(then: Path, folder: Path) -> Iterator[str]:
         before, after = ((root / "runs" / run) for root in (then, folder))
         for name, there in contents(before).items():
             written_again = name.startswith(f"checkpoints/{last.name}/") and Path(name).name != "config.json"
-            if (written_again or name == "metrics.jsonl") and contents(after).get(name) != there:
-                yield f"resumed {run}: {name} differs"
+            if written_again or name == "metrics.jsonl":
+                places = set(_differing(there, contents(after).get(name)))
+                yield from (f"resumed {run}: {name}: {place}" for place in places if not place.endswith("is new"))
     call(ROOT, folder, "replay", ("-m", "analysis.replay", "runs/llama_linear", "--step", "66", "--out", "replayed"))
     if not json.loads((folder / "replayed" / "explanation.json").read_text())["reproduced"]:
         yield "replay of a run of the old code: not reproduced"

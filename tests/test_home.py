@@ -14,9 +14,12 @@ import yaml
 from analysis.replay.__main__ import main as replay
 from common.command import ArgumentParser
 from common.errors import InputError
+from common.registry import checked_options
 from configs.load import load_config
 from configs.recipe import dump_config
-from configs.schema import BodyConfig, GrammarData, HubData
+from configs.schema import BodyConfig
+from data.corpora import DataConfig
+from data.hub import HubCorpus
 from data.store import open_store
 from run_suite import load_suite
 
@@ -49,11 +52,12 @@ def test_every_path_of_a_recipe_is_expanded(home: Path) -> None:
 
 
 def test_names_on_the_hub_stay_as_they_are(home: Path) -> None:
-    def data(dataset: str) -> HubData:
-        return HubData(kind="hub", dataset=dataset, tokenizer="org/name", sequence_length=8, max_tokens=1000)
+    def options(dataset: str) -> HubCorpus.Options:
+        data = DataConfig(kind="hub", dataset=dataset, tokenizer="org/name", sequence_length=8, max_tokens=1000)
+        return checked_options(HubCorpus, data.options)
 
-    assert (data("org/na~me").dataset, data("org/na~me").tokenizer) == ("org/na~me", "org/name")
-    assert data("~/copy").dataset == f"{home}/copy"
+    assert (options("org/na~me").dataset, options("org/na~me").tokenizer) == ("org/na~me", "org/name")
+    assert options("~/copy").dataset == f"{home}/copy"
     assert BodyConfig(checkpoint="~/model").checkpoint == f"{home}/model"
 
 
@@ -89,7 +93,7 @@ def test_a_suite_and_a_store_are_made_at_home(home: Path) -> None:
     Path("suite.yaml").write_text("recipe: ~/recipe.yaml\nout: ~/results\nruns: {one: []}\n")
     suite = load_suite(Path("suite.yaml"))
     assert (suite.recipe, suite.out) == (f"{home}/recipe.yaml", f"{home}/results")
-    data = GrammarData(kind="grammar", documents=10, sequence_length=8, cache_dir="~/cache")
+    data = DataConfig(kind="grammar", documents=10, sequence_length=8, cache_dir="~/cache")
     assert open_store(data, progress=False).path.parent == home / "cache"
     assert sorted(path.name for path in Path().iterdir()) == ["home", "suite.yaml"]
 

@@ -1,32 +1,35 @@
 """The suite runner in real processes: runs, comparison, interruption, and going on."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from common.errors import InputError
 from common.processes import ending, last_lines
+from configs.load import load_config
 from run_suite import Processes, load_suite, main
+from train_lm import train
 
 from .conftest import ROOT, python, rows_of
 
 SUITE = """
 recipe: {workspace}/tiny.yaml
 out: out
+seeds: [3, 5]
 runs:
-  linear: [head.kind=linear, objective.kind=ce]
-  "1e18": [optimizer.lr=1e18, optimizer.clip_norm=null]
-  metric: [train.steps=120, checkpoint.every=30]
+  metric: [train.steps=100, checkpoint.every=30]
+  linear: [train.steps=100, head.kind=linear, objective.kind=ce]
 analyses:
-  - curves {{linear}} {{metric}} --out {{out}}/curves.png
-  - summary {{runs}} --out {{out}}/summary
+  - curves {{runs}} --out {{out}}/curves.png
+  - summary {{metric}} --out {{out}}/summary
 next: ["{{out}}/curves.png"]
 """
 
@@ -37,64 +40,76 @@ def table_of(output):
     return dict(re.split("  +", row)[:2] for row in rows)
 
 
-def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path):
-    """Started away from the project, stopped in the third run, started again: a run that diverges is a result, not an end."""
+def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path, monkeypatch):
+    """Two of four at a time, away from the project; one is done already, two are stopped under way, then all are done.
+
+    Each has what it printed in a file of its own. A name in an analysis stands for all its seeds.
+    """
     (tmp_path / "suite.yaml").write_text(SUITE.format(workspace=workspace))
-    command = [sys.executable, str(ROOT / "run_suite.py"), "suite.yaml"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    metrics = tmp_path / "out" / "metric" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and metrics.read_text().count("\n") > 5:
-            break
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the run has it from there, too
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 75
-    assert table_of(output) == {"linear": "finished", "1e18": "diverged", "metric": "stopped"}
+    out, seeds = tmp_path / "out", {name: [f"{name}_seed3", f"{name}_seed5"] for name in ("metric", "linear")}
+    monkeypatch.chdir(tmp_path)
+    done = ["output_dir=out", "name=linear_seed5", "train.steps=100", "head.kind=linear", "objective.kind=ce", "seed=5"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(workspace / "tiny.yaml", done)) == 0
+    written = (out / "linear_seed5" / "metrics.jsonl").stat().st_mtime_ns
+
+    command = [sys.executable, str(ROOT / "run_suite.py"), "suite.yaml", "--jobs", "2"]
+    under_way = [seeds["metric"][0], seeds["linear"][0]]
+    status, output = stopped_when_under_way(command, out, under_way)
+    assert status == 75, output
+    assert table_of(output) == dict.fromkeys(under_way, "stopped") | {
+        "metric_seed5": "not started",
+        "linear_seed5": "not started",
+    }
     assert "not made" in output
-    linear = (tmp_path / "out" / "linear" / "metrics.jsonl").stat().st_mtime_ns
-    assert json.loads((tmp_path / "out" / "metric" / "status.json").read_text())["status"] == "preempted"
+    for name in under_way:
+        state = json.loads((out / name / "status.json").read_text())
+        assert state["status"] == "preempted"
+        assert (out / name / "checkpoints" / f"step_{state['step']:08d}").is_dir()
 
     result = python(*command[1:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "out" / "linear" / "metrics.jsonl").stat().st_mtime_ns == linear
-    assert [row["step"] for row in rows_of(tmp_path / "out" / "metric")] == list(range(1, 121))
-    for path in ("out/curves.png", "out/summary/summary.md"):
-        assert (tmp_path / path).stat().st_size > 100
-    assert table_of(result.stdout) == {"linear": "finished", "1e18": "diverged", "metric": "finished"}
+    assert table_of(result.stdout) == dict.fromkeys([*seeds["metric"], *seeds["linear"]], "finished")
+    assert (out / "linear_seed5" / "metrics.jsonl").stat().st_mtime_ns == written
+    rows = {name: rows_of(out / name) for names in seeds.values() for name in names}
+    assert all([row["step"] for row in of_run] == list(range(1, 101)) for of_run in rows.values())
+    for name in ("metric_seed3", "linear_seed3", "metric_seed5"):
+        assert "finished: validation NLL" in (out / "logs" / f"{name}.log").read_text()
+        assert f"{name}: finished: validation NLL" in result.stdout
+    for path in ("curves.png", "summary/summary.md"):
+        assert (out / path).stat().st_size > 100
     assert result.stdout.endswith("What to look at next:\n  out/curves.png\n")
 
+    for seed in (3, 5):
+        assert f"\nseed: {seed}\n" in (out / f"metric_seed{seed}" / "config.yaml").read_text()
+    assert rows["metric_seed3"] != rows["metric_seed5"]
+    summary = json.loads((out / "summary" / "summary.json").read_text())
+    assert [run["arm"] for run in summary["runs"]] == seeds["metric"]
+    # What stands beside the first run in the table: the last evaluation, and its difference.
+    first, second = (rows[name][-1]["validation/nll"] for name in seeds["metric"])
+    assert re.search(
+        rf"metric_seed5 +finished +100 +{second:.4f} +{re.escape(format(second - first, '+.4f'))}\n", result.stdout
+    )
 
-def test_runs_side_by_side(workspace, tmp_path):
-    """Two of three at a time; stopped when two are under way, then done, each with what it printed in a file of its own."""
-    runs = "\n".join(f"  {name}: [seed={seed}, train.steps=60]" for seed, name in enumerate(("one", "two", "three")))
-    (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n{runs}\n")
-    command = [str(ROOT / "run_suite.py"), "suite.yaml", "--jobs", "2"]
-    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    metrics = [tmp_path / "out" / name / "metrics.jsonl" for name in ("one", "two")]
+
+def stopped_when_under_way(command, out, names):
+    """Start a suite and stop it once these runs have rows; its status and output.
+
+    The first of them has the signal as well, as schedulers send it to all processes; the others have it from the suite alone.
+    """
+    process = subprocess.Popen(command, cwd=out.parent, stdout=subprocess.PIPE, text=True)
+    metrics = [out / name / "metrics.jsonl" for name in names]
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not all(m.exists() and m.stat().st_size > 0 for m in metrics):
         time.sleep(0.02)
-    statuses = {
-        name: json.loads((tmp_path / "out" / name / "status.json").read_text())["status"] for name in ("one", "two")
-    }
-    assert statuses == {"one": "running", "two": "running"}
-    assert not (tmp_path / "out" / "three").exists()
+    states = [json.loads((out / name / "status.json").read_text())["status"] for name in names]
+    assert states == ["running"] * len(names)
+    runs = psutil.Process(process.pid).children()
+    (reached,) = [run for run in runs if f'name="{names[0]}"' in run.cmdline()]
     process.send_signal(signal.SIGTERM)
+    reached.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 75, output
-    assert table_of(output) == {"one": "stopped", "two": "stopped", "three": "not started"}
-    for name in ("one", "two"):
-        status = json.loads((tmp_path / "out" / name / "status.json").read_text())
-        assert status["status"] == "preempted"
-        assert (tmp_path / "out" / name / "checkpoints" / f"step_{status['step']:08d}").is_dir()
-    result = python(*command, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    for name in ("one", "two", "three"):
-        assert [row["step"] for row in rows_of(tmp_path / "out" / name)] == list(range(1, 61))
-        assert "finished: validation NLL" in (tmp_path / "out" / "logs" / f"{name}.log").read_text()
-        assert f"{name}: finished: validation NLL" in result.stdout
+    return process.returncode, output
 
 
 FATAL = """
@@ -122,16 +137,17 @@ class Fatal(Objective):
 
 
 def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_path):
-    """Real deaths: one run is killed as by a system without memory, one ends with a traceback."""
+    """Real deaths: one run is killed as by a system without memory, one ends with a traceback. To diverge is a result."""
     (tmp_path / "fatal.py").write_text(FATAL)
     fatal = f"'plugins=[{tmp_path}/fatal.py]', objective.kind=fatal"
     (tmp_path / "suite.yaml").write_text(
         f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n"
-        f"  killed: [{fatal}, objective.killed=true]\n  broken: [{fatal}]\n  good: [train.steps=6]\n"
+        f"  killed: [{fatal}, objective.killed=true]\n  broken: [{fatal}]\n"
+        '  "1e18": [optimizer.lr=1e18, optimizer.clip_norm=null]\n  good: [train.steps=6]\n'
         "analyses:\n"
         "  - summary {runs} --out {out}/all\n"
         "  - curves {good}\n"
-        "  - summary {good} --out {out}/one\n"
+        "  - summary {good} {1e18} --out {out}/two\n"
         "next: [never told]\n"
     )
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
@@ -139,10 +155,11 @@ def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_pat
     assert table_of(result.stdout) == {
         "killed": "killed by SIGKILL: probably out of memory",
         "broken": "failed with status 1",
+        "1e18": "diverged",
         "good": "finished",
     }
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made == {"killed", "broken", "good", "logs", "one"}
+    assert made == {"killed", "broken", "1e18", "good", "logs", "two"}
     end = result.stdout[result.stdout.rindex("\nrun  ") :]
     assert "analysis.summary: not made, without killed, broken\n" in end
     assert "killed: killed by SIGKILL: probably out of memory; the end of out/logs/killed.log:\n  | " in end
@@ -237,28 +254,6 @@ def test_a_mistake_in_a_suite_is_one_line(tmp_path):
     assert "Traceback" not in result.stderr
     assert "suite.yaml: runs:" in result.stderr
     assert "suite.yaml: run:" in result.stderr
-
-
-def test_a_suite_repeats_its_runs_over_seeds(workspace, tmp_path):
-    """Each run in a folder of its own; a name in an analysis stands for all its seeds."""
-    (tmp_path / "suite.yaml").write_text(
-        f"recipe: {workspace}/tiny.yaml\nout: out\nseeds: [3, 5]\nruns:\n  first: [train.steps=6]\n"
-        "analyses:\n  - summary {first} --out {out}/summary\n"
-    )
-    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert table_of(result.stdout) == {"first_seed3": "finished", "first_seed5": "finished"}
-    for seed in (3, 5):
-        assert f"\nseed: {seed}\n" in (tmp_path / "out" / f"first_seed{seed}" / "config.yaml").read_text()
-    rows = [rows_of(tmp_path / "out" / f"first_seed{seed}") for seed in (3, 5)]
-    assert rows[0] != rows[1]
-    summary = json.loads((tmp_path / "out" / "summary" / "summary.json").read_text())
-    assert [run["arm"] for run in summary["runs"]] == ["first_seed3", "first_seed5"]
-    # What stands beside the first run in the table: the last evaluation, and its difference.
-    first, second = (run[-1]["validation/nll"] for run in rows)
-    assert re.search(
-        rf"first_seed5 +finished +6 +{second:.4f} +{re.escape(format(second - first, '+.4f'))}\n", result.stdout
-    )
 
 
 def test_all_runs_of_a_seed_come_before_those_of_the_next(tmp_path):

@@ -11,7 +11,19 @@ import pytest
 
 from .conftest import ROOT
 
-FOLDERS = ("analysis", "benchmarks", "common", "configs", "data", "model", "ranks", "record", "stability", "training")
+FOLDERS = (
+    "analysis",
+    "benchmarks",
+    "common",
+    "configs",
+    "data",
+    "model",
+    "optim",
+    "ranks",
+    "record",
+    "stability",
+    "training",
+)
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
 
 MODULES = {"_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle", "joblib", "marshal", "pickle", "shelve"}

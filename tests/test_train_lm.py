@@ -6,9 +6,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 import traceback
 import weakref
 from itertools import pairwise
@@ -27,28 +24,46 @@ from configs.schema import OptimizerConfig
 from data.batches import evaluation_batches
 from data.store import open_store
 from model import load_model
+from optim.optimizers import build_optimizer, learning_rate
 from ranks.launch import start_accelerator
 from record.checkpoints import list_checkpoints, read_state
 from record.metrics import describe
 from train_lm import train
-from training.build import build_model, build_optimizer
+from training.build import build_model
 from training.evaluate import evaluate
 from training.run import build_run, go_to
-from training.schedule import learning_rate
 from training.step import training_step
 
-from .conftest import ROOT, events_of, python, rows_of
+from .conftest import ROOT, events_of, rows_of
 
 
 @pytest.fixture
 def start(recipe):
     """Run tiny.yaml with these overrides in this process; returns (exit status, run directory)."""
 
-    def run(*overrides):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
-        return train(config), Path(config.output_dir) / config.name
+    return lambda *overrides: trained(recipe["path"], *recipe["overrides"], *overrides)
 
+
+def trained(path, *overrides):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = load_config(path, overrides)
+    return train(config), Path(config.output_dir) / config.name
+
+
+@pytest.fixture(scope="module")
+def plain(workspace, tmp_path_factory):
+    """The run of tiny.yaml as it is, for the tests that read it or compare another run with it."""
+    status, run = trained(workspace / "tiny.yaml", f"output_dir={tmp_path_factory.mktemp('plain')}", "name=plain")
+    assert status == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def linear(workspace, tmp_path_factory):
+    """The same with a linear head and cross-entropy."""
+    arm = ("name=linear", "head.kind=linear", "objective.kind=ce")
+    status, run = trained(workspace / "tiny.yaml", f"output_dir={tmp_path_factory.mktemp('linear')}", *arm)
+    assert status == 0
     return run
 
 
@@ -56,7 +71,13 @@ def built(recipe, *overrides):
     """A run of tiny.yaml at its start, in this process, with nothing written."""
     AcceleratorState._reset_state(reset_partial_state=True)
     config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
-    return build_run(config, start_accelerator(config), Path(config.output_dir) / config.name, None, writes=False)
+    return build_run(
+        config,
+        start_accelerator("fp32", batch_size=config.train.batch_size, stall_seconds=60.0),
+        Path(config.output_dir) / config.name,
+        None,
+        writes=False,
+    )
 
 
 def test_going_back_keeps_no_second_model_in_memory(recipe):
@@ -89,10 +110,8 @@ def assert_same_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_directory_is_complete(start):
-    status, run = start("name=complete")
-    assert status == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_directory_is_complete(plain):
+    rows = [json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 31))
     for row in rows:
         assert all(describe(name) for name in row)
@@ -131,17 +150,16 @@ def test_a_run_directory_is_complete(start):
     }
     assert wanted <= rows[0].keys()
     assert rows[-1]["loss/nll"] < rows[0]["loss/nll"] - 0.5
-    config = load_config(run / "config.yaml")
-    assert config.name == "complete"
-    assert json.loads((run / "status.json").read_text()) == {"status": "finished", "step": 30, "reason": ""}
-    environment = json.loads((run / "environment.json").read_text())
+    config = load_config(plain / "config.yaml")
+    assert config.name == "plain"
+    assert json.loads((plain / "status.json").read_text()) == {"status": "finished", "step": 30, "reason": ""}
+    environment = json.loads((plain / "environment.json").read_text())
     assert {"packages", "device", "git", "world_size", "data", "parameters"} <= environment.keys()
 
 
-def test_the_last_checkpoint_is_the_model_whose_validation_nll_was_recorded(start):
-    _, run = start("name=evaluated")
-    checkpoint = list_checkpoints(run)[-1]
-    model, config = load_model(checkpoint), load_config(run / "config.yaml")
+def test_the_last_checkpoint_is_the_model_whose_validation_nll_was_recorded(plain):
+    checkpoint = list_checkpoints(plain)[-1]
+    model, config = load_model(checkpoint), load_config(plain / "config.yaml")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     store = open_store(config.data, progress=False)
     total = count = 0.0
@@ -149,8 +167,8 @@ def test_the_last_checkpoint_is_the_model_whose_validation_nll_was_recorded(star
         logits_NV = model(input_ids=x_BT).logits.flatten(0, 1).double()
         total += torch.nn.functional.cross_entropy(logits_NV, y_BT.flatten(), reduction="sum").item()
         count += y_BT.numel()
-    assert rows_of(run)[-1]["validation/nll"] == pytest.approx(total / count, rel=1e-5)
-    assert read_state(checkpoint)["validation_nll"] == rows_of(run)[-1]["validation/nll"]
+    assert rows_of(plain)[-1]["validation/nll"] == pytest.approx(total / count, rel=1e-5)
+    assert read_state(checkpoint)["validation_nll"] == rows_of(plain)[-1]["validation/nll"]
 
 
 def test_the_same_configuration_gives_the_same_metrics_to_the_bit(start):
@@ -171,59 +189,54 @@ def test_tfsd_and_its_ablation_train_identically(start):
     assert_same_weights(weights(tfsd), weights(ablation))
 
 
-def test_arms_are_paired_by_the_seed(start):
+def test_arms_are_paired_by_the_seed(linear, start):
     """Linear and metric arms of one seed see the same first batch from the same body: the first NLL all but agrees."""
-    linear, metric = (
-        start("name=l", "head.kind=linear", "objective.kind=ce")[1],
-        start("name=m", "objective.kind=ce")[1],
-    )
+    metric = start("name=m", "objective.kind=ce")[1]
     assert rows_of(linear)[0]["loss/nll"] == pytest.approx(rows_of(metric)[0]["loss/nll"], abs=0.01)
     assert "metric/true_distance" not in rows_of(linear)[0]
 
 
-def test_gradient_accumulation_changes_nothing_but_rounding(start):
-    whole, split = start("name=whole")[1], start("name=split", "train.micro_batch_size=3")[1]
-    for a, b in zip(rows_of(whole), rows_of(split), strict=True):
+def test_gradient_accumulation_changes_nothing_but_rounding(plain, start):
+    split = start("name=split", "train.micro_batch_size=3")[1]
+    for a, b in zip(rows_of(plain), rows_of(split), strict=True):
         for name in ("loss/nll", "grad_norm/total", "hidden_norm/pre_final/mean", "logit/std", "tfsd/weight_mean"):
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
-    assert rows_of(whole)[0]["grad_norm/total"] == pytest.approx(rows_of(split)[0]["grad_norm/total"], rel=1e-5)
+    assert rows_of(plain)[0]["grad_norm/total"] == pytest.approx(rows_of(split)[0]["grad_norm/total"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "option", ["train.gradient_checkpointing=true", "telemetry.enabled=false", "telemetry.flush_every=1"]
 )
-def test_options_that_must_not_change_the_run(option, start):
-    plain, other = start("name=plain")[1], start("name=other", option)[1]
+def test_options_that_must_not_change_the_run(option, plain, start):
+    other = start("name=other", option)[1]
     common = lambda row: {k: row[k] for k in ("step", "loss/nll", "grad_norm/total")}  # noqa: E731
     assert [common(r) for r in rows_of(plain)] == [common(r) for r in rows_of(other)]
     assert_same_weights(weights(plain), weights(other))
 
 
-def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(recipe, start, tmp_path):
-    """A real process, a real signal, dropout on; then the same command again: rows and weights equal an unbroken run's."""
-    overrides = [*recipe["overrides"], "train.steps=150", "body.resid_pdrop=0.1", "checkpoint.every=60"]
-    command = [sys.executable, "train_lm.py", "--config", str(recipe["path"]), *overrides, "name=broken"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    metrics = tmp_path / "broken" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and metrics.read_text().count("\n") > 20:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == EXIT_PREEMPTED, process.stderr.read()
+def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(start, tmp_path, monkeypatch):
+    """A real signal, dropout on; then the same command again: rows and weights equal an unbroken run's."""
+    import train_lm
+
+    overrides, usual = ("train.steps=60", "body.resid_pdrop=0.1", "checkpoint.every=30"), train_lm.training_step
+
+    def signalled(run, number):
+        if number == 42:
+            signal.raise_signal(signal.SIGTERM)
+        usual(run, number)
+
+    monkeypatch.setattr(train_lm, "training_step", signalled)
+    assert start(*overrides, "name=broken")[0] == EXIT_PREEMPTED
+    monkeypatch.undo()
     stopped = json.loads((tmp_path / "broken" / "status.json").read_text())
-    assert stopped["status"] == "preempted"
-    assert 20 < stopped["step"] < 150
+    assert (stopped["status"], stopped["step"]) == ("preempted", 42)
     assert list_checkpoints(tmp_path / "broken")[-1].name == f"step_{stopped['step']:08d}"
     # What a killed process may leave behind: rows after the checkpoint, the last one torn.
-    with metrics.open("a") as file:
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": stopped["step"] + 1, "loss/nll": 1.0}) + '\n{"step": ')
 
-    assert start(*overrides[1:], "name=broken")[0] == 0
-    assert start(*overrides[1:], "name=unbroken")[0] == 0
+    assert start(*overrides, "name=broken")[0] == 0
+    assert start(*overrides, "name=unbroken")[0] == 0
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     assert rows_of(broken) == rows_of(unbroken)
     assert_same_weights(weights(broken), weights(unbroken))
@@ -420,16 +433,15 @@ def test_a_tracker_gets_every_row(start, tmp_path):
     assert [s.step for s in scalars] == list(range(1, 10))
 
 
-def test_the_body_of_an_existing_checkpoint_under_another_head(start, tmp_path):
-    _, first = start("name=first", "head.kind=linear", "objective.kind=ce")
-    checkpoint = list_checkpoints(first)[-1]
+def test_the_body_of_an_existing_checkpoint_under_another_head(linear, start, tmp_path):
+    checkpoint = list_checkpoints(linear)[-1]
     _, second = start(
         "name=second", f"body.checkpoint={checkpoint}", f"data.tokenizer={checkpoint}", "data.vocab_size=null"
     )
-    assert rows_of(second)[0]["loss/nll"] < rows_of(first)[0]["loss/nll"] - 0.5
+    assert rows_of(second)[0]["loss/nll"] < rows_of(linear)[0]["loss/nll"] - 0.5
     assert load_config(second / "config.yaml").head.kind == "metric"
     for overrides, problem in (
-        ((f"body.checkpoint={first}",), f"{first} is a run; name one of its checkpoints, as {checkpoint}"),
+        ((f"body.checkpoint={linear}",), f"{linear} is a run; name one of its checkpoints, as {checkpoint}"),
         (
             (f"body.checkpoint={checkpoint}", "data.vocab_size=400"),
             f"{checkpoint} has another tokenizer than the text, so its embeddings are of other tokens; set "
@@ -471,20 +483,10 @@ class Focal(Objective):
 '''
 
 
-def test_a_head_and_an_objective_of_ones_own_without_touching_the_project(recipe, tmp_path):
+def test_a_head_and_an_objective_of_ones_own_without_touching_the_project(start, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    result = python(
-        *(
-            ROOT / "train_lm.py",
-            "--config",
-            recipe["path"],
-            *recipe["overrides"],
-            "name=own",
-            f"plugins=[{tmp_path}/mine.py]",
-        ),
-        *("head.kind=harmonic", "head.exponent=8.0", "objective.kind=focal"),
-    )
-    assert result.returncode == 0, result.stderr
+    own = [f"plugins=[{tmp_path}/mine.py]", "head.kind=harmonic", "head.exponent=8.0", "objective.kind=focal"]
+    assert start("name=own", *own)[0] == 0
     rows = rows_of(tmp_path / "own")
     assert rows[-1]["loss/nll"] < rows[0]["loss/nll"] - 0.1
     assert json.loads((list_checkpoints(tmp_path / "own")[-1] / "config.json").read_text())["head"]["exponent"] == 8.0

@@ -1,1 +1,1 @@
-"""What train_lm.py's loop runs on: a run with everything in it, at its start or at a checkpoint, and its learning rate."""
+"""A run, built at its start or at a checkpoint, and the parts of a step: what train_lm.py loops over."""

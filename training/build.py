@@ -6,15 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig
 
 from common.errors import InputError
 from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
-from configs.schema import OptimizerConfig, RunConfig
+from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model
 from stability.measure.norms import parameter_groups
 from stability.measure.telemetry import Telemetry
@@ -81,14 +79,6 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
     if config.train.compile:
         model.model.compile()
     return model
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Fused AdamW with two explicit groups: matrices decay, vectors do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def build_telemetry(model: Any, config: RunConfig) -> Telemetry:

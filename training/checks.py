@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import AutoTokenizer
 
 from common.errors import InputError
 from configs.schema import RunConfig
 from data.store import TokenStore
+from optim.optimizers import OptimizerConfig, build_optimizer
 from record.checkpoints import list_checkpoints, read_state
 
 from .build import model_config
@@ -65,4 +69,32 @@ def refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | N
         raise InputError(
             f"{directory}: its text or its tokenizer has changed since {checkpoint.name} was written (the tokens are now those "
             f"of {store.path}); restore them, or choose another name"
+        )
+
+
+def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
+    """Raise InputError for an optimizer that does not leave everything alone where ``found_inf`` is 1.
+
+    No guard against numbers that are not finite would hold, and no intervention could skip a step. Tried on two parameters: one
+    step that is to be skipped and one that is not must come to what the second alone comes to.
+    """
+    found = []
+    for skipped in (0, 1):
+        module = torch.nn.utils.skip_init(nn.Linear, 2, 2, device=device)  # which draws no random numbers
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(0.5)
+        optimizer: Any = build_optimizer(module, config)
+        try:
+            for step in (1, 2) if skipped else (2,):
+                for parameter in module.parameters():
+                    parameter.grad = torch.full_like(parameter, math.nan if step == 1 else 0.25)
+                optimizer.found_inf = torch.full((), float(step == 1), device=device)
+                optimizer.step()
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"optimizer.kind: {config.kind} takes no found_inf: {error}; build it fused") from None
+        found.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
+    if not torch.equal(*found):
+        raise InputError(
+            f"optimizer.kind: {config.kind} takes a step where found_inf is 1; build it fused, its state set to 0"
         )

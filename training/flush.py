@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .evaluate import evaluate
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from .run import Run
 
 
-def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
-    """Bring the buffered steps over, evaluate, write and look at them; returns the last row, where a run may diverge."""
+def flush(run: Run, evaluation_due: bool) -> None:
+    """Bring the buffered steps over, evaluate, write and look at them: they are then ``run.rows``."""
     from record.environment import peak_memory_bytes
 
     run.watchdog.moved(run.step, "transfer")
@@ -25,6 +25,7 @@ def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
         row["memory/peak_bytes"] = peak_memory_bytes(run.accelerator.device)
     if evaluation_due and not run.diverged:
         rows[-1] |= evaluate(run)
+    run.rows = rows
     run.validation_nll = rows[-1].get("validation/nll")
     run.recorder.write_rows(rows)
     run.watch.look(
@@ -33,7 +34,6 @@ def flush(run: Run, evaluation_due: bool) -> dict[str, Any]:
     run.trackers.log(rows)
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
-    return rows[-1]
 
 
 def diverged_since(run: Run, step: int) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.section import flat
 from configs.body import unstated_sizes
+from configs.kinds import check_kinds
 from configs.load import load_config
-from configs.recipe import flat
 from configs.schema import RunConfig
 from record.checkpoints import checkpoint_at, list_checkpoints, read_state, set_aside, step_of
 from record.integrity import damage
@@ -80,7 +81,7 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
             state = read_state(checkpoint)
             where = f"the checkpoint {checkpoint.name} in {directory}"
             # With what has been added to the schema since.
-            before = RunConfig.model_validate(state["config"]).model_dump()
+            before = check_kinds(RunConfig.model_validate(state["config"]), recorded=True).model_dump()
             _refuse_differing(config, before, where, also_free=("name",))
             return ResumePoint(state["step"], rejected=rejected)
         rejected.append({"checkpoint": checkpoint.name, "problem": problem})

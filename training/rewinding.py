@@ -45,9 +45,10 @@ def whole_way_back(run: Run) -> GoingBack | None:
     from record.integrity import damage
     from stability.intervene.rewind import decide
 
-    config, alarms, every = run.config, run.watch.alarms, run.config.checkpoint.every
+    skipped, every = run.config.data.skip_steps, run.config.checkpoint.every
+    wishes = [i.on_alarms(run.watch.alarms) for i in run.interventions.values()]
     while True:
-        back = decide(config.interventions, alarms, run.rewind, config.data.skip_steps, run.step, run.directory, every)
+        back = decide([w for w in wishes if w is not None], run.rewind, skipped, run.step, run.directory, every)
         if back is None or back.to_step == 0:
             return back
         target = checkpoint_at(run.directory, back.to_step)

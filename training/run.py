@@ -6,7 +6,8 @@ Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,30 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from common.section import Choice, flat
 from common.seeds import stream_seed
 from configs.schema import RunConfig
 from data.batches import Batches, batch_number, evaluation_batches
 from data.store import TokenStore, open_store
+from optim.optimizers import build_optimizer, make_optimizer
 from ranks.collectives import from_main
 from ranks.launch import autocast_sharded
 from ranks.watchdog import Watchdog
-from record.checkpoints import load_optimizer, read_state
+from record.checkpoints import intervention_tensors, load_optimizer, read_state
 from record.lock import held_by
 from record.recorder import Recorder
 from record.rewinds import GoingBack, last_rewind
-from record.trackers import Trackers
+from record.rows import Row
+from record.trackers import Title, Trackers
+from stability.intervene.base import Intervention, make_interventions
+from stability.measure.norms import full
 from stability.measure.telemetry import Telemetry
 from stability.measure.vitals import Vitals
+from stability.stress.base import Stress, make_stresses
 from stability.watch import Watch
 
-from .build import build_model, build_optimizer, build_telemetry, load_weights, prepare_model
-from .checks import check_body, check_memory, check_tokenizer, refuse_other_tokens
+from .build import build_model, build_telemetry, load_weights, prepare_model
+from .checks import check_body, check_memory, check_optimizer, check_tokenizer, refuse_other_tokens
 from .memory import LEAST_VOCABULARY
 
 
@@ -55,6 +62,7 @@ class Run:
     """The validation sequences whose attention is probed: the same on all ranks, however many there are."""
     watchdog: Watchdog
     trackers: Trackers
+    stresses: list[Stress]
     # From here on: what go_to() sets.
     model: nn.Module
     """As prepared for the launch: possibly wrapped."""
@@ -63,10 +71,16 @@ class Run:
     vitals: Vitals
     alive: Tensor
     """A device scalar: 1, and NaN from the first step on at which something was not finite."""
+    interventions: dict[str, Intervention] = field(default_factory=dict)
+    """By name, in the order of the configuration."""
     step: int = 0
     """Optimizer steps taken."""
     diverged: bool = False
     """Whether something was not finite at the last step that came to the host."""
+    spoilt: bool = False
+    """Whether the last step's own update made something that is kept not finite."""
+    rows: list[Row] = field(default_factory=list)
+    """The rows that came to the host last; a run that diverges does so at the last of them."""
     rewind: GoingBack | None = None
     """The last rewind."""
     validation_nll: float | None = None
@@ -82,6 +96,11 @@ class Run:
     def skipped(self) -> list[list[int]]:
         """The ranges of batches that are left out: by the configuration and by rewinds."""
         return [*self.config.data.skip_steps, *(self.rewind.skipped if self.rewind else [])]
+
+    @property
+    def decides(self) -> bool:
+        """Whether an intervention may take the run back."""
+        return any(intervention.decides() for intervention in self.interventions.values())
 
     def batch_number(self, step: int) -> int:
         """The batch that ``step`` draws."""
@@ -114,7 +133,7 @@ def build_run(
         from_main(lambda: check_body(config), accelerator.device)
     if store is None:
         # Once before the text is tokenised, when a given tokenizer's size is not known yet.
-        least = getattr(config.data, "vocab_size", None) or (1 if config.body.checkpoint else LEAST_VOCABULARY)
+        least = config.data.options.get("vocab_size") or (1 if config.body.checkpoint else LEAST_VOCABULARY)
         from_main(lambda: check_memory(config, least, accelerator), accelerator.device)
         store = open_store(config.data, progress=main_process)
     if checkpoint is None:
@@ -141,7 +160,8 @@ def build_run(
     watch = Watch(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
-        detection=config.detection,
+        detector=config.detection.detector,
+        signals=config.detection.signals,
         warmup_steps=config.optimizer.warmup_steps,
     )
     probed = config.telemetry.attention_sequences
@@ -155,8 +175,10 @@ def build_run(
         stacks=directory / f"stalled_rank_{rank}.txt",
         device=accelerator.device,
     )
-    trackers = Trackers(config, recorder, watch.say)
-    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers)
+    title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
+    trackers = Trackers(config.trackers, title, recorder, watch.say)
+    stresses = make_stresses(config.stress, seed=config.seed, vocab_size=store.vocab_size)
+    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses)
     run = Run(config, directory, accelerator, *parts, *trainable)
     _restore(run, checkpoint)
     return run
@@ -190,21 +212,34 @@ def _trainable(
     """Model and optimizer as prepared for the launch, their telemetry and vitals, and the flag that they are alive."""
     model = load_weights(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
+    check_optimizer(config.optimizer, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
     autocast_sharded(accelerator, wrapped)
     bare = accelerator.unwrap_model(wrapped)
     telemetry = build_telemetry(bare, config)
     names = [name for name, _ in bare.named_parameters()]
-    return wrapped, optimizer, telemetry, Vitals(names, telemetry.parameters), torch.ones((), device=accelerator.device)
+    vitals = Vitals(names, telemetry.parameters, make_optimizer(config.optimizer).moments)
+    return wrapped, optimizer, telemetry, vitals, torch.ones((), device=accelerator.device)
+
+
+def interventions_of(config: RunConfig) -> dict[str, Intervention]:
+    """All interventions of a configuration; ``optimizer.clip_norm`` is short for the first."""
+    limit = config.optimizer.clip_norm
+    clipping = [] if limit is None else [Choice.model_validate({"kind": "clip_norm", "max_norm": limit})]
+    return make_interventions([*clipping, *config.interventions])
 
 
 def _restore(run: Run, checkpoint: Path | None) -> None:
-    """Optimizer, detectors and counters as they were at ``checkpoint``, or as they are at the start."""
-    run.step, run.validation_nll, run.diverged = 0, None, False
+    """All that steps change, as it was at ``checkpoint``, or as it is at the start; the model is there already."""
+    run.step, run.validation_nll, run.diverged, run.spoilt = 0, None, False, False
+    run.interventions = interventions_of(run.config)
+    for stress in run.stresses:
+        stress.attach(run.bare_model(), functools.partial(_acts_now, run, stress))
     detectors, alarms = None, []
     if checkpoint is not None:
         state = read_state(checkpoint)
         load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
+        load_interventions(run, intervention_tensors(checkpoint))
         run.step, run.validation_nll, detectors = state["step"], state["validation_nll"], state["detectors"]
         alarms = state["alarms"]
         if run.accelerator.scaler is not None:
@@ -214,6 +249,30 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
     run.watch.restore(detectors, run.step)
     run.watch.carry(alarms)
     run.bar.n = run.bar.initial = run.bar.last_print_n = run.step
+
+
+def _acts_now(run: Run, stress: Stress) -> bool:
+    """Whether a stress acts at the step that is being taken."""
+    step = run.step + 1
+    return stress.acts(step, run.batch_number(step))
+
+
+def interventions_state(run: Run) -> dict[str, Tensor]:
+    """The state of all interventions as ``<name>.<key>``: copies, whole also where sharded. All ranks call it."""
+    return {
+        f"{name}.{key}": full(t.detach()).clone(memory_format=torch.contiguous_format)
+        for name, intervention in run.interventions.items()
+        for key, t in intervention.state().items()
+    }
+
+
+def load_interventions(run: Run, tensors: Mapping[str, Tensor]) -> None:
+    """Go on from what :func:`interventions_state` returned."""
+    device = run.accelerator.device
+    for name, intervention in run.interventions.items():
+        own = {k.removeprefix(f"{name}."): t.to(device) for k, t in tensors.items() if k.startswith(f"{name}.")}
+        if own:
+            intervention.load(own)
 
 
 def _as_json(back: GoingBack | None) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ def training_step(run: Run, step: int) -> None:
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
             run.telemetry.add_losses(out.losses)
     run.watchdog.moved(step, "update")
-    run.recorder.add(host, update(run))
+    run.recorder.add(host, update(run, step))
     run.step = step
 
 
@@ -60,36 +60,28 @@ def prepare_step(run: Run, step: int) -> dict[str, Any]:
     """Set learning rate and random state of ``step`` and probe attention if that is due; returns what the host knows."""
     import torch
 
-    from stability.stress.rate import lr_factor
-
-    from .schedule import learning_rate
+    from optim.optimizers import learning_rate
 
     config = run.config
-    lr = learning_rate(config.optimizer, config.train.steps, step) * lr_factor(config.stress, step)
+    batch = run.batch_number(step)
+    lr = learning_rate(config.optimizer, config.train.steps, step)
+    lr *= math.prod(stress.rate(step) for stress in run.stresses if stress.acts(step, batch))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     every = config.telemetry.attention_every
     if config.telemetry.enabled and every is not None and step % every == 0:
         probe_attention(run)
     torch.manual_seed(stream_seed(config.seed, "dropout", step, run.accelerator.process_index))
-    return {"step": step, "tokens": step * run.tokens_per_step, "lr": lr, "data/batch": run.batch_number(step)}
+    return {"step": step, "tokens": step * run.tokens_per_step, "lr": lr, "data/batch": batch}
 
 
 def step_batch(run: Run, step: int) -> tuple[Any, Any]:
     """Inputs and targets (B, T) of this rank at ``step``, with the faults that are planted there."""
-    from stability.stress.batch import corrupt
-
     number = run.batch_number(step)
     x_BT, y_BT = run.batches.at(number)
-    corrupt(
-        x_BT,
-        y_BT,
-        run.config.stress,
-        number,
-        seed=run.config.seed,
-        vocab_size=run.store.vocab_size,
-        first_row=run.accelerator.process_index * len(x_BT),
-    )
+    for stress in run.stresses:
+        if stress.acts(step, number):
+            stress.batch(number, x_BT, y_BT, first_row=run.accelerator.process_index * len(x_BT))
     return x_BT, y_BT
 
 
@@ -104,18 +96,25 @@ def probe_attention(run: Run) -> None:
     run.telemetry.add_attention(layers)
 
 
-def update(run: Run) -> dict[str, Any]:
-    """Clip, then step unless something is not finite; returns what the step measured, on the device."""
+def update(run: Run, step: int) -> dict[str, Any]:
+    """Change the parameters, unless something is not finite or an intervention says no; returns what was measured.
+
+    All of it on the device, and nothing waits for it.
+    """
     import torch
 
     from record.recorder import ALIVE
+    from stability.intervene.base import Seen, act, scale_gradients
 
-    telemetry, optimizer, clip_norm = run.telemetry, run.optimizer, run.config.optimizer.clip_norm
+    telemetry, optimizer = run.telemetry, run.optimizer
     losses = telemetry.loss_values()
     scaled = run.accelerator.scaler is not None
     if scaled:
         # fp16 overflows now and then by design; its GradScaler skips those steps itself, and a gradient tells no divergence.
         run.accelerator.unscale_gradients(optimizer)
+    for stress in run.stresses:
+        if stress.acts(step, run.batch_number(step)):
+            stress.gradients(step, [p.grad for p in telemetry.parameters if p.grad is not None])
     total = telemetry.before_update()
     healthy = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite() & (total.isfinite() | scaled)
     healthy = run.vitals.look(
@@ -126,13 +125,18 @@ def update(run: Run) -> dict[str, Any]:
         optimizer.optimizer,
         sound=healthy,
     )
+    run.alive = torch.where(healthy, run.alive, math.nan)
+    norms = telemetry.gradient_norm_P, telemetry.parameter_norm_P
+    seen = Seen(step, losses["loss/nll"], total, *norms, telemetry.parameters)
+    scale, skip, said = act(run.interventions, seen)
+    if scale is not None:
+        scale_gradients(telemetry.parameters, scale)
     if not scaled:
         # The fused kernel leaves parameters and moments alone where found_inf is 1: no update, and no wait for the device.
-        optimizer.optimizer.found_inf = (~healthy).float()
-    run.alive = torch.where(healthy, run.alive, math.nan)
-    if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(telemetry.parameters, clip_norm, total)
+        optimizer.optimizer.found_inf = (~healthy if skip is None else ~healthy | skip).float()
     optimizer.step()
+    for intervention in run.interventions.values():
+        intervention.on_update(seen)
     telemetry.after_update()
     optimizer.zero_grad(set_to_none=True)
-    return losses | telemetry.collect() | {ALIVE: run.alive}
+    return losses | telemetry.collect() | said | {ALIVE: run.alive}

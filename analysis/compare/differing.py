@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.show.tables import WIDTH
 from analysis.show.text import visible
-from configs.recipe import flat
+from common.section import flat
 
 _ASIDE = ("name", "output_dir", "resume", "checkpoint", "data.cache_dir", "trackers", "tracking")
 """Sections and keys that no number of a run's training depends on."""

@@ -121,7 +121,7 @@ def summary(result: Result, training: pd.DataFrame | None, options: argparse.Nam
         "settings": {
             "documents": options.documents,
             "seed": options.seed,
-            "grammar_seed": study.data.seed,
+            "grammar_seed": study.data.options["seed"],
             "sequence_length": study.data.sequence_length,
         },
         "views": MEANINGS_WITH_TRUTH,

@@ -116,7 +116,7 @@ def report(result: Result) -> str:
     first = first_scores(result)
     nll, entropy = (first.truth[key].sum() / first.position_D.sum() for key in ("nll", "entropy"))
     parts = [
-        f"grammar of seed {result.study.data.seed}: {counted['documents']} documents, {counted['positions']:,} contexts; "
+        f"grammar of seed {result.study.grammar.seed}: {counted['documents']} documents, {counted['positions']:,} contexts; "
         f"temperatures from {counted['calibration_documents']} others ({counted['calibration_positions']:,} contexts)",
         "",
         _kinds(counted["kinds"]),

@@ -18,7 +18,7 @@ from analysis.compare.arms import Arm, Member, load_member
 from analysis.compare.metric import VIEWS, tfsd_weight
 from common.errors import InputError
 from configs.load import load_recorded
-from configs.schema import GrammarData
+from data.corpora import DataConfig
 from data.grammar import Grammar
 from data.store import open_store
 
@@ -35,7 +35,7 @@ class Study:
     """What every model is asked."""
 
     grammar: Grammar
-    data: GrammarData
+    data: DataConfig
     measured: Contexts
     calibration: Contexts
     """Other documents than those measured."""
@@ -81,7 +81,7 @@ def plan(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
     def contexts(chosen: Ids) -> Contexts:
         return contexts_of(split.ids, split.document_starts, np.sort(chosen), data.sequence_length, store.eos_id)
 
-    return Study(Grammar(data.seed), data, contexts(order[aside:][:documents]), contexts(order[:aside]))
+    return Study(Grammar(data.options["seed"]), data, contexts(order[aside:][:documents]), contexts(order[:aside]))
 
 
 def _run(member: Member) -> Path:
@@ -90,7 +90,7 @@ def _run(member: Member) -> Path:
     return member.run
 
 
-def _same_data(found: dict[str, Any]) -> GrammarData:
+def _same_data(found: dict[str, Any]) -> DataConfig:
     """The data of all runs. Raises :class:`InputError` for each run of another corpus."""
     problems = [
         f"{label}: data.kind is {data.kind}; only of the grammar is the truth known" for label, data in found.items()
@@ -101,7 +101,7 @@ def _same_data(found: dict[str, Any]) -> GrammarData:
     (first, data), *others = found.items()
     for label, other in others:
         for key in ("seed", "documents", "validation_fraction", "sequence_length"):
-            mine, yours = getattr(data, key), getattr(other, key)
+            mine, yours = data.model_dump()[key], other.model_dump()[key]
             if mine != yours:
                 problems.append(
                     f"{label}: data.{key} is {yours} and that of {first} is {mine}; compare runs on one corpus"

@@ -14,6 +14,7 @@ from configs.schema import RunConfig
 from data.batches import batch_number
 from record.finished import Run as LoggedRun
 from record.rewinds import last_rewind
+from training.run import interventions_of, interventions_state, load_interventions
 from training.step import training_step
 
 from .explanation import Counterfactual
@@ -46,12 +47,15 @@ def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:
         "step": run.step,
         "model": copy.deepcopy(run.bare_model().state_dict()),
         "optimizer": copy.deepcopy(run.optimizer.optimizer.state_dict()),
+        "interventions": copy.deepcopy(interventions_state(run)),
     }
 
 
 def _go_back(run: Run, before: dict[str, Any]) -> None:
     run.bare_model().load_state_dict(before["model"])
     run.optimizer.optimizer.load_state_dict(copy.deepcopy(before["optimizer"]))
+    run.interventions = interventions_of(run.config)
+    load_interventions(run, copy.deepcopy(before["interventions"]))
     run.step = before["step"]
     run.alive = torch.ones_like(run.alive)
 
@@ -72,8 +76,8 @@ def take_both(
     last = min(first + window - 1, config.train.steps)
     factual_config, factual_objective = run.config, run.bare_model().objective
     batch_of = {s: run.batch_number(s) for s in range(first, last + 1)}
-    _go_back(run, before)
     run.config = config
+    _go_back(run, before)
     if config.objective != factual_config.objective:
         run.bare_model().objective = _objective(config)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def explain(
     """Replay to ``step`` and take it apart. Also returns, if asked for, the state before it (see counterfactual.py)."""
     import torch
 
-    from stability.stress.base import describe_faults
+    from stability.stress.base import describe_stresses
     from training.step import step_batch
 
     from . import anatomy
@@ -53,7 +54,7 @@ def explain(
         embeddings = anatomy.moved_embeddings(tokenizer, old_VD, embedding_VD, x_BT, y_BT, count=12)
     usual = logged.metrics.loc[: step - 1].tail(USUAL)
     metrics = {name: _check_metric(name, value, logged, usual, step, tolerance) for name, value in row.items()}
-    clip_norm, total = run.config.optimizer.clip_norm, row["grad_norm/total"]
+    scales = [value for name, value in row.items() if name.startswith("intervention/") and name.endswith("/scale")]
     explanation = Explanation(
         run=logged.name,
         run_directory=str(logged.path),
@@ -65,11 +66,11 @@ def explain(
         tolerance_reason=reason,
         disagreements=[name for replayed in rows for name in compare(logged, replayed, tolerance)],
         steps_compared=sum(replayed["step"] in logged.metrics.index for replayed in rows),
-        stress=describe_faults(run.config.stress, step, run.batch_number(step)),
+        stress=describe_stresses(run.stresses, step, run.batch_number(step)),
         spike=_spike_of(logged, step),
         usual_window=(int(usual.index[0]), int(usual.index[-1])) if len(usual) else (0, 0),
         metrics=metrics,
-        clipped_by=None if clip_norm is None else float(np.minimum(1.0, clip_norm / (total + 1e-6))),
+        clipped_by=math.prod(scales) if scales else None,
         nll_before=nll_before,
         nll_after=nll_after,
         sequences=sequences,

@@ -58,7 +58,9 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
         raise InputError(f"{checkpoint} cannot be used: {problem}; rename it, and the one before it is")
     run = build_run(
         config,
-        start_accelerator(config),
+        start_accelerator(
+            config.train.precision, batch_size=config.train.batch_size, stall_seconds=config.train.stall_seconds
+        ),
         logged.path,
         checkpoint,
         writes=False,
@@ -136,7 +138,11 @@ def compare(logged: LoggedRun, row: dict[str, Any], tolerance: float) -> list[st
     found = []
     for name in dict.fromkeys([*row, *logged.metrics.columns]):
         then = logged.value(name, step)
-        if name.startswith(NOT_REPLAYED) or (then is None and name not in row):
+        # Runs did not log them once; such a run may have gone on since.
+        older = name.startswith("intervention/") and (
+            name not in logged.metrics or logged.metrics.loc[:step, name].isna().all()
+        )
+        if older or name.startswith(NOT_REPLAYED) or (then is None and name not in row):
             continue
         if then is None or name not in row:
             found.append(f"step {step}: {name} ({'not logged' if then is None else 'not measured by the replay'})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from analysis.show.text import number, on_a_base, percent, token_text, visible
+from analysis.show.text import number, percent, token_text, visible
 
 from .explanation import Explanation, Sequence, Token
 
@@ -74,9 +73,6 @@ def level(e: Explanation) -> float:
     return next(filter(math.isfinite, known), 0.0)
 
 
-# -------------------------------------------------------------------------------------------------------------- numbers
-
-
 # ---------------------------------------------------------------------------------------------------------------- texts
 
 
@@ -108,16 +104,11 @@ class Ramp:
         """n0 to n5, or "bad" for an NLL that is not finite."""
         return f"n{max(0, min(int(nll / self.width), LEVELS - 1))}" if math.isfinite(nll) else "bad"
 
-    def legend(self) -> str:
-        """HTML: one sample of each colour with the NLL it stands for."""
+    def legend(self) -> list[str]:
+        """The NLL that each colour stands for."""
         edges = [f"{level * self.width:g}" for level in range(LEVELS)]
         names = [f"{low} to {high}" for low, high in pairwise(edges)]
-        names.append(f"{edges[-1]} and more (highest: {number(self.highest)})")
-        samples = "".join(f'<span class="n{level}">&nbsp;{name}&nbsp;</span> ' for level, name in enumerate(names))
-        return (
-            f'<p class="legend">NLL in nats: {samples}<span class="bad">&nbsp;NaN or infinite&nbsp;</span> '
-            '<span class="worst">&nbsp;outlined&nbsp;</span> in the table of the worst tokens</p>\n'
-        )
+        return [*names, f"{edges[-1]} and more (highest: {number(self.highest)})"]
 
 
 def ramp_for(tokens: Iterable[Token], usual: float) -> Ramp:
@@ -133,28 +124,6 @@ def ramp_for(tokens: Iterable[Token], usual: float) -> Ramp:
     unit = 10.0 ** math.floor(math.log10(width))
     nice = next(n for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if n * unit >= width * (1 - 1e-9))
     return Ramp(float(f"{nice * unit:.3g}"), float(values.max()))
-
-
-def tokens_html(tokens: Iterable[Token], ramp: Ramp, outlined: set[int]) -> str:
-    """HTML: the running text, each token in its colour with its numbers as a tooltip; ``outlined``: positions."""
-    return "".join(_token_html(token, ramp, token.position in outlined) for token in tokens)
-
-
-def _token_html(token: Token, ramp: Ramp, outlined: bool) -> str:
-    classes = ramp.css_class(token.nll) + (" worst" if outlined else "")
-    text = html.escape(on_a_base(visible(token.text)) or "∅")
-    line_end = "\n" if "\n" in token.text else ""  # outside the coloured span: one break, however many there are
-    tooltip = html.escape(_tooltip(token)).replace("\n", "&#10;")
-    return f'<span class="{classes}" title="{tooltip}">{text}</span>{line_end}'
-
-
-def _tooltip(token: Token) -> str:
-    weight = "" if token.weight is None else f", c = {number(token.weight)}"
-    return (
-        f"{token_text(token.text)}  (id {token.token_id}, position {token.position})\n"
-        f"NLL {number(token.nll)} nats, objective {number(token.objective)}{weight}\n"
-        f"model: {predictions(token)}"
-    )
 
 
 def predictions(token: Token) -> str:

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
 from tqdm import tqdm
 
-from configs.schema import GrammarData
+from data.corpora import CORPORA, Corpus, DataConfig
 
 from .grammar import Grammar
+from .tokenizer import grammar_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 RULES_VERSION = 1
 """Version of the way documents are drawn from the tables; raise it with any change to it."""
 
 
-class GrammarCorpus:
-    """Documents of the grammar that ``data.seed`` gives, drawn with the same seed."""
+@CORPORA.register("grammar")
+class GrammarCorpus(Corpus):
+    """Text of the synonym grammar, in which the probability of every word is known; a token for each of its words."""
 
-    max_tokens = None
-    tokenizer_documents = None
-    may_be_cut = False
-    remarks = ()
+    @dataclass(frozen=True)
+    class Options:
+        documents: Annotated[int, Field(ge=10, le=1 << 32)]
+        """How many documents to write; they have some 80 tokens on average."""
+        seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+        """Draws the grammar's free probabilities, and the text."""
 
-    def __init__(self, data: GrammarData) -> None:
-        self._documents = data.documents
-        self._grammar = Grammar(data.seed)
+    def __init__(self, options: Options, data: DataConfig) -> None:
+        super().__init__(options, data)
+        self._documents = options.documents
+        self._grammar = Grammar(options.seed)
 
     def identity(self) -> dict[str, Any]:
         """Return the number of documents, the seed, and a hash of all words, probabilities and transitions."""
@@ -52,3 +62,11 @@ class GrammarCorpus:
             "words": len(self._grammar.words),
             "sets": {kind: sum(one == kind for one, _ in lemmas) for kind in kinds},
         }
+
+    def tokenizer_identity(self) -> dict[str, Any]:
+        """Return that words are tokens; which words they are, the corpus's own identity tells."""
+        return {"words": "grammar"}
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of the grammar's words."""
+        return grammar_tokenizer()

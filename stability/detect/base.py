@@ -12,15 +12,24 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from common.registry import Registry
+
 from .events import Event, Spike
+
+DETECTORS = Registry("detection.detector")
 
 
 class Detector(ABC):
     """Watches ``signal``. All attributes are JSON values, but for ``open``, the spike that is going on now."""
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    @dataclass(frozen=True)
+    class Options:
+        """No options: a rule is compared as it was published."""
 
     def __init__(self, signal: str) -> None:
         self.signal = signal
@@ -53,7 +62,7 @@ class Detector(ABC):
     def state(self) -> dict[str, Any]:
         """Strict JSON from which :meth:`from_state` goes on exactly."""
         opened = None if self.open is None else self.open.event()
-        return {"detector": self.name} | copy.deepcopy(vars(self)) | {"open": opened}
+        return {"detector": self.kind} | copy.deepcopy(vars(self)) | {"open": opened}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Detector:
@@ -67,7 +76,7 @@ class Detector(ABC):
     def _extend(self, step: int, height: float, sigmas: float) -> None:
         """The spike goes on at ``step``, or begins there."""
         if self.open is None:
-            self.open = Spike(self.name, self.signal, step, step, step, height, sigmas)
+            self.open = Spike(self.kind, self.signal, step, step, step, height, sigmas)
         self.open.end_step = step
         if height > self.open.height:
             self.open.peak_step, self.open.height, self.open.sigmas = step, height, sigmas

@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import Detector
+from .base import DETECTORS, Detector
 from .baseline import Floats, logarithmic
 from .events import Event
 from .median_mad import MedianMad
 from .non_finite import NonFiniteRule
 from .published import LlmC, LlmFoundry, LossRatio, Olmo2, OlmoCore
 from .stall import StallRule
+
+__all__ = [
+    "DEFAULT", "DETECTORS", "LlmC", "LlmFoundry", "LossRatio", "MedianMad", "NonFiniteRule", "Olmo2", "OlmoCore", "StallRule",
+    "detect", "detect_rows", "detect_series", "detector_from_state", "judged_from", "make_detector",
+]  # fmt: skip
 
 
 def judged_from(detector: Detector, warmup_steps: int) -> int:
@@ -27,20 +32,19 @@ def judged_from(detector: Detector, warmup_steps: int) -> int:
     return warmup_steps + 1 if muted else 0
 
 
-DETECTORS: dict[str, type[Detector]] = {
-    cls.name: cls for cls in (MedianMad, Olmo2, OlmoCore, LlmC, LlmFoundry, LossRatio, StallRule, NonFiniteRule)
-}
-DEFAULT = MedianMad.name
+DEFAULT = MedianMad.kind
 
 
 def make_detector(name: str, signal: str) -> Detector:
     """A detector that has seen nothing yet. Raises KeyError for a name that is not in :data:`DETECTORS`."""
-    return DETECTORS[name](signal)
+    detector: Detector = DETECTORS[name](signal)
+    return detector
 
 
 def detector_from_state(state: Mapping[str, Any]) -> Detector:
     """The detector whose :meth:`Detector.state` is ``state``."""
-    return DETECTORS[state["detector"]].from_state(state)
+    detector: Detector = DETECTORS[state["detector"]].from_state(state)
+    return detector
 
 
 def detect(signal: str, steps: Iterable[int], values: Iterable[float], detector: str = DEFAULT) -> list[Event]:

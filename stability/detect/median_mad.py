@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Detector
+from .base import DETECTORS, Detector
 from .baseline import LINE, RESOLUTION, TINY, Baseline, falls, judged, logarithmic, median, resolution
 from .events import Event
 
@@ -54,10 +54,9 @@ CREEP = 6.0
 """Sigmas by which the median of the last LINE values of a loss may exceed its lowest."""
 
 
+@DETECTORS.register("median_mad")
 class MedianMad(Detector):
     """The rule of this module. A spike is a rise. Where the logarithm is judged, values without one are passed over."""
-
-    name = "median_mad"
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-from .base import Detector
+from .base import DETECTORS, Detector
 from .events import Event, NonFinite
 
 
+@DETECTORS.register("non_finite")
 class NonFiniteRule(Detector):
     """Values that are NaN or infinite, an event for each unbroken row of them."""
-
-    name = "non_finite"
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)
@@ -26,4 +25,4 @@ class NonFiniteRule(Detector):
 
     def finish(self) -> list[Event]:
         steps, self.steps = self.steps, []
-        return [NonFinite(self.name, self.signal, steps[0], steps[-1])] if steps else []
+        return [NonFinite(self.kind, self.signal, steps[0], steps[-1])] if steps else []

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .base import Detector
+from .base import DETECTORS, Detector
 from .events import Event
 
 Floats = npt.NDArray[np.float64]
@@ -81,19 +81,20 @@ class WindowRule(FlagRule):
         """Whether ``value``, so many sigmas above the mean of its window, is flagged."""
 
 
+@DETECTORS.register("olmo_core")
 class OlmoCore(WindowRule):
     """OLMo-core's stability monitor: more than 6 sigma above the mean of the 128 values before; silent until there are 128.
 
     Source: olmo_core/train/callbacks/stability_monitor.py. A spike enters the window, so that a plateau becomes usual.
     """
 
-    name = "olmo_core"
     window = fewest = 128
 
     def flag(self, value: float, mean: float, sigmas: float) -> bool:
         return sigmas > 6.0
 
 
+@DETECTORS.register("olmo2")
 class Olmo2(WindowRule):
     """OLMo 2's spike score (arXiv 2501.00656, section 3.2): at least 7 sigma away from the mean of the last 1,000 values.
 
@@ -101,7 +102,6 @@ class Olmo2(WindowRule):
     1,000 values; here the rule speaks from the 129th on (OLMo-core's window), so that short runs have a score.
     """
 
-    name = "olmo2"
     window, fewest = 1000, 128
 
     def __init__(self, signal: str) -> None:
@@ -122,6 +122,7 @@ class Olmo2(WindowRule):
         return sigmas >= 7.0
 
 
+@DETECTORS.register("llmc")
 class LlmC(WindowRule):
     """llm.c's outlier detector: the z-score of a value within a window of 128 that includes it.
 
@@ -129,7 +130,6 @@ class LlmC(WindowRule):
     Since the value is in the window, z cannot pass sqrt(127) = 11.3, and the first steps of a spike hide the rest of it.
     """
 
-    name = "llmc"
     window, fewest = 128, 127
 
     def compared_with(self, value: float) -> Floats:
@@ -139,6 +139,7 @@ class LlmC(WindowRule):
         return sigmas > 6.0
 
 
+@DETECTORS.register("llm_foundry")
 class LlmFoundry(WindowRule):
     """llm-foundry's KillLossSpike: five losses in a row of at least twice the mean of the last 100.
 
@@ -147,7 +148,6 @@ class LlmFoundry(WindowRule):
     know.
     """
 
-    name = "llm_foundry"
     window = fewest = 100
     in_a_row = 5
 
@@ -155,14 +155,13 @@ class LlmFoundry(WindowRule):
         return value >= 2.0 * mean
 
 
+@DETECTORS.register("loss_ratio")
 class LossRatio(FlagRule):
     """A loss more than 1.2 times the lowest one before it.
 
     The ratio is that of Li et al. (arXiv 2108.06084, "loss ratio"); that 1.2 makes an event is this project's choice. The
     rule measures no noise, and says nothing of a signal that has been 0 or below.
     """
-
-    name = "loss_ratio"
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)

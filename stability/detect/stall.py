@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from .base import Detector
+from .base import DETECTORS, Detector
 from .events import Event, Stall
 
 LOGITS = ("attention/logit_max", "logit/max", "logit/std")
@@ -23,13 +23,12 @@ GROWTH = 1.5
 """The factor by which logits must have grown."""
 
 
+@DETECTORS.register("stall")
 class StallRule(Detector):
     """Watches the loss ``signal`` and every metric of :data:`LOGITS` that the rows have; a stall is told once.
 
     A metric has a verdict if it is measured in both quarters, and positive in the first (``logit/max`` of a metric head is not).
     """
-
-    name = "stall"
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)
@@ -61,7 +60,7 @@ class StallRule(Detector):
         if end < (1 - FALL) * begin or growth < GROWTH:
             return []
         self.quiet = 0
-        return [Stall(self.name, self.signal, first, step, end - begin, name, growth)] if before >= SPAN else []
+        return [Stall(self.kind, self.signal, first, step, end - begin, name, growth)] if before >= SPAN else []
 
     def _growth(self, early: int, late: int) -> tuple[float, str]:
         """The largest growth of any of the logits, and the metric it is of."""

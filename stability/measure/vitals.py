@@ -14,15 +14,13 @@ from ranks.collectives import all_reduce, rank, world_size
 
 from .norms import tensor_norms
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""The state of AdamW that an update is made of."""
-
 
 class Vitals:
     """Remembers what was not finite when something first was not, without waiting for the device."""
 
-    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
-        self._names, self._parameters = list(names), list(parameters)
+    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], moments: Sequence[str]) -> None:
+        """``moments``: the tensors of the optimizer's state, one a parameter, that an update is made of."""
+        self._names, self._parameters, self._moments = list(names), list(parameters), list(moments)
         self._device = parameters[0].device
         self._bad_P: dict[str, Tensor] = {}
         self._bad_loss = torch.zeros((), device=self._device)
@@ -69,7 +67,7 @@ class Vitals:
     def _state_norms(self, parameter_P: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         norms = {"parameter": parameter_P}
         held = [i for i, p in enumerate(self._parameters) if p in optimizer.state]  # none before the first step
-        for slot in MOMENTS if held else ():
+        for slot in self._moments if held else ():
             norm_H = tensor_norms([optimizer.state[self._parameters[i]][slot] for i in held])
             norm_of = dict(zip(held, norm_H.unbind(), strict=True))
             zero = norm_H.new_zeros(())  # indexing by a list would wait for the device

@@ -1,24 +1,98 @@
-"""When a fault acts, and what it is called in words."""
+"""Stresses: faults planted on purpose, pure functions of their options, the seed and the step, so that a replay meets them too.
+
+A new stress is a class in one file, here or in a plug-in: it registers with :data:`STRESSES` and overrides what it disturbs.
+Shapes: R rows of this rank, T positions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
-from configs.schema import CorruptSequences, ScaleLearningRate, StressConfig
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.registry import Registry, checked_options
+from common.section import MOST, Choice
+
+STRESSES = Registry("stress")
 
 
-def acts(fault: StressConfig, step: int) -> bool:
-    """Whether the fault acts at ``step``."""
-    return fault.step <= step < fault.step + fault.steps
+@dataclass(frozen=True)
+class When:
+    """The keys of every stress: when it acts."""
+
+    step: Annotated[int, Field(ge=1, le=MOST)]
+    """First step at which the fault acts."""
+    steps: Annotated[int, Field(ge=1, le=MOST)] = 1
+    """How many steps it lasts."""
 
 
-def describe_faults(faults: Sequence[StressConfig], step: int, batch: int) -> list[str]:
-    """One line for each fault that acts at ``step``, which draws ``batch``."""
-    found = []
-    for fault in faults:
-        if isinstance(fault, CorruptSequences) and acts(fault, batch):
-            what = "without targets" if fault.pattern == "ignored" else f"replaced by {fault.pattern} tokens"
-            found.append(f"{fault.sequences} sequences of batch {batch} {what}")
-        if isinstance(fault, ScaleLearningRate) and acts(fault, step):
-            found.append(f"learning rate times {fault.factor:g}")
-    return found
+@dataclass(frozen=True)
+class Place:
+    """What a stress knows of the run: its own number among the stresses, for random streams, and the sizes of the run."""
+
+    number: int
+    seed: int
+    vocab_size: int
+
+
+class Stress:
+    """Base of all stresses. Each method does nothing by default; one that draws numbers draws them from (seed, number, step)."""
+
+    kind: ClassVar[str]
+    counts: ClassVar[Literal["steps", "batches"]] = "steps"
+    """What ``step`` counts: optimizer steps, or places in the order of batches, so that a skipped batch takes its fault along."""
+    Options: Any = When
+
+    def __init__(self, options: Any, place: Place) -> None:
+        self.options, self.place = options, place
+
+    @classmethod
+    def problems(cls, options: Any, *, steps: int, batch_size: int) -> Iterator[tuple[str, str]]:
+        """What is wrong with the options in a run of ``steps`` steps of ``batch_size`` sequences: key and text."""
+        if options.step > steps:
+            yield "step", f"{options.step} comes after the last step, train.steps={steps}"
+
+    def acts(self, step: int, batch: int) -> bool:
+        """Whether the fault acts at ``step``, which draws ``batch``."""
+        now = batch if self.counts == "batches" else step
+        return bool(self.options.step <= now < self.options.step + self.options.steps)
+
+    def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:
+        """Disturb inputs and targets in place. ``first_row``: place of this rank's first row in the batch."""
+
+    def rate(self, step: int) -> float:
+        """What the learning rate is multiplied by."""
+        return 1.0
+
+    def gradients(self, step: int, gradients: Sequence[Tensor]) -> None:
+        """Disturb the gradients in place, before they are measured and clipped. On the device, without a sync.
+
+        They are summed over ranks already: what is drawn must be the same on every rank.
+        """
+
+    def attach(self, model: nn.Module, acting: Callable[[], bool]) -> None:
+        """Add hooks to a model that has just been built; they act in training mode while ``acting()``.
+
+        With ``prepend=True`` a hook comes before telemetry's, which then measures what it did.
+        """
+
+    def describe(self, step: int, batch: int) -> str:
+        """In words, what it does at a step at which it acts."""
+        raise NotImplementedError
+
+
+def make_stresses(choices: Sequence[Choice], *, seed: int, vocab_size: int) -> list[Stress]:
+    """The stresses of a checked configuration, in its order."""
+    made = []
+    for number, choice in enumerate(choices):
+        cls = STRESSES[choice.kind]
+        made.append(cls(checked_options(cls, choice.options), Place(number, seed, vocab_size)))
+    return made
+
+
+def describe_stresses(stresses: Sequence[Stress], step: int, batch: int) -> list[str]:
+    """One line for each stress that acts at ``step``, which draws ``batch``."""
+    return [stress.describe(step, batch) for stress in stresses if stress.acts(step, batch)]

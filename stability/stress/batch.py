@@ -1,43 +1,63 @@
-"""Faults planted on purpose: pure functions of the configuration, the seed and the step, so that a replay meets them too.
+"""Stresses of the batch.
 
 Shapes: R rows of this rank, T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from common.seeds import stream_seed
-from configs.schema import CorruptSequences, StressConfig
 from data.batches import IGNORED
 
-from .base import acts
+from .base import STRESSES, Stress, When
 
 
-def corrupt(
-    x_RT: Tensor,
-    y_RT: Tensor,
-    faults: Sequence[StressConfig],
-    batch: int,
-    *,
-    seed: int,
-    vocab_size: int,
-    first_row: int,
-) -> None:
-    """Write the faults of ``batch`` into its rows, in place. ``first_row``: place of this rank's first row in the batch."""
-    for number, fault in enumerate(faults):
-        if not isinstance(fault, CorruptSequences) or not acts(fault, batch):
-            continue
-        rows, length = min(fault.sequences - first_row, len(x_RT)), x_RT.shape[1] + 1
-        if fault.pattern == "ignored":
+@STRESSES.register("corrupt_sequences")
+class CorruptSequences(Stress):
+    """Spoils the first sequences of a batch: tokens that are no language, or targets that do not count."""
+
+    counts = "batches"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(When):
+        sequences: Annotated[int, Field(ge=1, le=1 << 20)]
+        """How many, counted over all ranks."""
+        pattern: Literal["random", "repeated", "ignored"]
+        """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over; ignored: the text stays,
+        and no token of it is a target."""
+        period: Annotated[int, Field(ge=1, le=1 << 20)] = 4
+        """Length of what is repeated, in tokens."""
+
+    @classmethod
+    def problems(cls, options: Any, *, steps: int, batch_size: int) -> Iterator[tuple[str, str]]:
+        """Also those of more sequences than there are, and of a batch without any target."""
+        yield from super().problems(options, steps=steps, batch_size=batch_size)
+        if options.sequences > batch_size:
+            yield "sequences", f"{options.sequences} is more than train.batch_size={batch_size}"
+        if options.pattern == "ignored" and options.sequences == batch_size:
+            yield "sequences", f"all {options.sequences} sequences of a batch without targets leave no loss"
+
+    def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:
+        o, place = self.options, self.place
+        rows, length = min(o.sequences - first_row, len(x_RT)), x_RT.shape[1] + 1
+        if o.pattern == "ignored":
             y_RT[: max(0, rows)] = IGNORED
-            continue
+            return
         for row in range(rows):
-            generator = np.random.default_rng(stream_seed(seed, "stress", number, batch, first_row + row))
-            drawn = generator.integers(vocab_size, size=length if fault.pattern == "random" else fault.period)
+            generator = np.random.default_rng(stream_seed(place.seed, "stress", place.number, batch, first_row + row))
+            drawn = generator.integers(place.vocab_size, size=length if o.pattern == "random" else o.period)
             window = torch.from_numpy(np.resize(drawn, length))
             x_RT[row], y_RT[row] = window[:-1], window[1:]
+
+    def describe(self, step: int, batch: int) -> str:
+        o = self.options
+        what = "without targets" if o.pattern == "ignored" else f"replaced by {o.pattern} tokens"
+        return f"{o.sequences} sequences of batch {batch} {what}"

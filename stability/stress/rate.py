@@ -1,18 +1,28 @@
-"""Faults in the learning rate."""
+"""Stresses of the learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from configs.schema import ScaleLearningRate, StressConfig
+from pydantic import Field
 
-from .base import acts
+from common.section import FLOAT32_MAX
+
+from .base import STRESSES, Stress, When
 
 
-def lr_factor(faults: Sequence[StressConfig], step: int) -> float:
-    """What the faults multiply the learning rate of ``step`` by."""
-    factor = 1.0
-    for fault in faults:
-        if isinstance(fault, ScaleLearningRate) and acts(fault, step):
-            factor *= fault.factor
-    return factor
+@STRESSES.register("scale_lr")
+class ScaleLearningRate(Stress):
+    """Multiplies the learning rate."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(When):
+        factor: Annotated[float, Field(gt=0, le=FLOAT32_MAX)]
+        """What the scheduled rate is multiplied by."""
+
+    def rate(self, step: int) -> float:
+        return float(self.options.factor)
+
+    def describe(self, step: int, batch: int) -> str:
+        return f"learning rate times {self.options.factor:g}"

@@ -13,8 +13,8 @@ import pytest
 from analysis.show import style
 from analysis.spikes import __main__ as spikes
 from analysis.spikes.figure import MOST_PANELS, draw_spikes
+from common.command import exit_status
 from common.errors import InputError
-from configs.schema import DetectionConfig
 from record.recorder import Recorder
 from record.table import read_table
 from stability.detect.catalogue import DETECTORS, detect
@@ -132,7 +132,9 @@ def test_norms_are_judged_from_the_end_of_the_warm_up_on_in_the_run_and_after_it
         row["grad_norm/total"] = math.exp(noise * random.standard_normal()) * (5 if step in (35, 40, 150, 151) else 1)
         row["loss/nll"] += 1.0 if step in (45, 46) else 0.0
     run = write_run(tmp_path / "run", rows, config={"optimizer": {"warmup_steps": 50}})
-    watch = Watch(Recorder(run, writes=True), lambda _: None, DetectionConfig(), warmup_steps=50)
+    watch = Watch(
+        Recorder(run, writes=True), lambda _: None, "median_mad", ["loss/nll", "grad_norm/total"], warmup_steps=50
+    )
     for start in range(0, 200, 20):
         watch.look(rows[start : start + 20], drew=lambda step: step)
     watch.finish(200, drew=lambda step: step)
@@ -183,15 +185,16 @@ def test_a_quiet_run_has_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(
-    eventful: Path, tmp_path: Path, arguments: list[str], told: str
+    eventful: Path, tmp_path: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"step": 1.5, "loss/nll": 2}\n')
     names = {"RUN": str(eventful), "BAD": str(bad)}
-    done = python("-m", "analysis.spikes", *(names.get(a, a) for a in arguments), "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert told in done.stderr
+    command = [*(names.get(a, a) for a in arguments), "--out", str(tmp_path / "out")]
+    assert exit_status(lambda: spikes.main(command)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert told in said
     assert not (tmp_path / "out").exists()
 
 

@@ -23,9 +23,10 @@ from benchmarks.paired import loop_step, start_run
 from benchmarks.simulate import micro_batch
 from common.command import exit_status
 from configs.load import load_config
+from optim.optimizers import build_optimizer
 from ranks.launch import autocast_sharded
 from record.checkpoints import list_checkpoints
-from training.build import build_model, build_optimizer, build_telemetry, prepare_model
+from training.build import build_model, build_telemetry, prepare_model
 from training.memory import shapes_of
 from training.saving import save_checkpoint
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from configs.schema import TextData
+from data.corpora import DataConfig
 from data.store import TokenStore, open_store
 
 _WORDS = """
@@ -28,12 +28,12 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def text_data(cache_dir: Path, *paths: Path, **fields: Any) -> TextData:
+def text_data(cache_dir: Path, *paths: Path, **fields: Any) -> DataConfig:
     """Return the configuration of a text corpus with a small vocabulary."""
     values = {"sequence_length": 16, "vocab_size": 300, "cache_dir": str(cache_dir), **fields}
     if values.get("tokenizer") is not None:
         values["vocab_size"] = None
-    return TextData(kind="text", paths=[str(path) for path in paths], **values)
+    return DataConfig(kind="text", paths=[str(path) for path in paths], **values)
 
 
 def documents_of(store: TokenStore, split: str) -> list[str]:

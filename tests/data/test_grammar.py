@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
 from analysis.words.vocabulary import Vocabulary
 from common.errors import InputError
 from configs.load import load_config
-from configs.schema import GrammarData
+from data.corpora import DataConfig
 from data.grammar import Grammar
 from data.grammar.lexicon import NAMES_FEMALE, NAMES_MALE, concepts
 from data.grammar.tokenizer import grammar_tokenizer
 from data.store import open_store
-from tests.conftest import ROOT, python
+from tests.conftest import ROOT, rows_of
+from train_lm import train
 
 from .corpus import documents_of
 
@@ -333,8 +334,8 @@ def test_the_analysis_sees_its_words(grammar, tokenizer):
         assert [vocabulary.tokens(vocabulary.text[i]) for i in one.tokens] == [(i,) for i in one.tokens]
 
 
-def grammar_data(cache: Path, **fields) -> GrammarData:
-    return GrammarData(**{"kind": "grammar", "documents": 60, "sequence_length": 32, "cache_dir": str(cache), **fields})
+def grammar_data(cache: Path, **fields) -> DataConfig:
+    return DataConfig(**{"kind": "grammar", "documents": 60, "sequence_length": 32, "cache_dir": str(cache), **fields})
 
 
 def test_a_store_holds_the_grammars_text(tmp_path):
@@ -366,8 +367,8 @@ def test_two_seeds_are_two_grammars_and_more_documents_begin_with_the_fewer(gram
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("data.vocab_size=500", "data.vocab_size: has no effect with this data.kind"),
-        ("data.tokenizer=gpt2", "data.tokenizer: has no effect with this data.kind"),
+        ("data.vocab_size=500", "data.vocab_size: has no effect with data.kind=grammar"),
+        ("data.tokenizer=gpt2", "data.tokenizer: has no effect with data.kind=grammar"),
         ("data.sed=1", "data.sed: unknown key"),
         ("data.documents=3", "data.documents: input should be greater than or equal to 10"),
         ("data.seed=-1", "data.seed: input should be greater than or equal to 0"),
@@ -381,18 +382,11 @@ def test_a_mistake_is_one_line_that_names_the_key(override, problem):
 
 def test_a_model_learns_from_it(tmp_path):
     """The recipe, with few steps: better than even odds over the vocabulary, and no better than the truth can be."""
-    result = python(
-        *(ROOT / "train_lm.py", "--config", MICRO, f"output_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"),
-        *(
-            "data.documents=400",
-            "train.steps=30",
-            "train.batch_size=8",
-            "train.eval_every=30",
-            "optimizer.warmup_steps=5",
-        ),
-        *("body.n_embd=32", "body.n_head=2", "train.eval_sequences=16", "checkpoint.every=30"),
-    )
-    assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in (tmp_path / "grammar_micro" / "metrics.jsonl").read_text().splitlines()]
+    small = [f"output_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}", "data.documents=400"]
+    small += ["body.n_embd=32", "body.n_head=2", "train.eval_sequences=16", "checkpoint.every=30"]
+    small += ["train.steps=30", "train.batch_size=8", "train.eval_every=30", "optimizer.warmup_steps=5"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(MICRO, small)) == 0
+    rows = rows_of(tmp_path / "grammar_micro")
     losses = [row["validation/nll"] for row in rows if "validation/nll" in row]
     assert 2 < losses[-1] < math.log(len(Grammar(0).words))

@@ -16,8 +16,8 @@ import pytest
 from pyarrow import parquet
 
 from common.errors import InputError
-from configs.schema import HubData
-from data.hub import HubCorpus
+from data.corpora import DataConfig
+from data.kinds import make_corpus
 from data.store import TokenStore, open_store
 
 from .corpus import documents_of, sentences, write_jsonl
@@ -25,16 +25,16 @@ from .corpus import documents_of, sentences, write_jsonl
 REPOSITORY = Path(__file__).parents[2]
 OPEN = """
 import json, sys
-from common.errors import exit_status
-from configs.schema import HubData
+from common.command import exit_status
+from data.corpora import DataConfig
 from data.store import open_store
-raise SystemExit(exit_status(lambda: print(open_store(HubData(**json.loads(sys.argv[1])), progress=False).path)))
+raise SystemExit(exit_status(lambda: print(open_store(DataConfig(**json.loads(sys.argv[1])), progress=False).path)))
 """
 
 
-def hub_data(cache_dir: Path, dataset: str, **fields: object) -> HubData:
+def hub_data(cache_dir: Path, dataset: str, **fields: object) -> DataConfig:
     values = {"sequence_length": 16, "vocab_size": 300, "cache_dir": str(cache_dir), "max_tokens": 3000, **fields}
-    return HubData.model_validate({"kind": "hub", "dataset": dataset, **values})
+    return DataConfig.model_validate({"kind": "hub", "dataset": dataset, **values})
 
 
 def local_copy(folder: Path) -> str:
@@ -43,7 +43,7 @@ def local_copy(folder: Path) -> str:
     return str(folder)
 
 
-def build(data: HubData) -> TokenStore:
+def build(data: DataConfig) -> TokenStore:
     return open_store(data, progress=False)
 
 
@@ -162,7 +162,7 @@ def test_a_change_behind_a_link_is_noticed(tmp_path: Path) -> None:
     local_copy(tmp_path / "elsewhere")
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "data").symlink_to("../elsewhere")
-    corpus = HubCorpus(hub_data(tmp_path / "cache", str(tmp_path / "copy")))
+    corpus = make_corpus(hub_data(tmp_path / "cache", str(tmp_path / "copy")))
     first = corpus.identity()
     assert [name for name, _ in first["local_files"]] == ["data/train.jsonl"]
     write_jsonl(tmp_path / "elsewhere" / "train.jsonl", sentences(500, seed=1))

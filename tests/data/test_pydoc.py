@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
+from data.corpora import DataConfig
 from data.docstrings import read_docstrings
 from data.pydoc import PACKAGES, STANDARD_LIBRARY, PydocCorpus, installed_packages
 
@@ -82,10 +83,15 @@ unrelated("This text documents nothing at all.")
     return root
 
 
+def corpus(packages: dict[str, Path] | None = None, **options: int) -> PydocCorpus:
+    data = DataConfig(kind="pydoc", sequence_length=16, vocab_size=300, **options)
+    return PydocCorpus(PydocCorpus.Options(**data.options), data, packages)
+
+
 def documents(package: Path, **options: int) -> tuple[list[str], dict[str, int]]:
-    corpus = PydocCorpus(packages={"package": package}, **options)
-    texts = list(corpus.documents(progress=False))
-    return texts, corpus.describe()["packages"]["package"]
+    docstrings = corpus({"package": package}, **options)
+    texts = list(docstrings.documents(progress=False))
+    return texts, docstrings.describe()["packages"]["package"]
 
 
 def paragraphs(texts: list[str]) -> set[str]:
@@ -134,7 +140,7 @@ def test_fewer_documents_are_some_of_all_and_always_the_same(package: Path) -> N
     assert len(some) == counts["documents"] == 2
     assert some == documents(package, max_documents=2)[0]
     assert paragraphs(some) < paragraphs(everything)
-    assert PydocCorpus(2).identity() != PydocCorpus(3).identity()
+    assert corpus(max_documents=2).identity() != corpus(max_documents=3).identity()
 
 
 def test_each_topic_of_the_language_reference_is_a_document(tmp_path: Path) -> None:
@@ -160,21 +166,21 @@ def test_docstrings_attached_by_call_are_found_where_they_are(package: str, file
 
 def test_installed_packages_are_found_without_importing_them() -> None:
     code = (
-        "import json, sys; from data.pydoc import installed_packages; "
-        "print(json.dumps([list(installed_packages()), sorted(sys.modules)]))"
+        "import json, sys; from data.pydoc import installed_packages; before = set(sys.modules); "
+        "print(json.dumps([list(installed_packages()), sorted(set(sys.modules) - before)]))"
     )
     finished = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     found, imported = json.loads(finished.stdout)
     assert {STANDARD_LIBRARY, "torch", "numpy"} <= set(found)
-    assert not set(imported) & (set(PACKAGES) - {"tqdm"})
+    assert not set(imported) & set(PACKAGES)
 
 
 def test_identity_names_every_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = PydocCorpus().identity()
+    before = corpus().identity()
     assert list(before["versions"]) == list(installed_packages())
     assert all(before["versions"].values())
     newer = tmp_path / "torch-99.0.dist-info"
     newer.mkdir()
     (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert PydocCorpus().identity()["versions"]["torch"] == "99.0"
+    assert corpus().identity()["versions"]["torch"] == "99.0"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import GrammarData
+from data.corpora import DataConfig
 from data.split import FAR, NEAR, WEIGHED_BYTES, Document, by_weight
 from data.store import TokenStore, open_store
 
@@ -132,7 +132,7 @@ def test_pieces_of_a_book_follow_one_another(tmp_path: Path) -> None:
 
 
 def test_a_share_that_is_not_met_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    data = GrammarData(kind="grammar", documents=10, seed=1, sequence_length=16, cache_dir=str(tmp_path))
+    data = DataConfig(kind="grammar", documents=10, seed=1, sequence_length=16, cache_dir=str(tmp_path))
     for _ in range(2):  # when it is built, and when it is opened
         store = open_store(data)
         line = capfd.readouterr().err.splitlines()[-1]
@@ -145,7 +145,7 @@ def test_a_share_that_is_not_met_is_told(tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_the_grammar_is_split_as_ever(tmp_path: Path) -> None:
     """Its stores keep their names and their tokens, which the results were made with."""
-    data = GrammarData(kind="grammar", documents=500, seed=1, sequence_length=32, cache_dir=str(tmp_path))
+    data = DataConfig(kind="grammar", documents=500, seed=1, sequence_length=32, cache_dir=str(tmp_path))
     store = open_store(data, progress=False)
     assert store.path.name == "108ae87f40820593"
     hashes = {name: split["sha256"][:16] for name, split in store.manifest["splits"].items()}

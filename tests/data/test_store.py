@@ -27,10 +27,10 @@ from .corpus import build, documents_of, sentences, text_data, write_jsonl
 REPOSITORY = Path(__file__).parents[2]
 OPEN = """
 import json, sys
-from configs.schema import TextData
+from data.corpora import DataConfig
 from data.prepare import summary
 from data.store import open_store
-store = open_store(TextData(**json.loads(sys.argv[1])), progress=False)
+store = open_store(DataConfig(**json.loads(sys.argv[1])), progress=False)
 print(json.dumps([str(store.path), sorted(sys.modules)]))
 """
 

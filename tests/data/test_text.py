@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from common.errors import InputError
+from data.kinds import make_corpus
 from data.readers import LONGEST_PIECE_CHARACTERS, PIECE_CHARACTERS
-from data.text import TextCorpus
 
 from .corpus import text_data
 
@@ -26,7 +26,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 def read(*paths: Path, **fields: Any) -> list[str]:
-    corpus = TextCorpus(text_data(paths[0].parent / "cache", *paths, **fields))
+    corpus = make_corpus(text_data(paths[0].parent / "cache", *paths, **fields))
     return list(corpus.documents(progress=False))
 
 
@@ -237,7 +237,7 @@ def test_a_hub_cache_is_read_through_its_links(tmp_path: Path) -> None:
     for path in (snapshot, tmp_path / "hub", tmp_path / "**" / "*.jsonl", snapshot / "train.jsonl"):
         assert read(path) == ["one"]
     assert read(snapshot / "train.jsonl", tmp_path / "hub") == ["one"]
-    assert TextCorpus(text_data(tmp_path / "cache", tmp_path / "hub")).remarks == [
+    assert make_corpus(text_data(tmp_path / "cache", tmp_path / "hub")).remarks == [
         f"data.paths: {tmp_path / 'hub'}: not read, being no .txt, .json, .jsonl or .parquet file (.gz may follow): "
         "1 x without suffix, 1 x .md"
     ]
@@ -264,7 +264,7 @@ def test_what_is_not_read_is_told(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md", "c.md", "d.csv.gz", "noext", ".txt"):
         write(folder / name, b"text")
     (folder / "gone").symlink_to("nowhere")
-    corpus = TextCorpus(text_data(tmp_path / "cache", folder, folder / "*.txt"))
+    corpus = make_corpus(text_data(tmp_path / "cache", folder, folder / "*.txt"))
     (line,) = corpus.remarks
     assert line.startswith(f"data.paths: {folder}: not read, being no ")
     assert line.endswith(": 2 x without suffix, 2 x .md, 1 x .csv.gz, 1 x broken link")
@@ -285,7 +285,7 @@ def test_the_stores_below_a_folder_are_not_its_text(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"text")
     write(tmp_path / "cache" / "0123" / "manifest.json", b"{}")
     for path in (tmp_path, tmp_path / "**"):
-        corpus = TextCorpus(text_data(tmp_path / "cache", path))
+        corpus = make_corpus(text_data(tmp_path / "cache", path))
         assert list(corpus.documents(progress=False)) == ["text"]
 
 
@@ -294,16 +294,16 @@ def test_a_link_led_elsewhere_is_another_file(tmp_path: Path) -> None:
         os.utime(write(tmp_path / name, name.encode()), ns=(0, 10**18))
     link = tmp_path / "current.txt"
     link.symlink_to("one")
-    first = TextCorpus(text_data(tmp_path, link))
+    first = make_corpus(text_data(tmp_path, link))
     write(tmp_path / "0123" / "manifest.json", json.dumps({"source": first.describe()}).encode())
     link.unlink()
     link.symlink_to("two")
-    assert TextCorpus(text_data(tmp_path, link)).identity() != first.identity()
+    assert make_corpus(text_data(tmp_path, link)).identity() != first.identity()
 
 
 def test_a_file_that_grows_while_it_is_read_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "two"}\n')
-    documents = TextCorpus(text_data(tmp_path, path)).documents(progress=False)
+    documents = make_corpus(text_data(tmp_path, path)).documents(progress=False)
     assert next(documents) == "one"
     with path.open("a") as handle:
         handle.write('{"text": "three"}\n')
@@ -313,7 +313,7 @@ def test_a_file_that_grows_while_it_is_read_is_told(tmp_path: Path) -> None:
 
 def test_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
     def identity(path: Path) -> dict[str, Any]:
-        return TextCorpus(text_data(tmp_path, path)).identity()
+        return make_corpus(text_data(tmp_path, path)).identity()
 
     original = identity(write(tmp_path / "one" / "a.txt", b"content"))
     assert identity(write(tmp_path / "two" / "a.txt", b"content")) == original

@@ -81,16 +81,16 @@ def faulty_program(tmp_path, fault):
             import os, sys, time
             import torch
             import train_lm
-            from common.errors import exit_status
+            from common.command import exit_status
 
-            usual = training.step.training_step
+            usual = train_lm.training_step
 
             def step(run, number):
                 if number == 15 and run.accelerator.process_index == 1:
                     {fault}
                 usual(run, number)
 
-            training.step.training_step = step
+            train_lm.training_step = step
             raise SystemExit(exit_status(train_lm.main))
             """
         )

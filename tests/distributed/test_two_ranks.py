@@ -1,13 +1,18 @@
-"""Two real processes (gloo, CPU), started by the launch file that the README names."""
+"""Two real processes (gloo, CPU): as the launch file starts them that the README names, and what only two can do together."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
+from analysis.replay import __main__ as replay
+from configs.load import load_config
 from record.checkpoints import list_checkpoints
 from tests.conftest import ROOT, events_of, python, rows_of
+from tests.distributed.ranks import Ranks
+from train_lm import train
 
 
 def launch(recipe, *overrides, **environment):
@@ -22,8 +27,8 @@ def launch(recipe, *overrides, **environment):
 
 def test_two_ranks_follow_one(recipe, tmp_path):
     """The same global batch on one rank and on two with accumulation: the same curves but for rounding, written once."""
-    one = python(ROOT / "train_lm.py", "--config", recipe["path"], *recipe["overrides"], "name=one")
-    assert one.returncode == 0, one.stderr
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(recipe["path"], [*recipe["overrides"], "name=one"])) == 0
     two = launch(recipe, "name=two", "train.micro_batch_size=2")
     assert two.returncode == 0, two.stderr
     a, b = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
@@ -35,8 +40,8 @@ def test_two_ranks_follow_one(recipe, tmp_path):
         assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=1e-3)
     assert a[-1]["validation/nll"] == pytest.approx(b[-1]["validation/nll"], rel=1e-3)
     assert events_of(tmp_path / "two") == []
-    replayed = python("-m", "analysis.replay", tmp_path / "two", "--step", "25", "--out", tmp_path / "out")
-    assert replayed.returncode == 0, replayed.stderr
+    AcceleratorState._reset_state(reset_partial_state=True)
+    replay.main([str(tmp_path / "two"), "--step", "25", "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert found["tolerance_reason"].startswith("the number of processes was 2 and is 1")
     assert found["reproduced"] is True, found["disagreements"]
@@ -47,8 +52,8 @@ def test_two_ranks_go_back_together(recipe, tmp_path):
     """A spike that both ranks meet: they go back to one checkpoint, leave out the same batches and go on."""
     fault = "stress=[{kind: corrupt_sequences, step: 65, steps: 3, sequences: 8, pattern: random}]"
     long = ["train.steps=80", "checkpoint.every=20", "interventions=[{kind: rewind}]"]
-    result = launch(recipe, "name=rewound", fault, *long)
-    assert result.returncode == 0, result.stderr
+    ended = Ranks(recipe, "name=rewound", fault, *long).wait()
+    assert [status for status, _ in ended] == [0, 0], ended
     (back,) = [e for e in events_of(tmp_path / "rewound") if e["event"] == "rewind"]
     assert (back["to_step"], back["skipped"]) == (60, [[65, 67]])
     rows = rows_of(tmp_path / "rewound")
@@ -58,7 +63,7 @@ def test_two_ranks_go_back_together(recipe, tmp_path):
 
 def test_ranks_that_do_not_see_each_other_are_refused(recipe, tmp_path):
     """Without ACCELERATE_USE_CPU Accelerate would start two runs that write the same files."""
-    result = launch(recipe, "name=apart", ACCELERATE_USE_CPU="0", CUDA_VISIBLE_DEVICES="")
-    assert result.returncode != 0
-    assert "error: launch: 2 processes were started but Accelerate works with 1" in result.stderr
+    ended = Ranks(recipe, "name=apart", ACCELERATE_USE_CPU="0").wait()
+    assert [status for status, _ in ended] == [2, 2]
+    assert all("error: launch: 2 processes were started but Accelerate works with 1" in told for _, told in ended)
     assert not (tmp_path / "apart").exists()

@@ -58,7 +58,7 @@ DAMAGES = [truncate, flip_a_bit, lengthen, os.remove]
 @pytest.mark.parametrize("harm", DAMAGES, ids=lambda harm: harm.__name__)
 def test_every_damaged_file_of_a_checkpoint_is_found_and_the_one_before_is_used(harm, copy):
     """Every file in turn; the manifest itself too."""
-    before, last = list_checkpoints(copy)[-2:]
+    config, (before, last) = configuration(copy), list_checkpoints(copy)[-2:]
     names = sorted(p.name for p in last.iterdir())
     assert {"model.safetensors", "optimizer.safetensors", "trainer_state.json", "manifest.json"} <= set(names)
     for name in names:
@@ -67,13 +67,13 @@ def test_every_damaged_file_of_a_checkpoint_is_found_and_the_one_before_is_used(
         if name == "trainer_state.json" and harm is os.remove:
             assert list_checkpoints(copy)[-1] == before, "without it a folder is no checkpoint"
         else:
-            point = find_resume_point(configuration(copy), copy)
+            point = find_resume_point(config, copy)
             assert point.checkpoint(copy) == before
             (rejected,) = point.rejected
             assert rejected["checkpoint"] == last.name
             assert name in rejected["problem"]
         (last / name).write_bytes(whole)
-    assert find_resume_point(configuration(copy), copy).checkpoint(copy) == last
+    assert find_resume_point(config, copy).checkpoint(copy) == last
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer_state.json"])

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +17,14 @@ from common.command import exit_status
 from tests.analysis.written import training_rows, write_run
 from tests.conftest import ROOT, python
 
-COMMANDS = sorted(
-    path.stem for path in (ROOT / "analysis").glob("*.py") if re.search(r"^def main\(", path.read_text("utf-8"), re.M)
-)
+FILES = {
+    path.stem if path.parent.name == "analysis" else path.parent.name: path
+    for pattern in ("*.py", "*/__main__.py")
+    for path in (ROOT / "analysis").glob(pattern)
+    if re.search(r"^def main\(", path.read_text("utf-8"), re.M) and path.stem != "results"
+}
+"""By command. (analysis.results renders the project's own pages, and takes no run.)"""
+COMMANDS = sorted(FILES)
 NEEDED = {
     "grammar": ["--baseline", "RUN", "--candidate", "RUN", "--out", "OUT"],
     "synonyms": ["--baseline", "RUN", "--candidate", "RUN", "--out", "OUT"],
@@ -38,7 +44,7 @@ fuzzed = settings(
 def refused(folder: Path, command: str, arguments: Sequence[str]) -> str:
     """What the command says of arguments that it must refuse, without writing anything."""
     before = sorted(folder.rglob("*"))
-    module = importlib.import_module(f"analysis.{command}")
+    module = importlib.import_module(".".join(FILES[command].relative_to(ROOT).with_suffix("").parts))
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -175,11 +181,34 @@ def test_a_wrong_value_is_told_by_its_option(run, command, options, named):
     assert named in told
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_process_ends_with_status_2_and_one_line(tmp_path, command):
-    done = python(
-        "-m", f"analysis.{command}", *filled(tmp_path, command, "nowhere"), cwd=tmp_path, PYTHONPATH=os.fspath(ROOT)
-    )
-    assert done.returncode == 2, done.stderr
-    assert all(line.startswith("error: ") and "nowhere" in line for line in done.stderr.splitlines())
+ONE_AFTER_THE_OTHER = """
+import json, runpy, sys
+for command, arguments in json.loads(sys.argv[1]).items():
+    sys.argv = [command, *arguments]
+    try:
+        runpy.run_module(f"analysis.{command}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(command, end.code)
+    print(f"end of {command}", file=sys.stderr)
+"""
+
+
+def test_a_process_ends_with_status_2_and_one_line(tmp_path):
+    """Each command as ``python -m`` starts it; all in one process, which imports torch once."""
+    given_options = {command: filled(tmp_path, command, "nowhere") for command in COMMANDS}
+    code = (
+        "-W",
+        "ignore::RuntimeWarning",
+        "-c",
+        ONE_AFTER_THE_OTHER,
+    )  # runpy warns of what one has imported of another
+    done = python(*code, json.dumps(given_options), cwd=tmp_path, PYTHONPATH=os.fspath(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{command} 2" for command in COMMANDS]
+    told = done.stderr
+    for command in COMMANDS:
+        lines, _, told = told.partition(f"end of {command}\n")
+        assert lines
+        assert all(line.startswith("error: ") and "nowhere" in line for line in lines.splitlines()), command
+    assert told == ""
     assert list(tmp_path.iterdir()) == []

@@ -78,7 +78,7 @@ def test_far_from_every_centroid_the_distribution_saturates():
 @pytest.mark.parametrize(("init", "low", "high"), [("small_uniform", 0.0, 1 / 16 + 1e-6), ("unit", 0.0, 1.0)])
 def test_centroid_initialisations(init, low, high):
     head = metric_head(16, 50, init=init).float()
-    head.reset_centroids()
+    head.reset_weight()
     assert low < float(head.weight.abs().max()) <= high
     if init == "unit":
         torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(50))

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from configs.schema import DetectionConfig
 from record.recorder import ALIVE, Recorder
 from record.rows import json_line, read_rows
 from stability.watch import Watch
@@ -68,7 +67,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 def test_what_was_not_finite_is_told_with_its_tensors(tmp_path):
     said = []
-    watch = Watch(Recorder(tmp_path, writes=True), said.append, DetectionConfig())
+    watch = Watch(Recorder(tmp_path, writes=True), said.append, "median_mad", ["loss/nll", "grad_norm/total"])
     row = {"step": 2, "loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": math.inf}
     watch.report_divergence(row, [f"gradient of p{i}" for i in range(30)], [1], updated=False)
     (event,) = read_rows(tmp_path / "events.jsonl")
@@ -87,7 +86,7 @@ def test_what_was_not_finite_does_not_trouble_a_watch_that_goes_on(tmp_path):
     recorder = Recorder(tmp_path, writes=True)
     row = {"loss/nll": 2.0, "loss/objective": 2.0, "grad_norm/total": 1.0, "logit/std": 1.0}
     recorder.write_rows({**row, "step": s, "logit/std": math.inf if s == 90 else 1.0} for s in range(1, 101))
-    watch = Watch(recorder, lambda _: None, DetectionConfig())
+    watch = Watch(recorder, lambda _: None, "median_mad", ["loss/nll", "grad_norm/total"])
     watch.look([{**row, "step": s} for s in range(1, 101)], drew=lambda step: step)
     state = watch.state()
     watch.restore(state, 100)

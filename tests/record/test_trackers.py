@@ -13,10 +13,11 @@ import pytest
 from accelerate import PartialState
 
 from common.errors import InputError
+from common.section import flat
 from configs.load import load_config
 from record.recorder import Recorder
 from record.rows import read_rows
-from record.trackers import Part, Trackers, _next_part, refuse_unready
+from record.trackers import Part, Title, Trackers, _next_part, refuse_unready
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def opened(recipe, tmp_path):
         config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
         (tmp_path / "tiny").mkdir(exist_ok=True)
         recorder = Recorder(tmp_path / "tiny", writes=writes)
-        made = Trackers(config, recorder, [].append if said is None else said.append)
+        title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
+        made = Trackers(config.trackers, title, recorder, [].append if said is None else said.append)
         made.start(step)
         recorder.rewind(step)
         return made

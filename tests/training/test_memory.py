@@ -5,11 +5,13 @@ import dataclasses
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from benchmarks.simulate import micro_batch
 from common.errors import InputError
 from configs.load import load_config
 from tests.conftest import python
+from train_lm import train
 from training.memory import GIB, LEAST_VOCABULARY, activations, group_room, need_of, shapes_of, skeleton
 
 CPU = torch.device("cpu")
@@ -67,21 +69,24 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said(recipe):
     assert "it may not fit" not in str(dataclasses.replace(need, free=need.memory.total))
 
 
-def test_a_run_says_its_size_and_one_that_cannot_fit_is_refused_before_its_text_is_read(recipe, tmp_path):
-    train = ["train_lm.py", "--config", recipe["path"], *recipe["overrides"]]
+def test_a_run_says_its_size_and_one_that_cannot_fit_is_refused_before_its_text_is_read(
+    recipe, tmp_path, monkeypatch, capfd
+):
     cache = tmp_path / "cache"
     huge = ["body.n_layer=200", "body.n_embd=20000", f"data.cache_dir={cache}"]
-    refused = python(*train, *huge)
+    refused = python("train_lm.py", "--config", recipe["path"], *recipe["overrides"], *huge)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: body: 960,")
     assert refused.stderr.count("\n") == 1
     assert not cache.exists()
     assert not (tmp_path / "tiny").exists()
-    told = python(*train, "train.steps=6", "checkpoint.every=6", ACCELERATE_MIXED_PRECISION="bf16")
-    assert told.returncode == 0, told.stderr
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(recipe["path"], [*recipe["overrides"], "train.steps=6", "checkpoint.every=6"])) == 0
+    told = capfd.readouterr()
     no_effect = "note: launch: mixed_precision=bf16 has no effect; the run's own is train.precision=fp32"
-    assert no_effect in told.stderr.splitlines()
-    (size,) = [line for line in told.stdout.splitlines() if line.startswith("tiny: ")]
+    assert no_effect in told.err.splitlines()
+    (size,) = [line for line in told.out.splitlines() if line.startswith("tiny: ")]
     model = skeleton(config_of(recipe), 500)
     numbers = sum(p.numel() for p in model.parameters())
     assert size.startswith(f"tiny: {numbers - 32 * 32:,} parameters; 256 tokens a step, 1,536 in all (")

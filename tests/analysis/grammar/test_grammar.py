@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 
 from analysis.compare.metric import MEANINGS_WITH_TRUTH, VIEWS, tfsd_weight
 from analysis.grammar.__main__ import main
@@ -20,9 +21,11 @@ from analysis.grammar.arms import SCOPES
 from analysis.grammar.figure import draw_training
 from analysis.grammar.truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS
 from analysis.show import style
+from common.command import exit_status
 from common.errors import InputError
+from configs.load import load_config
 from model import load_model
-from tests.conftest import ROOT, python
+from train_lm import train
 
 ARMS = {"linear": ["head.kind=linear", "objective.kind=ce"], "metric": ["head.scale=article"]}
 """The first is the baseline; the second logs the weight c of TFSD."""
@@ -42,14 +45,14 @@ checkpoint: {{every: 2}}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run for each arm and seed, each trained by a process of its own."""
+    """A folder with a run for each arm and seed."""
     folder = tmp_path_factory.mktemp("grammar")
     (folder / "tiny.yaml").write_text(RECIPE)
     for seed in (0, 1):
         for arm, overrides in ARMS.items():
             names = [f"name={arm}_seed{seed}", f"seed={seed}", f"output_dir={folder}", f"data.cache_dir={folder}/cache"]
-            done = python(ROOT / "train_lm.py", "--config", folder / "tiny.yaml", *names, *overrides)
-            assert done.returncode == 0, done.stderr
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert train(load_config(folder / "tiny.yaml", [*names, *overrides])) == 0
     return folder
 
 
@@ -286,10 +289,9 @@ def test_a_baseline_is_one_arm_and_whole(runs: Path, tmp_path: Path) -> None:
     assert "belongs to no run" in refused(runs, [linear[0]], [str(guest)])[0]
 
 
-def test_a_bad_command_ends_with_status_2_and_writes_nothing(runs: Path) -> None:
+def test_a_bad_command_ends_with_status_2_and_writes_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     linear = paths(runs, "linear")[0]
-    command = ["-m", "analysis.grammar", "--baseline", linear, "--candidate", linear, "--out", runs / "never"]
-    done = python(*command, "--documents", "1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --documents is 1; give a whole number from 2\n"
+    command = ["--baseline", linear, "--candidate", linear, "--out", str(runs / "never"), "--documents", "1"]
+    assert exit_status(lambda: main(command)) == 2
+    assert capsys.readouterr() == ("", "error: --documents is 1; give a whole number from 2\n")
     assert not (runs / "never").exists()

@@ -16,6 +16,7 @@ from analysis.replay import standing_out as highlight
 from analysis.replay.explanation import Explanation, MetricCheck
 from analysis.replay.page import page
 from analysis.replay.words import WIDTH, headline, summary_lines
+from analysis.show.text import clip
 
 from .explained import explained
 
@@ -256,11 +257,11 @@ def test_visible_text_prints(text: str) -> None:
 
 
 def test_clipping_counts_wide_characters_twice() -> None:
-    assert highlight.clip("abcde", 5) == "abcde"
-    assert highlight.clip("abcdef", 5) == "abcd…"
-    assert highlight.clip("日本語", 6) == "日本語"
-    assert highlight.clip("日本語", 5) == "日本…"
-    assert highlight.clip("日本語", 4) == "日…"
+    assert clip("abcde", 5) == "abcde"
+    assert clip("abcdef", 5) == "abcd…"
+    assert clip("日本語", 6) == "日本語"
+    assert clip("日本語", 5) == "日本…"
+    assert clip("日本語", 4) == "日…"
 
 
 # ---------------------------------------------------------------------------------------------------------- the summary

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -53,8 +52,11 @@ def replay(run, tmp_path):
 
 
 def test_every_metric_of_every_replayed_step_is_the_logged_one_to_the_bit(replay, run):
+    """On as many threads as the run had."""
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    torch.set_num_threads(2)
     found = replay(35)
+    assert torch.get_num_threads() == json.loads((run / "environment.json").read_text())["threads"] == 1
     assert found["reproduced"] is True
     assert (found["checkpoint"], found["steps_compared"], found["tolerance"]) == (30, 5, 0.0)
     logged = load_run(run)
@@ -233,11 +235,6 @@ def test_the_command_line(run, tmp_path):
 )
 def test_what_counts_as_agreement(logged, replayed, tolerance, expected):
     assert agrees(logged, replayed, tolerance) is expected
-
-
-def test_threads_are_set_as_the_run_had_them(replay, run):
-    replay(35)
-    assert torch.get_num_threads() == json.loads((Path(run) / "environment.json").read_text())["threads"]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from analysis.compare.metric import VIEWS
 from analysis.synonyms import __main__ as synonyms
 from analysis.synonyms.measures import KEYS
+from common.command import exit_status
 from common.errors import InputError
 from tests.analysis.corpus import PAIRS
 from tests.analysis.models import make_model
@@ -162,18 +163,15 @@ def test_substitutes_judged_for_a_place_are_compared_with_rejected_ones(
 
 
 def test_a_bad_command_ends_with_status_2_and_one_line_and_writes_nothing(
-    runs: dict[str, list[Path]], tmp_path: Path
+    runs: dict[str, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    ended = python(
-        "-m", "analysis.synonyms", "--baseline", runs["first"][0], runs["second"][0], "--candidate", runs["guest"][0],
-        "--out", out,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert (
-        ended.stderr.startswith("error: --baseline names several arms (first_seed0, second_seed0)")
-        and ended.stderr.count("\n") == 1
-    )
+    options = ["--baseline", runs["first"][0], runs["second"][0], "--candidate", runs["guest"][0], "--out", out]
+    assert exit_status(lambda: synonyms.main([str(option) for option in options])) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: --baseline names several arms (first_seed0, second_seed0)")
+    assert said.err.count("\n") == 1
     assert not out.exists()
 
 

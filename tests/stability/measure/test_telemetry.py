@@ -11,10 +11,11 @@ from transformers import AutoConfig
 from configs.schema import RunConfig
 from model import SwapHeadConfig, new_model
 from model.chunked import SAMPLING
+from optim.optimizers import build_optimizer
 from record.metrics import METRICS, describe, table
 from stability.measure.norms import parameter_groups
 from stability.measure.weight import weight_histogram, weight_quantile
-from training.build import build_optimizer, build_telemetry
+from training.build import build_telemetry
 
 RAW = {
     "name": "x",

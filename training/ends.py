@@ -1,13 +1,14 @@
-"""What a run writes before its first step and when it ends."""
+"""Both ends of a run: what it writes before its first step, and how it ends."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from typing import TYPE_CHECKING
 
-from common.command import EXIT_STORAGE
+from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_STORAGE
 from configs.recipe import dump_config
 
 if TYPE_CHECKING:
@@ -15,14 +16,6 @@ if TYPE_CHECKING:
 
     from .resume import ResumePoint
     from .run import Run
-
-
-def end(run: Run, vote: StopVote) -> None:
-    """Close trackers and connections. All ranks call it."""
-    vote.close()
-    run.accelerator.wait_for_everyone()
-    run.trackers.finish()
-    run.accelerator.end_training()
 
 
 def open_run_directory(run: Run, point: ResumePoint) -> None:
@@ -69,3 +62,43 @@ def storage_failed(run: Run, error: OSError) -> int:
             run.recorder.status("failed", run.step, reason)
     print(f"error: {reason}; mend that, and the same command goes on from {after}", file=sys.stderr)
     return EXIT_STORAGE
+
+
+# -------------------------------------------------------------------------------------------------------- after the last step
+
+
+def finished(run: Run, vote: StopVote) -> int:
+    """All steps are taken."""
+    steps = run.config.train.steps
+    run.watch.finish(steps, run.batch_number)
+    run.recorder.status("finished", steps)
+    _end(run, vote)
+    nll = math.nan if run.validation_nll is None else run.validation_nll
+    run.accelerator.print(f"finished: validation NLL {nll:.4f} nats/token; {run.directory}")
+    return EXIT_FINISHED
+
+
+def diverged(run: Run, vote: StopVote) -> int:
+    """Something was not finite, and nothing is left to do about it."""
+    run.watch.finish(run.step, run.batch_number)
+    run.watch.report_divergence(run.rows[-1], run.vitals.names(), run.vitals.ranks(), updated=run.spoilt)
+    _end(run, vote)
+    return EXIT_DIVERGED
+
+
+def preempted(run: Run, vote: StopVote, asked: str) -> int:
+    """Somebody asked the run to stop; ``asked``: the signal's name."""
+    step = run.step
+    run.recorder.event("preempted", step, step=step, signal=asked)
+    run.recorder.status("preempted", step, f"stopped by {asked}; the same command goes on")
+    run.watch.say(f"stopped by {asked} after step {step}; the same command goes on")
+    _end(run, vote)
+    return EXIT_PREEMPTED
+
+
+def _end(run: Run, vote: StopVote) -> None:
+    """Close trackers and connections. All ranks call it."""
+    vote.close()
+    run.accelerator.wait_for_everyone()
+    run.trackers.finish()
+    run.accelerator.end_training()

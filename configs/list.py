@@ -1,0 +1,37 @@
+"""What a configuration can choose by name, with its options: the project's own kinds and those of plug-ins.
+
+python -m configs.list [SECTION ...] [--plugins FILE ...]
+"""
+
+from __future__ import annotations
+
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
+from common.imports import importing
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = ArgumentParser(prog="python -m configs.list", description="The kinds that a configuration can choose.")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="head, objective, stress, ... (default: all)")
+    parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with kinds of your own")
+    options = parser.parse_args()
+    with importing():
+        from .describe import first_line, keys_of
+        from .kinds import TABLES
+        from .load import import_plugins
+        from .messages import nearest
+    import_plugins(options.plugins)
+    for section in options.sections:
+        if section not in TABLES:
+            raise InputError(f"{section}: no such section; there are {', '.join(TABLES)}{nearest(section, TABLES)}")
+    for section in options.sections or TABLES:
+        print(section)
+        for kind, cls in TABLES[section].items():
+            print(f"  {kind:<20} {first_line(cls)}")
+            for key in keys_of(cls.Options):
+                print(f"    {key.name:<18} {key.type}; {key.default}{'. ' if key.meaning else ''}{key.meaning}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))

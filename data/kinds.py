@@ -1,0 +1,20 @@
+"""The project's own corpora: importing this module registers them all, and :func:`make_corpus` makes any."""
+
+from __future__ import annotations
+
+from common.registry import checked_options
+
+from .corpora import CORPORA, Corpus, DataConfig
+from .grammar.corpus import GrammarCorpus
+from .hub import HubCorpus
+from .pydoc import PydocCorpus
+from .text import TextCorpus
+
+__all__ = ["CORPORA", "GrammarCorpus", "HubCorpus", "PydocCorpus", "TextCorpus", "make_corpus"]
+
+
+def make_corpus(data: DataConfig) -> Corpus:
+    """Return the corpus of a configuration. Raises InputError when its paths match nothing."""
+    cls = CORPORA[data.kind]
+    corpus: Corpus = cls(checked_options(cls, data.options), data)
+    return corpus

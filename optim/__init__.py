@@ -1,0 +1,1 @@
+"""How parameters are updated: optimizers and learning-rate schedules, a class each."""

@@ -1,0 +1,143 @@
+"""Interventions: what a run does about what it sees, on the device within a step and on the host between steps.
+
+A new intervention is a class in one file, here or in a plug-in: it registers with :data:`INTERVENTIONS`, and its ``state``
+comes back when a run resumes, rewinds or is replayed. Shapes: P parameters (tensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from common.registry import Registry, checked_options
+from common.section import Choice
+from record.metrics import Metric, declare
+from stability.detect.events import Alarm
+
+INTERVENTIONS = Registry("interventions")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step has measured before its update: 0-d device tensors that are the same on all ranks, and the parameters."""
+
+    step: int
+    loss: Tensor
+    """loss/nll of the step."""
+    gradient_norm: Tensor
+    """grad_norm/total, before any intervention."""
+    gradient_norm_P: Tensor
+    """The same of each parameter."""
+    parameter_norm_P: Tensor
+    parameters: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Action:
+    """What is done to the update of a step. Scales of several interventions multiply; one that skips is enough."""
+
+    scale: Tensor | None = None
+    """() by which the gradient is multiplied."""
+    skip: Tensor | None = None
+    """() boolean: parameters and optimizer state stay as they are."""
+    said: Mapping[str, Tensor] = field(default_factory=dict)
+    """Values for metrics.jsonl, by the names in ``metrics``."""
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Go back before ``alarm`` and leave out the batches it was met at, ``margin`` more on either side."""
+
+    alarm: Alarm
+    margin: int = 0
+    most: int = 1 << 30
+    """After so many rewinds of the run nothing is done any more."""
+
+
+class Intervention:
+    """Base of all interventions. What a subclass does not override does nothing, and costs nothing."""
+
+    kind: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """What ``Action.said`` may hold."""
+
+    @dataclass(frozen=True)
+    class Options:
+        """No options."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def on_gradient(self, seen: Seen) -> Action | None:
+        """After the backward pass, before the update. Device tensors only: nothing here may wait for the device."""
+        return None
+
+    def on_update(self, seen: Seen) -> None:
+        """After the optimizer has changed the parameters."""
+
+    def on_alarms(self, alarms: Sequence[Alarm]) -> Rewind | None:
+        """On the host, when rows have arrived: whether to go back for one of the alarms among them.
+
+        A pure function of the alarms: it is asked on the main process alone, and not by a replay.
+        """
+        return None
+
+    @classmethod
+    def decides(cls) -> bool:
+        """Whether it may go back."""
+        return cls.on_alarms is not Intervention.on_alarms
+
+    def state(self) -> dict[str, Tensor]:
+        """What later steps depend on; kept in checkpoints."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` returned."""
+
+    @classmethod
+    def problems(cls, options: Any, *, signals: Sequence[str]) -> Sequence[tuple[str, str]]:
+        """What is wrong with the options in a run whose detectors watch ``signals``: key and text."""
+        return ()
+
+
+def make_interventions(choices: Sequence[Choice]) -> dict[str, Intervention]:
+    """The interventions of a checked configuration, in its order, by a name: the kind, numbered from the second on."""
+    made: dict[str, Intervention] = {}
+    for choice in choices:
+        cls = INTERVENTIONS[choice.kind]
+        declare(*cls.metrics)
+        number = sum(isinstance(other, cls) for other in made.values())
+        made[f"{choice.kind}-{number + 1}" if number else choice.kind] = cls(checked_options(cls, choice.options))
+    return made
+
+
+def act(
+    interventions: Mapping[str, Intervention], seen: Seen
+) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
+    """The product of all scales, whether any skips (None where no one does), and what is logged. Waits for nothing."""
+    scale: Tensor | None = None
+    skip: Tensor | None = None
+    logged: dict[str, Tensor] = {}
+    for name, intervention in interventions.items():
+        action = intervention.on_gradient(seen)
+        if action is None:
+            continue
+        logged |= action.said
+        if action.scale is not None:
+            logged[f"intervention/{name}/scale"] = action.scale
+            scale = action.scale if scale is None else scale * action.scale
+        if action.skip is not None:
+            logged[f"intervention/{name}/skipped"] = action.skip.float()
+            skip = action.skip if skip is None else skip | action.skip
+    return scale, skip, logged
+
+
+def scale_gradients(parameters: Sequence[Tensor], scale: Tensor) -> None:
+    """Multiply all gradients in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, scale)

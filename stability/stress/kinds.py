@@ -1,0 +1,9 @@
+"""The project's own stresses: importing this module registers them all."""
+
+from __future__ import annotations
+
+from .base import STRESSES
+from .batch import CorruptSequences
+from .rate import ScaleLearningRate
+
+__all__ = ["STRESSES", "CorruptSequences", "ScaleLearningRate"]

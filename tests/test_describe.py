@@ -1,0 +1,99 @@
+"""What tells people and editors about the configuration: it is generated, it is whole, and it agrees with what is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from configs.describe import attribute_docs, keys_of, reference, sections
+from configs.kinds import TABLES
+from configs.load import load_config
+from configs.schema import RunConfig
+
+from .conftest import ROOT, python
+from .test_plugins import PLUGINS
+
+RECIPES = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/scale/*.yaml")])
+SCHEMA = json.loads((ROOT / "configs" / "schema.json").read_text(encoding="utf-8"))
+
+
+def problems(recipe):
+    return list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(recipe))
+
+
+def test_what_is_committed_is_what_is_generated():
+    generated = python("-m", "configs.describe").stdout
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == generated
+    assert json.loads(python("-m", "configs.schema").stdout) == SCHEMA
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_names_the_schema_and_fits_it(path):
+    first, *_ = path.read_text(encoding="utf-8").splitlines()
+    named = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert named.resolve() == ROOT / "configs" / "schema.json"
+    assert not problems(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": {"lrr": 1}},
+        {"data": {"kind": "pydoc", "paths": ["x"]}},
+        {"head": {"kind": "metric", "scale": "artcle"}},
+        {"stress": [{"kind": "scale_lr", "step": 0, "factor": 2.0}]},
+        {"optimizer": {"schedule": {"kind": "cosine", "decay_fraction": 0.1}}},
+        {"train": {"steps": "many"}},
+        {"stress": [{}]},
+        {"stress": [{"kind": "scale_lr", "step": 3}]},
+        {"stpes": 3},
+    ],
+)
+def test_an_editor_finds_the_mistake(recipe):
+    assert problems(recipe)
+
+
+def test_a_kind_of_a_plug_in_is_no_mistake():
+    assert not problems({"stress": [{"kind": "earthquake", "step": 5, "richter": 7}], "base": "pydoc_micro.yaml"})
+
+
+def test_a_checked_configuration_fits_the_schema():
+    for path in RECIPES:
+        if path.stem not in ("prose",):  # its texts are the user's
+            assert not problems(load_config(path).model_dump(mode="json")), path
+
+
+def test_every_key_is_there_and_has_a_meaning():
+    text = reference()
+    for name, cls in sections():
+        for key in keys_of(cls):
+            assert key.meaning or key.name == "kind", (name, key)
+            assert f"`{name}.{key.name}`" in text or f"`{key.name}`" in text or key.name == "kind"
+    for section, kinds in TABLES.items():
+        for kind, cls in kinds.items():
+            if not (ROOT / f"{cls.__module__.replace('.', '/')}.py").exists() or cls.__module__.startswith("tests"):
+                continue  # a plug-in of another test in this process
+            assert f"{section}.kind: {kind}" in text or section == "detection.detector"
+            assert all(key.meaning for key in keys_of(cls.Options)), kind
+
+
+def test_attribute_docs_are_those_below_the_attribute():
+    said = attribute_docs(RunConfig)
+    assert said["seed"].startswith("Root of every random stream")
+    assert said["data"] == "", "nothing is below it"
+    assert "model_fields_set" not in said
+
+
+def test_the_list_has_the_kinds_of_plug_ins(tmp_path: Path):
+    listed = python("-m", "configs.list", "interventions", "stress", "--plugins", PLUGINS / "zclip.py")
+    assert listed.returncode == 0, listed.stderr
+    lines = [line.split() for line in listed.stdout.splitlines()]
+    assert ["threshold", "float;", "2.5"] in lines
+    assert {"clip_norm", "rewind", "zclip", "scale_lr"} <= {line[0] for line in lines}
+    unknown = python("-m", "configs.list", "heads")
+    assert unknown.returncode == 2
+    assert "did you mean head?" in unknown.stderr
