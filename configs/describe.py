@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from common.section import Choice, Section
 
-from .kinds import TABLES
+from .kinds import LISTS, TABLES
 from .schema import BodyConfig, RunConfig
 
 
@@ -57,7 +57,7 @@ def is_section(hint: Any) -> bool:
 
 def first_line(cls: Any) -> str:
     """The first sentence of a class's docstring."""
-    text = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    text = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())  # its own, none that it inherits
     return "" if text.startswith(f"{cls.__name__}(") else text  # what dataclasses write themselves
 
 
@@ -132,7 +132,7 @@ def reference() -> str:
             parts.append(_table(rows, f"{key}." if key else ""))
         parts += _kinds(key, kinds)
         if key == "":
-            for name in ("stress", "interventions"):
+            for name in LISTS:
                 parts.append(f"### {name}: a list of kinds\n\n{_CHOICES[name]}\n")
                 parts += _kinds(name, TABLES[name])
     return "\n".join(parts)
@@ -143,7 +143,7 @@ def _kinds(key: str, kinds: Any) -> list[str]:
     for kind, cls in kinds.items():
         parts.append(f"#### {key}.kind: {kind}\n\n{first_line(cls)}\n")
         if rows := keys_of(cls.Options):
-            parts.append(_table(rows, f"{key}."))
+            parts.append(_table(rows, f"{key}[]." if key in LISTS else f"{key}."))
     return parts
 
 
@@ -182,7 +182,7 @@ def json_schema() -> dict[str, Any]:
         if text and name in properties:
             properties[name].setdefault("description", text)
     schema = _optional(schema)
-    for key in ("stress", "interventions"):  # a list is given whole
+    for key in LISTS:  # a list is given whole
         schema["properties"][key] |= {"type": "array", "items": _by_kind(key, whole=True)}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 

@@ -38,6 +38,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "detection.detector": DETECTORS,
 }
 """By configuration key, the registered classes that it chooses among."""
+LISTS = ("stress", "interventions")
+"""Lists of kinds; an override replaces them whole."""
 _SHARED: dict[str, type[pydantic.BaseModel]] = {"data": DataConfig, "optimizer": OptimizerConfig}
 """Sections that have keys of their own beside those of the kind."""
 
@@ -123,7 +125,7 @@ def _problems_of_kinds(config: RunConfig) -> Iterator[str]:
 def kind_problems(raw: dict[str, Any]) -> list[str]:
     """What can be said about the kinds and the body of a configuration that is wrong elsewhere."""
     problems: list[str] = []
-    lists = {f"{key}.{i}": each for key in ("stress", "interventions") for i, each in _numbered(raw.get(key))}
+    lists = {f"{key}.{i}": each for key in LISTS for i, each in _numbered(raw.get(key))}
     optimizer = raw.get("optimizer")
     lists["optimizer.schedule"] = optimizer.get("schedule") if isinstance(optimizer, dict) else None
     for section in ("data", "head", "objective", "optimizer", *lists):
@@ -136,6 +138,11 @@ def kind_problems(raw: dict[str, Any]) -> list[str]:
     with contextlib.suppress(pydantic.ValidationError):
         problems += body_problems(BodyConfig.model_validate(raw.get("body")), sequence_length=2)
     return problems
+
+
+def _told(base: str, name: str, names: list[str]) -> tuple[str, list[str]]:
+    """A key and its neighbours as an override would name them; within a list, which none can reach into, as they are."""
+    return (name, names) if base in LISTS else (f"{base}.{name}", [f"{base}.{own}" for own in names])
 
 
 def _numbered(choices: Any) -> Iterator[tuple[int, Any]]:
@@ -183,9 +190,9 @@ def _option_problems(section: str, choice: Choice, error: pydantic.ValidationErr
             elif name in elsewhere:
                 text = f"has no effect with {section}.kind={choice.kind}; leave it out"
             else:
-                text = f"unknown key{nearest(f'{base}.{name}', [f'{base}.{own}' for own in names])}"
+                text = f"unknown key{nearest(*_told(base, name, names))}"
         elif e["type"] in ("missing", "missing_argument"):
-            text = f"is required and has no default; set it in the recipe or as {key}=..."
+            text = f"is required and has no default; set it in the recipe{'' if base in LISTS else f' or as {key}=...'}"
         elif e["type"] == "value_error":
             text = str(e["ctx"]["error"])
         else:

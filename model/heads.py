@@ -69,7 +69,10 @@ class Head(nn.Module):
         return (self.weight.to(wide_dtype(self.weight.dtype)),)
 
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
-        """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32."""
+        """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32.
+
+        A parameter that is read here, and not in ``features`` or ``classes``, gets no gradient.
+        """
         raise TypeError(f"{type(self).__name__} must define logits()")
 
     def shift(self, f_ND: Tensor) -> Tensor:

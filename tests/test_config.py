@@ -71,7 +71,7 @@ MISTAKES = [
         ["stress=[{kind: scale_lr, step: 501, factor: 2.0}]"],
         "stress.0.step: 501 comes after the last step, train.steps=500",
     ),
-    (["stress=[{kind: scale_lr, stp: 5, factor: 2.0}]"], "stress.0.stp: unknown key; did you mean stress.step?"),
+    (["stress=[{kind: scale_lr, stp: 5, factor: 2.0}]"], "stress.0.stp: unknown key; did you mean step?"),
     (
         ["stress=[{kind: scale_lr, step: 5, sequences: 2}]"],
         "stress.0.sequences: has no effect with stress.0.kind=scale_lr",

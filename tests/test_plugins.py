@@ -317,3 +317,23 @@ def test_another_optimizer_leaves_the_options_of_the_first_behind(recipe, capsys
     assert config.optimizer.options == {"momentum": 0.9}
     assert config.optimizer.schedule.options == {"min_ratio": 0.0}
     assert "optimizer.kind=sgd has no beta1, beta2, eps, weight_decay" in capsys.readouterr().err
+
+
+FROZEN = """
+import torch
+from model import Head, register_head
+@register_head("frozen")
+class Frozen(Head):
+    def __init__(self, hidden_size, vocab_size, options):
+        super().__init__(hidden_size, vocab_size, options)
+        self.temperature = torch.nn.Parameter(torch.ones(1))
+    def logits(self, f_CD, w_VD):
+        return self.temperature * (f_CD @ w_VD.T)
+"""
+
+
+def test_a_parameter_of_a_head_that_is_never_trained_is_told(start, tmp_path):
+    plugin = write_plugin(tmp_path / "own", "own.py", FROZEN)
+    with pytest.raises(InputError, match="no gradient reaches temperature; use it in features"):
+        start("name=frozen", f"plugins=[{plugin}]", "head.kind=frozen")
+    assert json.loads((tmp_path / "frozen" / "status.json").read_text())["status"] == "failed"

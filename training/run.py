@@ -85,6 +85,8 @@ class Run:
     """The last rewind."""
     validation_nll: float | None = None
     """Of the last row, if that was an evaluation's."""
+    reached: bool = False
+    """Whether gradients have been seen to reach all parameters of the head."""
     began: float = 0.0
     """Clock time at which the steps since the last transfer began; evaluation and checkpoints come before it."""
 

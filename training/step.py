@@ -96,6 +96,19 @@ def probe_attention(run: Run) -> None:
     run.telemetry.add_attention(layers)
 
 
+def refuse_unreached(run: Run) -> None:
+    """Raise InputError if a parameter of the head has no gradient: it would never be trained, and never be resumed."""
+    from common.errors import InputError
+
+    idle = [name for name, p in run.bare_model().lm_head.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        raise InputError(
+            f"head.kind: {run.config.head.kind}: no gradient reaches {', '.join(idle)}; "
+            "use it in features() or classes(), not in logits()"
+        )
+    run.reached = True
+
+
 def update(run: Run, step: int) -> dict[str, Any]:
     """Change the parameters, unless something is not finite or an intervention says no; returns what was measured.
 
@@ -107,6 +120,8 @@ def update(run: Run, step: int) -> dict[str, Any]:
     from stability.intervene.base import Seen, act, scale_gradients
 
     telemetry, optimizer = run.telemetry, run.optimizer
+    if not run.reached:
+        refuse_unreached(run)
     losses = telemetry.loss_values()
     scaled = run.accelerator.scaler is not None
     if scaled:

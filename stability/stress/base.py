@@ -70,7 +70,8 @@ class Stress:
     def gradients(self, step: int, gradients: Sequence[Tensor]) -> None:
         """Disturb the gradients in place, before they are measured and clipped. On the device, without a sync.
 
-        They are summed over ranks already: what is drawn must be the same on every rank.
+        They come in the order of the model's ``named_parameters()``, those without a gradient left out, and are
+        summed over ranks already: what is drawn must be the same on every rank.
         """
 
     def attach(self, model: nn.Module, acting: Callable[[], bool]) -> None:
