@@ -131,8 +131,9 @@ def kind_problems(raw: dict[str, Any]) -> list[str]:
     for section in ("data", "head", "objective", "optimizer", *lists):
         given = lists.get(section, raw.get(section))
         if section in _SHARED and isinstance(given, dict):  # what is wrong with the other keys, the schema has said
-            shared = _SHARED[section].model_fields.keys() - {"kind"}
-            given = {"kind": "adamw"} | {name: value for name, value in given.items() if name not in shared}
+            fields = _SHARED[section].model_fields
+            usual = {} if fields["kind"].is_required() else {"kind": fields["kind"].default}
+            given = usual | {name: value for name, value in given.items() if name == "kind" or name not in fields}
         with contextlib.suppress(pydantic.ValidationError):
             _resolve(section, Choice.model_validate(given), problems)
     with contextlib.suppress(pydantic.ValidationError):

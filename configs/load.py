@@ -127,6 +127,3 @@ def import_plugins(paths: Any) -> None:
                 TABLES[section].clear()
                 TABLES[section].update(kinds)
             raise InputError(f"plugins: {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-
-
-# --------------------------------------------------------------------------------------------------- telling the mistakes

@@ -42,6 +42,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe on top of its base, if it names one; ``above``: the recipes that led here. Raises InputError naming the file."""
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:

@@ -165,6 +165,14 @@ def test_all_mistakes_are_told_at_once():
     assert len(problems("optimizer.schedule={kind: cosine, min_ratio: 2}", "train.steps=-1")) == 2
 
 
+def test_a_section_without_a_kind_has_no_kind_of_another_section():
+    raw = load_config(MICRO).model_dump(mode="json") | {"data": {"sequence_length": 1}}
+    with pytest.raises(InputError) as caught:
+        validate(raw)
+    assert [line.partition(":")[0] for line in caught.value.problems] == ["data.kind", "data.sequence_length"]
+    assert "adamw" not in str(caught.value)
+
+
 def test_an_override_that_cannot_be_read_hides_no_other_mistake():
     told = problems("optimizer.lr=[1", "train.steps=many", "steps", "body.n_layers=2", "name={x")
     starts = [

@@ -110,7 +110,7 @@ def make_interventions(choices: Sequence[Choice]) -> dict[str, Intervention]:
     for choice in choices:
         cls = INTERVENTIONS[choice.kind]
         declare(*cls.metrics)
-        number = sum(isinstance(other, cls) for other in made.values())
+        number = sum(type(other) is cls for other in made.values())
         made[f"{choice.kind}-{number + 1}" if number else choice.kind] = cls(checked_options(cls, choice.options))
     return made
 
