@@ -7,6 +7,7 @@ line, with exit status 2 and no traceback.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,11 +58,16 @@ def _argument(text: str) -> str:
 def exit_status(body: Callable[[], int | None]) -> int:
     """Run ``body`` and return its exit status; an :class:`InputError` is printed to stderr, a line a problem, and gives 2."""
     try:
-        return body() or EXIT_FINISHED
+        status = body() or EXIT_FINISHED
+        sys.stdout.flush()
+        return status
     except InputError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:  # its reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still flush at its end
+        return EXIT_FINISHED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

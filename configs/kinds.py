@@ -43,6 +43,10 @@ LISTS = ("stress", "interventions")
 _SHARED: dict[str, type[pydantic.BaseModel]] = {"data": DataConfig, "optimizer": OptimizerConfig}
 """Sections that have keys of their own beside those of the kind."""
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument")
+"""Types of pydantic's errors."""
+
 
 def table_of(section: str) -> dict[str, Any]:
     """The kinds of a section, whose key may end in a number, as stress.0."""
@@ -176,27 +180,32 @@ def _resolve(section: str, choice: Any, problems: list[str]) -> Any:
 
 def _option_problems(section: str, choice: Choice, error: pydantic.ValidationError) -> list[str]:
     """One line for each option that is wrong."""
-    table = table_of(section)
+    table, base = table_of(section), _unnumbered(section)
     names = option_names(section, table[choice.kind])
-    base = _unnumbered(section)
     elsewhere = {name for cls in table.values() for name in option_names(section, cls)}
     messages: dict[str, list[str]] = {}
     for e in error.errors():
         key = ".".join([section, *map(str, e["loc"])])
         name = str(e["loc"][0]) if e["loc"] else ""
-        if e["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            if base in ("head", "objective"):
-                has = f"it has {', '.join(names)}" if names else "it has no options"
-                text = f"no option of the kind {choice.kind}, {has}{nearest(name, names)}"
-            elif name in elsewhere:
-                text = f"has no effect with {section}.kind={choice.kind}; leave it out"
-            else:
-                text = f"unknown key{nearest(*_told(base, name, names))}"
-        elif e["type"] in ("missing", "missing_argument"):
-            text = f"is required and has no default; set it in the recipe{'' if base in LISTS else f' or as {key}=...'}"
-        elif e["type"] == "value_error":
-            text = str(e["ctx"]["error"])
+        if e["type"] not in _UNKNOWN or base in ("head", "objective"):
+            text = option_problem(key, e, choice.kind, names)
+            if e["type"] in _MISSING and base not in LISTS:
+                text += f" or as {key}=..."
+        elif name in elsewhere:
+            text = f"has no effect with {section}.kind={choice.kind}; leave it out"
         else:
-            text = wrong_value(key, e)
+            text = f"unknown key{nearest(*_told(base, name, names))}"
         messages.setdefault(key, []).append(text)
     return [f"{key}: {'; or '.join(texts)}" for key, texts in messages.items()]
+
+
+def option_problem(key: str, error: Any, kind: str, names: list[str]) -> str:
+    """What is wrong with an option of a kind that has the options ``names``, from pydantic's error about ``key``."""
+    if error["type"] in _UNKNOWN:
+        has = f"it has {', '.join(names)}" if names else "it has no options"
+        return f"no option of the kind {kind}, {has}{nearest(str(error['loc'][0]), names)}"
+    if error["type"] in _MISSING:
+        return "is required and has no default; set it in the recipe"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return wrong_value(key, error)

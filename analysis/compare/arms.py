@@ -178,6 +178,16 @@ def _fresh(auto: Any, config: Any, seed: int) -> Any:
         return auto.from_config(config, trust_remote_code=False)
 
 
+def check_positions(model: Any, label: str, longest: int) -> None:
+    """Raise :class:`InputError` if texts of ``longest`` tokens do not fit into the model's positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < longest:
+        raise InputError(
+            f"{label}: the model has {positions} positions and the texts take {longest} of its tokens; compare it on a run "
+            "with a shorter data.sequence_length"
+        )
+
+
 def load_tokenizer(member: Member) -> Any:
     """The tokenizer in the member's checkpoint. Raises :class:`InputError` if there is none."""
     from transformers import AutoTokenizer

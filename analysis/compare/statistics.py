@@ -140,6 +140,20 @@ def crossed_bootstraps(
     return [found[measure] for measure in range(len(value_MQ))]
 
 
+def mean_over_seeds(value_S: npt.ArrayLike) -> Effect:
+    """The mean of a value per seed with its 95% interval by Student's t; no interval for a single finite value.
+
+    Values that are not finite are left out. If the values are paired differences, this is the paired t interval.
+    """
+    values: Floats = np.asarray(value_S, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if n < 2:
+        return Effect(float(values.mean()) if n else math.nan, None, None, None, None, n, {"seed": n})
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    return _effect(float(values.mean()), error, n - 1, n, {"seed": n})
+
+
 def signed_rank(value_P: npt.ArrayLike) -> float:
     """The two-sided p-value of Wilcoxon's signed-rank test that ``value_P`` are symmetric about zero.
 

@@ -174,8 +174,7 @@ def predictor(member: Member, study: Study) -> Predictor:
     :class:`~analysis.compare.arms.Diverged`."""
     import torch
 
-    from analysis.compare.arms import Diverged
-    from analysis.synonyms.hidden_states import check_positions
+    from analysis.compare.arms import Diverged, check_positions
 
     model = load_member(member)
     vocabulary = len(study.grammar.words)

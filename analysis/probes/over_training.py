@@ -22,8 +22,9 @@ class Point:
     """The label of the arm's member."""
     member: Member
     """With the checkpoint of that time, or untrained."""
-    step: int
-    tokens: int
+    step: int | None
+    """None if its checkpoint does not say."""
+    tokens: int | None
 
 
 def points_of(arms: Sequence[Arm]) -> list[Point]:

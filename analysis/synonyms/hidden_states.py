@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from analysis.compare.arms import Diverged
+from analysis.compare.arms import Diverged, check_positions
 from analysis.words.vocabulary import Ids, Vocabulary
 from common.errors import InputError
 
@@ -227,16 +227,6 @@ def _by_size(lengths: Sequence[int]) -> Iterator[range]:
         if end == len(lengths) or (end + 1 - start) * lengths[end] > LOT_POSITIONS:
             yield range(start, end)
             start = end
-
-
-def check_positions(model: Any, label: str, longest: int) -> None:
-    """Raise :class:`InputError` if texts of ``longest`` tokens do not fit into the model's positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < longest:
-        raise InputError(
-            f"{label}: the model has {positions} positions and the texts take {longest} of its tokens; compare it on a run "
-            "with a shorter data.sequence_length"
-        )
 
 
 def _close(one_RV: Tensor, other_RV: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis.compare.arms import Arm, Member, load_member, load_tokenizer
+from analysis.compare.text import open_text
 from analysis.words.pair_lists import load_pairs
 from analysis.words.pairs import PairList
 from analysis.words.substitution_files import is_substitution_file, load_substitutions
@@ -72,28 +73,17 @@ class Data:
 
 def open_data(arms: Sequence[Arm]) -> Data:
     """The data of the first run among ``arms``. Raises :class:`InputError` if none of them is a run."""
-    from configs.load import load_recorded
-    from data.store import open_store
-
-    runs = [member.run for arm in arms for member in arm.members if member.run]
-    if not runs:
-        raise InputError(
-            "none of the models belongs to a run, whose config.yaml names the text; give a run as one of them"
-        )
-    # Every run's configuration is loaded, because that registers the heads of its plugins.
-    data, *_ = [load_recorded(run).data for run in runs]
-    store = open_store(data, progress=True)
-    tokenizer: Any = store.load_tokenizer()
-    vocabulary = Vocabulary(tokenizer)
+    text = open_text(arms)
+    vocabulary = Vocabulary(text.tokenizer)
     return Data(
-        tokenizer=tokenizer,
+        tokenizer=text.tokenizer,
         vocabulary=vocabulary,
-        words=corpus_words(store.train.ids, vocabulary),
-        validation_ids=store.validation.ids,
-        document_starts=store.validation.document_starts,
-        sequence_length=data.sequence_length,
-        end_of_text=store.eos_id,
-        known_ids=tokenizer.get_vocab(),
+        words=corpus_words(text.store.train.ids, vocabulary),
+        validation_ids=text.store.validation.ids,
+        document_starts=text.store.validation.document_starts,
+        sequence_length=text.data.sequence_length,
+        end_of_text=text.store.eos_id,
+        known_ids=text.tokenizer.get_vocab(),
     )
 
 

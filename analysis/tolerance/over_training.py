@@ -45,6 +45,7 @@ def over_training(
         label = f"{point.run} step {point.step} ({number}/{len(points)})"
         model, encoded = load_member(point.member), encode_for(point.member, data, study, shared)
         asked = _ask_unless_diverged(model, encoded, label=label, seed=seed, progress=progress)
+        assert point.step is not None, "points_of gives it"
         near = weights[point.run]
         near = near[(near.index > point.step - WEIGHT_STEPS) & (near.index <= point.step)]
         rows.append(

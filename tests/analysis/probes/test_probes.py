@@ -1,0 +1,192 @@
+"""Probes: the command on real runs, calibration against its definition, and probes of a user's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from analysis.compare.arms import find_arms, load_member
+from analysis.compare.text import open_text
+from analysis.probes.__main__ import main
+from analysis.probes.base import PROBES
+from analysis.probes.calibration import Calibration
+from analysis.show import style
+from common.errors import InputError
+from tests.analysis.guests import other_bpe
+from tests.analysis.trained import write_training
+from tests.conftest import ROOT
+
+COPYING = str(ROOT / "tests" / "plugins" / "copying.py")
+
+
+@pytest.fixture(autouse=True)
+def registry_as_before():
+    before = dict(PROBES)
+    yield
+    PROBES.clear()
+    PROBES.update(before)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two seeds of one arm and three of another, all with two checkpoints; the third has no partner."""
+    folder = tmp_path_factory.mktemp("probes")
+    made = [write_training(corpus, folder, "plain", seed=seed, steps=[10, 20]) for seed in (0, 1)]
+    made += [write_training(corpus, folder, "bent", seed=seed, steps=[10, 20], head="metric") for seed in (0, 1, 2)]
+    return [str(run) for run in made]
+
+
+@pytest.fixture(scope="module")
+def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    main(["calibration", *runs, "--out", str(folder), "--set", "windows=6", "bins=4"])
+    return folder
+
+
+def test_every_value_is_that_of_the_definition_in_float64(runs, out):
+    table = pd.read_csv(out / "values.csv")
+    arms = find_arms(runs)
+    x_BT, y_BT = open_text(arms).windows(6, seed=0)
+    for member in (member for arm in arms for member in arm.members):
+        model = load_member(member).double()
+        with torch.no_grad():
+            p_NV = model(input_ids=torch.from_numpy(x_BT)).logits.softmax(-1).flatten(0, 1).numpy()
+        true_N = y_BT.ravel()
+        one_hot_NV = np.eye(p_NV.shape[1])[true_N]
+        right_N, top_N = p_NV.argmax(1) == true_N, p_NV.max(1)
+        order = np.array_split(np.argsort(top_N, kind="stable"), 4)
+        expected = {
+            "nll": np.mean(-np.log(p_NV[np.arange(len(true_N)), true_N])),
+            "entropy": np.mean(-(p_NV * np.log(p_NV)).sum(1)),
+            "accuracy": right_N.mean(),
+            "confidence": top_N.mean(),
+            "ece": sum(len(b) * abs(right_N[b].mean() - top_N[b].mean()) for b in order) / len(true_N),
+            "brier": np.mean(((p_NV - one_hot_NV) ** 2).sum(1)),
+        }
+        own = table[table["run"] == member.label]
+        for key, value in expected.items():
+            assert own["value"][own["measure"] == key].item() == pytest.approx(value, rel=1e-5), key
+        by_bin = own[own["measure"] == "accuracy_by_bin"]
+        assert list(by_bin["index"]) == [0, 1, 2, 3]
+        np.testing.assert_allclose(by_bin["value"], [right_N[b].mean() for b in order], rtol=1e-5)
+
+
+def test_means_and_paired_differences_are_those_of_the_seeds(runs, out):
+    from scipy.stats import ttest_rel
+
+    table = pd.read_csv(out / "values.csv")
+    summary = json.loads((out / "summary.json").read_text())
+    nll = {arm: rows.set_index("seed")["value"] for arm, rows in table[table["measure"] == "nll"].groupby("arm")}
+    found = {one["arm"]: one for one in summary["arms"] if one["measure"] == "nll"}
+    assert found["plain"]["difference"] is None
+    assert found["bent"]["mean"]["mean"] == pytest.approx(nll["bent"].mean())
+    assert found["bent"]["mean"]["n"] == 3
+    difference = found["bent"]["difference"]
+    test = ttest_rel(nll["bent"][[0, 1]], nll["plain"][[0, 1]]).confidence_interval()
+    assert difference["n"] == 2, "seed 2 has no partner"
+    assert (difference["low"], difference["high"]) == pytest.approx((test.low, test.high))
+    assert found["untrained"]["mean"]["low"] is None
+    assert summary["options"] == {"windows": 6, "bins": 4}
+    assert summary["measures"]["nll"]["unit"] == "nats/token"
+
+
+@given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=12, unique=True))
+def test_the_interval_over_seeds_is_students(values):
+    from scipy.stats import ttest_1samp
+
+    from analysis.compare.statistics import mean_over_seeds
+
+    effect, expected = mean_over_seeds(values), ttest_1samp(values, 0).confidence_interval()
+    assert (effect.low, effect.high) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-9)
+
+
+def test_over_training_every_checkpoint_has_its_values(runs, tmp_path):
+    main(["calibration", *runs, "--out", str(tmp_path), "--over-training", "--set", "windows=2"])
+    table = pd.read_csv(tmp_path / "values.csv")
+    points = table[table["measure"] == "nll"]
+    assert [list(own["tokens"]) for _, own in points.groupby("run")] == [[0, 160, 320]] * 5
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    last = points[(points["arm"] == "plain") & (points["step"] == 20)]["value"].mean()
+    assert next(one for one in summary["arms"] if one["measure"] == "nll")["mean"]["mean"] == pytest.approx(last)
+
+
+def test_the_figure_has_a_panel_a_measure_and_a_line_an_arm(runs, out):
+    from analysis.probes.figure import draw_probe
+
+    with style.look():
+        figure = draw_probe(pd.read_csv(out / "values.csv"), Calibration.measures, "title")
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == [
+        m.key for m in Calibration.measures
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "bent", "untrained"]
+
+
+def test_a_diverged_model_is_named_and_has_no_values(runs, tmp_path, capsys):
+    run = tmp_path / "plain_seed0"
+    shutil.copytree(runs[0], run)
+    weights = run / "checkpoints" / "step_00000020" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({key: torch.full_like(t, torch.nan) for key, t in tensors.items()}, weights, metadata={"format": "pt"})
+    main(["calibration", str(run), "--out", str(tmp_path / "out"), "--set", "windows=2"])
+    assert "plain_seed0 step 20 has diverged" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "values.csv")
+    assert table["value"].isna().equals(table["diverged"])
+
+
+def test_a_plug_in_probe_is_one_short_file(runs, tmp_path, capsys):
+    main(["copying", *runs, "--out", str(tmp_path), "--plugins", COPYING, "--set", "sequences=3"])
+    assert "gain (nats/token)" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "values.csv").query("arm == 'plain' and seed == 1").set_index("measure")["value"]
+    assert table["gain"] == pytest.approx(table["first"] - table["second"])
+    assert len(table["by_position"]) == 15
+    main(["--list", "--plugins", COPYING])
+    assert "by_position" in capsys.readouterr().out
+
+
+def test_one_that_returns_what_it_does_not_declare_is_refused(runs, tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from analysis.probes.base import PROBES, Measure, Probe\n\n\n"
+        "@PROBES.register('wrong')\n"
+        "class Wrong(Probe):\n"
+        "    measures = (Measure('a', '1', 'a'), Measure('b', '1', 'b', along='bin'))\n\n"
+        "    def prepare(self, text, *, seed): return None\n\n"
+        "    def measure(self, model, prepared, *, seed): return {'a': 1.0, 'b': 2.0}\n"
+    )
+    with pytest.raises(InputError, match=r"probe wrong: measure\(\) returned a, b, .* \(b\): a number for each"):
+        main(["wrong", *runs, "--out", str(tmp_path / "out"), "--plugins", str(wrong)])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibratoin"], "calibratoin: no such probe; there are calibration; did you mean calibration?"),
+        (["calibration", "--set", "window=3"], "--set window: no option of the kind calibration, it has windows, bins"),
+        (["calibration", "--set", "bins=1"], "--set bins: input should be greater than or equal to 2, but is 1"),
+        (["calibration", "--set", "bins"], "--set bins: an override has the form key.sub=value"),
+        (["calibration", "--seed", "-1"], "--seed is -1; give a whole number from 0"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(runs, tmp_path, arguments, message):
+    with pytest.raises(InputError) as caught:
+        main([arguments[0], *runs, "--out", str(tmp_path / "out"), *arguments[1:]])
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_guest_with_other_tokens_is_refused(runs, tmp_path):
+    guest = tmp_path / "guest"
+    shutil.copytree(Path(runs[0]) / "checkpoints" / "step_00000010", guest)
+    other_bpe().save_pretrained(guest)
+    with pytest.raises(InputError, match="its tokenizer is not that of the text"):
+        main(["calibration", runs[0], str(guest), "--out", str(tmp_path / "out")])
