@@ -17,7 +17,7 @@ from data.kinds import CORPORA
 from model import HEADS, OBJECTIVES
 from optim.optimizers import OPTIMIZERS, OptimizerConfig
 from optim.schedules import SCHEDULES
-from record.metrics import declare, describe
+from record.metrics import describe
 from stability.detect.catalogue import DETECTORS
 from stability.intervene.kinds import INTERVENTIONS
 from stability.stress.base import Stress
@@ -39,7 +39,7 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 """By configuration key, the registered classes that it chooses among."""
 LISTS = ("stress", "interventions")
-"""Lists of kinds; an override replaces them whole."""
+"""Lists of kinds."""
 _SHARED: dict[str, type[pydantic.BaseModel]] = {"data": DataConfig, "optimizer": OptimizerConfig}
 """Sections that have keys of their own beside those of the kind."""
 
@@ -91,7 +91,7 @@ def _detection_problems(config: RunConfig) -> list[str]:
     detection, problems = config.detection, []
     acting = {choice.kind for choice in config.interventions} | ({"clip_norm"} if config.optimizer.clip_norm else set())
     for kind in acting & INTERVENTIONS.keys():
-        declare(*INTERVENTIONS[kind].metrics)
+        INTERVENTIONS[kind].declare_metrics()
     if detection.detector not in DETECTORS:
         hint = nearest(detection.detector, DETECTORS)
         problems.append(
@@ -145,11 +145,6 @@ def kind_problems(raw: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _told(base: str, name: str, names: list[str]) -> tuple[str, list[str]]:
-    """A key and its neighbours as an override would name them; within a list, which none can reach into, as they are."""
-    return (name, names) if base in LISTS else (f"{base}.{name}", [f"{base}.{own}" for own in names])
-
-
 def _numbered(choices: Any) -> Iterator[tuple[int, Any]]:
     yield from enumerate(choices if isinstance(choices, list) else ())
 
@@ -159,9 +154,8 @@ def _resolve(section: str, choice: Any, problems: list[str]) -> Any:
     table = table_of(section)
     if choice.kind not in table:
         known = ", ".join(sorted(table))
-        problems.append(
-            f"{section}.kind: unknown kind {choice.kind!r}; registered: {known}{nearest(choice.kind, table)}"
-        )
+        hint = nearest(choice.kind, table) or "; one of your own needs its file in plugins"
+        problems.append(f"{section}.kind: unknown kind {choice.kind!r}; registered: {known}{hint}")
         return choice
     try:
         resolved = checked_options(table[choice.kind], choice.options)
@@ -189,12 +183,12 @@ def _option_problems(section: str, choice: Choice, error: pydantic.ValidationErr
         name = str(e["loc"][0]) if e["loc"] else ""
         if e["type"] not in _UNKNOWN or base in ("head", "objective"):
             text = option_problem(key, e, choice.kind, names)
-            if e["type"] in _MISSING and base not in LISTS:
+            if e["type"] in _MISSING:
                 text += f" or as {key}=..."
         elif name in elsewhere:
             text = f"has no effect with {section}.kind={choice.kind}; leave it out"
         else:
-            text = f"unknown key{nearest(*_told(base, name, names))}"
+            text = "unknown key" + nearest(f"{section}.{name}", [f"{section}.{own}" for own in names])
         messages.setdefault(key, []).append(text)
     return [f"{key}: {'; or '.join(texts)}" for key, texts in messages.items()]
 

@@ -66,7 +66,11 @@ def load_recorded(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
     for plugin in read_recipe(path).get("plugins") or []:
         if isinstance(plugin, str) and Path(at_home(plugin)).resolve().is_relative_to(directory.resolve()):
             raise InputError(f"{path}: plugins: {plugin} is in the run directory; move it out if you trust it")
-    return load_config(path, overrides, recorded=True)
+    try:
+        return load_config(path, overrides, recorded=True)
+    except InputError as error:
+        named = (line if str(path) in line else f"{path}: {line}" for line in error.problems)
+        raise InputError(*named) from None
 
 
 def _changed(merged: dict[str, Any], changes: dict[str, Any], recorded: bool) -> RunConfig:
@@ -74,9 +78,22 @@ def _changed(merged: dict[str, Any], changes: dict[str, Any], recorded: bool) ->
     import_plugins(changes.get("plugins", merged.get("plugins")) or [])
     drop_foreign_options(merged, changes, _KIND_KEYS)
     config = validate(merge(merged, changes), recorded=recorded)
+    if not recorded:
+        _note_unbounded(config)
     if config.tracking != TrackingConfig() and not set(config.trackers) - {"tensorboard"}:
         note("tracking: has no effect without a tracker other than tensorboard in trackers")
     return config
+
+
+def _note_unbounded(config: RunConfig) -> None:
+    from .kinds import TABLES
+
+    head, objective = TABLES["head"][config.head.kind], TABLES["objective"][config.objective.kind]
+    if objective.uses_weight and not head.bounded:
+        note(
+            f"objective.kind={config.objective.kind}: the weight c is negative where a true logit is above 0, which "
+            f"head.kind={config.head.kind} allows: there the update makes the true token less likely"
+        )
 
 
 def validate(raw: dict[str, Any], *, recorded: bool = False) -> RunConfig:

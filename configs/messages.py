@@ -62,7 +62,8 @@ def wrong_value(key: str, error: Any) -> str:
     """What a pydantic error says of a value, the value, and the mend where quotes have made the difference."""
     value = error["input"]
     shown = json.dumps(value)[:80]
-    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but is {shown}{_mend(key, error['type'], value, shown)}"
+    message = error["msg"].replace("valid array", "list").replace("an object", "a mapping of keys")
+    return f"{message[:1].lower()}{message[1:]}, but is {shown}{_mend(key, error['type'], value, shown)}"
 
 
 _READ = {
@@ -77,6 +78,8 @@ _READ = {
 
 def _mend(key: str, wrong: str, value: Any, shown: str) -> str:
     """How to write what was meant, if YAML has read a text as something else, or a number or truth value as text."""
+    if wrong == "list_type":
+        return f"; write {key}=[{{kind: ...}}, ...]" if key in ("stress", "interventions") else f"; write {key}=[...]"
     if wrong == "string_type" and value is None:
         return "; an empty value is null, too: give a text"
     if wrong == "string_type":

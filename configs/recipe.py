@@ -105,10 +105,28 @@ def _names_key(key: str) -> bool:
     return all(part.strip() for part in key.split("."))
 
 
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both, and ``above`` where they differ; sections are merged key by key, lists are replaced."""
+def merge(below: dict[str, Any], above: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Both, and ``above`` where they differ. Sections are merged key by key; a list is replaced, or changed entry by entry
+    by a mapping of numbers, as the override ``stress.0.step=26`` gives. Raises InputError for an entry that is not there."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, list) and isinstance(value, dict) and all(str(number).isdecimal() for number in value):
+            merged[key] = _merge_entries(f"{prefix}{key}", old, value)
+        elif isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = merge(old, value, f"{prefix}{key}.")
+        else:
+            merged[key] = value
     return merged
+
+
+def _merge_entries(key: str, old: list[Any], changes: dict[str, Any]) -> list[Any]:
+    entries = list(old)
+    for number, value in changes.items():
+        place = int(number)
+        if place >= len(entries):
+            last = f"the last entry is {key}.{len(entries) - 1}" if entries else f"{key} has no entry"
+            raise InputError(f"{key}.{number}: {last}; to add one, give the whole list: {key}=[...]")
+        both = isinstance(entries[place], dict) and isinstance(value, dict)
+        entries[place] = merge(entries[place], value, f"{key}.{number}.") if both else value
+    return entries

@@ -76,7 +76,7 @@ def declare(*metrics: Metric) -> None:
         if _PATTERNS.get(metric.name, (None, metric))[1] != metric:
             raise ValueError(f"the metric {metric.name!r} is declared twice, with different meanings")
         pattern = re.escape(metric.name).replace("<group>", r"(embedding|norm|head|layer_\d+)").replace("NN", r"\d+")
-        _PATTERNS[metric.name] = re.compile(pattern.replace("<kind>", r"[\w-]+")), metric
+        _PATTERNS[metric.name] = re.compile(pattern.replace("<kind>", r"\w+")), metric
 
 
 declare(*METRICS)
@@ -84,6 +84,7 @@ declare(*METRICS)
 
 def describe(name: str) -> Metric:
     """The entry that covers ``name``. Raises KeyError for a name that is not on the list."""
+    name = re.sub(r"^(intervention/\w+)-\d+/", r"\1/", name)  # the second one of a kind is called kind-2
     for pattern, metric in _PATTERNS.values():
         if pattern.fullmatch(name):
             return metric

@@ -60,25 +60,50 @@ def test_numbers_in_yaml_and_on_the_command_line_are_numbers():
     assert load_config(MICRO, ["head.scale=2"]).head.options["scale"] == 2
 
 
+def test_tfsd_on_a_head_without_a_bound_is_remarked_on(capsys):
+    load_config(MICRO)
+    assert not capsys.readouterr().err
+    load_config(MICRO, ["head.kind=linear"])
+    assert "objective.kind=tfsd: the weight c is negative where a true logit is above 0" in capsys.readouterr().err
+
+
+def test_an_override_reaches_into_a_list():
+    fault = ROOT / "configs/pydoc_fault.yaml"
+    was, changed = load_config(fault), load_config(fault, ["stress.0.step=26", "stress.0.sequences=2"])
+    assert changed.stress[0].options == was.stress[0].options | {"step": 26, "sequences": 2}
+    with pytest.raises(InputError, match=r"stress\.1: the last entry is stress\.0; to add one"):
+        load_config(fault, ["stress.1.step=26"])
+
+
+def test_a_recorded_configuration_that_no_longer_fits_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(MICRO)).replace("kind: metric", "kind: gone"))
+    with pytest.raises(InputError, match=r"config\.yaml: head\.kind: unknown kind 'gone'"):
+        load_recorded(tmp_path)
+
+
 def test_another_kind_drops_the_options_it_does_not_have():
     config = load_config(ROOT / "configs/pydoc_micro_article.yaml", ["head.kind=linear"])
     assert config.head.model_dump() == {"kind": "linear", "tied": True, "bias": False, "soft_cap": None}
 
 
 MISTAKES = [
+    (["stress=3"], "stress: input should be a list, but is 3; write stress=[{kind: ...}, ...]"),
+    (["stress.0.step=3"], 'stress: input should be a list, but is {"0": {"step": 3}}; write stress=[{kind: ...}, ...]'),
+    (["data=3"], "data: input should be a mapping of keys, but is 3"),
     (["data.skip_steps=[[3,2]]"], "data.skip_steps.0: a range of steps is [first, last]"),
     (
         ["stress=[{kind: scale_lr, step: 501, factor: 2.0}]"],
         "stress.0.step: 501 comes after the last step, train.steps=500",
     ),
-    (["stress=[{kind: scale_lr, stp: 5, factor: 2.0}]"], "stress.0.stp: unknown key; did you mean step?"),
+    (["stress=[{kind: scale_lr, stp: 5, factor: 2.0}]"], "stress.0.stp: unknown key; did you mean stress.0.step?"),
     (
         ["stress=[{kind: scale_lr, step: 5, sequences: 2}]"],
         "stress.0.sequences: has no effect with stress.0.kind=scale_lr",
     ),
     (
         ["stress=[{kind: earthquake, step: 5}]"],
-        "stress.0.kind: unknown kind 'earthquake'; registered: corrupt_sequences, scale_lr",
+        "stress.0.kind: unknown kind 'earthquake'; registered: corrupt_sequences, scale_lr; one of your own needs its file in "
+        "plugins",
     ),
     (
         ["stress=[{kind: corrupt_sequences, step: 5, sequences: 17, pattern: random}]"],
@@ -275,7 +300,7 @@ def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback_and_writes_no
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "error: optimizer.lrr: unknown key; did you mean optimizer.lr?",
-        "error: head.kind: unknown kind 'nothing'; registered: linear, metric",
+        "error: head.kind: unknown kind 'nothing'; registered: linear, metric; one of your own needs its file in plugins",
     ]
     assert list(tmp_path.iterdir()) == []
 
@@ -383,5 +408,5 @@ def test_a_field_stated_under_its_common_name_replaces_the_recipes(capsys):
 def test_options_that_another_head_has_not_are_named(tmp_path, capsys):
     recipe = tmp_path / "article.yaml"
     recipe.write_text(f"base: {MICRO}\nhead: {{kind: metric, scale: article, tied: true}}\n")
-    assert load_config(recipe, ["head.kind=linear"]).head.options["tied"] is True
+    assert load_config(recipe, ["head.kind=linear", "objective.kind=ce"]).head.options["tied"] is True
     assert capsys.readouterr().err == "note: head.kind=linear has no scale; the recipe's values are left out\n"

@@ -22,7 +22,9 @@ from common.section import Choice
 from configs.kinds import TABLES
 from configs.load import import_plugins, load_config
 from configs.recipe import dump_config
+from model.chunked import chunked_loss
 from record.finished import load_run
+from record.metrics import describe
 from stability.intervene.base import Seen, make_interventions
 from tests.conftest import ROOT, events_of, rows_of
 from train_lm import train
@@ -62,7 +64,14 @@ def lines_of_code(name):
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("zclip", 60), ("skip_step", 60), ("gradient_noise", 30), ("doubled_states", 30), ("copying", 50)],
+    [
+        ("zclip", 60),
+        ("skip_step", 60),
+        ("gradient_noise", 30),
+        ("doubled_states", 30),
+        ("copying", 50),
+        ("cosine_head", 25),
+    ],
 )
 def test_a_plug_in_is_short(name, most):
     assert lines_of_code(name) <= most
@@ -303,7 +312,12 @@ def test_an_optimizer_that_ignores_the_guard_is_refused(kind, build, expected, s
 def test_signals_are_those_that_the_run_will_have(recipe):
     load_config(
         recipe["path"],
-        [*recipe["overrides"], ALL, ZCLIP, "detection.signals=[loss/nll, zclip/z, intervention/zclip/scale]"],
+        [
+            *recipe["overrides"],
+            ALL,
+            ZCLIP,
+            "detection.signals=[loss/nll, intervention/zclip/z, intervention/zclip/scale]",
+        ],
     )
     with pytest.raises(InputError, match="no metric 'intervention/zclip/scale'"):
         load_config(recipe["path"], [*recipe["overrides"], ALL, "detection.signals=[intervention/zclip/scale]"])
@@ -318,6 +332,54 @@ def test_another_optimizer_leaves_the_options_of_the_first_behind(recipe, capsys
     assert config.optimizer.options == {"momentum": 0.9}
     assert config.optimizer.schedule.options == {"min_ratio": 0.0}
     assert "optimizer.kind=sgd has no beta1, beta2, eps, weight_decay" in capsys.readouterr().err
+
+
+TWICE = """
+import torch
+from record.metrics import Metric
+from stability.intervene.base import INTERVENTIONS, Action, Intervention
+@INTERVENTIONS.register("saying")
+class Saying(Intervention):
+    metrics = (Metric("norm", "1", "same", "what it saw"),)
+    def on_gradient(self, seen):
+        return Action(said={{"{said}": seen.gradient_norm}})
+"""
+
+
+def test_two_of_a_kind_say_what_they_say_under_their_own_names(start, tmp_path):
+    plugin = write_plugin(tmp_path / "own", "own.py", TWICE.format(said="norm"))
+    assert start("name=twice", f"plugins=[{plugin}]", "interventions=[{kind: saying}, {kind: saying}]")[0] == 0
+    for row in rows_of(tmp_path / "twice"):
+        assert row["intervention/saying/norm"] == row["intervention/saying-2/norm"] == row["grad_norm/total"]
+    assert describe("intervention/saying-2/norm").meaning == "what it saw"
+
+
+def test_what_an_intervention_says_and_does_not_declare_is_refused(start, tmp_path):
+    plugin = write_plugin(tmp_path / "own", "own.py", TWICE.format(said="other").replace("saying", "telling"))
+    with pytest.raises(InputError, match="telling says other, which its metrics do not declare"):
+        start("name=undeclared", f"plugins=[{plugin}]", "interventions=[{kind: telling}]")
+
+
+def test_a_head_with_a_parameter_of_its_own_learns_it(start, tmp_path):
+    """Its gradient through the chunked loss is autograd's, in float64; and a run trains it."""
+    import_plugins([str(PLUGINS / "cosine_head.py")])
+    head = TABLES["head"]["cosine"](8, 40, TABLES["head"]["cosine"].Options())
+    torch.manual_seed(0)
+    torch.nn.init.normal_(head.weight)
+    head.reset_parameters()
+    h_ND, y_N = torch.randn(30, 8), torch.randint(40, (30,))
+    objective = TABLES["objective"]["ce"](TABLES["objective"]["ce"].Options())
+    loss = chunked_loss(head, objective, h_ND, y_N).objective_sum / 30
+    loss.backward()
+    scale = head.log_scale.detach().double().requires_grad_()
+    cosine_NV = torch.cosine_similarity(h_ND.double()[:, None], head.weight.detach().double()[None], dim=-1)
+    expected = torch.nn.functional.cross_entropy(scale.exp() * cosine_NV, y_N)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert float(head.log_scale.grad) == pytest.approx(float(scale.grad), rel=1e-4)
+    assert start("name=cosine", "head.kind=cosine", "objective.kind=ce")[0] == 0
+    losses = [row["loss/nll"] for row in rows_of(tmp_path / "cosine")]
+    assert losses[-1] < losses[0]
 
 
 FROZEN = """

@@ -7,12 +7,13 @@ comes back when a run resumes, rewinds or is replayed. Shapes: P parameters (ten
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from common.errors import InputError
 from common.registry import Registry, checked_options
 from common.section import Choice
 from record.metrics import Metric, declare
@@ -45,7 +46,7 @@ class Action:
     skip: Tensor | None = None
     """() boolean: parameters and optimizer state stay as they are."""
     said: Mapping[str, Tensor] = field(default_factory=dict)
-    """Values for metrics.jsonl, by the names in ``metrics``."""
+    """Values to log, by the names in ``metrics``."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Intervention:
 
     kind: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]] = ()
-    """What ``Action.said`` may hold."""
+    """What ``Action.said`` may hold; ``name`` is logged as ``intervention/<kind>/<name>``."""
 
     @dataclass(frozen=True)
     class Options:
@@ -85,6 +86,11 @@ class Intervention:
         A pure function of the alarms: it is asked on the main process alone, and not by a replay.
         """
         return None
+
+    @classmethod
+    def declare_metrics(cls) -> None:
+        """Make what is logged known by its full names."""
+        declare(*(replace(metric, name=f"intervention/{cls.kind}/{metric.name}") for metric in cls.metrics))
 
     @classmethod
     def decides(cls) -> bool:
@@ -109,7 +115,7 @@ def make_interventions(choices: Sequence[Choice]) -> dict[str, Intervention]:
     made: dict[str, Intervention] = {}
     for choice in choices:
         cls = INTERVENTIONS[choice.kind]
-        declare(*cls.metrics)
+        cls.declare_metrics()
         number = sum(type(other) is cls for other in made.values())
         made[f"{choice.kind}-{number + 1}" if number else choice.kind] = cls(checked_options(cls, choice.options))
     return made
@@ -126,7 +132,9 @@ def act(
         action = intervention.on_gradient(seen)
         if action is None:
             continue
-        logged |= action.said
+        if unknown := action.said.keys() - {metric.name for metric in intervention.metrics}:
+            raise InputError(f"interventions: {name} says {', '.join(sorted(unknown))}, which its metrics do not declare")
+        logged |= {f"intervention/{name}/{key}": value for key, value in action.said.items()}
         if action.scale is not None:
             logged[f"intervention/{name}/scale"] = action.scale
             scale = action.scale if scale is None else scale * action.scale

@@ -14,7 +14,7 @@ from stability.intervene.base import INTERVENTIONS, Action, Intervention, Seen
 class ZClip(Intervention):
     """Above ``threshold`` deviations, scales a norm to mean + threshold^2 / z deviations; the mean is fed the scaled norm."""
 
-    metrics = (Metric("zclip/z", "1", "same", "deviations of the gradient norm from its running mean"),)
+    metrics = (Metric("z", "1", "same", "deviations of the gradient norm from its running mean"),)
 
     @dataclass(frozen=True)
     class Options:
@@ -44,7 +44,7 @@ class ZClip(Intervention):
         new_variance = torch.where(collecting, squares / count - at_last.square(), drift)
         self.sums = torch.where(usable, torch.stack([count, total, squares, new_mean, new_variance]), self.sums)
         scale = torch.where(usable, clipped / (norm + 1e-6), 1.0).clamp(max=1.0).float()
-        return Action(scale=scale, said={"zclip/z": z})
+        return Action(scale=scale, said={"z": z})
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.sums is None else {"sums": self.sums}
