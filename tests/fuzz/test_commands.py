@@ -33,6 +33,7 @@ NEEDED = {
     "spikes": ["RUN", "--out", "OUT"],
     "summary": ["RUN", "--out", "OUT"],
     "tolerance": ["RUN", "--out", "OUT"],
+    "probes": ["calibration", "RUN", "--out", "OUT"],
 }
 """What each command cannot do without."""
 
