@@ -34,20 +34,20 @@ _LARGEST = {
     "head_dim": 1 << 16,
     "max_position_embeddings": 1 << 31,
 }
-"""Sizes that transformers does not look at before it builds, for hours if need be. Each is ten times any in use."""
+"""Limits on sizes, which transformers does not check before it builds for hours. Each is ten times any in use."""
 _MOST_PARAMETERS = 10**13
 _DERIVED = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
 _SIZE = re.compile(
     r"(hidden|embedding|intermediate|feed_forward|state|head)_size|d_model|d_ff|dff|dim_ff|ffn|d_inner|d_state|emb_dim|n_embd"
     r"|head_dim|dim_head|kv_channels|(rank|layers?|heads?|experts|_per_layer_input)$"
 )
-"""Names of the fields that make a model large or small: width, depth, heads, experts, and the width of what is looked up."""
+"""Names of the fields that decide the size of a model: width, depth, heads, experts, width of embeddings."""
 
 
 def body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool = False) -> list[str]:
-    """What is wrong with a new body, a line each: unknown fields, sizes that nobody stated, values that do not fit together.
+    """Problems of a new body, a line each: unknown fields, missing sizes, values that do not fit together.
 
-    ``recorded``: the body of an older run, in which a size may be transformers' default.
+    ``recorded``: the body of an older run, in which sizes may be transformers' defaults.
     """
     if body.model_type is None:
         return []
@@ -56,7 +56,7 @@ def body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool = Fa
         return [f"body.model_type: transformers knows no model type {body.model_type!r}{hint}"]
     if body.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or body.model_type == SwapHeadConfig.model_type:
         hint = nearest(body.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        return [f"body.model_type: {body.model_type} is no language model that reads from left to right{hint}"]
+        return [f"body.model_type: {body.model_type} is not a causal language model{hint}"]
     known = known_fields(body.model_type)
     problems = []
     for field in body.fields:
@@ -80,8 +80,8 @@ def body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool = Fa
         return skeleton_problems(body_config(body, sequence_length, vocab_size=512, special_id=0), sequence_length)
     except _BODY_ERRORS as error:
         reason = " ".join(str(error).partition("Exception raised from")[0].split())  # torch goes on with a trace in C++
-        told = f"{reason or type(error).__name__}; look at {_blamed(body, sequence_length)}"
-        return [f"body: transformers cannot build this {body.model_type}: {told}"]
+        message = f"{reason or type(error).__name__}; look at {_blamed(body, sequence_length)}"
+        return [f"body: transformers cannot build this {body.model_type}: {message}"]
 
 
 def known_fields(model_type: str) -> set[str]:
@@ -90,14 +90,14 @@ def known_fields(model_type: str) -> set[str]:
 
 
 def common_name(model_type: str, field: str) -> str:
-    """What transformers calls a field of this model type in all model types: hidden_size for the n_embd of gpt2."""
+    """The name that transformers gives a field across model types: hidden_size for n_embd of gpt2."""
     return {own: common for common, own in CONFIG_MAPPING[model_type].attribute_map.items()}.get(field, field)
 
 
 def carried_over(old: Mapping[str, Any], model_type: str) -> dict[str, str] | None:
-    """Which fields of the body section ``old`` another model type has too, by the names that it has for them.
+    """The fields of the body section ``old`` that another model type has too, with its names for them.
 
-    None if there is no such type, which is told later.
+    None if there is no such type, which is reported later.
     """
     old_type = old.get("model_type")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type not in CONFIG_MAPPING:
@@ -129,7 +129,7 @@ def _defaults(model_type: str) -> dict[str, Any]:
 
 
 def _doubled_fields(body: BodyConfig) -> list[str]:
-    """Fields that are stated under two of their names."""
+    """Problems of fields given under two of their names."""
     names: dict[str, list[str]] = {}
     for field in body.fields:
         names.setdefault(common_name(str(body.model_type), field), []).append(field)
@@ -139,7 +139,7 @@ def _doubled_fields(body: BodyConfig) -> list[str]:
 
 
 def unstated_sizes(model_type: str, fields: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes that ``fields`` leaves to transformers, with its defaults: those of a published model, mostly of billions."""
+    """Sizes missing in ``fields``, with transformers' defaults, which are mostly those of billion-parameter models."""
     stated = {common_name(model_type, field) for field in fields}
     return {
         name: default
@@ -153,18 +153,21 @@ def unstated_sizes(model_type: str, fields: Mapping[str, Any]) -> dict[str, int]
 
 
 def _value_problems(model_type: str, field: str, value: Any) -> list[str]:
-    """What is wrong with one field of a body whatever the others are, and is not seen (or too late) by transformers."""
+    """Problems of a single field that transformers does not find, or finds too late."""
     if isinstance(value, float) and not math.isfinite(value):
         return [f"body.{field}: must be a finite number, but is {value}"]
     canonical = common_name(model_type, field)
-    most, least = _LARGEST.get(canonical), 0 if canonical == "num_hidden_layers" else 1  # no layer at all is told below
+    most, least = (
+        _LARGEST.get(canonical),
+        0 if canonical == "num_hidden_layers" else 1,
+    )  # no layer at all is reported below
     if most is not None and type(value) is int and not least <= value <= most:
         return [f"body.{field}: must be a whole number from 1 to {most}, but is {value}"]
     return []
 
 
 def _blamed(body: BodyConfig, sequence_length: int) -> str:
-    """The fields without any one of which the body could be built; else, all of them."""
+    """The fields each of which, if left out, lets the body be built; if there are none, all fields."""
     blamed = []
     for field in body.fields:
         others = {name: value for name, value in body.fields.items() if name != field}
@@ -180,7 +183,7 @@ def _blamed(body: BodyConfig, sequence_length: int) -> str:
 
 
 def skeleton_problems(text: PreTrainedConfig, sequence_length: int) -> list[str]:
-    """Build the body without memory and look at its parts. Raises what transformers raises."""
+    """Problems found by building the body on the meta device. Raises what transformers raises."""
     if text.max_position_embeddings < sequence_length:
         return [
             f"data.sequence_length: {sequence_length} is more than the body's {text.max_position_embeddings} positions"
@@ -198,7 +201,7 @@ def skeleton_problems(text: PreTrainedConfig, sequence_length: int) -> list[str]
 
 
 def body_config(body: BodyConfig, sequence_length: int, vocab_size: int, special_id: int) -> PreTrainedConfig:
-    """The transformers configuration of a new body. The number of positions is the sequence length unless stated.
+    """The transformers configuration of a new body. The number of positions is the sequence length unless given.
 
     Raises what transformers raises for fields of a wrong type or value.
     """

@@ -1,4 +1,4 @@
-"""What keeps its meaning when an override changes the kind of a section."""
+"""Which options survive when an override changes the kind of a section."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.errors import note
 
 
 def drop_foreign_options(below: dict[str, Any], above: dict[str, Any], kind_keys: Mapping[str, str]) -> None:
-    """Remove from the sections of ``below`` whose kind ``above`` changes the options that the new kind does not have."""
+    """Where ``above`` changes the kind of a section of ``below``, remove the options that the new kind does not have."""
     for section, key in kind_keys.items():
         *parents, leaf = section.split(".")
         lower: Any = below
@@ -28,12 +28,12 @@ def drop_foreign_options(below: dict[str, Any], above: dict[str, Any], kind_keys
 
 
 def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The options of a section that keep their meaning where ``new`` changes its kind; the others are named on stderr."""
+    """The options of a section that the kind in ``new`` has too; the others are named on stderr."""
     kind = new.get(key)
-    if not isinstance(kind, str):  # a checkpoint, which has a whole body; or a mistake, told later
+    if not isinstance(kind, str):  # a checkpoint, which has a whole body; or a mistake, reported later
         return {}
     names = _carried_over(section, old, kind)
-    if names is None:  # no such kind, which is told later
+    if names is None:  # no such kind, which is reported later
         return dict(old)
     dropped = [name for name in old if name not in names and old[name] is not None and name not in (key, *new)]
     if dropped:
@@ -48,8 +48,8 @@ def _kept_options(section: str, key: str, old: dict[str, Any], new: dict[str, An
 
 
 def _carried_over(section: str, old: dict[str, Any], kind: str) -> dict[str, str] | None:
-    """The keys of a section that keep their meaning under another kind, and what they are called there; None if there is no
-    such kind, which is told later."""
+    """The keys of a section that another kind has too, with its names for them; None if there is no such kind, which is
+    reported later."""
     if section == "body":
         from .body import carried_over
 

@@ -1,4 +1,4 @@
-"""Everything that a configuration chooses by name, and the check of a well-formed configuration against it."""
+"""All kinds that a configuration can choose, and the check of their options."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ TABLES: dict[str, dict[str, Any]] = {
     "interventions": INTERVENTIONS,
     "detection.detector": DETECTORS,
 }
-"""By configuration key, the registered classes that it chooses among."""
+"""The registered classes, by the configuration key that chooses among them."""
 LISTS = ("stress", "interventions")
 """Lists of kinds."""
 _SHARED: dict[str, type[pydantic.BaseModel]] = {"data": DataConfig, "optimizer": OptimizerConfig}
-"""Sections that have keys of their own beside those of the kind."""
+"""Sections with keys of their own besides those of the kind."""
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument")
@@ -49,7 +49,7 @@ _MISSING = ("missing", "missing_argument")
 
 
 def table_of(section: str) -> dict[str, Any]:
-    """The kinds of a section, whose key may end in a number, as stress.0."""
+    """The kinds of a section; for stress.0, those of stress."""
     return TABLES[_unnumbered(section)]
 
 
@@ -58,7 +58,7 @@ def _unnumbered(section: str) -> str:
 
 
 def option_names(section: str, cls: Any) -> list[str]:
-    """The keys that a section has with this kind, beside ``kind``."""
+    """The keys of a section with this kind, without ``kind`` itself."""
     shared = _SHARED[section].model_fields if section in _SHARED else {}
     return [*(f.name for f in dataclasses.fields(cls.Options)), *(name for name in shared if name != "kind")]
 
@@ -108,7 +108,7 @@ def _detection_problems(config: RunConfig) -> list[str]:
 
 
 def _problems_of_kinds(config: RunConfig) -> Iterator[str]:
-    """What stresses and interventions say about the run that they are in."""
+    """Problems that stresses and interventions find in the run's configuration."""
     train = config.train
     for number, choice in enumerate(config.stress):
         cls = STRESSES[choice.kind]
@@ -116,7 +116,7 @@ def _problems_of_kinds(config: RunConfig) -> Iterator[str]:
         for key, text in cls.problems(options, steps=train.steps, batch_size=train.batch_size):
             yield f"stress.{number}.{key}: {text}"
         if train.precision == "fp16" and cls.gradients is not Stress.gradients:
-            yield f"stress.{number}.kind: {choice.kind} changes gradients, which fp16's scaler has judged before; use bf16"
+            yield f"stress.{number}.kind: {choice.kind} changes gradients after the fp16 scaler has checked them; use bf16"
     for number, choice in enumerate(config.interventions):
         cls = INTERVENTIONS[choice.kind]
         options = checked_options(cls, choice.options)
@@ -127,7 +127,7 @@ def _problems_of_kinds(config: RunConfig) -> Iterator[str]:
 
 
 def kind_problems(raw: dict[str, Any]) -> list[str]:
-    """What can be said about the kinds and the body of a configuration that is wrong elsewhere."""
+    """Problems of the kinds and the body in a configuration that already has mistakes elsewhere."""
     problems: list[str] = []
     lists = {f"{key}.{i}": each for key in LISTS for i, each in _numbered(raw.get(key))}
     optimizer = raw.get("optimizer")

@@ -30,15 +30,15 @@ _KIND_KEYS = {
 }
 """The key of each section that decides which other keys it has."""
 _DECIDING = {"plugins", "body.checkpoint", *(f"{section}.{key}" for section, key in _KIND_KEYS.items()), *_KIND_KEYS}
-"""Keys without which nothing can be said of others."""
+"""Keys that must be known before others can be checked."""
 
 
 @importing()  # the checks and plugins import torch and transformers
 def load_config(path: str | Path, overrides: Iterable[str] = (), *, recorded: bool = False) -> RunConfig:
     """The configuration in ``path``, on top of its ``base:`` recipe if it names one, with ``key.sub=value`` overrides.
 
-    An override that changes the kind of a section drops the file's options which the new kind does not have, and says so.
-    ``recorded``: the file is a run's own config.yaml, which may be older than the rule that sizes of a body are stated.
+    An override that changes the kind of a section drops the recipe's options that the new kind does not have, and says so.
+    ``recorded``: the file is the config.yaml of a run, which may lack sizes of the body that are required today.
     Raises InputError with every mistake found.
     """
     changes, unread = read_overrides(overrides)
@@ -51,16 +51,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, recorded: bo
             if not problems:
                 return config
     except InputError as error:
-        # What is said of a key whose override cannot be read is said of the recipe's value, which is not meant.
+        # Where an override cannot be read, problems of that key are about the recipe's value, which is not meant.
         not_meant = tuple(f"{key}{end}" for key in keys for end in ":.")
         problems += [line for line in error.problems if not line.startswith(not_meant)]
     raise InputError(*problems)
 
 
 def load_recorded(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """The configuration of a run directory, which may be anybody's. Raises InputError as :func:`load_config` does.
+    """The configuration of a run directory. Raises InputError as :func:`load_config` does.
 
-    Whoever sends a run directory must not bring the code along that reading it runs: plugins inside it are refused.
+    Run directories may come from someone else, and must not bring code along: plugins inside of them are refused.
     """
     path = directory / "config.yaml"
     for plugin in read_recipe(path).get("plugins") or []:
@@ -114,7 +114,7 @@ def validate(raw: dict[str, Any], *, recorded: bool = False) -> RunConfig:
 
 
 def import_plugins(paths: Any) -> None:
-    """Import each plugin file, for what it registers."""
+    """Import each plugin file, which registers its kinds."""
     from .kinds import TABLES
 
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
@@ -126,11 +126,11 @@ def import_plugins(paths: Any) -> None:
             raise InputError(f"plugins: {error}") from None
         try:
             found = Path(path).is_file()
-        except (OSError, ValueError):  # no name that a file can have
+        except (OSError, ValueError):  # not a possible file name
             found = False
         if not found:
             raise InputError(f"plugins: {path}: no such file")
-        place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:12]  # two files may have one name
+        place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:12]  # two files may have the same name
         spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}_{place}", path)
         if spec is None or spec.loader is None:
             raise InputError(f"plugins: {path}: not a Python file (its name must end in .py)")
@@ -139,7 +139,7 @@ def import_plugins(paths: Any) -> None:
         before = {section: dict(kinds) for section, kinds in TABLES.items()}
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # noqa: BLE001  (anything may go wrong in a file of the user's own)
+        except Exception as error:  # noqa: BLE001  (a user's file may raise anything)
             for section, kinds in before.items():
                 TABLES[section].clear()
                 TABLES[section].update(kinds)

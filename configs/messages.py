@@ -1,4 +1,4 @@
-"""Mistakes in a configuration, a line each."""
+"""Error messages for mistakes in a configuration, a line each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ import pydantic
 
 from common.section import Choice, Section
 
-from .schema import RunConfig
+from .schema import BodyConfig, RunConfig
 
 
 def sections(
     model: type[pydantic.BaseModel] = RunConfig, prefix: str = ""
 ) -> Iterator[tuple[str, type[pydantic.BaseModel]]]:
-    """Every section with its dotted name."""
+    """Every section and its prefix: "" for the run's own keys, "train." for those of ``train``."""
     yield prefix, model
     for name, field in model.model_fields.items():
         for variant in _leaves(field.annotation):
-            if isinstance(variant, type) and issubclass(variant, Section | Choice):
+            if is_section(variant):
                 yield from sections(variant, f"{prefix}{name}.")
 
 
+def is_section(hint: Any) -> bool:
+    """Whether a key of this type has keys of its own."""
+    return isinstance(hint, type) and issubclass(hint, Section | Choice | BodyConfig)
+
+
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of: of unions, lists and Annotated their parts."""
+    """The types inside an annotation: the parts of unions, lists and Annotated."""
     parts = get_args(annotation)
     if not parts:
         yield annotation
@@ -59,7 +64,7 @@ def problem_line(error: Any) -> str:
 
 
 def wrong_value(key: str, error: Any) -> str:
-    """What a pydantic error says of a value, the value, and the mend where quotes have made the difference."""
+    """The message of a pydantic error, the value, and how to write it correctly where that is known."""
     value = error["input"]
     shown = json.dumps(value)[:80]
     message = error["msg"].replace("valid array", "list").replace("an object", "a mapping of keys")
@@ -73,17 +78,17 @@ _READ = {
     list: "[ ] as a list",
     dict: "{ } and a colon as a mapping",
 }
-"""What YAML makes of a value that was meant as text, by its type."""
+"""How YAML has read a value that was meant as text, by its type."""
 
 
 def _mend(key: str, wrong: str, value: Any, shown: str) -> str:
-    """How to write what was meant, if YAML has read a text as something else, or a number or truth value as text."""
+    """How to write what was meant, where that is known."""
     if wrong == "list_type":
         return f"; write {key}=[{{kind: ...}}, ...]" if key in ("stress", "interventions") else f"; write {key}=[...]"
     if wrong == "string_type" and value is None:
         return "; an empty value is null, too: give a text"
     if wrong == "string_type":
-        # What was written is known of a number only: false may have been off.
+        # Only of a number is it known what was written: false may have been off.
         text = f'"{shown}"' if type(value) in (int, float) else '"..."'
         place, _, item = key.rpartition(".")
         line, recipe = (f"{place}=[{text}]", f"- {text}") if item.isdigit() else (f"{key}={text}", f"{item}: {text}")
@@ -96,7 +101,7 @@ def _mend(key: str, wrong: str, value: Any, shown: str) -> str:
 
 
 def _is_number(text: str, wrong: str) -> bool:
-    """Whether ``text`` is, but for its quotes, what pydantic has missed."""
+    """Whether ``text`` would be right without its quotes."""
     if wrong == "bool_type":
         return text.lower() in ("true", "false")
     try:

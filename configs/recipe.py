@@ -18,31 +18,31 @@ from .schema import RunConfig
 
 
 def foreign_values(tree: Any, key: str = "") -> Iterator[str]:
-    """One line for each value that YAML has and a configuration has not: bytes, dates, text that is no Unicode."""
+    """A line for each value that YAML allows and a configuration does not: bytes, dates, invalid Unicode."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             place = f"{key}.{name}" if key else str(name)
             if isinstance(name, bytes):
-                yield f"{place}: no name of a key"
+                yield f"{place}: not a valid key"
             yield from foreign_values(value, place)
     elif isinstance(tree, list):
         for number, value in enumerate(tree):
             yield from foreign_values(value, f"{key}.{number}")
     elif isinstance(tree, str):
         if any("\ud800" <= character <= "\udfff" for character in tree):
-            yield f"{key}: holds half a surrogate pair, which is no character"
+            yield f"{key}: holds half a surrogate pair, which is not a character"
     elif tree is not None and not isinstance(tree, bool | int | float):
         yield f"{key}: a {type(tree).__name__} has no place in a configuration; write text or a number"
 
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that :func:`load_config` reads back to the same configuration."""
-    # Not PyYAML's own: its reader takes 1e5 for text where OmegaConf's takes it for a number, and it quotes accordingly.
+    # OmegaConf's writer, because its reader takes 1e5 for a number where PyYAML takes it for text: each quotes accordingly.
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe on top of its base, if it names one; ``above``: the recipes that led here. Raises InputError naming the file."""
+    """A recipe merged onto its base, if it names one; ``above``: the recipes that led here. Raises InputError naming the file."""
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:
@@ -74,12 +74,14 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base_path.resolve() in (*above, path.resolve()):
         raise InputError(f"--config {path}: its base, {base}, leads back to itself")
     below = read_recipe(base_path, (*above, path.resolve()))
-    drop_foreign_options(below, recipe, {"body": "model_type"})  # which head has which options, plugins say later
+    drop_foreign_options(
+        below, recipe, {"body": "model_type"}
+    )  # options of heads are checked later, when plugins are known
     return merge(below, recipe)
 
 
 def read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """What the overrides that can be read change, and of each of the others its key and what is wrong with it."""
+    """The readable overrides as nested keys, and for each of the others its key and the problem."""
     good, unread = [], []
     for override in overrides:
         key = override.partition("=")[0]
@@ -96,7 +98,7 @@ def read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple
         container = OmegaConf.to_container(OmegaConf.from_dotlist(good), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         line = f"overrides {' '.join(good)}: {' '.join(str(error).split())}"
-        raise InputError(*(told for _, told in unread), line) from None
+        raise InputError(*(problem for _, problem in unread), line) from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}, unread
 

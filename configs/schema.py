@@ -1,8 +1,8 @@
 """The typed configuration of a run: every key, its type, its default and what it means.
 
-A field without a default must be stated by the recipe. Unknown keys are errors. Where a ``kind`` decides about the further keys
-of a section, they are the ``Options`` of the class that is registered under that kind (kinds.py), so that an option which would
-have no effect is an unknown key too.
+A field without a default must be stated by the recipe. Unknown keys are errors. Where a section has a ``kind``, its
+other keys are the ``Options`` of the class registered under that kind (kinds.py), so an option without effect is an unknown
+key too.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from data.corpora import DataConfig
 from optim.optimizers import OptimizerConfig
 
 MOST_TOKENS_PER_STEP = 1 << 30
-"""Ten times the largest batches in use; a batch's token ids are in memory at once."""
+"""Ten times the largest batches in use. The token ids of a whole batch are held in memory."""
 
 
 # --------------------------------------------------------------------------------------------- model, head and objective
 
 
 class BodyConfig(BaseModel):
-    """The transformer under the head: built from a transformers configuration, or taken from a checkpoint.
+    """The transformer below the head: built from a transformers configuration, or taken from a checkpoint.
 
-    Every further key is a field of that ``model_type``'s transformers configuration and is checked against it. The
-    vocabulary, the special tokens and the number of positions follow from the data and are not stated here.
+    All other keys are fields of the transformers configuration of ``model_type`` and are checked against it. Vocabulary size,
+    special tokens and number of positions follow from the data and are not given here.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
@@ -34,9 +34,9 @@ class BodyConfig(BaseModel):
     model_type: Text | None = None
     """A decoder known to transformers: gpt2, llama, qwen3, ..."""
     checkpoint: Place | None = None
-    """A local checkpoint (or hub name) whose body and weights are taken instead; ``data.tokenizer`` must fit it."""
+    """A local checkpoint (or hub name) whose body and weights are used instead; ``data.tokenizer`` must match it."""
     pad_vocab_to_multiple_of: int = Field(default=1, ge=1, le=1 << 20)
-    """Rows are added to the embedding up to a multiple of this; they are never predicted. 64 suits a GPU's matrix products."""
+    """Pad the embedding to a multiple of this many rows; padding is never predicted. 64 suits matrix products on GPUs."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BodyConfig:
@@ -45,7 +45,7 @@ class BodyConfig(BaseModel):
         if self.checkpoint is not None and self.fields:
             raise ValueError(f"a body from a checkpoint takes no further keys, but found {', '.join(self.fields)}")
         if self.checkpoint is not None and self.pad_vocab_to_multiple_of != 1:
-            raise ValueError("pad_vocab_to_multiple_of is for a new body; that of a checkpoint has its own vocabulary")
+            raise ValueError("pad_vocab_to_multiple_of is for a new body; a checkpoint has its own vocabulary size")
         return self
 
     @property
@@ -65,77 +65,77 @@ class TrainConfig(Section):
     batch_size: int = Field(ge=1, le=1 << 20)
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=1 << 20)
-    """Most sequences per forward pass and rank; the rest is gradient accumulation. All of a rank's share if null."""
+    """Sequences per forward pass on each rank, at most; the rest is gradient accumulation. null: the rank's whole share."""
     eval_every: int = Field(default=100, ge=1, le=MOST)
     """Steps between evaluations; the last step is always evaluated."""
     eval_sequences: int = Field(default=64, ge=1, le=MOST)
-    """Sequences of the fixed validation set; at most what the validation split holds."""
+    """Size of the fixed validation set, at most the whole validation split."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of matrix products, by autocast; parameters and optimizer state are float32."""
+    """Precision of matrix products, by autocast; parameters and optimizer state stay float32."""
     compile: bool = False
     """Compile the body with torch.compile."""
     stall_seconds: float = Field(default=1800, ge=1, le=1e6)
-    """Several ranks that wait for one of them so long name it and end: longer than a checkpoint or a compilation takes."""
+    """If one rank keeps the others waiting this long, they name it and exit. Longer than a checkpoint or compilation takes."""
     gradient_checkpointing: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more time."""
+    """Keep only each block's input for the backward pass and recompute the rest: less memory, a third more time."""
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written, and how many stay."""
+    """When checkpoints are written and how many are kept."""
 
     every: int = Field(default=500, ge=1, le=MOST)
-    """Steps between checkpoints; the last step always writes one. Each checkpoint's step is evaluated too."""
+    """Steps between checkpoints; there is always one of the last step. Every checkpointed step is also evaluated."""
     keep: int = Field(default=2, ge=1, le=MOST)
-    """The newest checkpoints that stay; beside them the one with the lowest validation NLL and, until the next, a stop's."""
+    """Newest checkpoints to keep, besides the one with the lowest validation NLL and, until the next one, that of a stop."""
     keep_before_spikes: int = Field(default=2, ge=0, le=MOST)
-    """Beside those, the last checkpoint before each of the so many highest spikes stays, for replays to begin at."""
+    """Also keep the last checkpoint before each of this many highest spikes, for replays to start from."""
 
 
 class TelemetryConfig(Section):
-    """What is measured at every step, and how often it leaves the device."""
+    """What is measured at every step, and how often it is transferred from the device."""
 
     enabled: bool = True
-    """Off: only loss, learning rate and total gradient norm (for timing the telemetry itself)."""
+    """false: log only loss, learning rate and total gradient norm (to time the telemetry itself)."""
     flush_every: int = Field(default=20, ge=1, le=MOST)
-    """Steps between transfers from the device to metrics.jsonl; every step's row arrives all the same."""
+    """Steps between transfers from the device to metrics.jsonl, which has a row for every step regardless."""
     attention_every: int | None = Field(default=20, ge=1, le=MOST)
-    """Steps between probes of the attention logits; null switches them off."""
+    """Steps between measurements of the attention logits; null: never."""
     attention_sequences: int = Field(default=2, ge=1, le=MOST)
-    """Validation sequences that are probed; always the same ones, on every rank."""
+    """Validation sequences that this measurement uses; always the same ones, on every rank."""
 
 
 class DetectionConfig(Section):
-    """What is watched for spikes while the run goes on. Any detector can be run afterwards: python -m analysis.spikes.
+    """What is watched for spikes during the run. Any detector can also be run afterwards: python -m analysis.spikes.
 
-    Spikes of norms and of sizes of updates are looked for after ``optimizer.warmup_steps`` only; those of losses, and values
-    that are not finite, from the start."""
+    In norms and update sizes, spikes are detected only after ``optimizer.warmup_steps``; in losses from the first step. Values
+    that are not finite are always detected."""
 
     detector: Text = "median_mad"
-    """One of stability/detect/, or of a plug-in."""
+    """A detector of stability/detect/ or of a plug-in."""
     signals: list[Text] = ["loss/nll", "grad_norm/total"]
-    """Metrics that are logged at every step."""
+    """Metrics to watch; they must be logged at every step."""
 
 
 class TrackingConfig(Section):
-    """Under which project and name trackers show the run. TensorBoard knows neither: it goes by the run directory."""
+    """Project and name under which trackers show the run. TensorBoard has neither and goes by the run directory."""
 
     project: Text = "stability-testbed"
-    """Runs that are looked at together: W&B's and Comet's project, MLflow's and Aim's experiment."""
+    """Project in W&B and Comet, experiment in MLflow and Aim."""
     run_name: Text | None = None
-    """What the run is called there; its ``name`` if null."""
+    """Name of the run there; null: its ``name``."""
 
 
 class RunConfig(Section):
     """One run: everything that can differ between two runs that are compared."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
-    """Name of the run and of its directory under ``output_dir``."""
+    """Name of the run, and of its directory in ``output_dir``."""
     output_dir: Place = "runs"
     """Folder of the run directories."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
-    """Root of every random stream: initialisation, data order, dropout."""
+    """Seed of every random stream: initialisation, data order, dropout."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: go on from the last checkpoint if there is one; never: refuse a directory that holds a run; must: refuse one
+    """auto: continue from the last checkpoint if there is one; never: refuse a directory that holds a run; must: refuse one
     without a checkpoint."""
     data: DataConfig
     body: BodyConfig
@@ -147,14 +147,14 @@ class RunConfig(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
     detection: DetectionConfig = DetectionConfig()
     stress: list[Choice] = []
-    """Faults planted on purpose: the kinds in stability/stress/, or of a plug-in."""
+    """Faults injected on purpose: the kinds in stability/stress/, or of a plug-in."""
     interventions: list[Choice] = []
-    """What the run does about what it sees: the kinds in stability/intervene/, or of a plug-in."""
+    """What the run does about instability: the kinds in stability/intervene/, or of a plug-in."""
     trackers: list[Text] = []
     """Experiment trackers of Accelerate to report to as well: tensorboard, wandb, trackio, ..."""
     tracking: TrackingConfig = TrackingConfig()
     plugins: list[Place] = []
-    """Python files that are imported first; they register kinds of their own: heads, objectives, stresses, interventions, ..."""
+    """Python files, relative to the working directory, imported first; they register further kinds."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -166,10 +166,12 @@ class RunConfig(Section):
         if tokens > MOST_TOKENS_PER_STEP:
             raise ValueError(
                 f"train.batch_size: {self.train.batch_size} sequences of data.sequence_length={self.data.sequence_length} "
-                f"are {tokens} tokens a step; {MOST_TOKENS_PER_STEP} are the most"
+                f"are {tokens} tokens a step; at most {MOST_TOKENS_PER_STEP} are possible"
             )
         if self.interventions and self.train.precision == "fp16":
-            raise ValueError("interventions: not with train.precision=fp16, whose gradient scale is not kept; use bf16")
+            raise ValueError(
+                "interventions: not with train.precision=fp16, whose loss scale is not checkpointed; use bf16"
+            )
         return self
 
 

@@ -9,9 +9,10 @@ import jsonschema
 import pytest
 import yaml
 
-from configs.describe import attribute_docs, keys_of, reference, sections
+from configs.describe import attribute_docs, keys_of, reference
 from configs.kinds import TABLES
 from configs.load import load_config
+from configs.messages import sections
 from configs.schema import RunConfig
 
 from .conftest import ROOT, python
@@ -69,10 +70,10 @@ def test_a_checked_configuration_fits_the_schema():
 
 def test_every_key_is_there_and_has_a_meaning():
     text = reference()
-    for name, cls in sections():
+    for prefix, cls in sections():
         for key in keys_of(cls):
-            assert key.meaning or key.name == "kind", (name, key)
-            assert f"`{name}.{key.name}`" in text or f"`{key.name}`" in text or key.name == "kind"
+            assert key.meaning or key.name == "kind", (prefix, key)
+            assert f"`{prefix}{key.name}`" in text or key.name == "kind"
     for section, kinds in TABLES.items():
         for kind, cls in kinds.items():
             if not (ROOT / f"{cls.__module__.replace('.', '/')}.py").exists() or cls.__module__.startswith("tests"):
@@ -83,7 +84,7 @@ def test_every_key_is_there_and_has_a_meaning():
 
 def test_attribute_docs_are_those_below_the_attribute():
     said = attribute_docs(RunConfig)
-    assert said["seed"].startswith("Root of every random stream")
+    assert said["seed"].startswith("Seed of every random stream")
     assert said["data"] == "", "nothing is below it"
     assert "model_fields_set" not in said
 

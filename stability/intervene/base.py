@@ -1,7 +1,7 @@
-"""Interventions: what a run does about what it sees, on the device within a step and on the host between steps.
+"""Interventions: what a run does about instability, on the device within a step and on the host between steps.
 
-A new intervention is a class in one file, here or in a plug-in: it registers with :data:`INTERVENTIONS`, and its ``state``
-comes back when a run resumes, rewinds or is replayed. Shapes: P parameters (tensors).
+A new intervention is a class in one file, here or in a plug-in, registered with :data:`INTERVENTIONS`. Its ``state`` is restored
+when a run resumes, rewinds or is replayed. Shapes: P parameters (tensors).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERVENTIONS = Registry("interventions")
 
 @dataclass(frozen=True)
 class Seen:
-    """What a step has measured before its update: 0-d device tensors that are the same on all ranks, and the parameters."""
+    """What a step has measured before its update: 0-d device tensors, equal on all ranks, and the parameters."""
 
     step: int
     loss: Tensor
@@ -51,16 +51,16 @@ class Action:
 
 @dataclass(frozen=True)
 class Rewind:
-    """Go back before ``alarm`` and leave out the batches it was met at, ``margin`` more on either side."""
+    """Go back to before ``alarm`` and skip its batches, with ``margin`` more on either side."""
 
     alarm: Alarm
     margin: int = 0
     most: int = 1 << 30
-    """After so many rewinds of the run nothing is done any more."""
+    """Rewinds of the run, at most."""
 
 
 class Intervention:
-    """Base of all interventions. What a subclass does not override does nothing, and costs nothing."""
+    """Base of all interventions. Methods that a subclass does not override do nothing and cost nothing."""
 
     kind: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -81,9 +81,9 @@ class Intervention:
         """After the optimizer has changed the parameters."""
 
     def on_alarms(self, alarms: Sequence[Alarm]) -> Rewind | None:
-        """On the host, when rows have arrived: whether to go back for one of the alarms among them.
+        """On the host, when rows have arrived: whether to go back because of one of their alarms.
 
-        A pure function of the alarms: it is asked on the main process alone, and not by a replay.
+        A pure function of the alarms, called on the main process only and never in a replay.
         """
         return None
 
@@ -94,24 +94,24 @@ class Intervention:
 
     @classmethod
     def decides(cls) -> bool:
-        """Whether it may go back."""
+        """Whether it can ask for a rewind."""
         return cls.on_alarms is not Intervention.on_alarms
 
     def state(self) -> dict[str, Tensor]:
-        """What later steps depend on; kept in checkpoints."""
+        """What later steps depend on; saved in checkpoints."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
 
     @classmethod
     def problems(cls, options: Any, *, signals: Sequence[str]) -> Sequence[tuple[str, str]]:
-        """What is wrong with the options in a run whose detectors watch ``signals``: key and text."""
+        """Problems of the options in a run whose detectors watch ``signals``: key and text."""
         return ()
 
 
 def make_interventions(choices: Sequence[Choice]) -> dict[str, Intervention]:
-    """The interventions of a checked configuration, in its order, by a name: the kind, numbered from the second on."""
+    """The interventions of a checked configuration, in its order, by name: the kind, numbered from the second of a kind on."""
     made: dict[str, Intervention] = {}
     for choice in choices:
         cls = INTERVENTIONS[choice.kind]
@@ -124,7 +124,7 @@ def make_interventions(choices: Sequence[Choice]) -> dict[str, Intervention]:
 def act(
     interventions: Mapping[str, Intervention], seen: Seen
 ) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
-    """The product of all scales, whether any skips (None where no one does), and what is logged. Waits for nothing."""
+    """The product of all scales, whether any skips (each None if no intervention says), and what is logged. Does not wait."""
     scale: Tensor | None = None
     skip: Tensor | None = None
     logged: dict[str, Tensor] = {}
@@ -133,7 +133,9 @@ def act(
         if action is None:
             continue
         if unknown := action.said.keys() - {metric.name for metric in intervention.metrics}:
-            raise InputError(f"interventions: {name} says {', '.join(sorted(unknown))}, which its metrics do not declare")
+            raise InputError(
+                f"interventions: {name} says {', '.join(sorted(unknown))}, which its metrics do not declare"
+            )
         logged |= {f"intervention/{name}/{key}": value for key, value in action.said.items()}
         if action.scale is not None:
             logged[f"intervention/{name}/scale"] = action.scale

@@ -14,15 +14,15 @@ from .base import INTERVENTIONS, Action, Intervention, Seen
 
 @INTERVENTIONS.register("clip_norm")
 class ClipNorm(Intervention):
-    """Scales the gradient down to a largest global norm, as torch.nn.utils.clip_grad_norm_ does.
+    """Scales the gradient down to a maximum global norm, as torch.nn.utils.clip_grad_norm_ does.
 
-    ``optimizer.clip_norm`` is short for this.
+    ``optimizer.clip_norm`` is a shorthand for it.
     """
 
     @dataclass(frozen=True)
     class Options:
         max_norm: Annotated[float, Field(gt=0, le=FLOAT32_MAX)]
-        """Largest global gradient norm."""
+        """Maximum global gradient norm."""
 
     def on_gradient(self, seen: Seen) -> Action:
         return Action(scale=(self.options.max_norm / (seen.gradient_norm + 1e-6)).clamp(max=1.0))

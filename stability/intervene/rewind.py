@@ -1,4 +1,4 @@
-"""Going back before a spike and going on without the batches it was met at, as for PaLM (arXiv 2204.02311, section 5.1)."""
+"""Going back to before a spike and continuing without its batches, as for PaLM (arXiv 2204.02311, section 5.1)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .base import INTERVENTIONS, Intervention, Rewind
 
 @INTERVENTIONS.register("rewind")
 class RewindOnSpike(Intervention):
-    """On a spike, goes back to the last checkpoint before it and on without the batches it was met at (PaLM, section 5.1).
+    """On a spike, goes back to the last checkpoint before it and continues without its batches (PaLM, section 5.1).
 
-    Checkpoints of a stop do not count: a run that was stopped goes back to where it would have gone back without.
+    Checkpoints written at a stop do not count, so that a run that was stopped rewinds exactly as an unbroken one.
     """
 
     @dataclass(frozen=True)
     class Options:
         signal: Text = "loss/nll"
-        """One of ``detection.signals``. A value that is not finite, of any signal that ends a run, counts as well."""
+        """One of ``detection.signals``. Values that are not finite and would end the run count too, of any signal."""
         min_sigmas: Annotated[float, Field(gt=0)] = 10.0
-        """Spikes lower than this are let pass."""
+        """Lower spikes are ignored."""
         margin: Annotated[int, Field(ge=0, le=MOST)] = 0
-        """Batches left out on either side of the spike's own."""
+        """Batches to skip on either side, besides those of the spike."""
         most: Annotated[int, Field(ge=1, le=MOST)] = 3
-        """After so many rewinds the run goes on whatever comes."""
+        """Rewinds of a run, at most; later spikes are ignored."""
 
     @classmethod
     def problems(cls, options: Any, *, signals: Sequence[str]) -> Sequence[tuple[str, str]]:
-        """That of a signal which nobody watches."""
+        """A problem if the signal is not watched."""
         watched = ", ".join(signals)
         unwatched = f"{options.signal} is not among detection.signals ({watched})"
         return () if options.signal in signals else (("signal", unwatched),)
@@ -47,7 +47,7 @@ class RewindOnSpike(Intervention):
     def on_alarms(self, alarms: Sequence[Alarm]) -> Rewind | None:
         o = self.options
         serious = [a for a in alarms if math.isinf(a.sigmas) or (a.signal == o.signal and a.sigmas >= o.min_sigmas)]
-        # A spike that was going on when the run was stopped is told again, longer, after it has gone on.
+        # A spike that lasted through a stop is reported again, longer, after the run has resumed.
         first = min(serious, key=lambda a: (a.start_step, -a.end_step), default=None)
         return None if first is None else Rewind(first, o.margin, o.most)
 
@@ -60,11 +60,10 @@ def decide(
     run: Path,
     every: int = 1,
 ) -> GoingBack | None:
-    """Where the run, which has come to ``step``, goes back to; None if it goes on, as it must when no checkpoint is old enough.
+    """Where the run goes back to from ``step``; None if it goes on, as it must when no checkpoint is old enough.
 
-    ``wishes``: of the interventions, in their order. ``every``: at the multiples of which checkpoints are due; those of a stop,
-    which an unbroken run does not have, do not count. ``last``: its last rewind, if any. ``always_skipped``: the batches that
-    its configuration leaves out.
+    ``wishes``: of the interventions, in their order. ``last``: the run's last rewind, if any. ``always_skipped``: batches that
+    the configuration skips. ``every``: steps between checkpoints; others were written at a stop and do not count.
     """
     number = 1 if last is None else last.number + 1
     earlier = [] if last is None else last.skipped
@@ -74,10 +73,10 @@ def decide(
         alarm = wish.alarm
         checkpoint = checkpoint_before(run, alarm.start_step, every)
         if checkpoint is None and any(step_of(path) % every == 0 for path in list_checkpoints(run)):
-            continue  # the one before it has been pruned: a creep's beginning may lie far back
+            continue  # the one before it has been pruned: a slow rise may have begun long ago
         to_step = step_of(checkpoint) if checkpoint else 0
         drawn = [batch_number(s, [*always_skipped, *earlier]) for s in (to_step, alarm.start_step, alarm.end_step)]
-        # What the checkpoint has seen cannot be left out any more.
+        # Batches before the checkpoint can no longer be skipped.
         consumed = drawn[0] if to_step else 0
         batches = [max(consumed + 1, drawn[1] - wish.margin), drawn[2] + wish.margin]
         return GoingBack(number, step, to_step, [*earlier, batches], asdict(alarm))
