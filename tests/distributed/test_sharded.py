@@ -98,15 +98,21 @@ def test_a_run_goes_on_sharded_or_not(first, then, launch, run, tmp_path):
 
 @MANY
 def test_a_sharded_run_goes_on_to_the_bit(launch, run, tmp_path):
-    """With running statistics, of which every rank has its own and rank 0's count."""
-    longer = ("train.steps=60", "train.eval_every=60", "checkpoint.every=60", "head.feature_norm=batchnorm")
+    """With running statistics, of which every rank has its own and rank 0's count, and an intervention's state."""
+    zclip = (
+        f"plugins=[{ROOT / 'tests' / 'plugins' / 'zclip.py'}]",
+        "interventions=[{kind: zclip, warmup: 5, threshold: 1.0}]",
+    )
+    longer = (*zclip, "train.steps=60", "train.eval_every=60", "checkpoint.every=60", "head.feature_norm=batchnorm")
     run("whole", *longer, sharded=True)
     ranks = launch("moved", *longer, sharded=True)
     wait_until(lambda: rows_written(tmp_path / "moved") > 6, ranks)
     ranks.processes[0].terminate()
     assert [status for status, _ in ranks.wait()] == [EXIT_PREEMPTED] * 2
     run("moved", *longer, sharded=True)
-    assert rows_of(tmp_path / "moved") == rows_of(tmp_path / "whole")
+    rows = rows_of(tmp_path / "whole")
+    assert rows_of(tmp_path / "moved") == rows
+    assert min(row["intervention/zclip/scale"] for row in rows) < 1
     for file in ("model.safetensors", "optimizer.safetensors"):
         a, b = (load_file(list_checkpoints(tmp_path / name)[-1] / file) for name in ("whole", "moved"))
         assert a.keys() == b.keys()
