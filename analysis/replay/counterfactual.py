@@ -1,10 +1,10 @@
-"""What if: the steps from one on taken again with one thing changed, beside what the run did."""
+"""Counterfactuals: steps taken again with one thing changed, beside what the run logged."""
 
 from __future__ import annotations
 
 import copy
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,22 +12,21 @@ from common.errors import InputError
 from configs.load import load_recorded
 from configs.schema import RunConfig
 from data.batches import batch_number
+from model.modeling import build
+from model.registry import OBJECTIVES
 from record.finished import Run as LoggedRun
 from record.rewinds import last_rewind
-from training.run import interventions_of, interventions_state, load_interventions
+from training.run import Run, interventions_of, interventions_state, load_interventions
 from training.step import training_step
 
 from .explanation import Counterfactual
-
-if TYPE_CHECKING:
-    from training.run import Run
 
 METRICS = ("loss/nll", "grad_norm/total")
 _KEYS = {"clip": "optimizer.clip_norm", "lr": "optimizer.lr", "objective": "objective.kind"}
 
 
 def changed_config(logged: LoggedRun, step: int, change: str) -> RunConfig:
-    """The run's configuration with the change. Raises InputError for a change that is none."""
+    """The run's configuration with the change. Raises InputError for an invalid change."""
     kind, _, value = change.partition("=")
     if kind == "skip" and (not value or re.fullmatch(r"0*[1-9][0-9]{0,11}", value)):
         config = load_recorded(logged.path)
@@ -41,7 +40,7 @@ def changed_config(logged: LoggedRun, step: int, change: str) -> RunConfig:
 
 
 def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:
-    """Everything that steps change, copied. ``checkpoint``: the step that the replay began at."""
+    """A copy of everything that steps change. ``checkpoint``: the step that the replay started from."""
     return {
         "checkpoint": checkpoint,
         "step": run.step,
@@ -51,7 +50,7 @@ def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:
     }
 
 
-def _go_back(run: Run, before: dict[str, Any]) -> None:
+def _restore(run: Run, before: dict[str, Any]) -> None:
     run.bare_model().load_state_dict(before["model"])
     run.optimizer.optimizer.load_state_dict(copy.deepcopy(before["optimizer"]))
     run.interventions = interventions_of(run.config)
@@ -60,26 +59,21 @@ def _go_back(run: Run, before: dict[str, Any]) -> None:
     run.alive = torch.ones_like(run.alive)
 
 
-def take_both(
-    run: Run,
-    logged: LoggedRun,
-    before: dict[str, Any],
-    change: str,
-    config: RunConfig,
-    window: int,
+def counterfactual(
+    run: Run, logged: LoggedRun, before: dict[str, Any], change: str, config: RunConfig, window: int
 ) -> Counterfactual:
-    """Take ``window`` steps from ``before`` with the changed configuration, beside the logged ones.
+    """Take ``window`` steps from the snapshot ``before`` with the changed ``config``, beside the logged ones.
 
-    The values are put side by side by batch: where one is skipped, the changed run sees the others a step earlier.
+    Values are aligned by batch: where one is skipped, the changed run sees the following ones a step earlier.
     """
     first = before["step"] + 1
     last = min(first + window - 1, config.train.steps)
     factual_config, factual_objective = run.config, run.bare_model().objective
     batch_of = {s: run.batch_number(s) for s in range(first, last + 1)}
     run.config = config
-    _go_back(run, before)
+    _restore(run, before)
     if config.objective != factual_config.objective:
-        run.bare_model().objective = _objective(config)
+        run.bare_model().objective = build(OBJECTIVES, {"kind": config.objective.kind, **config.objective.options})
     try:
         by_batch: dict[int, dict[str, Any]] = {}
         while run.step < last and run.batch_number(run.step + 1) <= batch_of[last]:
@@ -87,32 +81,23 @@ def take_both(
             by_batch |= {row["data/batch"]: row for row in run.recorder.transfer().rows}
     finally:
         run.config, run.bare_model().objective = factual_config, factual_objective
-    steps = [int(s) for s in logged.metrics.loc[: first - 1].tail(20).index]
-    factual = {name: [logged.value(name, s) for s in (*steps, *batch_of)] for name in METRICS}
+    earlier = [int(s) for s in logged.metrics.loc[: first - 1].tail(20).index]
+    factual = {name: [logged.value(name, s) for s in (*earlier, *batch_of)] for name in METRICS}
+    changed = {
+        name: factual[name][: len(earlier)] + [by_batch[b][name] if b in by_batch else None for b in batch_of.values()]
+        for name in METRICS
+    }
     return Counterfactual(
-        run=logged.name,
-        change=change,
-        meaning=_meaning(change, first),
-        checkpoint=before["checkpoint"],
-        first_step=first,
-        last_step=last,
-        steps=[*steps, *batch_of],
-        factual=factual,
-        changed={
-            name: [
-                *factual[name][: len(steps)],
-                *(by_batch[b][name] if b in by_batch else None for b in batch_of.values()),
-            ]
-            for name in METRICS
-        },
+        logged.name,
+        change,
+        _meaning(change, first),
+        before["checkpoint"],
+        first,
+        last,
+        [*earlier, *batch_of],
+        factual,
+        changed,
     )
-
-
-def _objective(config: RunConfig) -> Any:
-    from model.modeling import build
-    from model.registry import OBJECTIVES
-
-    return build(OBJECTIVES, {"kind": config.objective.kind, **config.objective.options})
 
 
 def _meaning(change: str, step: int) -> str:

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.replay.explanation import Explanation, TokenTable
-from analysis.replay.figure import draw_explanation
-from analysis.replay.figure_counterfactual import draw_counterfactual
-from analysis.replay.standing_out import by_gradient
+from analysis.replay.explanation import Explanation, TokenTable, by_gradient
+from analysis.replay.figure import draw_counterfactuals, draw_explanation
 from analysis.show import style
 
 from .explained import STEP, changed, explained
@@ -155,7 +153,7 @@ def test_one_extreme_token_does_not_fade_the_rest_and_even_losses_look_even() ->
 def test_the_counterfactual_states_its_change_and_the_difference(tmp_path: Path) -> None:
     case = changed("clip=1", "gradient norm clipped, $5 & more.", factor=0.05)
     with style.look():
-        figure: Any = draw_counterfactual(case)
+        figure: Any = draw_counterfactuals([case])
     loss, gradient = figure.axes
     assert (loss.get_yscale(), gradient.get_yscale()) == ("linear", "log")
     assert all(any(line.get_xdata()[0] == STEP == line.get_xdata()[-1] for line in axes.lines) for axes in figure.axes)
@@ -173,7 +171,7 @@ def test_the_counterfactual_states_its_change_and_the_difference(tmp_path: Path)
 def test_a_skipped_batch_is_a_gap_and_counts_on_neither_side(tmp_path: Path) -> None:
     case = changed("skip", "without the batch of step 312", factor=0.05)
     with style.look():
-        figure: Any = draw_counterfactual(case)
+        figure: Any = draw_counterfactuals([case])
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     after = case.steps.index(STEP) + 1
     highest = [max(curve["loss/nll"][after:]) for curve in (case.changed, case.factual)]
@@ -186,7 +184,7 @@ def test_several_changes_share_the_logged_curve_and_nan_is_marked(tmp_path: Path
     cases = [changed(name, "so.", factor=factor) for name, factor in (("skip", 0.0), ("lr=4", 3.0))]
     cases[1].changed["loss/nll"][30:] = [math.nan] * 10
     with style.look():
-        figure: Any = draw_counterfactual(cases)
+        figure: Any = draw_counterfactuals(cases)
     marked = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert marked == [[float(step) for step in cases[1].steps[30:]]]
     words = words_of(figure, tmp_path)
@@ -198,6 +196,6 @@ def test_several_changes_share_the_logged_curve_and_nan_is_marked(tmp_path: Path
 def test_changes_of_different_runs_are_refused() -> None:
     case = changed("skip", "so.", factor=0.0)
     with pytest.raises(ValueError, match="one run"):
-        draw_counterfactual([case, replace(case, run="other")])
+        draw_counterfactuals([case, replace(case, run="other")])
     with pytest.raises(ValueError, match="one run"):
-        draw_counterfactual([])
+        draw_counterfactuals([])

@@ -1,4 +1,4 @@
-"""Taking steps of a run again and comparing them with its log."""
+"""Running steps of a run again and comparing them with its log."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from common.errors import InputError
-from common.imports import importing
 from configs.load import load_recorded
+from data.store import TokenStore, read_store
+from ranks.launch import start_accelerator
+from record.checkpoints import checkpoint_before
+from record.environment import environment
 from record.finished import Run as LoggedRun
 from record.finished import run_file
-
-if TYPE_CHECKING:
-    from data.store import TokenStore
-    from training.run import Run
-
+from record.integrity import damage
+from record.rewinds import last_rewind
+from training.run import Run, build_run
+from training.step import training_step
 
 LOOSE = 1e-3
-"""Relative tolerance where the replay does not run as the run did: another device, precision or number of processes."""
+"""Relative tolerance where the replay runs differently: another device, precision or number of processes."""
 MOST_PROCESSES = 1 << 20
 """No run has more processes or threads."""
 _FACTS: dict[tuple[str, ...], type] = {
@@ -33,48 +37,31 @@ _FACTS: dict[tuple[str, ...], type] = {
     ("data", "store"): str,
     ("data", "manifest_sha256"): str,
 }
-"""What a replay reads of environment.json."""
+"""What a replay needs from environment.json."""
 NOT_REPLAYED = ("throughput/", "memory/", "validation/")
 
 
 def open_replay(logged: LoggedRun, step: int) -> Run:
-    """The run at its nearest checkpoint before ``step``, on one process; nothing is written to its directory."""
-    with importing():
-        import torch
-
-        from ranks.launch import start_accelerator
-        from record.checkpoints import checkpoint_before
-        from record.integrity import damage
-        from record.rewinds import last_rewind
-        from training.run import build_run
+    """The run at its last checkpoint before ``step``, on one process; nothing is written to its directory."""
     config = load_recorded(logged.path).model_copy(update={"trackers": []})
     facts = environment_of(logged)
     if facts["device"]["type"] == "cpu":
         torch.set_num_threads(facts["threads"])
-    if config.train.precision == "fp16":
+    train = config.train
+    if train.precision == "fp16":
         raise InputError(f"{logged.path}: a run in fp16 cannot be replayed, its gradient scale is not kept")
-    checkpoint, store = checkpoint_before(logged.path, step), _recorded_store(logged, config.data.cache_dir)
+    checkpoint, store = checkpoint_before(logged.path, step), _recorded_store(logged, facts, config.data.cache_dir)
     if checkpoint is not None and (problem := damage(checkpoint)):
         raise InputError(f"{checkpoint} cannot be used: {problem}; rename it, and the one before it is")
-    run = build_run(
-        config,
-        start_accelerator(
-            config.train.precision, batch_size=config.train.batch_size, stall_seconds=config.train.stall_seconds
-        ),
-        logged.path,
-        checkpoint,
-        writes=False,
-        store=store,
-    )
-    run.rewind = last_rewind(logged.path)  # what it skipped in the end holds for every step before, too
+    accelerator = start_accelerator(train.precision, batch_size=train.batch_size, stall_seconds=train.stall_seconds)
+    run = build_run(config, accelerator, logged.path, checkpoint, writes=False, store=store)
+    run.rewind = last_rewind(logged.path)  # the batches it skipped in the end were skipped at every earlier step, too
     return run
 
 
-def _recorded_store(logged: LoggedRun, cache_dir: str) -> TokenStore:
-    """The tokens of the run, where it found them or where its configuration leads from here."""
-    from data.store import read_store
-
-    recorded = environment_of(logged)["data"]
+def _recorded_store(logged: LoggedRun, facts: dict[str, Any], cache_dir: str) -> TokenStore:
+    """The run's tokens, from where it found them or from where its configuration points now."""
+    recorded = facts["data"]
     for path in (Path(recorded["path"]), Path(cache_dir) / recorded["store"]):
         if path.is_dir() and (store := read_store(path)).manifest_hash() == recorded["manifest_sha256"]:
             return store
@@ -82,7 +69,7 @@ def _recorded_store(logged: LoggedRun, cache_dir: str) -> TokenStore:
 
 
 def environment_of(logged: LoggedRun) -> dict[str, Any]:
-    """What the run ran on. Raises InputError if environment.json is missing, or a fact in it that a replay needs."""
+    """What the run ran on. Raises InputError if environment.json is missing or lacks something that a replay needs."""
     path = run_file(logged.path, "environment.json")
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -101,48 +88,44 @@ def environment_of(logged: LoggedRun) -> dict[str, Any]:
 
 def tolerance_for(run: Run, logged: LoggedRun) -> tuple[float, str]:
     """Relative tolerance of the comparison with the log, and why it is not 0."""
-    from record.environment import environment
-
     then = environment_of(logged)
     now = environment(run.accelerator.num_processes, run.accelerator.device, run.config.train.precision)
-    differing = [
+    reasons = [
         f"{name} was {then[key]} and is {now[key]}"
         for name, key in (("the number of processes", "world_size"), ("the number of threads", "threads"))
         if then[key] != now[key]
     ]
     if then["world_size"] != now["world_size"]:
-        differing.append("dropout, if any, draws by process")
+        reasons.append("dropout, if any, draws by process")
     if then["device"] != now["device"]:
-        differing.append(f"the device was {then['device']['name']} and is {now['device']['name']}")
+        reasons.append(f"the device was {then['device']['name']} and is {now['device']['name']}")
     if then["packages"]["torch"] != now["packages"]["torch"]:
-        differing.append(f"torch was {then['packages']['torch']} and is {now['packages']['torch']}")
+        reasons.append(f"torch was {then['packages']['torch']} and is {now['packages']['torch']}")
     if now["device"]["type"] != "cpu":
-        differing.append("kernels on a GPU may add in any order")
-    return (LOOSE if differing else 0.0), "; ".join(differing)
+        reasons.append("kernels on a GPU may add in any order")
+    return (LOOSE if reasons else 0.0), "; ".join(reasons)
 
 
-def replay(run: Run, last: int) -> Iterator[dict[str, Any]]:
+def replay_to(run: Run, last: int) -> Iterator[dict[str, Any]]:
     """Take the steps up to ``last``; yields each step's metrics."""
-    from training.step import training_step
-
     while run.step < last:
         training_step(run, run.step + 1)
         yield from run.recorder.transfer().rows
 
 
-def compare(logged: LoggedRun, row: dict[str, Any], tolerance: float) -> list[str]:
-    """The metrics that a replayed row and the log tell otherwise, or that only one of them has, as "step N: name"."""
+def disagreements(logged: LoggedRun, row: dict[str, Any], tolerance: float) -> list[str]:
+    """The metrics in which a replayed row and the log differ, or that only one of them has, as "step N: name"."""
     step = row["step"]
     if step not in logged.metrics.index:
         return []
     found = []
     for name in dict.fromkeys([*row, *logged.metrics.columns]):
         then = logged.value(name, step)
-        # Runs did not log them once; such a run may have gone on since.
-        older = name.startswith("intervention/") and (
+        # Old versions did not log interventions; such a run may have been resumed by a newer one.
+        unknown = name.startswith("intervention/") and (
             name not in logged.metrics or logged.metrics.loc[:step, name].isna().all()
         )
-        if older or name.startswith(NOT_REPLAYED) or (then is None and name not in row):
+        if unknown or name.startswith(NOT_REPLAYED) or (then is None and name not in row):
             continue
         if then is None or name not in row:
             found.append(f"step {step}: {name} ({'not logged' if then is None else 'not measured by the replay'})")
