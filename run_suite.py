@@ -164,11 +164,8 @@ def load_suite(path: Path) -> Suite:
     try:
         return Suite.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
     except pydantic.ValidationError as error:
-        keys = (".".join(map(str, e["loc"])) for e in error.errors())  # empty if it is about the whole file
-        texts = [
-            ": ".join(filter(None, [str(path), key, e["msg"]])) for key, e in zip(keys, error.errors(), strict=True)
-        ]
-        raise InputError(*texts) from None
+        problems = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())  # no key: about the whole file
+        raise InputError(*(": ".join(filter(None, [str(path), *problem])) for problem in problems)) from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 

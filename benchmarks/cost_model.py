@@ -16,9 +16,6 @@ from training.memory import FLOAT32, Memory, micro_batches, shapes_of, skeleton,
 
 from .simulate import MicroBatch, micro_batch
 
-OVERHEAD_PER_TENSOR = 256
-"""Upper bound of a tensor's header entry and alignment in a safetensors file, in bytes."""
-
 
 class Traffic(NamedTuple):
     """Bytes that one rank sends in one step."""
@@ -61,8 +58,3 @@ class Costs:
     def checkpoint_bytes(self) -> int:
         """The tensors of a checkpoint: weights, both moments, and each parameter's step count."""
         return 3 * FLOAT32 * self.shapes.parameters + FLOAT32 * len(self.shapes.all)
-
-    @property
-    def checkpoint_overhead(self) -> int:
-        """Upper bound of what the files take beyond the tensors; tokenizer and model code come on top."""
-        return OVERHEAD_PER_TENSOR * 4 * len(self.shapes.all)

@@ -265,33 +265,32 @@ def overview(outcomes: dict[str, Outcome]) -> str:
 
 def by_source(outcomes: dict[str, Outcome]) -> str:
     """Markdown: recall of the target, and precision, for each source of curves."""
+
+    def scores(outcome: Outcome, source: str) -> str:
+        faults = outcome.faults[outcome.faults["source"] == source]
+        alarms = int((outcome.alarms["source"] == source).sum())
+        return f"{_share(faults[faults['target']])} / {_precision(faults, alarms)} ({alarms})"
+
     sources = list(dict.fromkeys(next(iter(outcomes.values())).faults["source"]))
-    rows = []
-    for name, outcome in outcomes.items():
-        row = [name]
-        for source in sources:
-            faults = outcome.faults[outcome.faults["source"] == source]
-            alarms = int((outcome.alarms["source"] == source).sum())
-            row.append(f"{_share(faults[faults['target']])} / {_precision(faults, alarms)} ({alarms})")
-        rows.append(row)
+    rows = [[name, *(scores(outcome, source) for source in sources)] for name, outcome in outcomes.items()]
     return markdown_table(["recall / precision (false alarms)", *sources], rows)
 
 
 def by_size(outcomes: dict[str, Outcome]) -> str:
     """Markdown: share of pulses hit, by size and length for the default detector, by size for all."""
-    grid, rows = [], []
-    for name, outcome in outcomes.items():
-        pulses = outcome.faults[outcome.faults["kind"].isin(["pulse", "lone"]) & (outcome.faults["source"] != HEAVY)]
-        of_size = {size: pulses[pulses["size"] == size] for size in SIZES}
-        for which, single in (("1 step", True), ("longer", False)):
-            shares = [_share(sized[(sized["length"] == 1) == single], 2) for sized in of_size.values()]
-            rows.append([f"{name}, {which}", *shares])
-        if name == DEFAULT:
-            for size, sized in of_size.items():
-                shares = [_share(sized[sized["length"] == length], 2) for length in LENGTHS]
-                grid.append([f"{size} sigmas", *shares])
-    lengths = [f"{length} step{'s' * (length > 1)}" for length in LENGTHS]
-    table = markdown_table([f"pulses hit by {DEFAULT}", *lengths], grid)
+
+    def shares(outcome: Outcome, size: int, *lengths: tuple[int, ...]) -> list[str]:
+        faults = outcome.faults[(outcome.faults["source"] != HEAVY) & (outcome.faults["size"] == size)]
+        pulses = faults[faults["kind"].isin(["pulse", "lone"])]
+        return [_share(pulses[pulses["length"].isin(group)], 2) for group in lengths]
+
+    grid = [[f"{size} sigmas", *shares(outcomes[DEFAULT], size, *((n,) for n in LENGTHS))] for size in SIZES]
+    rows = [
+        [f"{name}, {which}", *(shares(outcome, size, lengths)[0] for size in SIZES)]
+        for name, outcome in outcomes.items()
+        for which, lengths in (("1 step", LENGTHS[:1]), ("longer", LENGTHS[1:]))
+    ]
+    table = markdown_table([f"pulses hit by {DEFAULT}", *(f"{n} step{'s' * (n > 1)}" for n in LENGTHS)], grid)
     return f"{table}\n{markdown_table(['pulses hit', *(f'{size} sigmas' for size in SIZES)], rows)}"
 
 

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.stats import quantile_test
 
+from common.command import ArgumentParser
 from common.errors import InputError
 from configs.load import load_config
 from ranks.launch import start_accelerator
@@ -35,6 +37,8 @@ FIRST = 5
 TURN = {"cpu": 1, "cuda": 5}
 """Steps of a turn. A turn ends when the GPU is done, so it must be long enough for the host to run ahead of it."""
 
+Clock = Literal["wall", "cpu"]
+CLOCKS: tuple[Clock, Clock] = ("wall", "cpu")
 Step = Callable[[int], None]
 """Takes the step with this number, from 1."""
 
@@ -61,15 +65,9 @@ class Series:
     first: Cost
     blocks: list[Cost]
 
-    @property
-    def wall(self) -> np.ndarray:
+    def per_step(self, clock: Clock) -> np.ndarray:
         """Seconds per step of each block."""
-        return np.array([cost.wall / BLOCK for cost in self.blocks])
-
-    @property
-    def cpu(self) -> np.ndarray:
-        """CPU seconds per step of each block."""
-        return np.array([cost.cpu / BLOCK for cost in self.blocks])
+        return np.array([getattr(cost, clock) / BLOCK for cost in self.blocks])
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,11 @@ class Ratio:
         return f"{self.middle:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def compare(above: Series, below: Series, clock: Clock) -> Ratio:
+    """The :func:`ratio` of two contestants' times per step."""
+    return ratio(above.per_step(clock), below.per_step(clock))
+
+
 def ratio(above: np.ndarray, below: np.ndarray) -> Ratio:
     """``above / below``, block by block.
 
@@ -94,10 +97,15 @@ def ratio(above: np.ndarray, below: np.ndarray) -> Ratio:
     return Ratio(float(np.median(ratios)), float(found.low), float(found.high))
 
 
-def check_steps(steps: int) -> None:
-    """Raises InputError unless the steps make whole blocks, and enough of them for an interval."""
-    if steps < (least := FEWEST_BLOCKS * BLOCK) or steps % BLOCK:
+def parse_arguments(parser: ArgumentParser) -> Any:
+    """Add recipe, steps and overrides, and parse. Raises InputError unless the steps make enough whole blocks."""
+    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
+    parser.add_argument("--steps", type=int, default=200, help=f"steps of each contestant, in {BLOCK}s")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    arguments = parser.parse_args()
+    if (steps := arguments.steps) < (least := FEWEST_BLOCKS * BLOCK) or steps % BLOCK:
         raise InputError(f"--steps: must be a multiple of {BLOCK}, at least {least}, but is {steps}")
+    return arguments
 
 
 def take_turns(contestants: Mapping[str, Step], steps: int, device: torch.device) -> dict[str, Series]:

@@ -9,13 +9,12 @@ and one attention probe; evaluation and checkpoints are left out.
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from common.command import ArgumentParser, exit_status
 
-from .paired import BLOCK, DEFAULT_RECIPE, check_steps, loop_step, machine, ratio, start_run, take_turns
+from .paired import BLOCK, CLOCKS, compare, loop_step, machine, parse_arguments, start_run, take_turns
 
 MODES = {"on": [], "off": ["telemetry.enabled=false", "detection.signals=[]"]}
 
@@ -23,12 +22,8 @@ MODES = {"on": [], "off": ["telemetry.enabled=false", "detection.signals=[]"]}
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(description="The cost of telemetry, per step.")
-    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
-    parser.add_argument("--steps", type=int, default=200, help=f"steps of each run, in {BLOCK}s")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     recipe, steps = arguments.config, arguments.steps
-    check_steps(steps)
     with tempfile.TemporaryDirectory() as folder:
         runs = {m: start_run(recipe, [*arguments.overrides, *own], folder, f"metrics_{m}") for m, own in MODES.items()}
         device, tokens = runs["on"].accelerator.device, runs["on"].tokens_per_step
@@ -36,10 +31,10 @@ def main() -> None:
     print(machine(device))
     print(f"{recipe.stem}: {tokens} tokens a step, {steps} steps of each in turns")
     for mode in ("off", "on"):
-        median = float(np.median(series[mode].wall))
+        median = float(np.median(series[mode].per_step("wall")))
         print(f"  metrics {mode:<3}  {1e3 * median:7.1f} ms/step  {tokens / median:9,.0f} tokens/s")
-    for clock in ("wall", "cpu"):
-        found = ratio(getattr(series["on"], clock), getattr(series["off"], clock))
+    for clock in CLOCKS:
+        found = compare(series["on"], series["off"], clock)
         print(f"  on / off, {clock:<4}  {found}: {100 * (found.middle - 1):+.1f}% per step")
     print(f"  (median over {len(series['on'].blocks)} blocks of {BLOCK} steps, 95% interval)")
 

@@ -34,14 +34,14 @@ from training.run import Run
 
 from .paired import (
     BLOCK,
-    DEFAULT_RECIPE,
+    CLOCKS,
     FIRST,
     Series,
     Step,
-    check_steps,
+    compare,
     loop_step,
     machine,
-    ratio,
+    parse_arguments,
     start_run,
     take_turns,
 )
@@ -83,13 +83,9 @@ class Measured(NamedTuple):
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(description="How fast train_lm.py's loop is, as ratios.")
-    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
-    parser.add_argument("--steps", type=int, default=200, help=f"steps of each contestant, in {BLOCK}s")
     parser.add_argument("--compiled", action="store_true", help="include torch.compile")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for model FLOPs utilisation (MFU)")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    arguments = parser.parse_args()
-    check_steps(arguments.steps)
+    arguments = parse_arguments(parser)
     peak = arguments.peak_tflops
     if peak is not None and not peak > 0:
         raise InputError(f"--peak-tflops: must be above 0, but is {peak}")
@@ -126,11 +122,9 @@ def measure(recipe: Path, steps: int, overrides: list[str], compiled: bool = Fal
             contestants["nanogpt compiled"] = bare_step(run, second, torch.compile(second.loss))
         contestants = {name: loop_step(r) for name, r in runs.items()} | contestants
         series = take_turns(contestants, steps, run.accelerator.device)
-    parameters, flops = (
-        sum(p.numel() for p in plain.parameters()),
-        plain.flops_per_token(run.config.data.sequence_length),
-    )
-    return Measured(series, run.accelerator.device, run.config.train.precision, run.tokens_per_step, parameters, flops)
+    parameters, precision = sum(p.numel() for p in plain.parameters()), run.config.train.precision
+    flops = plain.flops_per_token(run.config.data.sequence_length)
+    return Measured(series, run.accelerator.device, precision, run.tokens_per_step, parameters, flops)
 
 
 def check_recipe(recipe: Path, overrides: list[str]) -> None:
@@ -198,7 +192,7 @@ def print_speeds(measured: Measured, peak_tflops: float | None) -> None:
     headings += ["peak over resident, MiB"] * on_gpu + ["MFU, %"] * bool(peak_tflops)
     rows = {"medians over blocks": headings}
     for name, series in measured.series.items():
-        wall, cpu = float(np.median(series.wall)), float(np.median(series.cpu))
+        wall, cpu = float(np.median(series.per_step("wall"))), float(np.median(series.per_step("cpu")))
         speed = measured.tokens_per_step / wall
         cells = [f"{speed:,.0f}", f"{1e3 * wall:.1f}", f"{1e3 * cpu:.1f}", f"{series.first.wall:.2f}"]
         if on_gpu:
@@ -217,7 +211,7 @@ def print_ratios(series: dict[str, Series]) -> None:
     print(f"\n  {'ratios of times per step':<50}{'wall clock':<24}{'CPU time':<24}target")
     for above, below, target in RATIOS:
         if above in series and below in series:
-            wall, cpu = (ratio(getattr(series[above], c), getattr(series[below], c)) for c in ("wall", "cpu"))
+            wall, cpu = (compare(series[above], series[below], clock) for clock in CLOCKS)
             bound = f"at most {target}" if target is not None else ""
             print(f"  {f'{above} / {below}':<50}{wall!s:<24}{cpu!s:<24}{bound}".rstrip())
     print(f"  (median over {count} blocks of {BLOCK} steps and its 95% interval; below 1: the first is faster)")

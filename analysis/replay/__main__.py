@@ -65,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first, last = logged.metrics.index[[0, -1]]
         raise InputError(f"--step {options.step}: the run {logged.path} has logged steps {first} to {last}")
     with importing():  # torch
-        from .counterfactual import changed_config, counterfactual
         from .explain import explain
-        from .rerun import environment_of, open_replay
+        from .rerun import changed_config, counterfactual, environment_of, open_replay
     environment_of(logged)
     changes = {change: changed_config(logged, options.step, change) for change in options.counterfactual}
     run = open_replay(logged, options.step)

@@ -13,10 +13,9 @@ from stability.stress.base import describe_stresses
 from training.run import Run
 from training.step import step_batch
 
-from .counterfactual import snapshot
 from .explanation import Explanation, Group, Layer, MetricCheck, TokenTable
 from .measure import describe_sequences, layer_norms, moved_embeddings, sequence_gradients
-from .rerun import agrees, disagreements, replay_to, tolerance_for
+from .rerun import agrees, disagreements, replay_to, snapshot, tolerance_for
 
 USUAL = 64
 """Logged steps before the step that define what is usual."""
@@ -34,6 +33,7 @@ def explain(
     before = snapshot(run, start) if keep_state else {}
     model, tokenizer, batch = run.bare_model(), run.store.load_tokenizer(), run.batch_number(step)
     x_BT, y_BT = (ids.to(run.accelerator.device) for ids in step_batch(run, step))
+    model.eval()
     gradients, tokens = sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT)
     indices = run.batches.sequences(batch).tolist()
     sequences = describe_sequences(model, tokenizer, gradients, tokens, x_BT, indices, detailed)
@@ -41,8 +41,11 @@ def explain(
     embedding_VD = model.get_input_embeddings().weight
     old_VD = embedding_VD.detach().clone()
 
+    model.train()
     rows += replay_to(run, step)
+    model.eval()
     nll_after, norms_after = layer_norms(model, x_BT, y_BT)
+    model.train()
     usual = logged.metrics.loc[: step - 1].tail(USUAL)
     metrics = {name: _check(name, value, logged, usual, step, tolerance) for name, value in rows[-1].items()}
     scales = [v for name, v in rows[-1].items() if name.startswith("intervention/") and name.endswith("/scale")]

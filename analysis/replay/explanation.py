@@ -6,13 +6,14 @@ Shapes: B sequences of the step, T positions. NLL in nats per token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+_T = TypeVar("_T")
 OUTLIER = 2.0
 """A gradient norm is an outlier above this many medians of the batch, or times its usual value."""
 _FEWEST, _SIGMAS, _FLOOR = 8, 6.0, 0.25
@@ -157,6 +158,61 @@ class Explanation:
         """Whether the replay agrees with the log."""
         return not self.disagreements
 
+    @property
+    def usual_nll(self) -> float:
+        """The usual NLL before the step, else that of its batch; 0 if neither is finite. Colours are scaled by it."""
+        check = self.metrics.get("loss/nll")
+        known = [self.nll_before] if check is None or check.usual is None else [check.usual, self.nll_before]
+        return next(filter(math.isfinite, known), 0.0)
+
+    @property
+    def by_gradient(self) -> list[BatchSequence]:
+        """All sequences, largest gradient norm first, those that are not finite before all others."""
+        return _descending(self.sequences, lambda s: s.grad_norm)
+
+    @property
+    def gradient_shares(self) -> dict[int, float]:
+        """By row, the projection of the sequence's term on the whole gradient, as a share; the shares add up to 1.
+
+        A share is negative if the sequence pulls against the sum, and others may then exceed 1. Empty if a term is not finite
+        or all terms cancel.
+        """
+        along = {s.row: s.grad_norm * s.alignment for s in self.sequences}
+        total = math.fsum(along.values()) if all(map(math.isfinite, along.values())) else 0.0
+        return {row: value / total for row, value in along.items()} if total > 0 else {}
+
+    @property
+    def gradient_outliers(self) -> list[BatchSequence]:
+        """The sequences, largest gradient first, whose gradient is not finite or above ``OUTLIER`` medians of the batch.
+
+        The median is the lower one, so that one sequence of two can be an outlier.
+        """
+        finite = [s.grad_norm for s in self.by_gradient if math.isfinite(s.grad_norm)]
+        median = finite[len(finite) // 2] if finite else 0.0
+        return [s for s in self.by_gradient if not s.grad_norm <= OUTLIER * median]
+
+    @property
+    def nll_outliers(self) -> list[BatchSequence]:
+        """The sequences, highest first, whose NLL is not finite or, in a large enough batch, far above the others."""
+        finite = np.array([s.nll for s in self.sequences if math.isfinite(s.nll)])
+        limit = math.inf
+        if finite.size >= _FEWEST:
+            median = float(np.median(finite))
+            sigma = 1.4826 * float(np.median(np.abs(finite - median)))
+            limit = median + max(_SIGMAS * sigma, _FLOOR * median)
+        found = [s for s in self.sequences if not (math.isfinite(s.nll) and s.nll <= limit)]
+        return _descending(found, lambda s: s.nll)
+
+    def worst_tokens(self, count: int) -> list[tuple[BatchSequence, Token]]:
+        """The ``count`` recorded tokens of highest NLL."""
+        pairs = [(s, token) for s in self.sequences for token in s.tokens]
+        return _descending(pairs, lambda pair: pair[1].nll)[:count]
+
+
+def _descending(items: list[_T], key: Callable[[_T], float]) -> list[_T]:
+    """The items sorted by ``key`` from the largest down, those that are not finite first."""
+    return sorted(items, key=lambda item: (math.isfinite(key(item)), -key(item)))
+
 
 @dataclass(frozen=True)
 class TokenTable:
@@ -187,64 +243,3 @@ class Counterfactual:
     """Logged values by metric name, from some steps before ``first_step`` on; None where not logged."""
     changed: dict[str, list[float | None]]
     """With the change, aligned with the logged step that drew the same batch; None for a skipped batch."""
-
-
-# ------------------------------------------------------------------------------------------------------ what stands out
-
-
-_T = TypeVar("_T")
-
-
-def descending(items: Iterable[_T], key: Callable[[_T], float]) -> list[_T]:
-    """The items sorted by ``key`` from the largest down, those that are not finite first."""
-    return sorted(items, key=lambda item: (math.isfinite(key(item)), -key(item)))
-
-
-def by_gradient(e: Explanation) -> list[BatchSequence]:
-    """All sequences, largest gradient norm first."""
-    return descending(e.sequences, lambda s: s.grad_norm)
-
-
-def gradient_shares(e: Explanation) -> dict[int, float]:
-    """By row, the projection of the sequence's term on the whole gradient, as a share; the shares add up to 1.
-
-    A share is negative if the sequence pulls against the sum, and others may then exceed 1. Empty if a term is not finite or
-    all terms cancel.
-    """
-    along = {s.row: s.grad_norm * s.alignment for s in e.sequences}
-    total = math.fsum(along.values()) if all(map(math.isfinite, along.values())) else 0.0
-    return {row: value / total for row, value in along.items()} if total > 0 else {}
-
-
-def gradient_outliers(e: Explanation) -> list[BatchSequence]:
-    """The sequences, largest gradient first, whose gradient is not finite or above ``OUTLIER`` medians of the batch.
-
-    The median is the lower one, so that one sequence of two can be an outlier.
-    """
-    ordered = by_gradient(e)
-    finite = [s.grad_norm for s in ordered if math.isfinite(s.grad_norm)]
-    median = finite[len(finite) // 2] if finite else 0.0
-    return [s for s in ordered if not s.grad_norm <= OUTLIER * median]
-
-
-def nll_outliers(e: Explanation) -> list[BatchSequence]:
-    """The sequences, highest first, whose NLL is not finite or, in a large enough batch, far above the others."""
-    finite = np.array([s.nll for s in e.sequences if math.isfinite(s.nll)])
-    limit = math.inf
-    if finite.size >= _FEWEST:
-        median = float(np.median(finite))
-        sigma = 1.4826 * float(np.median(np.abs(finite - median)))
-        limit = median + max(_SIGMAS * sigma, _FLOOR * median)
-    return descending((s for s in e.sequences if not (math.isfinite(s.nll) and s.nll <= limit)), lambda s: s.nll)
-
-
-def worst_tokens(e: Explanation, count: int) -> list[tuple[BatchSequence, Token]]:
-    """The ``count`` recorded tokens of highest NLL."""
-    return descending(((s, token) for s in e.sequences for token in s.tokens), lambda pair: pair[1].nll)[:count]
-
-
-def usual_nll(e: Explanation) -> float:
-    """The usual NLL before the step, else that of its batch; 0 if neither is finite. Colours are scaled by it."""
-    check = e.metrics.get("loss/nll")
-    known = [e.nll_before] if check is None or check.usual is None else [check.usual, e.nll_before]
-    return next(filter(math.isfinite, known), 0.0)

@@ -12,7 +12,7 @@ from analysis.show import style
 from analysis.show.style import CROSSES, GREY, Floats
 from analysis.show.text import change, number, percent, visible
 
-from .explanation import Counterfactual, Explanation, MetricCheck, TokenTable, by_gradient, gradient_shares, usual_nll
+from .explanation import Counterfactual, Explanation, MetricCheck, TokenTable
 from .words import difference
 
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ def _draw_tokens(axes: Axes, e: Explanation, tokens: TokenTable) -> None:
     """NLL by sequence, largest gradient at the top, and position; a cell of several positions shows their maximum."""
     from matplotlib.patches import Rectangle
 
-    ordered = [s.row for s in by_gradient(e)]
+    ordered = [s.row for s in e.by_gradient]
     shown = ordered[:_MOST_ROWS]
     length = tokens.nll_BT.shape[1]
     block = math.ceil(length / _MOST_COLUMNS)
     starts = np.arange(0, length, block)
     cells = np.maximum.reduceat(tokens.nll_BT[shown], starts, axis=1)  # maximum, unlike fmax, propagates NaN
     finite = np.isfinite(cells)
-    top, highest = _colour_limit(cells[finite], usual_nll(e))
+    top, highest = _colour_limit(cells[finite], e.usual_nll)
     edges = np.append(starts, length) - 0.5
     axes.add_patch(
         Rectangle((-0.5, -0.5), length, len(shown), facecolor=_NON_FINITE, edgecolor="white", hatch="////", linewidth=0)
@@ -173,7 +173,7 @@ def _position_label(tokens: TokenTable, ordered: list[int]) -> str:
 
 def _draw_sequences(axes: Axes, e: Explanation) -> None:
     """Gradient norms as bars beside the rows of the heat map, with their shares."""
-    ordered, shares = by_gradient(e), gradient_shares(e)
+    ordered, shares = e.by_gradient, e.gradient_shares
     shown, rest = ordered[:_MOST_ROWS], ordered[_MOST_ROWS:]
     for place, s in enumerate(shown):
         if math.isfinite(s.grad_norm):

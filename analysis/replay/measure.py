@@ -1,13 +1,11 @@
 """What one training step consists of: the gradients of its sequences, the losses of its tokens, embeddings and layers.
 
-Everything is measured in evaluation mode on one process, so without dropout the sequences' gradients add up to the step's.
+The model is in evaluation mode, on one process, so the sequences' gradients add up to the step's unless that has dropout.
 Shapes: B sequences, T positions, V vocabulary, D width, K most probable tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,22 +30,21 @@ def sequence_gradients(
     parameters = [p for p in model.parameters() if p.requires_grad]
     valid = (y_BT != -100).sum()
     pairs = list(zip(x_BT, y_BT, strict=True))
-    with _evaluating(model):
-        whole: list[Tensor] = [torch.zeros_like(p) for p in parameters]
-        for x_T, y_T in pairs:
-            torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, valid)[0])
-        whole_norm = float(group_norms(tensor_norms(whole))[1])
-        found, losses = [], []
-        for x_T, y_T in pairs:
-            gradient, of_tokens = _gradient(model, parameters, x_T, y_T, valid)
-            by_group, norm = group_norms(tensor_norms(gradient))
-            products = torch._foreach_mul(gradient, whole)
-            product = float(torch.stack([p.sum(dtype=torch.float64) for p in products]).sum())
-            scale = float(norm) * whole_norm
-            alignment = product / scale if scale > 0 else 0.0
-            groups = dict(zip(group_norms.names, by_group.tolist(), strict=True))
-            found.append({"grad_norm": float(norm), "alignment": alignment, "group_grad_norms": groups})
-            losses.append(of_tokens)
+    whole: list[Tensor] = [torch.zeros_like(p) for p in parameters]
+    for x_T, y_T in pairs:
+        torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, valid)[0])
+    whole_norm = float(group_norms(tensor_norms(whole))[1])
+    found, losses = [], []
+    for x_T, y_T in pairs:
+        gradient, of_tokens = _gradient(model, parameters, x_T, y_T, valid)
+        by_group, norm = group_norms(tensor_norms(gradient))
+        products = torch._foreach_mul(gradient, whole)
+        product = float(torch.stack([p.sum(dtype=torch.float64) for p in products]).sum())
+        scale = float(norm) * whole_norm
+        alignment = product / scale if scale > 0 else 0.0
+        groups = dict(zip(group_norms.names, by_group.tolist(), strict=True))
+        found.append({"grad_norm": float(norm), "alignment": alignment, "group_grad_norms": groups})
+        losses.append(of_tokens)
 
     def table(name: str) -> Any:
         return torch.stack([of_tokens[name] for of_tokens in losses]).double().cpu().numpy()
@@ -99,8 +96,7 @@ def describe_sequences(
 
 @torch.no_grad()
 def _tokens(model: Any, tokenizer: Any, table: TokenTable, x_BT: Tensor, row: int) -> list[Token]:
-    with _evaluating(model):
-        logits_TV = model(input_ids=x_BT[row : row + 1], use_cache=False).logits[0]
+    logits_TV = model(input_ids=x_BT[row : row + 1], use_cache=False).logits[0]
     top_TK = logits_TV.softmax(-1).topk(min(TOP, logits_TV.shape[1]))
     return [
         Token(
@@ -155,23 +151,11 @@ def layer_norms(model: Any, x_BT: Tensor, y_BT: Tensor) -> tuple[float, dict[str
     handles.append(last.register_forward_hook(lambda _, __, output: keep("final", output)))
     nll, count = 0.0, 0.0
     try:
-        with _evaluating(model):
-            for x_T, y_T in zip(x_BT, y_BT, strict=True):
-                out = model(input_ids=x_T[None], shift_labels=y_T[None], skip_logits=True, use_cache=False)
-                nll, count = nll + float(out.losses.nll_sum), count + float(out.losses.valid_N.sum())
+        for x_T, y_T in zip(x_BT, y_BT, strict=True):
+            out = model(input_ids=x_T[None], shift_labels=y_T[None], skip_logits=True, use_cache=False)
+            nll, count = nll + float(out.losses.nll_sum), count + float(out.losses.valid_N.sum())
     finally:
         for handle in handles:
             handle.remove()
     joined = {name: torch.cat(values) for name, values in norms.items()}
     return nll / count, {name: (float(norm_N.mean()), float(norm_N.max())) for name, norm_N in joined.items()}
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode inside, and the previous mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

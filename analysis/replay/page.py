@@ -19,27 +19,8 @@ from markupsafe import Markup
 
 from analysis.show.text import change, clip, first_of, number, on_a_base, percent, token_text, visible
 
-from .explanation import (
-    BatchSequence,
-    Explanation,
-    MetricCheck,
-    Token,
-    by_gradient,
-    gradient_shares,
-    usual_nll,
-    worst_tokens,
-)
-from .words import (
-    context,
-    group_words,
-    headline,
-    own_numbers,
-    ratio,
-    reproduction,
-    spike_words,
-    update_words,
-    window_words,
-)
+from . import words
+from .explanation import BatchSequence, Explanation, MetricCheck, Token
 
 SEQUENCES_SHOWN = 32
 """Rows of the table of sequences that are not folded away."""
@@ -67,28 +48,28 @@ def page(e: Explanation, figure: bytes, commands: Sequence[str]) -> str:
 
     ``figure``: the bytes of a .png or .svg file, which is embedded. ``commands``: the command lines that made the page.
     """
-    reproduced, words = reproduction(e)
+    reproduced, verdict = words.reproduction(e)
     sign, box = {True: ("✓", "good"), False: ("✗", "wrong"), None: ("?", "unknown")}[reproduced]
     kind = "png" if figure.startswith(b"\x89PNG") else "svg+xml"
-    worst, shares = worst_tokens(e, 12), gradient_shares(e)
+    worst, shares = e.worst_tokens(12), e.gradient_shares
     sequences, others = _sequence_tables(e)
     template = _templates().get_template("page.html.j2")
     return template.render(
         e=e,
-        headline=" ".join(headline(e)),
+        headline=" ".join(words.headline(e)),
         facts=_facts(e),
         sign=sign,
         box=box,
-        reproduction=words,
+        reproduction=verdict,
         figure=f"data:image/{kind};base64,{base64.b64encode(figure).decode()}",
-        ramp=ramp_for((t for s in e.sequences for t in s.tokens), usual_nll(e)),
+        ramp=ramp_for((t for s in e.sequences for t in s.tokens), e.usual_nll),
         shown=[
             (
-                f"Row {s.row}: {own_numbers(s, shares)} (worst token {number(s.worst_nll)}); sequence {s.index}",
+                f"Row {s.row}: {words.own_numbers(s, shares)} (worst token {number(s.worst_nll)}); sequence {s.index}",
                 s,
                 {token.position for other, token in worst if other.row == s.row},
             )
-            for s in by_gradient(e)
+            for s in e.by_gradient
             if s.tokens
         ],
         tokens=_token_table(e, worst),
@@ -170,9 +151,9 @@ def _facts(e: Explanation) -> list[str]:
     return [
         f"Run {e.run} ({e.run_directory}), step {e.step}, batch {e.batch} in the order of batches; replayed on {e.device} "
         f"from the checkpoint of step {e.checkpoint}.",
-        update_words(e),
-        *([group_words(e)] if e.groups else []),
-        *([spike_words(e)] if e.spike else []),
+        words.update_words(e),
+        *([words.group_words(e)] if e.groups else []),
+        *([words.spike_words(e)] if e.spike else []),
         *(f"Planted by the configuration: {fault}." for fault in e.stress),
     ]
 
@@ -181,7 +162,7 @@ def _token_table(e: Explanation, worst: Sequence[tuple[BatchSequence, Token]]) -
     weighted = any(token.weight is not None for _, token in worst)
     rows = []
     for s, token in worst:
-        before, after = context(s, token, 30)
+        before, after = words.context(s, token, 30)
         seen = Markup("{}<mark>{}</mark>{}").format(before, token_text(token.text), after)
         weight = [number(token.weight)] if weighted else []
         place = [f"{s.row}", f"{token.position}", f"{token.token_id}"]
@@ -196,12 +177,12 @@ def _token_table(e: Explanation, worst: Sequence[tuple[BatchSequence, Token]]) -
 
 def _sequence_tables(e: Explanation) -> tuple[Table, Table | None]:
     """The sequences with the largest gradients, and the others if there are any."""
-    shares = gradient_shares(e)
+    shares = e.gradient_shares
     weighted = any(s.weight_mean is not None for s in e.sequences)
     header = ["row", "excerpt", "gradient", "share", "alignment", "NLL", "worst NLL", *(["mean c"] if weighted else [])]
     header += ["largest group", "sequence"]
     rows = []
-    for s in by_gradient(e):
+    for s in e.by_gradient:
         group, norm = max(s.group_grad_norms.items(), key=lambda pair: pair[1], default=("-", None))
         gradient = [number(s.grad_norm), percent(shares.get(s.row)), number(s.alignment, 2)]
         losses = [number(s.nll), number(s.worst_nll), *([number(s.weight_mean)] if weighted else [])]
@@ -225,9 +206,9 @@ def _group_table(e: Explanation) -> Table:
     for g in e.groups:
         cells = [g.name]
         for value, usual in ((g.grad_norm, g.usual_grad_norm), (g.update_rms, g.usual_update_rms)):
-            cells += [number(value), number(usual), number(ratio(value, usual), 3)]
+            cells += [number(value), number(usual), number(words.ratio(value, usual), 3)]
         rows.append([*cells, number(g.param_norm)])
-    return Table(f"L2 norms before clipping. {window_words(e)}.", header, rows)
+    return Table(f"L2 norms before clipping. {words.window_words(e)}.", header, rows)
 
 
 def _embedding_table(e: Explanation) -> Table:
@@ -242,7 +223,7 @@ def _embedding_table(e: Explanation) -> Table:
 
 
 def _layer_table(e: Explanation) -> Table:
-    header = ["place", "mean before", "mean after", "change", "max before", "max after", "change"]
+    header = ["layer", "mean before", "mean after", "change", "max before", "max after", "change"]
     rows = [
         [x.name, number(x.mean_before), number(x.mean_after), change(x.mean_before, x.mean_after)]
         + [number(x.max_before), number(x.max_after), change(x.max_before, x.max_after)]
@@ -263,7 +244,7 @@ def _metric_table(e: Explanation) -> Table:
         for name, m in sorted(e.metrics.items(), key=lambda item: (item[1].agrees, item[0]))
     ]
     caption = (
-        f"{window_words(e)}; sigmas: distance from it in 1.4826 x their median absolute deviation, none where they do "
+        f"{words.window_words(e)}; sigmas: distance from it in 1.4826 x their median absolute deviation, none where they do "
         "not vary."
     )
     return Table(caption, header, rows, text=("comparison",))

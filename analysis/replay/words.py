@@ -14,19 +14,7 @@ import numpy as np
 from analysis.show.style import Floats, presence
 from analysis.show.text import clip, first_of, number, percent, skips, token_text, visible
 
-from .explanation import (
-    OUTLIER,
-    BatchSequence,
-    Counterfactual,
-    Explanation,
-    MetricCheck,
-    Token,
-    by_gradient,
-    gradient_outliers,
-    gradient_shares,
-    nll_outliers,
-    worst_tokens,
-)
+from .explanation import OUTLIER, BatchSequence, Counterfactual, Explanation, MetricCheck, Token
 
 WIDTH = 110
 """Terminal cells per line of the summary."""
@@ -70,14 +58,14 @@ def _against_usual(label: str, check: MetricCheck | None) -> str:
 
 def _origin(e: Explanation) -> str:
     """Which sequences dominate the gradient."""
-    shares, found, count = gradient_shares(e), gradient_outliers(e), len(e.sequences)
+    shares, found, count = e.gradient_shares, e.gradient_outliers, len(e.sequences)
     broken = [s for s in found if not math.isfinite(s.grad_norm)]
     if broken:
         return f"The gradient of {len(broken)} of {count} sequences is not finite."
     if count == 1:
         return "The batch is one sequence."
     if not found:
-        largest = by_gradient(e)[:1]
+        largest = e.by_gradient[:1]
         part = shares.get(largest[0].row) if largest else None
         share = f"the largest has {percent(part)} of the gradient{_beyond(part)}" if largest else "none recorded"
         return f"No sequence's gradient stands out among {count}: {share}."
@@ -96,7 +84,7 @@ def _beyond(*parts: float | None) -> str:
 
 def _high_nll(e: Explanation) -> str:
     """Sequences with an outlying NLL, unless all of them have an outlying gradient too."""
-    found, named = nll_outliers(e), {s.row for s in gradient_outliers(e)}
+    found, named = e.nll_outliers, {s.row for s in e.gradient_outliers}
     if all(s.row in named for s in found):
         return ""
     median = float(np.median([s.nll for s in e.sequences if math.isfinite(s.nll)] or [math.nan]))
@@ -196,14 +184,14 @@ def summary_lines(e: Explanation) -> list[str]:
     values, origin = headline(e)
     lines += _wrapped(values)
     lines += _wrapped(spike_words(e)) if e.spike else []
-    shares, found = gradient_shares(e), gradient_outliers(e)
-    found += [s for s in nll_outliers(e) if s not in found]
+    shares, found = e.gradient_shares, e.gradient_outliers
+    found += [s for s in e.nll_outliers if s not in found]
     lines += _wrapped(origin.removesuffix(".") + (":" if found else "."))
     for s in found[:3]:
         lines.append(f"  row {s.row}: {own_numbers(s, shares)}  “{visible(s.text[:WIDTH])}”")
     lines += [f"  and {len(found) - 3} more that stand out"] if len(found) > 3 else []
     lines += _wrapped(update_words(e))
-    worst = worst_tokens(e, 4)
+    worst = e.worst_tokens(4)
     lines += ["Worst tokens, in «»:"] if worst else []
     for s, token in worst:
         before, after = context(s, token, 18)

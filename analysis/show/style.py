@@ -167,13 +167,9 @@ def mark_handles(*, peaks: str | None = None, non_finite: bool = False, size: fl
     """Legend entries for marks: the triangles at peaks, named ``peaks``, and the crosses at values that are not finite."""
     from matplotlib.lines import Line2D
 
-    grey: dict[str, Any] = {"color": GREY, "linestyle": ""}
-    triangle = (
-        [Line2D([], [], marker="v", markerfacecolor="none", markersize=size, label=peaks, **grey)] if peaks else []
-    )
-    return triangle + (
-        [Line2D([], [], marker="x", markersize=6, label="NaN or infinite", **grey)] if non_finite else []
-    )
+    grey: dict[str, Any] = {"color": GREY, "markerfacecolor": "none", "linestyle": ""}
+    marks = [("v", peaks, size), ("x", "NaN or infinite" if non_finite else None, 6)]
+    return [Line2D([], [], marker=mark, label=label, markersize=s, **grey) for mark, label, s in marks if label]
 
 
 # ------------------------------------------------------------------------------------------------------------ smoothing

@@ -149,7 +149,7 @@ def _signals(series: Series, given: Sequence[str] | None) -> list[str]:
     names = sorted(series.table.columns)
     if not names:
         raise InputError(
-            f"{series.label} has no numbers beside its steps; a number in quotes is text, write it without"
+            f"{series.label} has no numbers besides its steps; a number in quotes is text: remove the quotes"
         )
     missing = [signal for signal in given or () if signal not in names]
     signals = list(given or [signal for signal in SIGNALS if signal in names])

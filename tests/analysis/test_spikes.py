@@ -103,7 +103,7 @@ def test_a_second_row_of_a_step_takes_nothing_from_the_first(tmp_path: Path, eva
 
 def test_a_file_of_numbers_in_quotes_is_told(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": "2.5"}\n')
-    with pytest.raises(InputError, match="log has no numbers beside its steps"):
+    with pytest.raises(InputError, match="log has no numbers besides its steps"):
         spikes.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")])
 
 

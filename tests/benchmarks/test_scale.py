@@ -227,7 +227,8 @@ def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe,
     (checkpoint,) = list_checkpoints(run.directory)
     written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     costs = Costs(run.config, run.store.vocab_size)
-    assert 0 < written - costs.checkpoint_bytes <= costs.checkpoint_overhead
+    entry = 256  # bytes of a tensor's entry in the header of a safetensors file, and its alignment: at most
+    assert 0 < written - costs.checkpoint_bytes <= entry * 4 * len(costs.shapes.all)
 
 
 def test_rows_of_a_deeper_model_have_the_predicted_bytes(recipe):

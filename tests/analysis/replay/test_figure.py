@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.replay.explanation import Explanation, TokenTable, by_gradient
+from analysis.replay.explanation import Explanation, TokenTable
 from analysis.replay.figure import draw_counterfactuals, draw_explanation
 from analysis.show import style
 
@@ -66,10 +66,10 @@ def test_rows_are_in_the_order_of_the_gradient_and_bars_beside_them() -> None:
     e, tokens = explained()
     figure = figure_of(e, tokens)
     heat, bars = panel(figure, "NLL of every token"), panel(figure, "Its gradient norm")
-    order = [s.row for s in by_gradient(e)]
+    order = [s.row for s in e.by_gradient]
     assert [int(label.get_text()) for label in heat.get_yticklabels()] == order
     np.testing.assert_array_equal(heat.collections[0].get_array(), tokens.nll_BT[order])
-    assert [bar.get_width() for bar in bars.patches] == [s.grad_norm for s in by_gradient(e)]
+    assert [bar.get_width() for bar in bars.patches] == [s.grad_norm for s in e.by_gradient]
     assert bars.get_ylim() == heat.get_ylim()
 
 
@@ -77,11 +77,11 @@ def test_a_large_batch_is_cut_by_a_stated_rule(tmp_path: Path) -> None:
     e, tokens = explained(70, 600, bad=2)
     figure = figure_of(e, tokens)
     heat = panel(figure, "NLL, the highest of every 3 positions")
-    order = [s.row for s in by_gradient(e)]
+    order = [s.row for s in e.by_gradient]
     expected = tokens.nll_BT[order[:32]].reshape(32, 200, 3).max(axis=2)
     np.testing.assert_array_equal(heat.collections[0].get_array(), expected)
     words = words_of(figure, tmp_path)
-    hidden = by_gradient(e)[32]
+    hidden = e.by_gradient[32]
     assert f"32 of 70 sequences; highest NLL of the others: {tokens.nll_BT[order[32:]].max():.2f}" in words
     assert f"the other 38: at most {hidden.grad_norm:.3g}"[:30] in words
 

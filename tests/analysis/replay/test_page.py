@@ -12,16 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.replay.explanation import (
-    Explanation,
-    MetricCheck,
-    by_gradient,
-    gradient_outliers,
-    gradient_shares,
-    nll_outliers,
-    usual_nll,
-    worst_tokens,
-)
+from analysis.replay.explanation import Explanation, MetricCheck
 from analysis.replay.page import page, ramp_for
 from analysis.replay.words import WIDTH, headline, summary_lines
 from analysis.show.text import clip, number, percent, token_text, visible
@@ -134,7 +125,7 @@ def test_shares_are_projections_on_the_whole_gradient_and_add_up(e: Explanation)
     sequences = [
         replace(s, grad_norm=float(norms[s.row]), alignment=float(cosines[s.row]), tokens=[]) for s in e.sequences
     ]
-    shares = gradient_shares(replace(e, sequences=sequences))
+    shares = replace(e, sequences=sequences).gradient_shares
     assert math.fsum(shares.values()) == pytest.approx(1)
     for row, share in shares.items():
         assert share == pytest.approx(terms[row] @ whole / (whole @ whole))
@@ -148,13 +139,13 @@ def test_what_stands_out_is_far_above_the_median_or_not_finite(
     e: Explanation, norms: list[float], expected: list[int]
 ) -> None:
     sequences = [replace(e.sequences[0], row=row, grad_norm=norm) for row, norm in enumerate(norms)]
-    assert [s.row for s in gradient_outliers(replace(e, sequences=sequences))] == expected
+    assert [s.row for s in replace(e, sequences=sequences).gradient_outliers] == expected
 
 
 def test_the_headline_says_what_is_unusual_and_where_it_comes_from(e: Explanation) -> None:
-    found = gradient_outliers(e)
+    found = e.gradient_outliers
     assert sorted(s.row for s in found) == [0, 1, 2, 3]
-    shares = gradient_shares(e)
+    shares = e.gradient_shares
     values, origin = headline(e)
     assert re.search(r"Step 312: NLL 6\.\d+, \d+ sigma above the usual 4\.931; gradient norm 5\.\d+, 77 sigma", values)
     assert origin == f"{sum(shares[s.row] for s in found):.0%} of the gradient comes from 4 of 16 sequences."
@@ -214,10 +205,10 @@ def test_an_unlikely_sequence_is_told_even_if_its_gradient_is_like_the_others() 
     e = explained(bad=0)[0]
     strange = max(e.sequences, key=lambda s: -s.grad_norm).row
     odd = replace(e, sequences=[replace(s, nll=9.5) if s.row == strange else s for s in e.sequences])
-    assert [s.row for s in nll_outliers(odd)] == [strange]
+    assert [s.row for s in odd.nll_outliers] == [strange]
     assert "The NLL of 1 of 16 stands out: up to 9.500, where the median sequence has 4." in headline(odd)[1]
     assert any(line.startswith(f"  row {strange}: ") for line in summary_lines(odd))
-    assert not nll_outliers(replace(odd, sequences=odd.sequences[-5:]))  # too few to tell what is usual
+    assert not replace(odd, sequences=odd.sequences[-5:]).nll_outliers  # too few to tell what is usual
 
 
 def test_a_step_that_an_intervention_skipped_says_so(e: Explanation) -> None:
@@ -314,7 +305,7 @@ def test_the_summary_tells_what_matters_in_its_order(e: Explanation) -> None:
 
 
 def test_the_worst_tokens_stand_in_their_context(e: Explanation) -> None:
-    s, token = worst_tokens(e, 1)[0]
+    s, token = e.worst_tokens(1)[0]
     assert token.nll == max(t.nll for s in e.sequences for t in s.tokens)
     (line,) = [line for line in summary_lines(e) if f"row {s.row}, position {token.position}:" in line]
     before = visible(s.tokens[token.position - 1].text)
@@ -370,9 +361,9 @@ def test_the_page_stands_alone_and_tells_everything(e: Explanation) -> None:
 def test_every_recorded_token_is_coloured_and_has_its_numbers(e: Explanation) -> None:
     document = Document(page(e, PNG, []))
     spans = [attributes for tag, attributes in document.tags if tag == "span" and "title" in attributes]
-    tokens = [t for s in by_gradient(e) for t in s.tokens]
+    tokens = [t for s in e.by_gradient for t in s.tokens]
     assert len(spans) == len(tokens) == 4 * 128
-    ramp = ramp_for(tokens, usual_nll(e))
+    ramp = ramp_for(tokens, e.usual_nll)
     for span, token in zip(spans, tokens, strict=True):
         assert str(span["class"]).split()[0] == ramp.css_class(token.nll)
         assert f"NLL {token.nll:.4g}"[:7] in str(span["title"])
