@@ -31,9 +31,7 @@ from model.precision import product
 
 from .paired import machine, take_turn
 
-SHAPES = ["2048,256,8192", "4096,256,8192", "2048,768,8192", "4096,768,8192"] + [
-    "2048,256,50257", "4096,256,50257", "2048,768,50257", "4096,768,50257"
-]  # fmt: skip
+SHAPES = [f"{N},{D},{V}" for V in (8192, 50257) for D in (256, 768) for N in (2048, 4096)]
 MATMULS = "three matmuls"
 LossAndInputs = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From hidden states (N, D), weights (V, D) and targets (N,) to the summed loss, differentiable."""

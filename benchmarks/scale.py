@@ -32,7 +32,7 @@ from training.memory import Shapes, micro_batches, shapes_of
 from training.saving import save_checkpoint
 
 from .cost_model import Costs
-from .paired import BLOCK, DEFAULT_RECIPE, loop_step, machine, start_run
+from .paired import BLOCK, DEFAULT_RECIPE, loop_step, machine, start_run, take_turn
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = [
@@ -205,29 +205,22 @@ def measure_files(recipe: Path = DEFAULT_RECIPE, overrides: Sequence[str] = ()) 
     return Files(layers, fixed, layer, read_seconds / count, held / count, size, seconds)
 
 
-class StepCost(NamedTuple):
-    """A step of a small model."""
-
-    shapes: Shapes
-    tokens: int
-    seconds: float
-
-
-def measure_step(overrides: Sequence[str], vocabulary: int, recipe: Path = DEFAULT_RECIPE) -> StepCost:
-    """CPU seconds of forward pass, backward pass and update on random tokens, without telemetry."""
+def measure_step(overrides: Sequence[str], vocabulary: int, recipe: Path = DEFAULT_RECIPE) -> tuple[Shapes, int, float]:
+    """A step of a small model on random tokens, without telemetry: its shapes, tokens, and CPU seconds."""
     config = load_config(recipe, overrides)
     model = prepare_model(config, build_model(config, vocabulary, 0))
     optimizer = build_optimizer(model, config.optimizer)
     shape = (config.train.batch_size, config.data.sequence_length)
     x_BT = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
-    seconds = []
-    for _ in range(1 + REPEATS):  # the first one allocates memory
-        began = time.process_time()
+
+    def step(_: int) -> None:
         model(input_ids=x_BT, shift_labels=x_BT, skip_logits=True, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.process_time() - began)
-    return StepCost(shapes_of(model, shape[1]), x_BT.numel(), min(seconds[1:]))
+
+    step(0)  # allocates memory
+    seconds = min(take_turn(step, range(1), torch.device("cpu")).cpu for _ in range(REPEATS))
+    return shapes_of(model, shape[1]), x_BT.numel(), seconds
 
 
 def print_measured(costs: dict[str, Costs]) -> None:

@@ -44,7 +44,7 @@ class MicroBatch:
         return max(self.forward, self.backward)
 
 
-class Living(TorchDispatchMode):
+class StorageCounter(TorchDispatchMode):
     """Counts the bytes of all storages that operations inside create, for as long as they live."""
 
     def __init__(self) -> None:
@@ -98,18 +98,18 @@ def micro_batch(
         model = prepare_model(eager, SwapHeadForCausalLM(model_config(config, vocabulary, 0)))
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        living = Living()
+        counter = StorageCounter()
         for tensor in [t for p in model.parameters() for t in (p, p.grad)] + list(model.buffers()):
-            living.count(tensor)
-        state = living.bytes
+            counter.count(tensor)
+        state = counter.bytes
         chunk = chunk_rows(sequences * length, vocabulary, device)
-        with living:
+        with counter:
             x_BT = torch.zeros(sequences, length, dtype=torch.long)
             with torch.autocast("cpu", half, enabled=half is not None, cache_enabled=not sharded):
                 h_ND = model.model(input_ids=x_BT, use_cache=False).last_hidden_state.flatten(0, 1)
-                kept = living.bytes - state
+                kept = counter.bytes - state
                 losses = chunked_loss(model.lm_head, model.objective, h_ND, x_BT.flatten(), statistics=True, rows=chunk)
-            forward = living.peak - state
-            living.peak = living.bytes
+            forward = counter.peak - state
+            counter.peak = counter.bytes
             losses.objective_sum.backward()
-            return MicroBatch(kept, forward, living.peak - state)
+            return MicroBatch(kept, forward, counter.peak - state)

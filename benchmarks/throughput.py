@@ -19,7 +19,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,19 +31,8 @@ from optim.optimizers import build_optimizer
 from training.build import build_model, prepare_model
 from training.run import Run
 
-from .paired import (
-    BLOCK,
-    CLOCKS,
-    FIRST,
-    Series,
-    Step,
-    compare,
-    loop_step,
-    machine,
-    parse_arguments,
-    start_run,
-    take_turns,
-)
+from . import paired
+from .paired import BLOCK, CLOCKS, FIRST, Series, Step
 from .plain_gpt import PlainGPT
 
 METRIC, LINEAR = "metric+TFSD", "linear+CE"
@@ -54,8 +42,6 @@ SAME = [
     *("body.resid_pdrop=0.0", "body.embd_pdrop=0.0", "body.attn_pdrop=0.0"),
 ]
 """Switched off for all: what the bare loop and the plain GPT do not have."""
-
-
 RATIOS: list[tuple[str, str, float | None]] = [
     (f"loop {METRIC}", f"bare {METRIC}", 1.03),
     (f"loop {LINEAR}", f"bare {LINEAR}", 1.03),
@@ -69,46 +55,40 @@ RATIOS: list[tuple[str, str, float | None]] = [
 """Pairs of contestants whose times per step are compared, and the target of their ratio."""
 
 
-class Measured(NamedTuple):
-    """The costs of all contestants, and what they depend on."""
-
-    series: dict[str, Series]
-    device: torch.device
-    precision: str
-    tokens_per_step: int
-    parameters: int
-    flops_per_token: int
-
-
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(description="How fast train_lm.py's loop is, as ratios.")
     parser.add_argument("--compiled", action="store_true", help="include torch.compile")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for model FLOPs utilisation (MFU)")
-    arguments = parse_arguments(parser)
+    arguments = paired.parse_arguments(parser)
     peak = arguments.peak_tflops
     if peak is not None and not peak > 0:
         raise InputError(f"--peak-tflops: must be above 0, but is {peak}")
-    measured = measure(arguments.config, arguments.steps, arguments.overrides, arguments.compiled)
-    print(f"{machine(measured.device)}, {measured.precision}")
+    series, run, plain = measure(arguments.config, arguments.steps, arguments.overrides, arguments.compiled)
+    print(f"{paired.machine(run.accelerator.device)}, {run.config.train.precision}")
     print(
-        f"{arguments.config.stem}: {measured.parameters:,} parameters, {measured.tokens_per_step} tokens a step, "
-        f"{arguments.steps} steps of each in turns"
+        f"{arguments.config.stem}: {sum(p.numel() for p in plain.parameters()):,} parameters, "
+        f"{run.tokens_per_step} tokens a step, {arguments.steps} steps of each in turns"
     )
-    print_speeds(measured, peak)
-    print_ratios(measured.series)
+    print_speeds(series, run, plain, peak)
+    print_ratios(series)
 
 
 # ------------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(recipe: Path, steps: int, overrides: list[str], compiled: bool = False) -> Measured:
-    """The costs of all contestants. Raises InputError for a recipe that a contestant cannot follow."""
+def measure(
+    recipe: Path, steps: int, overrides: list[str], compiled: bool = False
+) -> tuple[dict[str, Series], Run, PlainGPT]:
+    """The costs of all contestants, one of their runs, and the plain GPT.
+
+    Raises InputError for a recipe that the plain GPT or the bare loop does not support.
+    """
     overrides = [*(["train.precision=bf16"] if torch.cuda.is_available() else []), *overrides]
     check_recipe(recipe, overrides)
     with tempfile.TemporaryDirectory() as folder:
         runs = {
-            f"loop {arm}": start_run(recipe, [*overrides, *SAME, *own], folder, f"loop_{number}")
+            f"loop {arm}": paired.start_run(recipe, [*overrides, *SAME, *own], folder, f"loop_{number}")
             for number, (arm, own) in enumerate(ARMS.items())
         }
         run = runs[f"loop {LINEAR}"]
@@ -117,14 +97,12 @@ def measure(recipe: Path, steps: int, overrides: list[str], compiled: bool = Fal
         contestants["nanogpt"] = bare_step(run, plain, plain.loss)
         if compiled:
             own = [*SAME, *ARMS[METRIC], "train.compile=true"]
-            runs[f"loop {METRIC} compiled"] = start_run(recipe, [*overrides, *own], folder, "loop_compiled")
+            runs[f"loop {METRIC} compiled"] = paired.start_run(recipe, [*overrides, *own], folder, "loop_compiled")
             second = plain_gpt(run)
             contestants["nanogpt compiled"] = bare_step(run, second, torch.compile(second.loss))
-        contestants = {name: loop_step(r) for name, r in runs.items()} | contestants
-        series = take_turns(contestants, steps, run.accelerator.device)
-    parameters, precision = sum(p.numel() for p in plain.parameters()), run.config.train.precision
-    flops = plain.flops_per_token(run.config.data.sequence_length)
-    return Measured(series, run.accelerator.device, precision, run.tokens_per_step, parameters, flops)
+        contestants = {name: paired.loop_step(r) for name, r in runs.items()} | contestants
+        series = paired.take_turns(contestants, steps, run.accelerator.device)
+    return series, run, plain
 
 
 def check_recipe(recipe: Path, overrides: list[str]) -> None:
@@ -185,21 +163,21 @@ def bare_step(run: Run, model: nn.Module, loss: Callable[[Tensor, Tensor], Tenso
 # ------------------------------------------------------------------------------------------------------------- reporting
 
 
-def print_speeds(measured: Measured, peak_tflops: float | None) -> None:
+def print_speeds(series: dict[str, Series], run: Run, plain: PlainGPT, peak_tflops: float | None) -> None:
     """A line per contestant: medians over the blocks."""
-    on_gpu = measured.device.type == "cuda"
+    on_gpu = run.accelerator.device.type == "cuda"
+    flops = plain.flops_per_token(run.config.data.sequence_length)
     headings = ["tokens/s", "ms/step", "CPU ms/step", f"first {FIRST} steps, s"]
     headings += ["peak over resident, MiB"] * on_gpu + ["MFU, %"] * bool(peak_tflops)
     rows = {"medians over blocks": headings}
-    for name, series in measured.series.items():
-        wall, cpu = float(np.median(series.per_step("wall"))), float(np.median(series.per_step("cpu")))
-        speed = measured.tokens_per_step / wall
-        cells = [f"{speed:,.0f}", f"{1e3 * wall:.1f}", f"{1e3 * cpu:.1f}", f"{series.first.wall:.2f}"]
+    for name, one in series.items():
+        wall, cpu = (float(np.median(one.per_step(clock))) for clock in CLOCKS)
+        speed = run.tokens_per_step / wall
+        rows[name] = [f"{speed:,.0f}", f"{1e3 * wall:.1f}", f"{1e3 * cpu:.1f}", f"{one.first.wall:.2f}"]
         if on_gpu:
-            cells.append(f"{max(cost.extra_bytes for cost in series.blocks) / 2**20:,.0f}")
+            rows[name].append(f"{max(cost.extra_bytes for cost in one.blocks) / 2**20:,.0f}")
         if peak_tflops:
-            cells.append(f"{100 * speed * measured.flops_per_token / (1e12 * peak_tflops):.2f}")
-        rows[name] = cells
+            rows[name].append(f"{100 * speed * flops / (1e12 * peak_tflops):.2f}")
     print()
     for name, cells in rows.items():
         print(f"  {name:<28}" + "".join(f"{c:>{len(head) + 3}}" for c, head in zip(cells, headings, strict=True)))
@@ -211,7 +189,7 @@ def print_ratios(series: dict[str, Series]) -> None:
     print(f"\n  {'ratios of times per step':<50}{'wall clock':<24}{'CPU time':<24}target")
     for above, below, target in RATIOS:
         if above in series and below in series:
-            wall, cpu = (compare(series[above], series[below], clock) for clock in CLOCKS)
+            wall, cpu = (paired.compare(series[above], series[below], clock) for clock in CLOCKS)
             bound = f"at most {target}" if target is not None else ""
             print(f"  {f'{above} / {below}':<50}{wall!s:<24}{cpu!s:<24}{bound}".rstrip())
     print(f"  (median over {count} blocks of {BLOCK} steps and its 95% interval; below 1: the first is faster)")

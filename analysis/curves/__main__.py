@@ -10,6 +10,7 @@ number in which the families differ, such as the learning rate, becomes a colour
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from record.finished import Run, load_runs
 
-from .palette import Palette, draw_family, wrapped
+from .palette import Palette, draw_family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,10 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
         raise InputError(f"none of the runs has {TRAINING} in its metrics; name runs that train_lm.py has written")
     span = span or max(5, max(len(run.metrics) for run in runs.values()) // 60)
     palette = Palette.of(runs, TRAINING) if len(runs) > MOST_ALONE else None
-    styles = {label: palette.style_of(label) for label in runs} if palette else style.arm_styles(list(runs))
+    if palette:
+        styles = {label: palette.styles[family.label] for family in palette.families for label in family.members}
+    else:
+        styles = style.arm_styles(list(runs))
     drawing = _Drawing(runs, styles, palette, span, nll_limits(runs), _choose_axis(runs, axis))
     panels = [*([_VALIDATION_PANEL] if palette else []), *PANELS]
     panels = [panel for panel in panels if any(not run.series(panel.key).empty for run in runs.values())]
@@ -147,7 +151,7 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
         _finish(axes, drawing.axis)
     if palette and palette.bar:
         palette.bar.draw(figure)
-    style.legend_outside(figure, _legend(drawing), title=wrapped(palette.title) if palette else None)
+    style.legend_outside(figure, _legend(drawing), title=textwrap.fill(palette.title, 150) if palette else None)
     raw, strong = ("", "Lines") if palette else ("Faint: every step. ", "Strong")
     footnote = (
         f"{raw}{strong}: debiased exponential average, span {span} steps "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,6 @@ _POINTS = 1000
 _KEYS_NAMED = 6
 _TICK_GAP = 0.04
 """Least distance between the labels of a colour bar, relative to its length."""
-_WIDTH = 150
-"""Characters per line of the legend's title."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,6 @@ class Palette:
         styles = style.arm_styles([family.label for family in families])
         sizes = {f.label: f" ({len(f.members)} runs)" if len(f.members) > 1 else "" for f in families}
         return cls(families, styles, title, [(arm, label + sizes[label]) for label, arm in styles.items()])
-
-    def style_of(self, run: str) -> ArmStyle:
-        """The style of a run: that of its family."""
-        return next(self.styles[family.label] for family in self.families if run in family.members)
 
 
 def draw_family(axes: Axes, curves: Sequence[tuple[Floats, Floats]], arm: ArmStyle, span: int) -> None:
@@ -181,8 +174,3 @@ def _title(families: Sequence[Family], runs: int) -> str:
     more = f" and {len(keys) - _KEYS_NAMED} more keys" if len(keys) > _KEYS_NAMED else ""
     kinds = f" in {len(families)} families{several}" if several else ""
     return f"{runs} runs{kinds} that differ in {', '.join(keys[:_KEYS_NAMED])}{more}{seeds}"
-
-
-def wrapped(title: str) -> str:
-    """The title in lines that fit the figure's width."""
-    return textwrap.fill(title, _WIDTH)

@@ -17,11 +17,11 @@ from stability.measure.norms import GroupNorms, tensor_norms
 from .explanation import BatchSequence, MovedEmbedding, Token, TokenTable
 
 TOP = 3
+Gradients = list[dict[str, Any]]
+"""By row of the batch: grad_norm, alignment and group_grad_norms of :class:`BatchSequence`."""
 
 
-def sequence_gradients(
-    model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor
-) -> tuple[list[dict[str, Any]], TokenTable]:
+def sequence_gradients(model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor) -> tuple[Gradients, TokenTable]:
     """Norm of each sequence's gradient, in total and by group, its cosine with the whole gradient, and the tokens' losses.
 
     Two backward passes per sequence: the first sums the gradient, the second compares each sequence with it. ``.grad`` stays
@@ -67,13 +67,7 @@ def _gradient(
 
 
 def describe_sequences(
-    model: Any,
-    tokenizer: Any,
-    gradients: list[dict[str, Any]],
-    table: TokenTable,
-    x_BT: Tensor,
-    indices: list[int],
-    detailed: int,
+    model: Any, tokenizer: Any, gradients: Gradients, table: TokenTable, x_BT: Tensor, indices: list[int], detailed: int
 ) -> list[BatchSequence]:
     """All sequences, largest gradient first; with tokens the first ``detailed`` and the one with the worst token."""
     order = sorted(range(len(x_BT)), key=lambda row: gradients[row]["grad_norm"], reverse=True)

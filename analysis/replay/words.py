@@ -98,7 +98,7 @@ def reproduction(e: Explanation) -> tuple[bool | None, str]:
     """Whether the replay agrees with the log (None: unknown), and a sentence that says so."""
     steps = f"{e.steps_compared} replayed {'step' if e.steps_compared == 1 else 'steps'}"
     within = "to the bit" if e.tolerance == 0 else f"to {e.tolerance:.1g} (relative)"
-    reason = f" Bits cannot be expected: {e.tolerance_reason}." if e.tolerance_reason else ""
+    reason = f" Bitwise agreement cannot be expected: {e.tolerance_reason}." if e.tolerance_reason else ""
     if e.disagreements:
         many = f"{len(e.disagreements)} {'value disagrees' if len(e.disagreements) == 1 else 'values disagree'}"
         return False, f"NOT REPRODUCED: {many} with the log, in {steps} compared {within}.{reason}"

@@ -121,7 +121,7 @@ def load_series(paths: Sequence[str]) -> list[Series]:
         try:
             if not (bare := is_file(path)) and not os.path.isdir(path):  # noqa: PTH112  (no error for odd names)
                 raise InputError(
-                    f"{path} does not exist; give a run directory, or a file of rows such as metrics.jsonl"
+                    f"{path} is neither a directory nor a file; give a run directory, or a file of rows such as metrics.jsonl"
                 )
             file = path if bare else run_file(run_directory(path), "metrics.jsonl")
             names.append(file.absolute().parent.name if file.name == "metrics.jsonl" else file.stem)

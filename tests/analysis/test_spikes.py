@@ -188,7 +188,10 @@ def test_a_quiet_run_has_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["RUN", "--detector", "olmo3"], "--detector olmo3"),
         (["RUN", "--signal", "loss/nll", "loss/nil"], "no loss/nil"),
-        (["RUN", "/nowhere"], "/nowhere does not exist; give a run directory, or a file of rows such as metrics.jsonl"),
+        (
+            ["RUN", "/nowhere"],
+            "/nowhere is neither a directory nor a file; give a run directory, or a file of rows such as metrics.jsonl",
+        ),
         (["RUN", "BAD"], "line 1"),
     ],
 )
