@@ -131,10 +131,11 @@ def run(
         ended = processes.run({name: [*train, *own] for name, own in overrides.items()}, jobs)
         completed = {name for name, child in ended.items() if child.completed}
         possible = [a for a in analyses if a.runs <= completed]
-        made: dict[str, Child] = {}
-        for number, analysis in enumerate(possible, start=1):
-            name = f"analysis_{number}_{analysis.name}"
-            made |= processes.run({name: ["-m", f"analysis.{analysis.name}", *analysis.arguments]}, jobs=1)
+        commands = {
+            f"analysis_{i}_{a.name}": ["-m", f"analysis.{a.name}", *a.arguments]
+            for i, a in enumerate(possible, start=1)
+        }
+        made = processes.run(commands, jobs=1)
     print(f"\n{results(list(overrides), ended, out)}\n")
     for analysis in analyses:
         if analysis not in possible:
@@ -226,19 +227,19 @@ def filled(text: str, key: str, out: Path) -> str:
 
 
 class Child:
-    """A process that writes to a log; ``shows``: its output is copied to the terminal."""
+    """One of ``jobs`` processes at a time; it writes to a log and, if it is the only one, to the terminal."""
 
-    def __init__(self, command: list[str], log: Path, environment: dict[str, str], *, shows: bool) -> None:
+    def __init__(self, command: list[str], log: Path, jobs: int) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | environment  # as train_lm.py does
-        # Unbuffered, so that the log of a killed process is complete.
-        environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        # Unbuffered, so that the log of a killed process is complete. The policy is that of train_lm.py.
+        own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | environment_for(jobs) | os.environ | own
         with log.open("ab") as file:  # not a pipe: a run must not end because its suite does
             self.start = self.shown = file.tell()
             self.process = subprocess.Popen(  # noqa: S603  (this project's own commands)
                 [sys.executable, *command], env=environment, stdout=file, stderr=subprocess.STDOUT
             )
-        self.log, self.shows = log, shows
+        self.log, self.shows = log, jobs == 1
         self.stopped = False
         """Whether the suite, being interrupted, has sent it a signal."""
 
@@ -318,8 +319,7 @@ class Processes:
             while waiting and not self.interrupted and len(self._running) < jobs:
                 name = waiting.pop(0)
                 print(f"\n$ python {shlex.join(commands[name])}", flush=True)
-                environment = shared_cores(jobs) if jobs > 1 else terminal_size()
-                self._running[name] = Child(commands[name], self.logs / f"{name}.log", environment, shows=jobs == 1)
+                self._running[name] = Child(commands[name], self.logs / f"{name}.log", jobs)
             if self.interrupted:  # perhaps while one was being started
                 self._stop_all()
             time.sleep(0.05)
@@ -336,13 +336,10 @@ class Processes:
             child.stop()
 
 
-def shared_cores(jobs: int) -> dict[str, str]:
-    """The environment of one of several runs at a time: its share of the cores, unless the user has decided."""
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))}
-
-
-def terminal_size() -> dict[str, str]:
-    """The environment of a process whose progress bars reach the terminal through a file."""
+def environment_for(jobs: int) -> dict[str, str]:
+    """Default variables: its share of the cores for one of several processes, else the terminal's size for progress bars."""
+    if jobs > 1:
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     size = shutil.get_terminal_size()
     return {"COLUMNS": str(size.columns), "LINES": str(size.lines)} if sys.stdout.isatty() else {}
 

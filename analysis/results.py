@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.collect:
         write_json(root / "results" / options.collect / "summary.json", collect(root, options.collect))
     pages = rendered(root)
-    stale = differing(pages)
+    stale = out_of_date(pages)
     for page in stale:
         if not options.check:
             write_text(page, pages[page])
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DIFFERS if options.check and stale else 0
 
 
-def differing(pages: Mapping[Path, str]) -> list[Path]:
+def out_of_date(pages: Mapping[Path, str]) -> list[Path]:
     """The pages whose file is missing or out of date."""
     return [page for page, text in pages.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]
 
@@ -199,11 +199,9 @@ def rendered(root: Path) -> dict[Path, str]:
         for template in sorted((results / name).glob("*.md.j2")):
             page = template.with_name("README.md" if template.name == "page.md.j2" else template.stem)
             pages[page] = _render(environment, f"{name}/{template.name}", values)
-        cells = [
-            f"[{values['title']}](results/{name}/README.md)",
-            *(values[k] for k in ("question", "verdict", "source")),
-        ]
-        lines[name] = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        link = f"[{values['title']}](results/{name}/README.md)"
+        cells = [link, values["question"], values["verdict"], values["source"]]
+        lines[name] = markdown_table(cells, []).partition("\n")[0]
     index = _render(environment, INDEX, {"line": lines})
     if unlisted := [name for name, line in lines.items() if line not in index]:
         raise InputError(f"{results / INDEX} has no line for {', '.join(unlisted)}; add {{{{ line[NAME] }}}}")
