@@ -1,18 +1,17 @@
-"""One row for each run: what it was, how far it came, how stable it was.
+"""A table of runs, a row each: settings, progress, losses, spikes and norms.
 
     python -m analysis.summary RUN... [--out DIR]
 
-Prints a table and, of several runs, in which keys their configurations differ; with --out also writes summary.json (strict),
-summary.csv and summary.md.
+Prints the table and, for several runs, the keys in which their configurations differ; with --out also writes summary.json
+(strict), summary.csv and summary.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,12 +24,11 @@ from common.files import write_json, write_text
 from record.finished import Run, load_runs
 
 TAIL = 0.05
-"""Share of the steps, at the end, over which the final training values are averaged."""
+"""The last part of the steps, over which final training values are averaged."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A value of each run: its key in JSON and CSV, its printed heading, how it is printed, and what it means."""
+class Column(NamedTuple):
+    """A value of each run: its key in JSON and CSV, its printed heading and format, and what it means."""
 
     key: str
     heading: str
@@ -63,7 +61,7 @@ COLUMNS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = ArgumentParser(prog="python -m analysis.summary", description="A row for each run.")
+    parser = ArgumentParser(prog="python -m analysis.summary", description="A table of runs, a row each.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (or a checkpoint directory in one)")
     parser.add_argument("--out", type=Path, help="folder for summary.json, summary.csv and summary.md")
     options = parser.parse_args(arguments)
@@ -71,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summaries, configs = summarise(runs), [run.config for run in runs.values()]
     header, rows = formatted(summaries)
     print(terminal_table(header, rows))
-    legend = _legend(summaries, configs)
+    legend = (
+        f"NLL in nats per token. train NLL, mean c: mean of the last {TAIL:.0%} of the steps. val NLL: last evaluation."
+    )
+    if len(runs) > 1:
+        legend += f"\nΔ val: val NLL minus that of {summaries[0]['arm']}.\n{differing_words(configs, 'runs')}"
     print(f"\n{legend}")
     if options.out:
         used = {column.key: column.meaning for column in _used(summaries)}
@@ -84,15 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def summarise(runs: dict[str, Run]) -> list[dict[str, Any]]:
-    """The values of :data:`COLUMNS` for each labelled run; None where a run has not recorded what is asked for.
+    """The values of :data:`COLUMNS` for each labelled run; None for what a run has not logged.
 
-    A NaN that the run has recorded stays NaN: the mean over a diverged tail is not a number.
+    A logged NaN stays NaN, so the mean over a diverged tail is not a number.
     """
     rows = [_row(label, run) for label, run in runs.items()]
     first = rows[0]["validation_nll"]
-    for row in rows:
-        own = row["validation_nll"]
-        row["validation_nll_difference"] = None if own is None or first is None or len(rows) == 1 else own - first
+    for row in rows if len(rows) > 1 and first is not None else ():
+        if row["validation_nll"] is not None:
+            row["validation_nll_difference"] = row["validation_nll"] - first
     return rows
 
 
@@ -103,7 +105,7 @@ def formatted(summaries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list
 
 
 def tail(run: Run, key: str) -> float | None:
-    """The mean of ``key`` over the last :data:`TAIL` of the run's steps (at least one); None without a value there."""
+    """The mean of ``key`` over the last :data:`TAIL` of the run's steps (at least one); None if it has no value there."""
     last = int(run.metrics.index[-1])
     series = run.series(key)
     values = series[series.index > last - max(1, math.ceil(TAIL * last))].to_numpy()
@@ -116,11 +118,11 @@ def _row(label: str, run: Run) -> dict[str, Any]:
     residual = run.series("hidden_norm/pre_final/mean")
     tokens = _at(run.series("tokens"), -1)
     throughput = run.series("throughput/tokens_per_second")
+    settings = {"head": ("head", "kind"), "objective": ("objective", "kind"), "scale": ("head", "scale")}
+    values = {name: run.setting(*keys) for name, keys in settings.items()}
     return {
         "arm": label,
-        "head": _text(run.setting("head", "kind")),
-        "objective": _text(run.setting("objective", "kind")),
-        "scale": _text(run.setting("head", "scale")),
+        **{name: None if value is None else visible(str(value)) for name, value in values.items()},
         "steps": int(run.metrics.index[-1]),
         "tokens": None if tokens is None else int(tokens),
         "train_nll": tail(run, "loss/nll"),
@@ -139,10 +141,6 @@ def _row(label: str, run: Run) -> dict[str, Any]:
     }
 
 
-def _text(setting: Any) -> str | None:
-    return None if setting is None else visible(str(setting))
-
-
 def _at(series: pd.Series, position: int) -> float | None:
     return float(series.iloc[position]) if len(series) else None
 
@@ -157,16 +155,6 @@ def _cell(value: Any, form: str) -> str:
     if form == "tokens":
         return f"{value / 1e9:.2f}B" if value >= 1e9 else f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value:d}"
     return format(value, form)
-
-
-def _legend(summaries: Sequence[dict[str, Any]], configs: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"NLL in nats per token. train NLL, mean c: mean of the last {TAIL:.0%} of the steps. val NLL: last evaluation."
-    ]
-    if len(summaries) > 1:
-        lines.append(f"Δ val: val NLL minus that of {summaries[0]['arm']}.")
-        lines.append(differing_words(configs, "runs"))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

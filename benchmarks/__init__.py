@@ -2,6 +2,5 @@
 
 import os
 
-# As train_lm.py runs, and as CPU times must be read: a thread that spins while it waits counts as busy. Read once, when torch
-# is imported, which the modules of this package do.
+# As for train_lm.py. CPU times would count a thread that spins while it waits. It must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

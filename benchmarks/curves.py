@@ -1,8 +1,8 @@
-"""Real telemetry for the benchmark of detectors: the loss and the gradient norm of healthy runs of this project.
+"""Real telemetry for benchmarks/detectors.py: loss and gradient norm of healthy runs, in benchmarks/curves.csv.
 
-    python -m benchmarks.curves RUN...        # writes benchmarks/curves.csv, once; made from runs/scale/*
+    python -m benchmarks.curves RUN...        # writes the file, which was made once, from runs/scale/*
 
-A column for each run and signal, five significant digits.
+A column per run and signal, five significant digits.
 """
 
 from __future__ import annotations

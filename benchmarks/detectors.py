@@ -1,29 +1,8 @@
-"""Which detector of spikes can be trusted: known faults in realistic curves, found and missed.
+"""Benchmark of the spike detectors: known faults in realistic curves, found and missed.
 
     python -m benchmarks.detectors [--split tune|score] [--out DIR]
 
-**Curves.** *Synthetic*: losses that fall as a power of the step, 800 steps, with noise that shrinks along the curve: the
-batches' part is white with heavy tails (Student t, 3 to 5 degrees of freedom), the parameters' part Gaussian AR(1) with
-coefficient 0, 0.3, 0.6 or 0.9, half of the variance each. That is how real telemetry looks: the lag-1 autocorrelation of the
-losses' residuals below is within 0.1 of 0, and an outlier is a batch, gone with the next one. *Real*: loss and gradient norm
-of healthy runs of this project (benchmarks/curves.csv), 500 steps, with faults laid over them. The gradient norms of the two
-runs at the article's scale are left out: they rise thirty-fold as those runs leave their cold start. *Heavy innovations*,
-told apart: synthetic with AR(1) noise *driven* by Student t, in which chance itself makes excursions of many sigmas and many
-steps.
-
-**Faults.** Size in standard deviations of the local noise (3 to 40; on a log scale for gradient norms, whose noise is
-multiplicative), length in steps (1 to 100). *pulse*: at least 60 steps after the last fault. *lone*: the only one of its
-curve, in the second half: what rules with a long window are made for. *early*: begins at step 17 to 41. *burst*: pulses of 2
-to 4 steps with 6 to 15 between. *plateau*: 250 steps. *creep*: a rise over the last 290 steps. A sixth of the curves has no
-fault. A quarter has NaN: before faults, inside them, and elsewhere.
-
-**Measure.** A detector decides at the step at which its event opens. A fault is hit if a decision falls between its first
-step and two steps after its last one; the delay is counted from its first step. A decision outside of every fault is a false
-alarm; a second event in one fault is neither. Recall: share of faults hit. Precision: faults hit of any size, over those and
-false alarms. The target is at least 0.99 each for faults of at least 6 sigmas and 2 steps (creep apart).
-
-**Splits.** Constants are chosen on ``tune`` (its seeds; runs linear_lr_half, tfsd_1_8, ce_article, tfsd_1), the table is made on
-``score`` (other seeds, the other five runs). All runs saw the same batches, so their noise is not independent between the splits.
+results/detectors/details.md describes curves, faults, measure and splits. With --out, writes detectors.md and detectors.csv.
 """
 
 from __future__ import annotations
@@ -32,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,15 +36,15 @@ LENGTHS = (1, 2, 3, 5, 10, 30, 100)
 LAYOUTS = ("pulses", "lone", "bursts", "plateau", "creep", "healthy")
 SPACING = 60
 AFTER = 2
-"""Steps after the last one of a fault in which a decision still hits it."""
+"""Steps after the end of a fault in which a decision still hits it."""
 SEEDS = {"tune": 1, "score": 2}
 TUNING_RUNS = ("linear_lr_half", "tfsd_1_8", "ce_article", "tfsd_1")
+HEAVY = "heavy innovations"
 SYNTHETIC, HARD, DRAWS = 240, 60, 12
 """Synthetic curves; those with heavy innovations; draws of faults over each real curve."""
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """Steps ``start`` to ``end``; ``size`` in standard deviations of the noise at its start."""
 
     kind: str
@@ -78,9 +58,8 @@ class Fault:
         return self.end - self.start + 1
 
 
-@dataclass
-class Case:
-    """One curve, values at steps 1, 2, ...; ``source`` is synthetic, hard or the signal of a real run."""
+class Case(NamedTuple):
+    """A curve with values at steps 1, 2, ...; ``source``: synthetic, heavy innovations, or the signal of a real run."""
 
     source: str
     signal: str
@@ -90,7 +69,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What one detector made of all cases: a row for each fault, a row for each false alarm, seconds and values."""
+    """The result of one detector on all cases: a row per fault, a row per false alarm, seconds, and values seen."""
 
     faults: pd.DataFrame
     alarms: pd.DataFrame
@@ -108,18 +87,21 @@ def cases(split: str, synthetic: int = SYNTHETIC, hard: int = HARD, draws: int =
         random = np.random.default_rng([seed, 0, index])
         trend, sigma = _trend(random, steps=800)
         values = trend + sigma * _noise(random, len(trend), heavy_innovations=index >= synthetic)
-        faults = _plan(random, len(trend), LAYOUTS[index % len(LAYOUTS)])
-        source = "synthetic" if index < synthetic else "heavy innovations"
-        yield Case(source, "loss/nll", _inject(random, values, sigma, faults, nans=index % 4 == 0), faults)
+        values, faults = _with_faults(random, values, sigma, index)
+        yield Case("synthetic" if index < synthetic else HEAVY, "loss/nll", values, faults)
     for column, (run, signal) in enumerate(load_curves().columns):
         if (run in TUNING_RUNS) != (split == "tune") or ("article" in run and signal == "grad_norm/total"):
             continue
-        values, sigma = _real(run, signal)
+        real, sigma = _real(run, signal)
         for index in range(draws):
-            random = np.random.default_rng([seed, 1, column, index])
-            faults = _plan(random, len(values), LAYOUTS[index % len(LAYOUTS)])
-            faulty = _inject(random, values, sigma, faults, nans=index % 4 == 0)
-            yield Case(f"real {signal}", signal, np.exp(faulty) if logarithmic(signal) else faulty, faults)
+            values, faults = _with_faults(np.random.default_rng([seed, 1, column, index]), real, sigma, index)
+            yield Case(f"real {signal}", signal, np.exp(values) if logarithmic(signal) else values, faults)
+
+
+def _with_faults(random: Random, values: Floats, sigma: Floats, index: int) -> tuple[Floats, list[Fault]]:
+    """The values of a curve with faults of one layout, and these; every fourth curve also has NaN."""
+    faults = _faults(random, len(values), LAYOUTS[index % len(LAYOUTS)])
+    return _inject(random, values, sigma, faults, nans=index % 4 == 0), faults
 
 
 def _trend(random: Random, steps: int) -> tuple[Floats, Floats]:
@@ -147,15 +129,15 @@ def _real(run: str, signal: str) -> tuple[Floats, Floats]:
     return values.to_numpy(), residuals.rolling(101, center=True, min_periods=20).std().to_numpy()
 
 
-def _plan(random: Random, steps: int, layout: str) -> list[Fault]:
+def _faults(random: Random, steps: int, layout: str) -> list[Fault]:
     """Faults for one curve, in order."""
     if layout == "healthy":
         return []
     if layout == "lone":
-        return [_pulse(random, "lone", int(random.integers(steps // 2, steps - 110)), SIZES, LENGTHS)]
+        return [_pulse(random, "lone", int(random.integers(steps // 2, steps - 110)))]
     faults = []
     if random.random() < 0.5:
-        faults.append(_pulse(random, "early", int(random.integers(17, 42)), SIZES, LENGTHS[:5]))
+        faults.append(_pulse(random, "early", int(random.integers(17, 42)), lengths=LENGTHS[:5]))
     last = steps - {"plateau": 320, "creep": 300}.get(layout, 0)
     start = 80 + int(random.integers(SPACING))
     while start < last:
@@ -165,7 +147,7 @@ def _plan(random: Random, steps: int, layout: str) -> list[Fault]:
                 group.append(_pulse(random, "burst", start, (8, 12, 20), (2, 3, 4)))
                 start = group[-1].end + 1 + int(random.integers(6, 16))
         else:
-            group = [_pulse(random, "pulse", start, SIZES, LENGTHS)]
+            group = [_pulse(random, "pulse", start)]
         if group[-1].end + 10 > last:
             break
         faults += group
@@ -177,7 +159,9 @@ def _plan(random: Random, steps: int, layout: str) -> list[Fault]:
     return faults
 
 
-def _pulse(random: Random, kind: str, start: int, sizes: tuple[int, ...], lengths: tuple[int, ...]) -> Fault:
+def _pulse(
+    random: Random, kind: str, start: int, sizes: tuple[int, ...] = SIZES, lengths: tuple[int, ...] = LENGTHS
+) -> Fault:
     return Fault(kind, start, start + int(random.choice(lengths)) - 1, float(random.choice(sizes)))
 
 
@@ -236,9 +220,9 @@ def measure(name: str, all_cases: list[Case]) -> Outcome:
                 {"case": index, "source": case.source, "kind": fault.kind, "size": fault.size, "length": fault.length,
                  "start": fault.start, "target": target, "hit": hit is not None, "delay": delay}
             )  # fmt: skip
-    faults = pd.DataFrame(rows)
     false_alarms = pd.DataFrame(alarms, columns=["case", "source", "step"])
-    return Outcome(faults, false_alarms, time.perf_counter() - began, sum(len(case.values) for case in all_cases))
+    values = sum(len(case.values) for case in all_cases)
+    return Outcome(pd.DataFrame(rows), false_alarms, time.perf_counter() - began, values)
 
 
 # ------------------------------------------------------------------------------------------------------------- the report
@@ -261,67 +245,61 @@ def main() -> None:
 
 
 def overview(outcomes: dict[str, Outcome]) -> str:
-    """Markdown: one row for each detector, all sources but heavy innovations."""
+    """Markdown: a row per detector, over all sources but heavy innovations."""
     header = ["detector", "recall", "precision", "early", "burst", "plateau", "lone", "creep"]
     header += ["1 step, 20 sigmas or more", "false alarms", "delay, steps", "us a value"]
     rows = []
     for name, outcome in outcomes.items():
-        faults = outcome.faults[outcome.faults["source"] != "heavy innovations"]
-        alarms = int((outcome.alarms["source"] != "heavy innovations").sum())
+        faults = outcome.faults[outcome.faults["source"] != HEAVY]
+        alarms = int((outcome.alarms["source"] != HEAVY).sum())
         target = faults[faults["target"]]
-        kinds = [_share(target[target["kind"] == kind]["hit"]) for kind in ("early", "burst", "plateau", "lone")]
-        creep = _share(faults[faults["kind"] == "creep"]["hit"])
-        single = _share(faults[(faults["length"] == 1) & (faults["size"] >= 20)]["hit"])
-        precision = _precision(int(faults["hit"].sum()), alarms)
-        recall, delay = _share(target["hit"], 4), f"{target['delay'].mean():.1f}"
+        kinds = [_share(target[target["kind"] == kind]) for kind in ("early", "burst", "plateau", "lone")]
+        kinds += [_share(faults[faults["kind"] == "creep"])]
+        kinds += [_share(faults[(faults["length"] == 1) & (faults["size"] >= 20)])]
         cost = f"{1e6 * outcome.seconds / outcome.values:.0f}"
-        rows.append([name, recall, precision, *kinds, creep, single, str(alarms), delay, cost])
-    count = int(target["hit"].count())
+        scores = [_share(target, 4), _precision(faults, alarms)]
+        rows.append([name, *scores, *kinds, str(alarms), f"{target['delay'].mean():.1f}", cost])
+    count = len(target)
     return f"{markdown_table(header, rows)}\nRecall over {count} faults of at least 6 sigmas and 2 steps, early ones included.\n"
 
 
 def by_source(outcomes: dict[str, Outcome]) -> str:
     """Markdown: recall of the target, and precision, for each source of curves."""
+
+    def scores(outcome: Outcome, source: str) -> str:
+        faults = outcome.faults[outcome.faults["source"] == source]
+        alarms = int((outcome.alarms["source"] == source).sum())
+        return f"{_share(faults[faults['target']])} / {_precision(faults, alarms)} ({alarms})"
+
     sources = list(dict.fromkeys(next(iter(outcomes.values())).faults["source"]))
-    rows = []
-    for name, outcome in outcomes.items():
-        row = [name]
-        for source in sources:
-            faults = outcome.faults[outcome.faults["source"] == source]
-            alarms = int((outcome.alarms["source"] == source).sum())
-            recall = _share(faults[faults["target"]]["hit"])
-            row.append(f"{recall} / {_precision(int(faults['hit'].sum()), alarms)} ({alarms})")
-        rows.append(row)
+    rows = [[name, *(scores(outcome, source) for source in sources)] for name, outcome in outcomes.items()]
     return markdown_table(["recall / precision (false alarms)", *sources], rows)
 
 
 def by_size(outcomes: dict[str, Outcome]) -> str:
-    """Markdown: share of pulses hit, by size and length for the default, by size for all."""
-    pulses = {}
-    for name, outcome in outcomes.items():
-        faults = outcome.faults
-        pulses[name] = faults[(faults["kind"].isin(["pulse", "lone"])) & (faults["source"] != "heavy innovations")]
-    default = pulses[DEFAULT]
-    grid = [
-        [f"{size} sigmas"]
-        + [_share(default[(default["size"] == size) & (default["length"] == length)]["hit"], 2) for length in LENGTHS]
-        for size in SIZES
+    """Markdown: share of pulses hit, by size and length for the default detector, by size for all."""
+
+    def shares(outcome: Outcome, size: int, *lengths: tuple[int, ...]) -> list[str]:
+        faults = outcome.faults[(outcome.faults["source"] != HEAVY) & (outcome.faults["size"] == size)]
+        pulses = faults[faults["kind"].isin(["pulse", "lone"])]
+        return [_share(pulses[pulses["length"].isin(group)], 2) for group in lengths]
+
+    grid = [[f"{size} sigmas", *shares(outcomes[DEFAULT], size, *((n,) for n in LENGTHS))] for size in SIZES]
+    rows = [
+        [f"{name}, {which}", *(shares(outcome, size, lengths)[0] for size in SIZES)]
+        for name, outcome in outcomes.items()
+        for which, lengths in (("1 step", LENGTHS[:1]), ("longer", LENGTHS[1:]))
     ]
-    rows = []
-    for name, faults in pulses.items():
-        for which, chosen in (("1 step", faults["length"] == 1), ("longer", faults["length"] > 1)):
-            shares = [_share(faults[chosen & (faults["size"] == size)]["hit"], 2) for size in SIZES]
-            rows.append([f"{name}, {which}", *shares])
-    lengths = [f"{length} step{'s' * (length > 1)}" for length in LENGTHS]
-    table = markdown_table([f"pulses hit by {DEFAULT}", *lengths], grid)
+    table = markdown_table([f"pulses hit by {DEFAULT}", *(f"{n} step{'s' * (n > 1)}" for n in LENGTHS)], grid)
     return f"{table}\n{markdown_table(['pulses hit', *(f'{size} sigmas' for size in SIZES)], rows)}"
 
 
-def _share(hits: pd.Series, digits: int = 3) -> str:
-    return f"{hits.mean():.{digits}f}" if len(hits) else ""
+def _share(faults: pd.DataFrame, digits: int = 3) -> str:
+    return f"{faults['hit'].mean():.{digits}f}" if len(faults) else ""
 
 
-def _precision(hits: int, alarms: int) -> str:
+def _precision(faults: pd.DataFrame, alarms: int) -> str:
+    hits = int(faults["hit"].sum())
     return f"{hits / (hits + alarms):.4f}" if hits + alarms else ""
 
 

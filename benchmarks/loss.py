@@ -1,21 +1,20 @@
-"""The loss over a vocabulary: time and memory of this project's primitive against its own matrix products and other ways.
+"""Time and memory of the chunked loss, against its own matrix products and against other implementations.
 
     python -m benchmarks.loss [--shapes N,D,V ...] [--rounds R] [--threads T]
 
-Contestants take turns in one process. On one thread (the default on CPU) times are CPU times of the process, which neighbours
-on the machine do not lengthen by taking its core away; with more threads they are wall times. A figure is the median over the
-rounds of the ratio to the three matrix products of the same chunks (logits, and the gradients of both sides), with quartiles.
-Memory is the peak of what is allocated beyond the inputs and their gradients, in units of N x V numbers of 4 bytes.
-Gradients of hidden states and weights are part of every turn. On CUDA all products are bfloat16, under autocast where a
-contestant knows it. cut-cross-entropy and liger-kernel take part where they are installed.
+Contestants take turns in one process. Times are CPU times on one thread (the default on a CPU), otherwise wall times; printed is
+the median ratio to the three matrix products of the same chunks (logits, and the gradients of both sides), with quartiles.
+Memory is the peak beyond the inputs and their gradients, in units of N x V float32 numbers. Every turn includes the gradients of
+hidden states and weights. On CUDA all products are bfloat16, by autocast where a contestant supports it. cut-cross-entropy and
+liger-kernel take part if installed.
 
-Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
+Shapes: N tokens, C tokens of a chunk, V vocabulary, D width.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -30,21 +29,19 @@ from model import HEADS, OBJECTIVES
 from model.chunked import chunk_rows, chunked_loss
 from model.precision import product
 
-from .paired import machine
+from .paired import machine, take_turn
 
-SHAPES = ["2048,256,8192", "4096,256,8192", "2048,768,8192", "4096,768,8192"] + [
-    "2048,256,50257", "4096,256,50257", "2048,768,50257", "4096,768,50257"
-]  # fmt: skip
+SHAPES = [f"{N},{D},{V}" for V in (8192, 50257) for D in (256, 768) for N in (2048, 4096)]
 MATMULS = "three matmuls"
 LossAndInputs = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From hidden states (N, D), weights (V, D) and targets (N,) to the summed loss, differentiable."""
 
 
 def main() -> None:
-    """Measure and print a table for each shape."""
-    parser = ArgumentParser(description="The loss over a vocabulary: time and memory.")
+    """Command line; see the module's docstring."""
+    parser = ArgumentParser(description="Time and memory of the chunked loss.")
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="N,D,V", help="tokens, width, vocabulary")
-    parser.add_argument("--rounds", type=int, help="turns of each contestant; by default fewer for larger shapes")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant (default: 3 to 15, by shape)")
     parser.add_argument("--threads", type=int, default=1, help="threads on CPU")
     arguments = parser.parse_args()
     shapes = [_shape(text) for text in arguments.shapes]
@@ -77,6 +74,11 @@ def measure(
     N: int, D: int, V: int, rounds: int, device: torch.device, threads: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Seconds of each contestant in each round, and its memory beyond the gradients in units of N x V floats."""
+
+    def seconds_of(turn: Callable[[], None]) -> float:
+        cost = take_turn(lambda _: turn(), range(1), device)
+        return cost.cpu if device.type == "cpu" and threads == 1 else cost.wall
+
     generator = torch.Generator().manual_seed(0)
     h_ND = torch.randn(N, D, generator=generator).to(device)
     w_VD = (0.02 * torch.randn(V, D, generator=generator)).to(device)
@@ -86,18 +88,18 @@ def measure(
         turns[name] = functools.partial(_forward_and_backward, loss, h_ND, w_VD, y_N)
     memory = {}
     for name, turn in turns.items():
-        turn()  # compilers run, kernels are chosen
+        turn()  # warm-up
         memory[name] = (_peak_bytes(turn, device) - 4 * (N * D + V * D)) / (4 * N * V)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     order = list(turns)
     for number in range(rounds):
         for name in order if number % 2 else order[::-1]:
-            seconds[name].append(_seconds(turns[name], device, threads))
+            seconds[name].append(seconds_of(turns[name]))
     return {name: np.array(values) for name, values in seconds.items()}, memory
 
 
 def three_matmuls(h_ND: Tensor, w_VD: Tensor) -> None:
-    """The products of the chunked loss and nothing else: logits, gradient of the features, gradient of the classes."""
+    """The matrix products of the chunked loss alone: logits, gradient of the features, gradient of the classes."""
     dtype = torch.bfloat16 if h_ND.is_cuda else torch.float32
     h_ND, w_VD = h_ND.to(dtype), w_VD.to(dtype)
     rows = chunk_rows(len(h_ND), len(w_VD), h_ND.device.type)
@@ -114,7 +116,7 @@ def three_matmuls(h_ND: Tensor, w_VD: Tensor) -> None:
 
 
 def contestants(device: torch.device) -> dict[str, LossAndInputs]:
-    """Ways to the same losses, by name."""
+    """Implementations of the losses, by name."""
     found = {
         "CE, linear": _chunked("linear", "ce"),
         "CE, metric": _chunked("metric", "ce"),
@@ -125,8 +127,20 @@ def contestants(device: torch.device) -> dict[str, LossAndInputs]:
     }
     for rows in (256, 512):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
-        found[f"torch linear_cross_entropy, {rows}"] = functools.partial(_torch_linear_cross_entropy, options)
-    found |= _apple(device) | _liger(device)
+        found[f"torch linear_cross_entropy, {rows}"] = functools.partial(
+            F.linear_cross_entropy, reduction="sum", options=options
+        )
+    with contextlib.suppress(ImportError):
+        from cut_cross_entropy import linear_cross_entropy
+
+        kind = "cce" if device.type == "cuda" else "torch_compile"
+        found[f"cut-cross-entropy, {kind}"] = functools.partial(linear_cross_entropy, reduction="sum", impl=kind)
+    with contextlib.suppress(ImportError):
+        if device.type == "cuda":
+            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+            fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+            found["Liger fused linear CE"] = lambda h, w, y: fused(w, h, y)
     return found
 
 
@@ -137,47 +151,17 @@ def _chunked(head_kind: str, objective_kind: str, statistics: bool = False) -> L
         with torch.device("meta"):
             head = HEADS[head_kind](w_VD.shape[1], len(w_VD), HEADS[head_kind].Options())
         del head.weight
-        setattr(head, "weight", w_VD)  # noqa: B010  (the caller's leaf, where a module declares a parameter)
+        setattr(head, "weight", w_VD)  # noqa: B010  (a plain tensor in place of a parameter)
         return chunked_loss(head, objective, h_ND, y_N, statistics).objective_sum
 
     return loss
 
 
 def tfsd_definition(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
-    """KL(Q || P) of a metric head at g = 1/2 as one would write it down: two log-softmaxes of all logits and F.kl_div."""
+    """KL(Q || P) of a metric head at g = 1/2, literally: two log-softmaxes of all logits and F.kl_div."""
     z_NV = h_ND @ w_VD.T - 0.5 * w_VD.square().sum(1) - 0.5 * h_ND.square().sum(1, keepdim=True)
     teacher_NV = z_NV.detach().scatter(1, y_N[:, None], 0.0).log_softmax(1)
     return F.kl_div(z_NV.log_softmax(1), teacher_NV, log_target=True, reduction="sum")
-
-
-def _torch_linear_cross_entropy(
-    options: torch.nn.LinearCrossEntropyOptions, h_ND: Tensor, w_VD: Tensor, y_N: Tensor
-) -> Tensor:
-    return F.linear_cross_entropy(h_ND, w_VD, y_N, reduction="sum", options=options)
-
-
-def _apple(device: torch.device) -> dict[str, LossAndInputs]:
-    try:
-        from cut_cross_entropy import linear_cross_entropy
-    except ImportError:
-        return {}
-    implementation = "cce" if device.type == "cuda" else "torch_compile"
-    return {
-        f"cut-cross-entropy, {implementation}": functools.partial(
-            linear_cross_entropy, reduction="sum", impl=implementation
-        )
-    }
-
-
-def _liger(device: torch.device) -> dict[str, LossAndInputs]:
-    if device.type != "cuda":
-        return {}
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-    except ImportError:
-        return {}
-    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-    return {"Liger fused linear CE": lambda h, w, y: fused(w, h, y)}
 
 
 def _forward_and_backward(loss: LossAndInputs, h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> None:
@@ -187,24 +171,10 @@ def _forward_and_backward(loss: LossAndInputs, h_ND: Tensor, w_VD: Tensor, y_N: 
     value.backward()
 
 
-def _seconds(turn: Callable[[], None], device: torch.device, threads: int) -> float:
-    clock = time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = clock()
-    turn()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - began
-
-
 def _peak_bytes(turn: Callable[[], None], device: torch.device) -> int:
     """The most bytes that were allocated at once during a turn."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        turn()
-        return torch.cuda.max_memory_allocated() - before
+        return take_turn(lambda _: turn(), range(1), device).extra_bytes
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         turn()
     assert recorded.profiler is not None

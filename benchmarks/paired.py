@@ -1,7 +1,7 @@
-"""What benchmarks of speed share: contestants that take turns in one process, and the ratios of their times.
+"""Benchmarks of speed: contestants that take turns in one process, and the ratios of their times.
 
-The speed of a machine drifts, and other processes want it too. So nothing is measured alone: contestants take turns of a step
-(on a GPU of a few), who begins changes with every round, and what is told is the ratio of two of them within a block of steps.
+The speed of a machine drifts, and other processes compete for it. So contestants take turns, one step at a time (on a GPU a few),
+in an order that changes with every round, and what counts is the ratio of two of them within a block of steps.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.stats import quantile_test
 
+from common.command import ArgumentParser
 from common.errors import InputError
 from configs.load import load_config
 from ranks.launch import start_accelerator
@@ -27,28 +29,30 @@ from training.step import training_step
 
 DEFAULT_RECIPE = Path(__file__).parent.parent / "configs" / "pydoc_micro.yaml"
 BLOCK = 20
-"""Steps whose times are added up; a run's transfer and, by default, its attention probe come once in as many."""
+"""Steps whose times are summed; each block has one transfer of rows and, by default, one attention probe."""
 FEWEST_BLOCKS = 6
-"""Between the smallest and the largest of fewer ratios, the true median lies in less than 95% of all cases."""
+"""With fewer ratios, even the interval between the smallest and the largest covers the median in less than 95% of cases."""
 FIRST = 5
-"""Steps of each contestant before the blocks: memory is laid out, kernels are chosen, compilers run."""
+"""Warm-up steps of each contestant: memory is allocated, kernels are chosen, compilers run."""
 TURN = {"cpu": 1, "cuda": 5}
-"""Steps of a turn. A GPU is waited for at the end of a turn, and the host that runs ahead of it must get the chance to."""
+"""Steps of a turn. A turn ends when the GPU is done, so it must be long enough for the host to run ahead of it."""
 
+Clock = Literal["wall", "cpu"]
+CLOCKS: tuple[Clock, Clock] = ("wall", "cpu")
 Step = Callable[[int], None]
-"""Takes the step of this number; numbers begin at 1."""
+"""Takes the step with this number, from 1."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What some steps took."""
+    """The cost of some steps."""
 
     wall: float
     """Seconds."""
     cpu: float
-    """Seconds of this process on all its cores. Neighbours on the machine do not lengthen it by taking the cores away."""
+    """CPU seconds of this process on all its cores, which other processes hardly affect."""
     extra_bytes: int = 0
-    """Peak of the GPU's memory above what was allocated before. 0 on a CPU."""
+    """Peak GPU memory above what was allocated before. 0 on a CPU."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.extra_bytes, other.extra_bytes))
@@ -56,20 +60,14 @@ class Cost:
 
 @dataclass
 class Series:
-    """What a contestant's steps took: the first ones, and those of each block."""
+    """The costs of a contestant: of the warm-up steps, and of each block."""
 
     first: Cost
     blocks: list[Cost]
 
-    @property
-    def wall(self) -> np.ndarray:
+    def per_step(self, clock: Clock) -> np.ndarray:
         """Seconds per step of each block."""
-        return np.array([cost.wall / BLOCK for cost in self.blocks])
-
-    @property
-    def cpu(self) -> np.ndarray:
-        """CPU seconds per step of each block."""
-        return np.array([cost.cpu / BLOCK for cost in self.blocks])
+        return np.array([getattr(cost, clock) / BLOCK for cost in self.blocks])
 
 
 @dataclass(frozen=True)
@@ -84,46 +82,55 @@ class Ratio:
         return f"{self.middle:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def compare(above: Series, below: Series, clock: Clock) -> Ratio:
+    """The :func:`ratio` of two contestants' times per step."""
+    return ratio(above.per_step(clock), below.per_step(clock))
+
+
 def ratio(above: np.ndarray, below: np.ndarray) -> Ratio:
     """``above / below``, block by block.
 
-    The interval lies between two of the ratios, by the binomial distribution of how many of them are below the true median: it
-    holds for few blocks too, where a bootstrap of the median covers less than it says (with two blocks, half).
+    The interval is that of the sign test, which is exact for few blocks too, where a bootstrap of the median covers too little.
     """
     ratios = above / below
     found = quantile_test(ratios, p=0.5).confidence_interval(0.95)
     return Ratio(float(np.median(ratios)), float(found.low), float(found.high))
 
 
-def check_steps(steps: int) -> None:
-    """Raises InputError for a number of steps that does not make blocks, or fewer than an interval needs."""
-    if steps < FEWEST_BLOCKS * BLOCK or steps % BLOCK:
-        least = FEWEST_BLOCKS * BLOCK
+def parse_arguments(parser: ArgumentParser) -> Any:
+    """Add recipe, steps and overrides, and parse. Raises InputError unless the steps make enough whole blocks."""
+    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
+    parser.add_argument("--steps", type=int, default=200, help=f"steps of each contestant, in {BLOCK}s")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    arguments = parser.parse_args()
+    if (steps := arguments.steps) < (least := FEWEST_BLOCKS * BLOCK) or steps % BLOCK:
         raise InputError(f"--steps: must be a multiple of {BLOCK}, at least {least}, but is {steps}")
+    return arguments
 
 
 def take_turns(contestants: Mapping[str, Step], steps: int, device: torch.device) -> dict[str, Series]:
-    """Costs of ``steps`` steps of each contestant, in blocks, after its first ones."""
+    """Costs of ``steps`` steps of each contestant, in blocks, after its warm-up."""
     names = list(contestants)
-    series = {name: Series(_turn(contestants[name], range(1, FIRST + 1), device), []) for name in names}
+    series = {name: Series(take_turn(contestants[name], range(1, FIRST + 1), device), []) for name in names}
     turn = TURN[device.type]
     for block in range(FIRST + 1, FIRST + steps + 1, BLOCK):
         for one in series.values():
             one.blocks.append(Cost(0.0, 0.0))
         for start in range(block, block + BLOCK, turn):
             for name in _order(names, (start - FIRST) // turn):
-                series[name].blocks[-1] += _turn(contestants[name], range(start, start + turn), device)
+                series[name].blocks[-1] += take_turn(contestants[name], range(start, start + turn), device)
     return series
 
 
 def _order(names: Sequence[str], turn: int) -> Sequence[str]:
-    """Everyone begins in turn; every other time in reverse, so that nobody always comes after the same one."""
+    """A rotation of the names, reversed every other time, so that none always follows the same one."""
     first = turn // 2 % len(names)
     order = [*names[first:], *names[:first]]
     return order[::-1] if turn % 2 else order
 
 
-def _turn(step: Step, numbers: range, device: torch.device) -> Cost:
+def take_turn(step: Step, numbers: range, device: torch.device) -> Cost:
+    """The cost of the steps with these numbers."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -139,28 +146,23 @@ def _turn(step: Step, numbers: range, device: torch.device) -> Cost:
 
 
 def start_run(recipe: Path, overrides: Sequence[str], folder: str, name: str) -> Run:
-    """A run of ``recipe`` at its start, with the directory ``folder/name`` opened and nothing shown while it goes on."""
-    # The end is far away: however many steps are measured, the warm-up is shorter and the schedule goes on.
+    """A run of ``recipe`` at its start, which writes to ``folder/name`` and prints nothing."""
+    # So many that the schedule never ends, however many steps are measured.
     own = [f"output_dir={folder}", f"name={name}", f"telemetry.flush_every={BLOCK}", "train.steps=1000000"]
     config = load_config(recipe, [*overrides, *own])
-    run = build_run(
-        config,
-        start_accelerator(
-            config.train.precision, batch_size=config.train.batch_size, stall_seconds=config.train.stall_seconds
-        ),
-        Path(folder) / name,
-        None,
-    )
+    train = config.train
+    accelerator = start_accelerator(train.precision, batch_size=train.batch_size, stall_seconds=train.stall_seconds)
+    run = build_run(config, accelerator, Path(folder) / name, None)
     open_run_directory(run, ResumePoint())
     run.bar.leave = False
     run.bar.close()
-    run.watch.say = lambda _: None  # a spike is still looked into and written down
+    run.watch.say = lambda _: None  # spikes are still detected and logged
     run.began = time.perf_counter()
     return run
 
 
 def loop_step(run: Run) -> Step:
-    """A step of train_lm.py's loop; evaluation and checkpoints are left out."""
+    """A step of train_lm.py's loop without evaluation and checkpoints."""
 
     def step(number: int) -> None:
         training_step(run, number)
@@ -171,7 +173,7 @@ def loop_step(run: Run) -> Step:
 
 
 def machine(device: torch.device) -> str:
-    """A line that says where this ran."""
+    """The hardware and the version of torch, in a line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     processor = platform.processor() or platform.machine()

@@ -1,9 +1,8 @@
-"""A GPT-2 and nothing around it: what a step of the project is compared with.
+"""A plain GPT-2, with which the speed of this project's training step is compared.
 
 Shapes: B batch, T positions, V vocabulary, D width, H heads, d width of a head.
 
-The loss is F.cross_entropy of all logits at once. Parameters are those of transformers' GPT-2 body, one for one; there is no
-dropout.
+The loss is F.cross_entropy of all logits at once. The parameters are those of transformers' GPT-2 body; there is no dropout.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        """What each position draws from itself and those before it."""
+        """Each position attends to itself and to those before it."""
         query_BHTd, key_BHTd, value_BHTd = (
             x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x_BTD in self.query_key_value(h_BTD).chunk(3, dim=-1)
@@ -38,7 +37,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a normalisation and beside a residual connection."""
+    """Attention and MLP, each after a normalisation, with residual connections."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -89,10 +88,9 @@ class PlainGPT(nn.Module):
         return F.cross_entropy(self(x_BT).flatten(0, 1), y_BT.flatten())
 
     def flops_per_token(self, length: int) -> int:
-        """Of a forward and a backward pass over ``length`` positions, as PaLM counts them (appendix B).
+        """FLOPs of a forward and a backward pass over ``length`` positions, as counted for PaLM (appendix B).
 
-        6 for each parameter in a matrix product or a bias, the head's included and the position embedding's not, and
-        12 L D T for the products of attention, as if it looked at all positions.
+        6 for each parameter but the position embedding's, and 12 L D T for attention, as if it covered all positions.
         """
         parameters = sum(p.numel() for p in self.parameters()) - self.positions.weight.numel()
         return 6 * parameters + 12 * len(self.blocks) * self.tokens.embedding_dim * length

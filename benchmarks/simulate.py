@@ -1,9 +1,8 @@
-"""The memory of one micro-batch, by running the model itself: on real tensors, or on fake ones that take no memory.
+"""The memory of one micro-batch, counted while the model runs on real tensors or on fake ones that take no memory.
 
-Every storage that an operation makes is counted as long as it lives, so what is told is what the program does and not what a
-formula says of it. On fake tensors (torch's FakeTensorMode) a model of any size goes through all its operations in seconds; on
-real ones the same count comes out, which the tests compare. Counted is the CPU's path of eager PyTorch: its attention keeps no
-T x T matrix, as the GPU's does not. torch.compile would need less; allocators need more, for what they round up and split.
+Every storage that an operation creates counts for as long as it lives. On fake tensors (torch's FakeTensorMode) a model of any
+size goes through all its operations in seconds, with the same count as on real ones. It is that of eager PyTorch on a CPU, whose
+attention keeps no T x T matrix, nor does the GPU's. torch.compile needs less; allocators need more, as they round up and split.
 
 Shapes: B sequences, T positions, N = B * T tokens, D width.
 """
@@ -12,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -33,20 +32,20 @@ class MicroBatch:
     """Bytes beyond weights and gradients during one micro-batch."""
 
     kept: int
-    """What the body keeps for its backward pass, with the tokens and its output."""
+    """Kept by the body for its backward pass, with the tokens and its output."""
     forward: int
-    """The most that lives at once until the loss is known: ``kept``, and what the head works with."""
+    """Peak until the loss is known: ``kept`` and the head's buffers."""
     backward: int
-    """The most that lives at once in the backward pass."""
+    """Peak of the backward pass."""
 
     @property
     def peak(self) -> int:
-        """The most that lives at once."""
+        """The larger peak."""
         return max(self.forward, self.backward)
 
 
-class Living(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make within it, for as long as they live."""
+class StorageCounter(TorchDispatchMode):
+    """Counts the bytes of all storages that operations inside create, for as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +60,7 @@ class Living(TorchDispatchMode):
         return made
 
     def count(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, if it is not counted yet."""
+        """Count a tensor's storage once."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._storages:
@@ -75,10 +74,6 @@ class Living(TorchDispatchMode):
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
 
-    def forget_peak(self) -> None:
-        """Begin a new peak at what lives now."""
-        self.peak = self.bytes
-
 
 def micro_batch(
     config: RunConfig,
@@ -91,39 +86,30 @@ def micro_batch(
 ) -> MicroBatch:
     """Bytes that forward and backward pass of ``sequences`` sequences need beyond weights and gradients.
 
-    ``sharded``: autocast keeps none of the copies that it makes of parameters (ranks.launch.autocast_sharded).
-    ``device``: whose size of the head's chunks is taken. ``fake``: on fake tensors; else everything is really computed.
+    ``sharded``: autocast does not cache its copies of parameters (ranks.launch.autocast_sharded). ``device``: determines the
+    size of the head's chunks. ``fake``: on fake tensors; otherwise everything is really computed.
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
     length = config.data.sequence_length
     eager = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
-    with FakeTensorMode() if fake else contextlib.nullcontext(), _one_block():
+    # The rows of a chunk are processed all at once: the same memory, with hundreds of operations fewer.
+    whole_chunk = mock.patch.object(rows, "BLOCK_BYTES", 1 << 60)
+    with FakeTensorMode() if fake else contextlib.nullcontext(), whole_chunk:
         model = prepare_model(eager, SwapHeadForCausalLM(model_config(config, vocabulary, 0)))
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        living = Living()
+        counter = StorageCounter()
         for tensor in [t for p in model.parameters() for t in (p, p.grad)] + list(model.buffers()):
-            living.count(tensor)
-        state = living.bytes
+            counter.count(tensor)
+        state = counter.bytes
         chunk = chunk_rows(sequences * length, vocabulary, device)
-        with living:
+        with counter:
             x_BT = torch.zeros(sequences, length, dtype=torch.long)
             with torch.autocast("cpu", half, enabled=half is not None, cache_enabled=not sharded):
                 h_ND = model.model(input_ids=x_BT, use_cache=False).last_hidden_state.flatten(0, 1)
-                kept = living.bytes - state
+                kept = counter.bytes - state
                 losses = chunked_loss(model.lm_head, model.objective, h_ND, x_BT.flatten(), statistics=True, rows=chunk)
-            forward = living.peak - state
-            living.forget_peak()
+            forward = counter.peak - state
+            counter.peak = counter.bytes
             losses.objective_sum.backward()
-            return MicroBatch(kept, forward, living.peak - state)
-
-
-@contextlib.contextmanager
-def _one_block() -> Iterator[None]:
-    """The rows of a chunk go through their steps in place and all at once: the same memory, and hundreds of operations less."""
-    usual = rows.BLOCK_BYTES
-    rows.BLOCK_BYTES = 1 << 60
-    try:
-        yield
-    finally:
-        rows.BLOCK_BYTES = usual
+            return MicroBatch(kept, forward, counter.peak - state)

@@ -1,10 +1,10 @@
-"""Load: does a long run's memory stay flat, is its metrics file complete, and can a million rows be analysed?
+"""Long runs: does memory stay flat, are all metrics logged, and can a million rows be analysed?
 
     python -m benchmarks.soak [--steps N] [--rows N] [--out DIR]
 
-Two parts, each left out at 0. *Steps*: train_lm.py in a process of its own, tiny, with everything on (telemetry, attention
-probe, detection, evaluation, checkpoints); its resident memory is looked at from outside. *Rows*: a metrics file made of such a
-run's rows, and the commands of analysis/ on it, each in a process of its own: their time by the clock and on the CPU, and memory.
+Two parts, each skipped at 0. *Steps*: a tiny run with everything on (telemetry, attention probe, detection, evaluation,
+checkpoints), whose resident memory is sampled from outside. *Rows*: a long metrics file made from such a run's rows, and the
+commands of analysis/ on it: their wall time, CPU time and memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import psutil
 
 from common.command import ArgumentParser, exit_status
@@ -30,7 +30,7 @@ from common.files import last_row, strict
 from common.processes import ending, last_lines
 from record.table import Table, json_lines, read_table
 
-# Without torch: a process that this one starts is told to have had at least this one's memory.
+# Without torch: the peak memory of a child process is at least that of this process when it was started.
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "grammar_micro.yaml"
@@ -43,41 +43,28 @@ TINY = [
     *("telemetry.flush_every=20", f"telemetry.attention_every={PROBED}", "detection.detector=median_mad"),
 ]
 WARM_UP = 1000
-"""Steps after which memory may not grow any more."""
-SHARE = 10
-"""The first and the last of so many parts of the steps after the warm-up are compared, by the medians of their samples."""
+"""Steps after which memory may no longer grow."""
+PARTS = 10
+"""Growth compares the medians of the first and the last of so many parts of the steps after the warm-up."""
 EVERY = 0.5
-"""Seconds between two looks at the memory."""
+"""Seconds between two samples of the memory."""
 TEMPLATE_STEPS = 200
-"""Of a run, of whose last EVALUATED rows the file of many rows is made."""
+"""Steps of the run whose last EVALUATED rows are the template of the long file."""
 VARIANTS = 20_000
-"""Rows with values of their own; then they come again, with other steps."""
+"""Distinct rows; then they repeat with other steps."""
 NOISE = 0.05
 NON_FINITE_EVERY = 10_000
 """Rows between two whose gradient norm overflowed, as under fp16."""
 Row = dict[str, Any]
-COMMANDS = {
-    "curves": ["--out", "{out}/curves.png"],
-    "summary": ["--out", "{out}/summary"],
-    "spikes": ["--out", "{out}/spikes"],
-}
+COMMANDS = {"curves": "curves.png", "summary": "summary", "spikes": "spikes"}
+"""Commands of analysis/, and what they write."""
 
 
 class Sample(NamedTuple):
-    """The resident memory of a run at about a step."""
+    """The resident memory of a run, and the step at which it was taken."""
 
     step: int
     resident: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a process took."""
-
-    wall: float
-    cpu: float
-    peak: int
-    """Bytes of resident memory."""
 
 
 def main() -> int:
@@ -105,44 +92,42 @@ def main() -> int:
 
 
 def soak(steps: int, folder: Path) -> tuple[Path, bool]:
-    """Train and print what became of the memory and of the rows; the run, and whether all of its rows are there."""
+    """Train, and print memory and missing rows; returns the run directory and whether all rows are there."""
     began = time.perf_counter()
     run, samples = train(steps, folder, f"soak_{steps}")
+    highest = max(sample.resident for sample in samples)
     print(f"{steps:,} steps in {time.perf_counter() - began:,.0f} s, {len(samples)} looks at the memory")
-    print(
-        f"  resident memory: {_mib(samples[-1].resident)} at the end, {_mib(max(s.resident for s in samples))} at most"
-    )
+    print(f"  resident memory: {_mib(samples[-1].resident)} at the end, {_mib(highest)} at most")
     found = growth(samples)
-    told = "not measured, the run is too short" if found is None else f"{found:+.2%}"
-    print(f"  growth after the first {WARM_UP} steps: {told}")
+    text = "not measured, the run is too short" if found is None else f"{found:+.2%}"
+    print(f"  growth after the first {WARM_UP} steps: {text}")
     problems = missing(read_table(run / "metrics.jsonl"), steps)
     print(f"  metrics.jsonl: {'; '.join(problems) or f'complete, {steps:,} rows'}")
     return run, not problems
 
 
 def train(steps: int, folder: Path, name: str) -> tuple[Path, list[Sample]]:
-    """A run of the tiny recipe in a process of its own: its directory and its memory on the way."""
-    run = folder / name
+    """Train the tiny recipe in its own process; returns the run directory and the memory over time."""
+    run, log = folder / name, folder / f"{name}.log"
     own = [f"train.steps={steps}", f"name={name}", f"output_dir={folder}", f"data.cache_dir={folder / 'cache'}"]
     command = [sys.executable, str(ROOT / "train_lm.py"), "--config", str(RECIPE), *TINY, *own]
-    log = folder / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603
-        samples = list(watched(process, run / "metrics.jsonl"))
+        samples = list(sampled(process, run / "metrics.jsonl"))
     if process.wait():
         raise InputError(f"the run {ending(process.returncode)}; last in {log}: {''.join(last_lines(log, 1))}")
     return run, samples
 
 
-def watched(process: subprocess.Popen[bytes], metrics: Path) -> Iterator[Sample]:
-    """The memory of a training process at intervals, from its first row on until its end."""
+def sampled(process: subprocess.Popen[bytes], metrics: Path) -> Iterator[Sample]:
+    """The memory of a training process at intervals, from its first row to its end."""
     try:
         while process.poll() is None:
             step, resident = last_step(metrics), psutil.Process(process.pid).memory_info().rss
-            if step and resident:  # a process that has ended and is not waited for has none
+            if step and resident:  # a zombie has none
                 yield Sample(step, resident)
             time.sleep(EVERY)
-    except psutil.Error:  # ended between two lines
+    except psutil.Error:  # it ended in between
         return
     finally:
         if process.poll() is None:
@@ -150,24 +135,24 @@ def watched(process: subprocess.Popen[bytes], metrics: Path) -> Iterator[Sample]
 
 
 def last_step(metrics: Path) -> int:
-    """The step of the last whole row; 0 if there is none yet."""
+    """The step of the last complete row; 0 if there is none yet."""
     row = last_row(metrics)
     return int(row["step"]) if row else 0
 
 
 def growth(samples: Sequence[Sample]) -> float | None:
-    """How much more memory the last of the parts after the warm-up has than the first, relative; None for a short run."""
+    """Relative growth of the memory from the first to the last of the ``PARTS`` after the warm-up; None for a short run."""
     steps, resident = np.array(samples, dtype=np.float64).reshape(-1, 2).T
     later = steps >= WARM_UP
     if not later.any() or steps[-1] < 2 * WARM_UP:
         return None
-    part = (steps[-1] - WARM_UP) / SHARE
+    part = (steps[-1] - WARM_UP) / PARTS
     first = float(np.median(resident[later & (steps <= max(WARM_UP + part, steps[later][0]))]))
     return float(np.median(resident[steps >= steps[-1] - part])) / first - 1
 
 
 def missing(table: Table, steps: int) -> list[str]:
-    """What a metrics file of ``steps`` steps lacks: steps, or values of metrics of every step and of every few."""
+    """What a metrics file of ``steps`` steps lacks: steps, or values of metrics that are due at every or at some steps."""
     if not np.array_equal(table.steps, np.arange(1, steps + 1)):
         return [f"{len(table.steps):,} rows, steps {table.steps[0]} to {table.steps[-1]}, instead of 1 to {steps}"]
     problems = []
@@ -185,7 +170,7 @@ def missing(table: Table, steps: int) -> list[str]:
 
 
 def analyse(rows: int, folder: Path, template: Path) -> None:
-    """Write a metrics file of so many rows like those of a run, and print what each command of analysis/ takes for it."""
+    """Write a metrics file of ``rows`` rows like those of a run, and print the cost of each command of analysis/ on it."""
     run = folder / f"rows_{rows}"
     run.mkdir(exist_ok=True)
     for name in ("config.yaml", "status.json"):
@@ -195,55 +180,37 @@ def analyse(rows: int, folder: Path, template: Path) -> None:
     write_metrics(run / "metrics.jsonl", written, rows)
     metrics = len({name for row in written for name in row})
     print(f"{rows:,} rows of {metrics} metrics, {_mib((run / 'metrics.jsonl').stat().st_size)}")
-    for name, options in COMMANDS.items():
-        filled = [option.format(out=run / "out") for option in options]
-        cost = measured([sys.executable, "-m", f"analysis.{name}", str(run), *filled])
-        print(
-            f"  analysis.{name:<8} {cost.wall:7.1f} s by the clock, {cost.cpu:7.1f} s of CPU, {_mib(cost.peak)} at most"
-        )
+    for name, out in COMMANDS.items():
+        began = time.perf_counter()
+        cpu, peak = cost_of([sys.executable, "-m", f"analysis.{name}", str(run), "--out", str(run / "out" / out)])
+        wall = time.perf_counter() - began
+        print(f"  analysis.{name:<8} {wall:7.1f} s by the clock, {cpu:7.1f} s of CPU, {_mib(peak)} at most")
 
 
 def write_metrics(path: Path, template: Sequence[Row], count: int) -> None:
-    """Rows as a run writes them: those of ``template`` over and over, with noise in float32, their own steps and tokens."""
+    """Repeat the rows of ``template`` with noise in float32, consecutive steps and tokens."""
     random = np.random.default_rng(0)
-    template = _levelled(template)
+    # Each metric at its median: a repeated trend would have a spike at each seam.
+    levels = pd.DataFrame([{k: v for k, v in row.items() if isinstance(v, float)} for row in template]).median()
     tokens = template[0]["tokens"] // template[0]["step"]
-    tails = [_tail(_noisy(row, random)) for row in itertools.islice(itertools.cycle(template), VARIANTS)]
-    overflowed = [_tail(_noisy(row, random) | {"grad_norm/total": float("inf")}) for row in template[:PROBED]]
+
+    def line(row: Row, **overflow: float) -> str:
+        """A row without step and tokens."""
+        factors = dict(zip(row, np.exp(NOISE * random.standard_normal(len(row))), strict=True))
+        noisy = {n: float(np.float32(levels[n] * factors[n])) if isinstance(v, float) else v for n, v in row.items()}
+        rest = {name: value for name, value in (noisy | overflow).items() if name not in ("step", "tokens")}
+        return json.dumps(strict(rest), allow_nan=False)[1:]
+
+    regular = [line(row) for row in itertools.islice(itertools.cycle(template), VARIANTS)]
+    overflowed = [line(row, **{"grad_norm/total": float("inf")}) for row in template[:PROBED]]
     with path.open("w", encoding="utf-8") as file:
         for step in range(1, count + 1):
-            kinds = tails if step % NON_FINITE_EVERY else overflowed
-            file.write(f'{{"step": {step}, "tokens": {step * tokens}, {kinds[(step - 1) % len(kinds)]}\n')
+            lines = regular if step % NON_FINITE_EVERY else overflowed
+            file.write(f'{{"step": {step}, "tokens": {step * tokens}, {lines[(step - 1) % len(lines)]}\n')
 
 
-def _levelled(template: Sequence[Row]) -> list[Row]:
-    """The rows with the median of each metric for its values: a curve that comes again would be a spike at each seam."""
-    found: dict[str, list[float]] = {}
-    for row in template:
-        for name, value in row.items():
-            if isinstance(value, float):
-                found.setdefault(name, []).append(value)
-    levels = {name: float(np.median(values)) for name, values in found.items()}
-    return [{name: levels.get(name, value) for name, value in row.items()} for row in template]
-
-
-def _noisy(row: Row, random: np.random.Generator) -> Row:
-    factors = np.exp(NOISE * random.standard_normal(len(row)))
-    return {
-        name: float(np.float32(value * factor)) if isinstance(value, float) else value
-        for (name, value), factor in zip(row.items(), factors, strict=True)
-    }
-
-
-def _tail(row: Row) -> str:
-    """The line of a row without its first two values."""
-    rest = {name: value for name, value in row.items() if name not in ("step", "tokens")}
-    return json.dumps(strict(rest), allow_nan=False)[1:]
-
-
-def measured(command: Sequence[str]) -> Cost:
-    """Run a command on one thread. Raises InputError with its last line if it fails."""
-    began = time.perf_counter()
+def cost_of(command: Sequence[str]) -> tuple[float, int]:
+    """CPU seconds and peak resident bytes of a command on one thread. Raises InputError with its last line if it fails."""
     with tempfile.NamedTemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -253,8 +220,7 @@ def measured(command: Sequence[str]) -> Cost:
         if process.returncode:
             last = "".join(last_lines(Path(output.name), 1))
             raise InputError(f"{' '.join(command)} {ending(process.returncode)}: {last}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _mib(size: float) -> str:

@@ -1,18 +1,16 @@
-"""How fast train_lm.py's loop is, against the same model in a bare loop and against a plain GPT.
+"""Speed of train_lm.py's loop, against the same model in a bare loop and against a plain GPT.
 
     python -m benchmarks.throughput [--config FILE] [--steps N] [--compiled] [--peak-tflops X] [key.sub=value ...]
 
-Contestants of one shape, on the same batches, with the same fused AdamW and clipping, take turns in one process
-(benchmarks/paired.py):
+Contestants of one shape take turns on the same batches, with the same fused AdamW and clipping (benchmarks/paired.py):
 
-    loop ...      train_lm.py's step with everything it watches and the transfer of its rows; no evaluation, no checkpoint
-    bare ...      the same model, drawing a batch, forward, backward, clipping, update, and nothing else
+    loop ...      train_lm.py's step with all its telemetry and the transfer of its rows; no evaluation, no checkpoint
+    bare ...      the same model with batch, forward, backward, clipping, update, and nothing else
     nanogpt       benchmarks/plain_gpt.py in the bare loop: cross-entropy of all logits at once
     ... compiled  with torch.compile: of nanogpt the whole, of the loop the body (train.compile)
 
-Prints tokens per second and the ratios that matter, by the wall clock and by the CPU time of this process (the steadier one
-where other processes want the cores; on a GPU it is the host's share). In the precision of the recipe (float32 unless it says
-else), on a GPU in bfloat16 autocast unless an override says else.
+Prints tokens per second and ratios, by wall clock and by CPU time of this process (steadier where other processes compete; on a
+GPU it is the host's share), in the precision of the recipe, but on a GPU in bfloat16 unless overridden.
 Shapes: B batch, T positions.
 """
 
@@ -21,7 +19,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,19 +31,8 @@ from optim.optimizers import build_optimizer
 from training.build import build_model, prepare_model
 from training.run import Run
 
-from .paired import (
-    BLOCK,
-    DEFAULT_RECIPE,
-    FIRST,
-    Series,
-    Step,
-    check_steps,
-    loop_step,
-    machine,
-    ratio,
-    start_run,
-    take_turns,
-)
+from . import paired
+from .paired import BLOCK, CLOCKS, FIRST, Series, Step
 from .plain_gpt import PlainGPT
 
 METRIC, LINEAR = "metric+TFSD", "linear+CE"
@@ -55,73 +41,54 @@ SAME = [
     *("train.compile=false", "train.micro_batch_size=null", "train.gradient_checkpointing=false"),
     *("body.resid_pdrop=0.0", "body.embd_pdrop=0.0", "body.attn_pdrop=0.0"),
 ]
-"""What the bare loop and the plain GPT do not have is switched off for all."""
-
-
-class Question(NamedTuple):
-    """A ratio of interest."""
-
-    above: str
-    below: str
-    target: float | None = None
-
-
-QUESTIONS = [
-    Question(f"loop {METRIC}", f"bare {METRIC}", 1.03),
-    Question(f"loop {LINEAR}", f"bare {LINEAR}", 1.03),
-    Question(f"loop {METRIC}", f"loop {LINEAR}", 1.03),
-    Question(f"loop {METRIC}", "nanogpt"),
-    Question(f"loop {LINEAR}", "nanogpt"),
-    Question(f"loop {METRIC} compiled", f"loop {METRIC}"),
-    Question("nanogpt compiled", "nanogpt"),
-    Question(f"loop {METRIC} compiled", "nanogpt compiled"),
+"""Switched off for all: what the bare loop and the plain GPT do not have."""
+RATIOS: list[tuple[str, str, float | None]] = [
+    (f"loop {METRIC}", f"bare {METRIC}", 1.03),
+    (f"loop {LINEAR}", f"bare {LINEAR}", 1.03),
+    (f"loop {METRIC}", f"loop {LINEAR}", 1.03),
+    (f"loop {METRIC}", "nanogpt", None),
+    (f"loop {LINEAR}", "nanogpt", None),
+    (f"loop {METRIC} compiled", f"loop {METRIC}", None),
+    ("nanogpt compiled", "nanogpt", None),
+    (f"loop {METRIC} compiled", "nanogpt compiled", None),
 ]
-
-
-class Measured(NamedTuple):
-    """What was measured, and on what."""
-
-    series: dict[str, Series]
-    device: torch.device
-    precision: str
-    tokens_per_step: int
-    parameters: int
-    flops_per_token: int
+"""Pairs of contestants whose times per step are compared, and the target of their ratio."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Command line; see the module's docstring."""
     parser = ArgumentParser(description="How fast train_lm.py's loop is, as ratios.")
-    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
-    parser.add_argument("--steps", type=int, default=200, help=f"steps of each contestant, in {BLOCK}s")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile takes part too")
+    parser.add_argument("--compiled", action="store_true", help="include torch.compile")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for model FLOPs utilisation (MFU)")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    arguments = parser.parse_args()
-    check_steps(arguments.steps)
+    arguments = paired.parse_arguments(parser)
     peak = arguments.peak_tflops
     if peak is not None and not peak > 0:
         raise InputError(f"--peak-tflops: must be above 0, but is {peak}")
-    measured = measure(arguments.config, arguments.steps, arguments.overrides, arguments.compiled)
-    print(f"{machine(measured.device)}, {measured.precision}")
+    series, run, plain = measure(arguments.config, arguments.steps, arguments.overrides, arguments.compiled)
+    print(f"{paired.machine(run.accelerator.device)}, {run.config.train.precision}")
     print(
-        f"{arguments.config.stem}: {measured.parameters:,} parameters, {measured.tokens_per_step} tokens a step, "
-        f"{arguments.steps} steps of each in turns"
+        f"{arguments.config.stem}: {sum(p.numel() for p in plain.parameters()):,} parameters, "
+        f"{run.tokens_per_step} tokens a step, {arguments.steps} steps of each in turns"
     )
-    print_speeds(measured, peak)
-    print_ratios(measured.series)
+    print_speeds(series, run, plain, peak)
+    print_ratios(series)
 
 
 # ------------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(recipe: Path, steps: int, overrides: list[str], compiled: bool = False) -> Measured:
-    """The costs of all contestants. Raises InputError for a recipe that a contestant cannot follow."""
+def measure(
+    recipe: Path, steps: int, overrides: list[str], compiled: bool = False
+) -> tuple[dict[str, Series], Run, PlainGPT]:
+    """The costs of all contestants, one of their runs, and the plain GPT.
+
+    Raises InputError for a recipe that the plain GPT or the bare loop does not support.
+    """
     overrides = [*(["train.precision=bf16"] if torch.cuda.is_available() else []), *overrides]
     check_recipe(recipe, overrides)
     with tempfile.TemporaryDirectory() as folder:
         runs = {
-            f"loop {arm}": start_run(recipe, [*overrides, *SAME, *own], folder, f"loop_{number}")
+            f"loop {arm}": paired.start_run(recipe, [*overrides, *SAME, *own], folder, f"loop_{number}")
             for number, (arm, own) in enumerate(ARMS.items())
         }
         run = runs[f"loop {LINEAR}"]
@@ -130,23 +97,16 @@ def measure(recipe: Path, steps: int, overrides: list[str], compiled: bool = Fal
         contestants["nanogpt"] = bare_step(run, plain, plain.loss)
         if compiled:
             own = [*SAME, *ARMS[METRIC], "train.compile=true"]
-            runs[f"loop {METRIC} compiled"] = start_run(recipe, [*overrides, *own], folder, "loop_compiled")
+            runs[f"loop {METRIC} compiled"] = paired.start_run(recipe, [*overrides, *own], folder, "loop_compiled")
             second = plain_gpt(run)
             contestants["nanogpt compiled"] = bare_step(run, second, torch.compile(second.loss))
-        contestants = {name: loop_step(r) for name, r in runs.items()} | contestants
-        series = take_turns(contestants, steps, run.accelerator.device)
-    return Measured(
-        series,
-        run.accelerator.device,
-        run.config.train.precision,
-        run.tokens_per_step,
-        sum(p.numel() for p in plain.parameters()),
-        plain.flops_per_token(run.config.data.sequence_length),
-    )
+        contestants = {name: paired.loop_step(r) for name, r in runs.items()} | contestants
+        series = paired.take_turns(contestants, steps, run.accelerator.device)
+    return series, run, plain
 
 
 def check_recipe(recipe: Path, overrides: list[str]) -> None:
-    """Raises InputError for what the plain GPT or the bare loop cannot do."""
+    """Raises InputError for a recipe that the plain GPT or the bare loop does not support."""
     config = load_config(recipe, overrides)
     if config.body.model_type != "gpt2":
         body = config.body.model_type or config.body.checkpoint
@@ -167,7 +127,7 @@ def plain_gpt(run: Run) -> PlainGPT:
 
 
 def bare_project(run: Run) -> Step:
-    """The bare loop of a model like the run's own."""
+    """A bare loop with a model like the run's own."""
     model = prepare_model(run.config, build_model(run.config, run.store.vocab_size, run.store.eos_id))
     model.to(run.accelerator.device)
 
@@ -179,7 +139,7 @@ def bare_project(run: Run) -> Step:
 
 
 def bare_step(run: Run, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    """A step on the run's batches with its optimizer and clipping, and nothing else."""
+    """A step on the run's batches with its kind of optimizer and clipping, and nothing else."""
     batches, device = run.batches, run.accelerator.device
     clip_norm, autocast = run.config.optimizer.clip_norm, run.config.train.precision == "bf16"
     parameters = list(model.parameters())
@@ -203,32 +163,33 @@ def bare_step(run: Run, model: nn.Module, loss: Callable[[Tensor, Tensor], Tenso
 # ------------------------------------------------------------------------------------------------------------- reporting
 
 
-def print_speeds(measured: Measured, peak_tflops: float | None) -> None:
-    """A line for each contestant: medians over the blocks."""
-    on_gpu = measured.device.type == "cuda"
-    heads = ["tokens/s", "ms/step", "CPU ms/step", f"first {FIRST} steps, s"]
-    heads += ["peak over resident, MiB"] if on_gpu else []
-    heads += ["MFU, %"] if peak_tflops else []
-    print(f"\n  {'medians over blocks':<28}" + "".join(f"{head:>{len(head) + 3}}" for head in heads))
-    for name, series in measured.series.items():
-        wall, cpu = float(np.median(series.wall)), float(np.median(series.cpu))
-        speed = measured.tokens_per_step / wall
-        cells = [f"{speed:,.0f}", f"{1e3 * wall:.1f}", f"{1e3 * cpu:.1f}", f"{series.first.wall:.2f}"]
+def print_speeds(series: dict[str, Series], run: Run, plain: PlainGPT, peak_tflops: float | None) -> None:
+    """A line per contestant: medians over the blocks."""
+    on_gpu = run.accelerator.device.type == "cuda"
+    flops = plain.flops_per_token(run.config.data.sequence_length)
+    headings = ["tokens/s", "ms/step", "CPU ms/step", f"first {FIRST} steps, s"]
+    headings += ["peak over resident, MiB"] * on_gpu + ["MFU, %"] * bool(peak_tflops)
+    rows = {"medians over blocks": headings}
+    for name, one in series.items():
+        wall, cpu = (float(np.median(one.per_step(clock))) for clock in CLOCKS)
+        speed = run.tokens_per_step / wall
+        rows[name] = [f"{speed:,.0f}", f"{1e3 * wall:.1f}", f"{1e3 * cpu:.1f}", f"{one.first.wall:.2f}"]
         if on_gpu:
-            cells.append(f"{max(cost.extra_bytes for cost in series.blocks) / 2**20:,.0f}")
+            rows[name].append(f"{max(cost.extra_bytes for cost in one.blocks) / 2**20:,.0f}")
         if peak_tflops:
-            cells.append(f"{100 * speed * measured.flops_per_token / (1e12 * peak_tflops):.2f}")
-        print(f"  {name:<28}" + "".join(f"{c:>{len(head) + 3}}" for c, head in zip(cells, heads, strict=True)))
+            rows[name].append(f"{100 * speed * flops / (1e12 * peak_tflops):.2f}")
+    print()
+    for name, cells in rows.items():
+        print(f"  {name:<28}" + "".join(f"{c:>{len(head) + 3}}" for c, head in zip(cells, headings, strict=True)))
 
 
 def print_ratios(series: dict[str, Series]) -> None:
-    """A line for each question whose contestants took part."""
+    """A line for each of the ``RATIOS`` whose contestants took part."""
     count = len(next(iter(series.values())).blocks)
-    title = "ratios of times per step"
-    print(f"\n  {title:<50}{'wall clock':<24}{'CPU time':<24}target")
-    for above, below, target in QUESTIONS:
+    print(f"\n  {'ratios of times per step':<50}{'wall clock':<24}{'CPU time':<24}target")
+    for above, below, target in RATIOS:
         if above in series and below in series:
-            wall, cpu = (ratio(getattr(series[above], c), getattr(series[below], c)) for c in ("wall", "cpu"))
+            wall, cpu = (paired.compare(series[above], series[below], clock) for clock in CLOCKS)
             bound = f"at most {target}" if target is not None else ""
             print(f"  {f'{above} / {below}':<50}{wall!s:<24}{cpu!s:<24}{bound}".rstrip())
     print(f"  (median over {count} blocks of {BLOCK} steps and its 95% interval; below 1: the first is faster)")

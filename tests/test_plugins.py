@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.replay.__main__ import main as replay
-from analysis.replay.retake import open_replay
-from analysis.replay.retake import replay as retake
+from analysis.replay.rerun import open_replay, replay_to
 from common.errors import InputError
 from common.section import Choice
 from configs.kinds import TABLES
@@ -143,7 +142,7 @@ def test_a_skipped_step_changes_nothing_and_the_run_lives(start, tmp_path):
     for row in rows:
         assert (row["update_rms/embedding"] == 0) == (row["step"] in skipped)
     replayed = open_replay(load_run(str(run)), 30)
-    assert list(retake(replayed, 30))
+    assert list(replay_to(replayed, 30))
     state = replayed.optimizer.optimizer.state
     assert {int(s["step"]) for s in state.values()} == {30 - len(skipped)}, "a skipped step is none of Adam's"
 

@@ -1,1 +1,1 @@
-"""Curves of runs side by side."""
+"""Training curves of several runs in one figure."""

@@ -2,14 +2,15 @@
 
     python -m analysis.curves RUN... --out FILE.png|.svg [--smooth N] [--x tokens|steps]
 
-Panels that no run has data for are left out. All arms share each panel's axes. Smoothing is for the eye only.
-More than nine runs are drawn as families: runs that differ in the seed alone have one colour, and their median is drawn strong; a
-number in which the families differ, say the learning rate, is a colour scale.
+Panels for which no run has data are left out. All runs share each panel's axes. Smoothing is for display only.
+More than nine runs are drawn as families: runs that differ only in the seed share one colour, with their median drawn strong; a
+number in which the families differ, such as the learning rate, becomes a colour scale.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,41 +20,42 @@ import numpy.typing as npt
 
 from analysis.show import style
 from analysis.show.style import ArmStyle, Floats
-from analysis.show.thinning import envelope
+from analysis.show.text import skipped_lines
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from record.finished import Run, load_runs
 
-from .crowd import Crowd, draw_family, wrapped
+from .palette import Palette, draw_family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAINING, VALIDATION, GRADIENT = "loss/nll", "validation/nll", "grad_norm/total"
+TRAINING, VALIDATION = "loss/nll", "validation/nll"
 MOST_ALONE = 9
-"""Runs that are drawn each for itself."""
+"""Runs that are drawn individually."""
 _COLUMNS = 3
 _OPENING = 0.1
-"""The first part of training, in which the loss falls steeply; it does not decide the loss axis."""
+"""The first part of training, in which the loss falls steeply; it does not determine the loss axis."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity over training; ``log``: a log axis if the values spread."""
+    """One quantity over training."""
 
     title: str
     unit: str
     key: str
-    faint: tuple[str, str] | None = None
-    """A second one, drawn thin, and its name; among many runs it is left out."""
+    thin: tuple[str, str] | None = None
+    """A second metric, drawn thin, and its name in the title; left out of families."""
     log: bool = False
+    """A log axis if the values spread."""
     share: bool = False
-    """Values between 0 and 1, of which a linear axis shows the whole range."""
+    """Values between 0 and 1: a linear axis shows the whole range."""
 
 
 PANELS = (
-    Panel("Gradient norm, before clipping", "L2 norm", GRADIENT, log=True),
+    Panel("Gradient norm, before clipping", "L2 norm", "grad_norm/total", log=True),
     Panel("Residual before the last norm", "L2 norm, mean over tokens", "hidden_norm/pre_final/mean"),
     Panel("Hidden state after the last norm", "L2 norm, mean over tokens", "hidden_norm/final/mean"),
     Panel("Output embeddings", "L2 norm, mean over rows", "embedding_norm/mean", ("embedding_norm/max", "max")),
@@ -62,7 +64,7 @@ PANELS = (
     Panel("TFSD weight c", "mean over tokens", "tfsd/weight_mean", ("tfsd/weight_p10", "p10"), log=True, share=True),
 )
 _VALIDATION_PANEL = Panel("Validation NLL", "nats per token", VALIDATION)
-"""Of many runs, whose markers would hide the lines of training."""
+"""For families: markers of many runs would hide the training curves."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,82 +84,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with style.look():
         style.save_figure(draw_curves(runs, span=options.smooth, axis=options.x), path)
     print(f"{path}: {', '.join(runs) if len(runs) <= MOST_ALONE else f'{len(runs)} runs'}")
+    for label, run in runs.items():
+        for line in skipped_lines(run.metrics, run.metrics.index):
+            print(f"{label}: {line}")
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What every panel of one figure shares."""
+    """What all panels of a figure share."""
 
     runs: dict[str, Run]
     styles: dict[str, ArmStyle]
-    """Of each run."""
-    crowd: Crowd | None
-    """How the runs are drawn if there are many."""
+    """By the label of the run."""
+    palette: Palette | None
+    """Of families; None if the runs are drawn individually."""
     span: int
     limits: tuple[float, float]
-    """Of the axes for the loss."""
+    """Of the loss axes."""
     axis: str
     """Unit of the horizontal axis: "tokens" or "steps"."""
 
+    @property
+    def mark(self) -> float:
+        """Size of the triangles in points."""
+        return 4 if self.palette else 7
+
     def x(self, run: Run, steps: npt.NDArray[Any]) -> Floats:
-        """Positions of ``steps`` on the horizontal axis; a step without a row lies between its neighbours."""
+        """Positions of ``steps`` on the horizontal axis, interpolated for a step without a row."""
         if self.axis == "steps":
             return steps.astype(np.float64)
         known = run.metrics.index.to_numpy(dtype=np.float64)
         return np.interp(steps.astype(np.float64), known, run.metrics["tokens"].to_numpy())
 
-    @property
-    def mark(self) -> float:
-        """Size of the triangles, points."""
-        return 4 if self.crowd else 7
-
-    def keys(self, panel: Panel) -> list[str]:
-        """What is drawn in a panel."""
-        return [panel.key, *([panel.faint[0]] if panel.faint and not self.crowd else [])]
-
     def values(self, run: Run, key: str) -> tuple[Floats, Floats]:
-        """Horizontal positions and values of all that ``run`` has written for ``key``."""
+        """Horizontal positions and values of everything that ``run`` has logged for ``key``."""
         series = run.series(key)
         return self.x(run, series.index.to_numpy()), series.to_numpy()
 
 
 def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None = None) -> Figure:
-    """The figure for the labelled ``runs``; ``span`` in steps, ``axis`` "tokens" or "steps" (None: chosen by the data).
+    """The figure for the labelled ``runs``; ``span`` in steps, ``axis`` "tokens" or "steps" (None: chosen from the data).
 
-    Raises :class:`InputError` if no run has a training NLL, or tokens are asked for and not recorded.
+    Raises :class:`InputError` if no run has a training NLL, or if tokens are requested and not logged.
     """
     from matplotlib.figure import Figure
 
     if all(run.series(TRAINING).empty for run in runs.values()):
         raise InputError(f"none of the runs has {TRAINING} in its metrics; name runs that train_lm.py has written")
     span = span or max(5, max(len(run.metrics) for run in runs.values()) // 60)
-    drawing = _drawing(runs, span, _choose_axis(runs, axis))
-    panels = [*([_VALIDATION_PANEL] if drawing.crowd else []), *PANELS]
+    palette = Palette.of(runs, TRAINING) if len(runs) > MOST_ALONE else None
+    if palette:
+        styles = {label: palette.styles[family.label] for family in palette.families for label in family.members}
+    else:
+        styles = style.arm_styles(list(runs))
+    drawing = _Drawing(runs, styles, palette, span, nll_limits(runs), _choose_axis(runs, axis))
+    panels = [*([_VALIDATION_PANEL] if palette else []), *PANELS]
     panels = [panel for panel in panels if any(not run.series(panel.key).empty for run in runs.values())]
-    rows = math.ceil((len(panels) + 2) / _COLUMNS)  # the loss takes two cells
+    rows = math.ceil((len(panels) + 2) / _COLUMNS)  # the training loss takes two cells
     figure = Figure(figsize=(10.5, 1.5 + 2.6 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, _COLUMNS, height_ratios=[1.35] + [1.0] * (rows - 1))
     top = figure.add_subplot(grid[0, :2])
     _draw_nll(top, drawing)
     for cell, panel in enumerate(panels, start=2):
-        axes = figure.add_subplot(grid[cell // _COLUMNS, cell % _COLUMNS], sharex=top)
-        _draw_panel(axes, panel, drawing)
+        _draw_panel(figure.add_subplot(grid[cell // _COLUMNS, cell % _COLUMNS], sharex=top), panel, drawing)
     for axes in figure.axes:
         _finish(axes, drawing.axis)
-    if drawing.crowd:
-        drawing.crowd.draw_bar(figure)
-    title = wrapped(drawing.crowd.title) if drawing.crowd else None
-    handles = _legend(drawing)
-    style.legend_outside(figure, handles, [str(handle.get_label()) for handle in handles], title=title)
-    figure.supxlabel(_footnote(drawing), fontsize=7.5, color="#444444", x=0.01, ha="left")
+    if palette and palette.bar:
+        palette.bar.draw(figure)
+    style.legend_outside(figure, _legend(drawing), title=textwrap.fill(palette.title, 150) if palette else None)
+    raw, strong = ("", "Lines") if palette else ("Faint: every step. ", "Strong")
+    footnote = (
+        f"{raw}{strong}: debiased exponential average, span {span} steps "
+        f"(log axes: running median of {span}). Events were found on unsmoothed values."
+    )
+    figure.supxlabel(footnote, fontsize=7.5, color=style.GREY, x=0.01, ha="left")
     return figure
-
-
-def _drawing(runs: dict[str, Run], span: int, axis: str) -> _Drawing:
-    if len(runs) <= MOST_ALONE:
-        return _Drawing(runs, style.arm_styles(list(runs)), None, span, nll_limits(runs), axis)
-    crowd = Crowd.of(runs, TRAINING)
-    return _Drawing(runs, {label: crowd.style_of(label) for label in runs}, crowd, span, nll_limits(runs), axis)
 
 
 def _choose_axis(runs: dict[str, Run], axis: str | None) -> str:
@@ -171,52 +172,43 @@ def _choose_axis(runs: dict[str, Run], axis: str | None) -> str:
 
 
 def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
-    axes.set_title("Training NLL" if drawing.crowd else "Training NLL (lines) and validation NLL (markers)")
+    axes.set_title("Training NLL" if drawing.palette else "Training NLL (lines) and validation NLL (markers)")
     axes.set_ylabel("nats per token")
     axes.set_ylim(drawing.limits)
-    high = drawing.limits[1]
     above: list[float] = []
     _draw_lines(axes, TRAINING, drawing)
     for index, (label, run) in enumerate(drawing.runs.items()):
         arm = drawing.styles[label]
         _mark_spikes(axes, run, TRAINING, arm, drawing)
-        above += _mark_excursions(axes, *drawing.values(run, TRAINING), high, arm, drawing.mark)
-        if not drawing.crowd:
+        above += _mark_excursions(axes, *drawing.values(run, TRAINING), arm, drawing)
+        if not drawing.palette:
             x, y = drawing.values(run, VALIDATION)
-            _draw_markers(axes, x, y, arm, size=max(8.5 - 1.8 * index, 4.0))  # a later arm hides no earlier one
-            above += _mark_excursions(axes, x, y, high, arm, drawing.mark)
+            size = max(8.5 - 1.8 * index, 4.0)  # a later run hides no earlier one
+            look = {"marker": arm.marker, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.7}
+            style.draw_values(axes, x, y, arm, linestyle="", zorder=4, **look)
+            above += _mark_excursions(axes, x, y, arm, drawing)
     if above:
         style.note(axes, f"axis cropped: values reach {max(above):.4g} (in the first steps, and where ▲ marks it)")
 
 
 def _draw_lines(axes: Axes, key: str, drawing: _Drawing, width: float = 1.7) -> None:
     """The curves of all runs for one metric."""
-    if drawing.crowd:
-        span = 1 if key == VALIDATION else drawing.span  # a validation is an average already
-        for family in drawing.crowd.families:
-            curves = [drawing.values(drawing.runs[label], key) for label in family.members]
-            if curves := [curve for curve in curves if len(curve[0])]:
-                draw_family(axes, curves, drawing.crowd.styles[family.label], span)
+    if not drawing.palette:
+        for label, run in drawing.runs.items():
+            style.draw_series(axes, *drawing.values(run, key), drawing.styles[label], drawing.span, width=width)
         return
-    for label, run in drawing.runs.items():
-        style.draw_series(axes, *drawing.values(run, key), drawing.styles[label], drawing.span, width=width)
-
-
-def _draw_markers(axes: Axes, x: Floats, y: Floats, arm: ArmStyle, size: float) -> None:
-    shown = np.where(np.isfinite(y), y, np.nan)
-    kept = envelope(shown)
-    axes.plot(
-        x[kept], shown[kept], color=arm.colour, linestyle="", marker=arm.marker, markersize=size,
-        markeredgecolor="white", markeredgewidth=0.7, zorder=4,
-    )  # fmt: skip
-    style.mark_non_finite(axes, x[~np.isfinite(y)], arm)
+    span = 1 if key == VALIDATION else drawing.span  # a validation NLL is an average already
+    for family in drawing.palette.families:
+        curves = [drawing.values(drawing.runs[label], key) for label in family.members]
+        if curves := [curve for curve in curves if len(curve[0])]:
+            draw_family(axes, curves, drawing.palette.styles[family.label], span)
 
 
 def nll_limits(runs: dict[str, Run]) -> tuple[float, float]:
-    """Limits of the loss axis: what lies between the lowest value and the highest after the first tenth of training.
+    """Limits of the loss axis: from the lowest value to the highest one after the first tenth of training.
 
-    The top is at most three times as far from the bottom as the 95th percentile of those values, so that a divergence
-    or a high spike does not flatten everything else; what lies above is marked on the edge.
+    The upper limit is at most three times as far above the lower one as the 95th percentile, so that a divergence or a high
+    spike does not flatten everything else.
     """
     late, lowest = [], []
     for run in runs.values():
@@ -235,43 +227,39 @@ def nll_limits(runs: dict[str, Run]) -> tuple[float, float]:
 
 
 def _mark_spikes(axes: Axes, run: Run, signal: str, arm: ArmStyle, drawing: _Drawing) -> None:
-    """An open triangle at the peak of each spike event that lies inside the axes."""
-    peaks = np.array(
-        [spike["peak_step"] for spike in run.spikes(signal) if spike.get("peak_step") in run.metrics.index]
-    )
-    if peaks.size and signal in run.metrics:
-        y = run.metrics.loc[peaks, signal].to_numpy()
-        axes.plot(
-            drawing.x(run, peaks), y, linestyle="", marker="v", markersize=drawing.mark, markerfacecolor="none",
-            markeredgecolor=arm.colour, markeredgewidth=1.5 * drawing.mark / 7, zorder=5,
-        )  # fmt: skip
+    peaks = [spike["peak_step"] for spike in run.spikes(signal) if spike.get("peak_step") in run.metrics.index]
+    if peaks and signal in run.metrics:
+        x, y = drawing.x(run, np.array(peaks)), run.metrics.loc[peaks, signal].to_numpy()
+        style.mark_peaks(axes, x, y, arm.colour, drawing.mark, edge=1.5 * drawing.mark / 7)
 
 
-def _mark_excursions(axes: Axes, x: Floats, y: Floats, high: float, arm: ArmStyle, size: float) -> list[float]:
+def _mark_excursions(axes: Axes, x: Floats, y: Floats, arm: ArmStyle, drawing: _Drawing) -> list[float]:
     """Mark each stretch above the axis with a filled triangle on the edge; returns the highest value of each.
 
-    The descent from the start is no surprise and gets no triangle; it is told in the panel's note. Stretches closer
-    than 1% of the run are one, so that a diverged arm gets a row of triangles and not a bar.
+    The initial descent gets no triangle. Stretches closer than 1% of the run count as one, so that a diverged run gets a row
+    of triangles instead of a bar.
     """
-    above = np.flatnonzero(np.isfinite(y) & (y > high))
+    above = np.flatnonzero(np.isfinite(y) & (y > drawing.limits[1]))
     if not above.size:
         return []
     stretches = np.split(above, np.flatnonzero(np.diff(above) > len(y) // 100 + 1) + 1)
     for stretch in stretches:
         if x[stretch[-1]] > _OPENING * x[-1]:
-            peak = stretch[np.argmax(y[stretch])]
             axes.plot(
-                x[peak], 0.985, transform=axes.get_xaxis_transform(), marker="^", markersize=size, color=arm.colour,
-                clip_on=False, zorder=5,
+                x[stretch[np.argmax(y[stretch])]], 0.985, transform=axes.get_xaxis_transform(), marker="^",
+                markersize=drawing.mark, color=arm.colour, clip_on=False, zorder=5,
             )  # fmt: skip
     return [float(y[stretch].max()) for stretch in stretches]
 
 
 def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
-    keys = drawing.keys(panel)
-    axes.set_title(f"{panel.title} (thin: {panel.faint[1]})" if panel.faint and len(keys) > 1 else panel.title)
+    keys, title = [panel.key], panel.title
+    if panel.thin and not drawing.palette:
+        keys, title = [panel.key, panel.thin[0]], f"{title} (thin: {panel.thin[1]})"
+    axes.set_title(title)
     axes.set_ylabel(panel.unit)
-    log = _needs_log(panel, keys, drawing.runs)
+    values = np.concatenate([run.series(key).to_numpy() for run in drawing.runs.values() for key in keys])
+    log = _needs_log(panel, values)
     if log:
         axes.set_yscale("log")
     elif panel.key == VALIDATION:
@@ -282,26 +270,20 @@ def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
         _draw_lines(axes, key, drawing, width)
     for label, run in drawing.runs.items():
         _mark_spikes(axes, run, panel.key, drawing.styles[label], drawing)
-    hidden = sum(int((run.series(key) <= 0).sum()) for run in drawing.runs.values() for key in keys) if log else 0
-    if hidden:
+    if log and (hidden := int((values <= 0).sum())):
         style.note(axes, f"{hidden} values of 0 have no place on a log axis")
 
 
-def _needs_log(panel: Panel, keys: list[str], runs: dict[str, Run]) -> bool:
+def _needs_log(panel: Panel, values: Floats) -> bool:
     """Whether the values spread too far for a linear axis.
 
-    A log axis without a decade to show has unreadable ticks, so that even a panel meant for one needs a spread of 5. A
-    norm gets one when it has grown so much in one arm that the other arms would be drawn as zero.
+    A log axis that spans little has unreadable ticks, so even a panel meant for one needs a spread. A norm gets one if it has
+    grown so much in one run that the other runs would be drawn as zero.
     """
-    if not panel.log and "norm" not in panel.key:
-        return False
-    values = np.concatenate([run.series(key).to_numpy() for run in runs.values() for key in keys])
     positive = values[np.isfinite(values) & (values > 0)]
-    if not positive.size:
+    if not positive.size or not (panel.log or "norm" in panel.key):
         return False
-    if panel.log:
-        return bool(positive.max() > 5 * positive.min())
-    return bool(positive.max() > 30 * np.median(positive))
+    return bool(positive.max() > (style.SPREAD * positive.min() if panel.log else 30 * np.median(positive)))
 
 
 def _finish(axes: Axes, axis: str) -> None:
@@ -318,30 +300,19 @@ def _finish(axes: Axes, axis: str) -> None:
 def _legend(drawing: _Drawing) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    entries = drawing.crowd.entries if drawing.crowd else [(arm, label) for label, arm in drawing.styles.items()]
+    palette = drawing.palette
+    entries = palette.entries if palette else [(arm, label) for label, arm in drawing.styles.items()]
+    look: dict[str, Any] = {"linewidth": 1.8, "markersize": 5}
     handles = [
-        Line2D(
-            [], [], color=arm.colour, linestyle=arm.line, linewidth=1.8, marker="" if drawing.crowd else arm.marker,
-            markersize=5, label=label,
-        )
+        Line2D([], [], color=arm.colour, linestyle=arm.line, marker="" if palette else arm.marker, label=label, **look)
         for arm, label in entries
-    ]  # fmt: skip
-    grey: dict[str, Any] = {"color": "#444444", "linestyle": ""}
+    ]
     signals = (TRAINING, *(panel.key for panel in PANELS))
-    if any(run.spikes(signal) for run in drawing.runs.values() for signal in signals):
-        handles.append(
-            Line2D([], [], marker="v", markerfacecolor="none", markersize=drawing.mark, label="spike (event)", **grey)
-        )
-    if any(run.non_finite for run in drawing.runs.values()):
-        handles.append(Line2D([], [], marker="x", markersize=6, label="NaN or infinite", **grey))
-    return handles
-
-
-def _footnote(drawing: _Drawing) -> str:
-    raw, strong = ("", "Lines") if drawing.crowd else ("Faint: every step. ", "Strong")
-    return (
-        f"{raw}{strong}: debiased exponential average, span {drawing.span} steps "
-        f"(log axes: running median of {drawing.span}). Events were found on unsmoothed values."
+    spikes = any(run.spikes(signal) for run in drawing.runs.values() for signal in signals)
+    return handles + style.mark_handles(
+        peaks="spike (event)" if spikes else None,
+        non_finite=any(run.non_finite for run in drawing.runs.values()),
+        size=drawing.mark,
     )
 
 

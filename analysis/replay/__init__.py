@@ -1,1 +1,1 @@
-"""Taking a step of a run again, and saying what happened there."""
+"""Replaying a step of a run and explaining what happened there."""

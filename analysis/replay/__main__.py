@@ -1,11 +1,11 @@
-"""Take one step of a run again, from the checkpoint before it, and say what happened there.
+"""Replay one step of a run from the checkpoint before it, and explain what happened there.
 
     python -m analysis.replay RUN --step N --out DIR [--counterfactual skip|clip=X|lr=X|objective=KIND ...] [--window W]
 
-Replays the steps from the nearest earlier checkpoint (or from the start) to N and compares every metric with the run's log: to
-the bit on the device and with the number of threads and processes of the run, else within a tolerance that is stated. Then
-explains step N: DIR/page.html, figure.png, explanation.json, tokens.parquet, and a summary on the terminal. With
---counterfactual, W more steps are taken with one thing changed: DIR/counterfactuals.png and .json.
+Replays the steps from the last earlier checkpoint (or from the start) to N and compares every metric with the run's log: to the
+bit on the device and with the number of threads and processes of the run, otherwise within a stated tolerance. Then explains
+step N: DIR/page.html, figure.png, explanation.json, tokens.parquet, and a summary on the terminal. With --counterfactual, W
+more steps are taken with one thing changed: DIR/counterfactuals.png and .json.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from .explain import explain
-from .retake import environment_of, open_replay
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train_lm.py does
 
@@ -33,17 +30,12 @@ from common.errors import InputError
 from common.files import write_atomically, write_json, write_text
 from common.imports import importing
 from ranks.launch_variables import check_launch_variables
-from record.finished import Run as LoggedRun
 from record.finished import load_run
 
 from .explanation import Explanation, TokenTable
-from .figure import draw_explanation
-from .figure_counterfactual import draw_counterfactual
+from .figure import draw_counterfactuals, draw_explanation
 from .page import page
 from .words import difference, summary_lines
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,56 +55,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=50, help="steps of a counterfactual (default 50)")
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # the summary quotes any text there is
+        sys.stdout.reconfigure(errors="replace")  # the summary quotes the corpus, which may hold any text
     for name in ("sequences", "window"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} is {getattr(options, name)}; give a whole number from 1")
     check_launch_variables()
     logged, out = load_run(options.run), Path(options.out)
-    _check(logged, options.step)
+    if options.step not in logged.metrics.index:
+        first, last = logged.metrics.index[[0, -1]]
+        raise InputError(f"--step {options.step}: the run {logged.path} has logged steps {first} to {last}")
     with importing():  # torch
-        from .counterfactual import changed_config, take_both
+        from .explain import explain
+        from .rerun import changed_config, counterfactual, environment_of, open_replay
+    environment_of(logged)
     changes = {change: changed_config(logged, options.step, change) for change in options.counterfactual}
     run = open_replay(logged, options.step)
     explanation, tokens, before = explain(run, logged, options.step, options.sequences, keep_state=bool(changes))
     _write(explanation, tokens, out)
     if changes:
-        found = [take_both(run, logged, before, change, config, options.window) for change, config in changes.items()]
+        found = [counterfactual(run, logged, before, *change, options.window) for change in changes.items()]
         write_json(out / "counterfactuals.json", [asdict(c) for c in found])
         with style.look():
-            style.save_figure(draw_counterfactual(found), out / "counterfactuals.png")
+            style.save_figure(draw_counterfactuals(found), out / "counterfactuals.png")
         for c in found:
             print(difference(c))
     print(f"{out / 'page.html'}")
 
 
-def _check(logged: LoggedRun, step: int) -> None:
-    first, last = int(logged.metrics.index[0]), int(logged.metrics.index[-1])
-    if step not in logged.metrics.index:
-        raise InputError(f"--step {step}: the run {logged.path} has logged steps {first} to {last}")
-    environment_of(logged)
-
-
 def _write(explanation: Explanation, tokens: TokenTable, out: Path) -> None:
-    """Everything of the explanation, into ``out``; the summary on the terminal."""
+    """Write the explanation into ``out`` and print its summary."""
     with style.look():
-        figure = draw_explanation(explanation, tokens)
-        style.save_figure(figure, out / "figure.png")
+        style.save_figure(draw_explanation(explanation, tokens), out / "figure.png")
     write_json(out / "explanation.json", {"reproduced": explanation.reproduced, **asdict(explanation)})
-    table = _token_frame(tokens)
-    write_atomically(out / "tokens.parquet", lambda file: table.to_parquet(file, index=False))
-    commands = [shlex.join(["python", "-m", "analysis.replay", *sys.argv[1:]])]
-    write_text(out / "page.html", page(explanation, (out / "figure.png").read_bytes(), commands))
-    print("\n".join(summary_lines(explanation)))
-
-
-def _token_frame(tokens: TokenTable) -> pd.DataFrame:
     sequence_BT, position_BT = np.indices(tokens.token_id_BT.shape)
     columns: dict[str, Any] = {"sequence": sequence_BT, "position": position_BT, "token_id": tokens.token_id_BT}
     columns |= {"nll": tokens.nll_BT, "objective": tokens.objective_BT}
     if tokens.weight_BT is not None:
         columns["weight"] = tokens.weight_BT
-    return pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+    table = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+    write_atomically(out / "tokens.parquet", lambda file: table.to_parquet(file, index=False))
+    commands = [shlex.join(["python", "-m", "analysis.replay", *sys.argv[1:]])]
+    write_text(out / "page.html", page(explanation, (out / "figure.png").read_bytes(), commands))
+    print("\n".join(summary_lines(explanation)))
 
 
 if __name__ == "__main__":

@@ -1,73 +1,69 @@
-"""Taking one step apart."""
+"""Replaying a run up to a step, and explaining that step."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from record.finished import Run as LoggedRun
+from stability.stress.base import describe_stresses
+from training.run import Run
+from training.step import step_batch
 
-from .explanation import Explanation, Group, MetricCheck, TokenTable
-from .retake import agrees, compare, replay, tolerance_for
-
-if TYPE_CHECKING:
-    from training.run import Run
-
+from .explanation import Explanation, Group, Layer, MetricCheck, TokenTable
+from .measure import describe_sequences, layer_norms, moved_embeddings, sequence_gradients
+from .rerun import agrees, disagreements, replay_to, snapshot, tolerance_for
 
 USUAL = 64
-"""So many rows before the step say what is usual."""
+"""Logged steps before the step that define what is usual."""
 AROUND = 60
-"""Rows shown on either side of the step."""
+"""Logged steps shown on either side of the step."""
+HISTORY = ("step", "loss/nll", "grad_norm/total")
 
 
 def explain(
     run: Run, logged: LoggedRun, step: int, detailed: int, keep_state: bool
 ) -> tuple[Explanation, TokenTable, dict[str, Any]]:
-    """Replay to ``step`` and take it apart. Also returns, if asked for, the state before it (see counterfactual.py)."""
-    import torch
-
-    from stability.stress.base import describe_stresses
-    from training.step import step_batch
-
-    from . import anatomy
-    from .counterfactual import snapshot
-
-    begun, (tolerance, reason) = run.step, tolerance_for(run, logged)
-    rows = list(replay(run, step - 1))
-    before = snapshot(run, begun) if keep_state else {}
-    model, tokenizer = run.bare_model(), run.store.load_tokenizer()
+    """Replay to ``step`` and explain it; also returns the state before the step if it is to be kept."""
+    start, (tolerance, reason) = run.step, tolerance_for(run, logged)
+    rows = list(replay_to(run, step - 1))
+    before = snapshot(run, start) if keep_state else {}
+    model, tokenizer, batch = run.bare_model(), run.store.load_tokenizer(), run.batch_number(step)
     x_BT, y_BT = (ids.to(run.accelerator.device) for ids in step_batch(run, step))
-    found = anatomy.sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT)
-    indices = run.batches.sequences(run.batch_number(step)).tolist()
-    sequences = anatomy.describe_sequences(model, tokenizer, found, x_BT, indices, detailed)
-    nll_before, norms_before = anatomy.layer_norms(model, x_BT, y_BT)
+    model.eval()
+    gradients, tokens = sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT)
+    indices = run.batches.sequences(batch).tolist()
+    sequences = describe_sequences(model, tokenizer, gradients, tokens, x_BT, indices, detailed)
+    nll_before, norms_before = layer_norms(model, x_BT, y_BT)
     embedding_VD = model.get_input_embeddings().weight
     old_VD = embedding_VD.detach().clone()
 
-    rows += replay(run, step)
-    row = rows[-1]
-    nll_after, norms_after = anatomy.layer_norms(model, x_BT, y_BT)
-    with torch.no_grad():
-        embeddings = anatomy.moved_embeddings(tokenizer, old_VD, embedding_VD, x_BT, y_BT, count=12)
+    model.train()
+    rows += replay_to(run, step)
+    model.eval()
+    nll_after, norms_after = layer_norms(model, x_BT, y_BT)
+    model.train()
     usual = logged.metrics.loc[: step - 1].tail(USUAL)
-    metrics = {name: _check_metric(name, value, logged, usual, step, tolerance) for name, value in row.items()}
-    scales = [value for name, value in row.items() if name.startswith("intervention/") and name.endswith("/scale")]
+    metrics = {name: _check(name, value, logged, usual, step, tolerance) for name, value in rows[-1].items()}
+    scales = [v for name, v in rows[-1].items() if name.startswith("intervention/") and name.endswith("/scale")]
+    spikes = [e for e in logged.events if e["event"] == "spike" and e["start_step"] <= step <= e["end_step"]]
+    around = logged.metrics.loc[step - AROUND : step + AROUND].index
     explanation = Explanation(
         run=logged.name,
         run_directory=str(logged.path),
         step=step,
-        checkpoint=begun,
-        batch=run.batch_number(step),
+        checkpoint=start,
+        batch=batch,
         device=str(run.accelerator.device),
         tolerance=tolerance,
         tolerance_reason=reason,
-        disagreements=[name for replayed in rows for name in compare(logged, replayed, tolerance)],
+        disagreements=[name for replayed in rows for name in disagreements(logged, replayed, tolerance)],
         steps_compared=sum(replayed["step"] in logged.metrics.index for replayed in rows),
-        stress=describe_stresses(run.stresses, step, run.batch_number(step)),
-        spike=_spike_of(logged, step),
+        stress=describe_stresses(run.stresses, step, batch),
+        spike=max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"] or 0.0), default=None),
         usual_window=(int(usual.index[0]), int(usual.index[-1])) if len(usual) else (0, 0),
         metrics=metrics,
         clipped_by=math.prod(scales) if scales else None,
@@ -75,16 +71,14 @@ def explain(
         nll_after=nll_after,
         sequences=sequences,
         groups=[_group(name, metrics) for name in run.telemetry.group_norms.names if f"grad_norm/{name}" in metrics],
-        embeddings=embeddings,
-        layers=anatomy.layers(norms_before, norms_after),
-        history=_history(logged, step),
+        embeddings=moved_embeddings(tokenizer, old_VD, embedding_VD, x_BT, y_BT, count=12),
+        layers=[Layer(name, *norms_before[name], *norms_after[name]) for name in norms_before],
+        history={name: [logged.value(name, s) for s in around] for name in HISTORY},
     )
-    return explanation, found.tokens, before
+    return explanation, tokens, before
 
 
-def _check_metric(
-    name: str, value: float, logged: LoggedRun, usual: pd.DataFrame, step: int, tolerance: float
-) -> MetricCheck:
+def _check(name: str, value: float, logged: LoggedRun, usual: pd.DataFrame, step: int, tolerance: float) -> MetricCheck:
     then = logged.value(name, step)
     values = usual[name].dropna().to_numpy() if name in usual else np.empty(0)
     values = values[np.isfinite(values)]
@@ -102,16 +96,3 @@ def _check_metric(
 def _group(name: str, metrics: dict[str, MetricCheck]) -> Group:
     gradient, update, norm = (metrics[f"{kind}/{name}"] for kind in ("grad_norm", "update_rms", "param_norm"))
     return Group(name, gradient.replayed, gradient.usual, update.replayed, update.usual, norm.replayed)
-
-
-def _spike_of(logged: LoggedRun, step: int) -> dict[str, Any] | None:
-    spikes = [e for e in logged.events if e["event"] == "spike" and e["start_step"] <= step <= e["end_step"]]
-    return max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"] or 0.0)) if spikes else None
-
-
-def _history(logged: LoggedRun, step: int) -> dict[str, list[float | None]]:
-    rows = logged.metrics.loc[step - AROUND : step + AROUND]
-    history: dict[str, list[float | None]] = {"step": [float(s) for s in rows.index]}
-    for name in ("loss/nll", "grad_norm/total"):
-        history[name] = [logged.value(name, s) for s in rows.index]
-    return history

@@ -1,4 +1,4 @@
-"""One look for all figures: colours, lines, smoothing, marks for what a line cannot show, and saving."""
+"""The style that all figures share: colours, smoothing, curves with marks for what they cannot show, and saving."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from common.files import write_atomically
 from stability.detect.baseline import median
 
 from .text import clip, visible
-from .thinning import MAX_POINTS, crosses, envelope
+from .thinning import MAX_POINTS, envelope, thin_marks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,23 +53,27 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "stability-testbed",  # the same input gives the same file
 }
 DPI = 180
-PALEST = 0.9
-"""The part of viridis that is drawn with: its last colours are too pale on white."""
+GREY = "#444444"
+"""Notes, reference lines, and legend entries that belong to no arm."""
+CROSSES = "crosses: NaN or infinite"
 LINE_STYLES = len(_LINES)
+SPREAD = 5.0
+"""Ratio of the largest to the smallest value above which an axis or a colour scale is logarithmic."""
+_PALEST = 0.9
+"""End of the part of viridis that is used: its last colours are too pale on white."""
 _CHARACTER = 0.62
-"""Width of a character on the average, of the size of the font; most are narrower."""
+"""Average width of a character relative to the font size, rounded up."""
 _HANDLE = 6
-"""Characters that would have the place of a legend's line and the gaps about it."""
-_MEDIAN_SHARE = 20
-"""Of a long series the running median is taken so many times in its span: between two such places it hardly moves."""
-
-_NEAR = 300
-"""Ends of a log axis whose quotient is below this have ticks at 2 and 5, too: else there would be one or two in all."""
+"""Width of a legend's line sample and its margins, in characters."""
+_MEDIANS_PER_SPAN = 20
+"""How often the running median of a long series is computed within its span; in between it hardly moves."""
+_FEW_DECADES = 300
+"""A log axis that spans a smaller ratio also has ticks at 2 and 5: otherwise it would have one or two in all."""
 
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """How one arm is drawn; ``line`` and ``marker`` tell arms apart without colour."""
+    """How one arm is drawn; ``line`` and ``marker`` distinguish arms without colour."""
 
     colour: str
     line: Any
@@ -76,26 +81,25 @@ class ArmStyle:
 
 
 def arm_styles(labels: Sequence[str]) -> dict[str, ArmStyle]:
-    """A style for each arm, by its place in ``labels``: the same list gives the same look in every figure.
+    """A style for each arm, by its position in ``labels``: the same list gives the same styles in every figure.
 
-    No two have the same colour. Of many, neighbours in the list have similar ones.
+    All colours are distinct; with many arms, neighbours in the list have similar ones.
     """
-    places = range(len(labels))
-    colours = _COLOURS if len(labels) <= len(_COLOURS) else [spectrum(i / (len(labels) - 1)) for i in places]
+    last = len(labels) - 1
+    many = len(labels) > len(_COLOURS)
     return {
-        label: ArmStyle(colours[i], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)])
-        for i, label in zip(places, labels, strict=True)
+        label: ArmStyle(
+            _from_map("turbo", 0.04 + 0.92 * (i / last)) if many else _COLOURS[i],
+            _LINES[i % len(_LINES)],
+            _MARKERS[i % len(_MARKERS)],
+        )
+        for i, label in enumerate(labels)
     }
 
 
-def spectrum(share: float) -> str:
-    """The colour at a place from 0 to 1 of many kinds, which differ in hue."""
-    return _from_map("turbo", 0.04 + 0.92 * share)
-
-
-def shade(share: float) -> str:
-    """The colour at a place from 0 to 1 on a scale: the darker, the lower, and never too pale for a line."""
-    return _from_map("viridis", PALEST * share)
+def shade(place: float) -> str:
+    """The colour at ``place`` (0 to 1) on a sequential scale, from dark to light but never too pale for a line."""
+    return _from_map("viridis", _PALEST * place)
 
 
 def _from_map(name: str, place: float) -> str:
@@ -107,11 +111,8 @@ def _from_map(name: str, place: float) -> str:
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Draw inside this context: on matplotlib's own defaults, not on those of the user, who may have LaTeX set all text.
-
-    It also selects a backend that needs no display.
-    """
-    os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot be imported with one that it does not know
+    """Draw inside this context: with matplotlib's own defaults rather than the user's, and without a display."""
+    os.environ["MPLBACKEND"] = "agg"  # importing matplotlib fails if this names an unknown backend
     import matplotlib as mpl
     import matplotlib.style
 
@@ -121,7 +122,7 @@ def look() -> Iterator[None]:
 
 
 def check_figure_path(path: str | Path) -> Path:
-    """The path of a figure. Raises :class:`InputError` unless it ends in .png or .svg; call before the work starts."""
+    """Check the path of a figure before any work is done. Raises :class:`InputError` unless it ends in .png or .svg."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{path} has the suffix {path.suffix!r}; a figure is written as .png or .svg")
@@ -129,7 +130,7 @@ def check_figure_path(path: str | Path) -> Path:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure as .png or .svg by suffix, complete or not at all; parent folders are made."""
+    """Write the figure atomically as .png or .svg, by suffix; parent folders are created."""
     path = check_figure_path(path)
     kind = path.suffix.lower()[1:]
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
@@ -139,40 +140,51 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 def legend_outside(
     figure: Figure | SubFigure,
     handles: Sequence[Any],
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     *,
     loc: Any = "outside upper center",
     most: int = 5,
     fontsize: float = 9,
     **more: Any,
 ) -> Legend:
-    """A legend beside the panels of a figure with constrained layout: in as many columns as there is room for, ``most`` at most.
+    """A legend outside the panels of a figure with constrained layout, in at most ``most`` columns, as the width allows.
 
-    Labels that are longer than the figure is wide are cut, and the figure grows by what more than three rows take.
+    ``labels``: by default those of the handles. Labels longer than the figure is wide are cut, and the figure grows in height
+    where the legend has more than three rows.
     """
     room = int(72 * figure.bbox.width / figure.dpi / (_CHARACTER * fontsize))
+    labels = [str(handle.get_label()) for handle in handles] if labels is None else labels
     shown = [clip(visible(label), room - 2 * _HANDLE) for label in labels]
-    taken = np.array([len(label) + _HANDLE for label in shown])
-    fitting = [n for n in range(1, most + 1) if sum(max(part, default=0) for part in np.array_split(taken, n)) <= room]
+    widths = np.array([len(label) + _HANDLE for label in shown])
+    fitting = [n for n in range(1, most + 1) if sum(max(part, default=0) for part in np.array_split(widths, n)) <= room]
     columns = max(fitting, default=1)
-    whole = figure.get_figure(root=True)
-    whole.set_figheight(whole.get_figheight() + max(0, math.ceil(len(shown) / columns) - 3) * 1.5 * fontsize / 72)
+    root = figure.get_figure(root=True)
+    root.set_figheight(root.get_figheight() + max(0, math.ceil(len(shown) / columns) - 3) * 1.5 * fontsize / 72)
     return figure.legend(handles, shown, loc=loc, ncols=columns, fontsize=fontsize, **more)
+
+
+def mark_handles(*, peaks: str | None = None, non_finite: bool = False, size: float = 7) -> list[Line2D]:
+    """Legend entries for marks: the triangles at peaks, named ``peaks``, and the crosses at values that are not finite."""
+    from matplotlib.lines import Line2D
+
+    grey: dict[str, Any] = {"color": GREY, "markerfacecolor": "none", "linestyle": ""}
+    marks = [("v", peaks, size), ("x", "NaN or infinite" if non_finite else None, 6)]
+    return [Line2D([], [], marker=mark, label=label, markersize=s, **grey) for mark, label, s in marks if label]
 
 
 # ------------------------------------------------------------------------------------------------------------ smoothing
 
 
 def smoothed(values: Floats, span: int, *, log: bool) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Where a series is drawn smoothed, and the values there: a running median for a log axis, else the mean.
+    """Indices into a series and its smoothed values there: a running median for a log axis, otherwise a mean.
 
-    Of a long series the median is taken at some places.
+    The median of a long series is computed at some indices only.
     """
-    places = np.arange(len(values))
     if not log:
-        return places, smooth_mean(values, span)
-    places = places[:: max(1, min(len(values) // MAX_POINTS, span // _MEDIAN_SHARE))]
-    return places, smooth_median(values, span) if len(places) == len(values) else smooth_median_at(values, span, places)
+        return np.arange(len(values)), smooth_mean(values, span)
+    stride = max(1, min(len(values) // MAX_POINTS, span // _MEDIANS_PER_SPAN))
+    places = np.arange(0, len(values), stride)
+    return places, smooth_median(values, span) if stride == 1 else smooth_median_at(values, span, places)
 
 
 def smooth_mean(values: Floats, span: int) -> Floats:
@@ -180,33 +192,32 @@ def smooth_mean(values: Floats, span: int) -> Floats:
 
     The weights are those of TensorBoard's smoothing. NaN where the value itself is not finite. For drawing only.
     """
-    finite = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    finite = pd.Series(finite_or_nan(values))
     mean = finite.ewm(span=span, adjust=True, ignore_na=True).mean()
     return mean.where(finite.notna()).to_numpy()
 
 
 def smooth_median(values: Floats, span: int) -> Floats:
-    """Centred running median over ``span`` values, finite ones only; for quantities on a log axis. For drawing only."""
-    finite = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    """Centred running median over the finite ones of ``span`` values; for quantities on a log axis. For drawing only."""
+    finite = pd.Series(finite_or_nan(values))
     return finite.rolling(span, center=True, min_periods=1).median().where(finite.notna()).to_numpy()
 
 
 def smooth_median_at(values: Floats, span: int, places: npt.NDArray[np.int64]) -> Floats:
-    """What :func:`smooth_median` is at ``places``, for few of them in a long series: each costs a sort of ``span`` values."""
-    found = np.full(len(places), np.nan)
-    for index, place in enumerate(places):
-        # pandas puts the middle of an even window after its centre.
-        window = values[max(0, place - span // 2) : place + (span + 1) // 2]
-        if np.isfinite(values[place]):
-            found[index] = median(window[np.isfinite(window)])
-    return found
+    """:func:`smooth_median` at few ``places`` of a long series: each costs a sort of ``span`` values."""
+
+    def at(place: int) -> float:
+        window = values[max(0, place - span // 2) : place + (span + 1) // 2]  # as pandas places an even window
+        return median(window[np.isfinite(window)]) if np.isfinite(values[place]) else np.nan
+
+    return np.array([at(place) for place in places], dtype=np.float64)
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
 
 
 def draw_series(axes: Axes, x: Floats, y: Floats, style: ArmStyle, span: int, *, width: float = 1.7) -> None:
-    """The raw values thin and faint, and over them, in the same colour, the smoothed ones (a median on a log axis)."""
+    """A curve: its raw values thin and faint, its smoothed ones strong (a median on a log axis), crosses where not finite."""
     shown = showable(axes, y)
     places, strong = smoothed(shown, span, log=axes.get_yscale() == "log")
     raw, thin = envelope(shown), envelope(strong)
@@ -215,58 +226,77 @@ def draw_series(axes: Axes, x: Floats, y: Floats, style: ArmStyle, span: int, *,
     mark_non_finite(axes, x[~np.isfinite(y)], style)
 
 
+def draw_values(axes: Axes, x: Floats, y: Floats, style: ArmStyle, **look: Any) -> None:
+    """Values as they are, in the colour of ``style`` and otherwise as ``look`` says, with crosses where not finite."""
+    shown = showable(axes, y)
+    kept = envelope(shown)
+    axes.plot(x[kept], shown[kept], **{"color": style.colour, **look})
+    mark_non_finite(axes, x[~np.isfinite(y)], style)
+
+
+def finite_or_nan(values: Floats) -> Floats:
+    """The values with NaN for infinities."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def showable(axes: Axes, y: Floats) -> Floats:
-    """The values, NaN for those that have no place on the axis."""
-    on_axis = np.isfinite(y) & (y > 0) if axes.get_yscale() == "log" else np.isfinite(y)
-    return np.where(on_axis, y, np.nan)
+    """The values, NaN where the axis cannot show them: not finite, or not positive on a log axis."""
+    shown = finite_or_nan(y)
+    return np.where(shown > 0, shown, np.nan) if axes.get_yscale() == "log" else shown
 
 
 def mark_non_finite(axes: Axes, x: Floats, style: ArmStyle) -> None:
-    """A cross on the upper edge where a value is NaN or infinite: a line would only show a gap there."""
+    """Crosses on the upper edge where a value is NaN or infinite: a line would only show a gap there."""
     if x.size:
-        x = crosses(x)
+        x = thin_marks(x)
         axes.plot(
             x, np.full(len(x), 0.975), transform=axes.get_xaxis_transform(), linestyle="", marker="x", markersize=6,
             markeredgewidth=1.6, color=style.colour, clip_on=False, zorder=5,
         )  # fmt: skip
 
 
+def mark_peaks(axes: Axes, x: Any, y: Any, colour: str, size: float = 7, edge: float = 1.0) -> None:
+    """Open triangles at the peaks of spikes."""
+    axes.plot(
+        x, y, linestyle="", marker="v", markersize=size, markerfacecolor="none", markeredgecolor=colour,
+        markeredgewidth=edge, zorder=5,
+    )  # fmt: skip
+
+
 def note(axes: Axes, text: str) -> None:
-    """A small remark in the upper right of a panel, below the edge on which marks may sit."""
+    """A small remark in the upper right corner of a panel, below the marks on its edge."""
     axes.text(
-        0.99, 0.92, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5, color="#444444",
+        0.99, 0.92, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5, color=GREY,
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}, zorder=6,
     )  # fmt: skip
 
 
 def presence(values: Sequence[float | None]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """The values, NaN for None, and which of them are there at all."""
+    """The values with NaN for None, and which of them are not None."""
     there = np.array([value is not None for value in values], dtype=bool)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64), there
 
 
 def log_if_spread(axes: Axes, values: Floats) -> None:
-    """A log axis with ticks in plain numbers, if the positive values spread by more than a factor of 5."""
+    """Set a log axis with ticks in plain numbers if the positive values span more than a factor of ``SPREAD``."""
     positive = values[np.isfinite(values) & (values > 0)]
-    if not positive.size or positive.max() <= 5 * positive.min():
-        return
-    axes.set_yscale("log")
-    plain_log_ticks(axes.yaxis, (positive.min(), positive.max()))
+    if positive.size and positive.max() > SPREAD * positive.min():
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis, (positive.min(), positive.max()))
 
 
 def plain_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
-    """Ticks of a log axis in plain numbers, 0.5 and not 5 x 10^-1; between the powers of ten only if the ends of what is
-    shown are near."""
+    """Label a log axis in plain numbers, 0.5 instead of 5 x 10^-1; ``ends``: the smallest and the largest value shown."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    near = ends[1] < _NEAR * ends[0]
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,), numticks=8))
+    few = ends[1] < _FEW_DECADES * ends[0]
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def whole_ticks(axes: Axes) -> None:
-    """At most seven ticks on the horizontal axis, at whole numbers."""
+    """At most seven ticks on the horizontal axis, all at integers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

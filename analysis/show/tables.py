@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 WIDTH = 120
-"""Columns a printed table may take; a wider one is cut into blocks that repeat the first column."""
+"""Characters per line of a printed table; a wider one is cut into blocks that repeat the first column."""
 
 
 def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
-    """Right-aligned columns (the first left-aligned), in as many blocks one below the other as ``width`` asks for."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    """Right-aligned columns (the first left-aligned), in as many blocks, one below the other, as ``width`` requires."""
+    first, *widths = (max(map(len, column)) for column in zip(header, *rows, strict=True))
     blocks: list[list[int]] = [[]]
-    used = widths[0]
-    for column in range(1, len(header)):
-        if blocks[-1] and used + 2 + widths[column] > width:
+    used = first
+    for column, needed in enumerate(widths, start=1):
+        if blocks[-1] and used + 2 + needed > width:
             blocks.append([])
-            used = widths[0]
+            used = first
         blocks[-1].append(column)
-        used += 2 + widths[column]
-    return "\n\n".join(
-        "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in block)]).rstrip()
-            for row in (header, *rows)
-        )
-        for block in blocks
-    )
+        used += 2 + needed
+
+    def line(row: Sequence[str], block: list[int]) -> str:
+        return "  ".join([row[0].ljust(first), *(row[i].rjust(widths[i - 1]) for i in block)]).rstrip()
+
+    return "\n\n".join("\n".join(line(row, block) for row in (header, *rows)) for block in blocks)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,15 +1,18 @@
-"""Numbers and texts made visible and harmless."""
+"""Numbers and texts as they are printed: short, on one line, with nothing invisible in them."""
 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """The value to so many significant digits; "-" for None."""
+    """The value to ``digits`` significant digits; "-" for None."""
     if value is None:
         return "-"
     if math.isnan(value):
@@ -23,8 +26,30 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
 
 
+def first_of(items: Sequence[str], count: int) -> str:
+    """The first ``count`` items, and how many more there are."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more
+
+
+def skips(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of values by metric name, those that say whether an intervention skipped the update, by the intervention."""
+    matches = {name: re.fullmatch("intervention/(.+)/skipped", name) for name in metrics}
+    return {match[1]: metrics[name] for name, match in matches.items() if match}
+
+
+def skipped_lines(columns: Mapping[str, Any], steps: Any) -> list[str]:
+    """A line for each intervention that skipped updates: at how many steps, and at which. ``columns``: by metric name."""
+    skipped = {kind: list(map(str, steps[column > 0])) for kind, column in skips(columns).items()}
+    return [
+        f"updates skipped by {visible(kind)}: {len(at)}, at step {first_of(at, 5)}"
+        for kind, at in skipped.items()
+        if at
+    ]
+
+
 def percent(share: float | None) -> str:
-    """The share in percent; what is not zero is never written as 0%."""
+    """The share in percent; only zero is written as 0%."""
     if share is None or not math.isfinite(share):
         return number(share)
     if 0 < abs(share) < 0.01:
@@ -33,7 +58,7 @@ def percent(share: float | None) -> str:
 
 
 def change(before: float, after: float) -> str:
-    """The relative change in percent, with its sign; "-" where there is none to state."""
+    """The relative change in percent, with its sign; "-" if it is undefined."""
     if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
         return "-"
     return f"{100 * (after / before - 1):+.3g}%"
@@ -43,10 +68,10 @@ _SIGNS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
 
 
 def visible(text: str) -> str:
-    """The text on one line with nothing in it that acts unseen.
+    """The text on one line, with nothing in it that is invisible or controls a terminal.
 
-    Line ends, tabs and control characters become signs; direction controls, zero-width characters, lone surrogates,
-    unusual spaces and whatever else does not print become their code in angle brackets.
+    Line ends, tabs and control characters become symbols; direction controls, zero-width characters, lone surrogates,
+    unusual spaces and everything else that does not print become their code in angle brackets.
     """
     return text if text.isprintable() else "".join(map(_visible_character, text))
 
@@ -55,22 +80,22 @@ def _visible_character(character: str) -> str:
     if character.isprintable():
         return character
     if ord(character) < 0x20:
-        return _SIGNS.get(character, chr(0x2400 + ord(character)))  # the block of control pictures
+        return _SIGNS.get(character, chr(0x2400 + ord(character)))  # Unicode's control pictures
     return _SIGNS.get(character, f"⟨U+{ord(character):04X}⟩")
 
 
 def token_text(text: str) -> str:
-    """A token that stands alone: spaces are seen too, and one without any text has a sign."""
+    """A token shown by itself: spaces are visible too, and a token without text has a symbol."""
     return on_a_base(visible(text)).replace(" ", "␣") or "∅"
 
 
 def on_a_base(text: str) -> str:
-    """An accent that begins a text gets a circle to sit on, else it would land on what stands before."""
+    """The text with a circle under an accent that begins it, which would otherwise combine with the text before."""
     return "◌" + text if text and unicodedata.combining(text[0]) else text
 
 
 def clip(text: str, cells: int) -> str:
-    """At most so many terminal cells of ``text``, "…" at the end if something is cut; wide characters take two."""
+    """At most ``cells`` terminal cells of ``text``, with "…" at the end if it is cut; wide characters take two."""
     ends = list(accumulate(map(_cells, text)))
     if not ends or ends[-1] <= cells:
         return text

@@ -1,1 +1,1 @@
-"""Spikes in finished runs and in any log."""
+"""Spikes in finished runs and in other logs."""

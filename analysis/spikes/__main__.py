@@ -1,16 +1,16 @@
-"""Spikes and other events in finished runs, by any detector, with what came before them.
+"""Spikes and other events in finished runs, by any detector, with their precursors.
 
     python -m analysis.spikes RUN|metrics.jsonl... [--detector NAME|all] [--signal NAME ...] --out DIR
 
-RUN is a run directory; a bare file of rows, of any project, needs "step" and the signals. A step may have several rows, say one
-of training and one of evaluation. Prints a table, and writes DIR/events.json (a list of events) and DIR/spikes.png. Detectors
-see every value as it was written, in the order of the steps; nothing is smoothed before. As in
-the run itself, norms and sizes of updates of a run directory are seen from the end of its warm-up on; of a bare file no warm-up
-is known.
+RUN is a run directory. A file of rows, from any project, needs "step" and the signals; a step may have several rows, for
+example one of training and one of evaluation. Prints a table and writes DIR/events.json and DIR/spikes.png. Detectors see every
+value as logged, in the order of the steps, not smoothed. As during the run, norms and update sizes count from the end of the
+warm-up on; a bare file has no known warm-up.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from analysis.show import style
 from analysis.show.style import Floats
 from analysis.show.tables import terminal_table
+from analysis.show.text import first_of, skipped_lines
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_json
@@ -37,55 +38,38 @@ from stability.detect.stall import LOGITS, StallRule
 from .figure import draw_spikes
 
 SIGNALS = ("loss/nll", "grad_norm/total")
-"""Looked at where they exist, if no signal is named."""
+"""Default signals, where they exist."""
 PRINTED_PRECURSORS = 4
-ROWS_AT_ONCE = 10_000
-"""Rows are much larger than the columns that they are made of."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """The numbers of one run."""
+    """The metrics of one run."""
 
     label: str
     table: Table
     warmup_steps: int = 0
 
-    @property
-    def names(self) -> list[str]:
-        """All metrics that any row has."""
-        return sorted(self.table.columns)
-
     def values(self, name: str) -> tuple[Floats, Floats]:
-        """Steps and values where ``name`` was written, NaN and infinities among them."""
+        """Steps and values at which ``name`` was logged, NaN and infinities included."""
         written = self.table.written(name)
         return self.table.steps[written].astype(np.float64), self.table.columns[name][written]
 
     def rows(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Each step with those of the named metrics that were written at it."""
-        table = self.table
-        columns = {name: (table.columns[name], table.written(name)) for name in names if name in table.columns}
-        for start in range(0, len(table.steps), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            rows: list[dict[str, Any]] = [{"step": step} for step in table.steps[part].tolist()]
-            for name, (values, written) in columns.items():
-                for row, value, there in zip(rows, values[part].tolist(), written[part].tolist(), strict=True):
-                    if there:
-                        row[name] = value
-            yield from rows
+        """Each step with those of the named metrics that were logged at it."""
+        columns = {n: (self.table.columns[n], self.table.written(n)) for n in names if n in self.table.columns}
+        for place, step in enumerate(self.table.steps.tolist()):
+            logged = {n: values[place].item() for n, (values, written) in columns.items() if written[place]}
+            yield {"step": step} | logged
 
 
 @dataclass(frozen=True)
 class Found:
-    """One event of one run; precursors only of spikes."""
+    """An event in a run, with its precursors if it is a spike."""
 
     run: str
     event: Event
     precursors: list[dict[str, Any]]
-
-    def record(self) -> dict[str, Any]:
-        """What events.json holds of it."""
-        return {"run": self.run, "kind": self.event.kind} | self.event.event() | {"precursors": self.precursors}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,43 +93,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in series:
         for signal in signals[one.label]:
             for name in detectors:
-                if name != "stall" or falls(signal):  # logits that grow while a norm stands still mean nothing
+                if name != "stall" or falls(signal):  # growing logits mean something for a loss only
                     detector = make_detector(name, signal)
                     found += find_events(one, detector)
-                    _print_score(one, detector)
+                    if isinstance(detector, Olmo2):
+                        score = f"{detector.score:.3%} of {detector.seen} values"
+                        print(f"OLMo 2 spike score of {one.label}, {signal}: {score}")
     _print_table(series, signals, found)
-    panels = {(one.label, signal): one.values(signal) for one in series for signal in signals[one.label]}
+    curves = {(one.label, signal): one.values(signal) for one in series for signal in signals[one.label]}
     with style.look():
-        figure = draw_spikes(panels, [(f.run, f.event) for f in found], detectors)
+        figure = draw_spikes(curves, [(f.run, f.event) for f in found], detectors)
         style.save_figure(figure, options.out / "spikes.png")
-    write_json(options.out / "events.json", [f.record() for f in found])
+    events = [{"run": f.run, "kind": f.event.kind} | f.event.event() | {"precursors": f.precursors} for f in found]
+    write_json(options.out / "events.json", events)
     print(f"written to {options.out}: events.json, spikes.png")
 
 
 def load_series(paths: Sequence[str]) -> list[Series]:
-    """The rows of run directories and of bare files, labelled. Raises :class:`InputError` with all that is wrong with any.
+    """The metrics of run directories and of files of rows, labelled. Raises :class:`InputError` with every problem.
 
-    A bare file may be of another project (:func:`record.table.read_table`, ``foreign``).
+    A file may come from another project (``foreign`` in :func:`record.table.read_table`).
     """
     names: list[str] = []
-    tables: list[Table] = []
-    warmups: list[int] = []
+    loaded: list[tuple[Table, int]] = []
     problems: list[str] = []
     for path in map(Path, paths):
         try:
-            file = path if is_file(path) else run_file(run_directory(path), "metrics.jsonl")
+            if not (bare := is_file(path)) and not os.path.isdir(path):  # noqa: PTH112  (no error for odd names)
+                raise InputError(
+                    f"{path} is neither a directory nor a file; give a run directory, or a file of rows such as metrics.jsonl"
+                )
+            file = path if bare else run_file(run_directory(path), "metrics.jsonl")
             names.append(file.absolute().parent.name if file.name == "metrics.jsonl" else file.stem)
-            tables.append(read_table(file, foreign=True))
-            warmups.append(0 if file == path else warmup_steps(file.parent))
+            loaded.append((read_table(file, foreign=True), 0 if bare else warmup_steps(file.parent)))
         except InputError as error:
             problems.extend(error.problems)
     if problems:
         raise InputError(*problems)
-    return [Series(*one) for one in zip(unique_labels(names, paths), tables, warmups, strict=True)]
+    return [Series(label, *one) for label, one in zip(unique_labels(names, paths), loaded, strict=True)]
 
 
 def warmup_steps(run: Path) -> int:
-    """Over how many steps a run's learning rate warmed up."""
+    """The number of warm-up steps in a run's configuration."""
     optimizer = read_config(run).get("optimizer")
     steps = optimizer.get("warmup_steps", 0) if isinstance(optimizer, dict) else 0
     if type(steps) is not int:
@@ -155,15 +144,15 @@ def warmup_steps(run: Path) -> int:
     return steps
 
 
-def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
-    """The signals to look at in one run: those asked for, or the usual ones that it has."""
-    names = series.names
+def _signals(series: Series, given: Sequence[str] | None) -> list[str]:
+    """The signals to examine in a run: the given ones, or those of the default ones that it has."""
+    names = sorted(series.table.columns)
     if not names:
         raise InputError(
-            f"{series.label} has no numbers beside its steps; a number in quotes is text, write it without"
+            f"{series.label} has no numbers besides its steps; a number in quotes is text: remove the quotes"
         )
-    missing = [signal for signal in asked or () if signal not in names]
-    signals = list(asked or [signal for signal in SIGNALS if signal in names])
+    missing = [signal for signal in given or () if signal not in names]
+    signals = list(given or [signal for signal in SIGNALS if signal in names])
     if missing or not signals:
         lacks = ", ".join(missing) if missing else f"neither {' nor '.join(SIGNALS)}"
         raise InputError(f"{series.label} has {'no ' * bool(missing)}{lacks}; --signal takes one of {', '.join(names)}")
@@ -171,7 +160,7 @@ def _signals(series: Series, asked: Sequence[str] | None) -> list[str]:
 
 
 def find_events(series: Series, detector: Detector) -> list[Found]:
-    """The events that ``detector`` finds in the run, in the order in which they ended, spikes with their precursors."""
+    """The events that ``detector`` finds in a run, in the order in which they end."""
     if isinstance(detector, StallRule):
         events = detect_rows(detector, series.rows(dict.fromkeys([detector.signal, *LOGITS])))
     else:
@@ -186,18 +175,11 @@ def find_events(series: Series, detector: Detector) -> list[Found]:
 
 
 def _precursors(spike: Spike, table: Table) -> list[dict[str, Any]]:
-    """What is known about the spike's precursors, of all metrics."""
+    """The spike's precursors among all metrics."""
     before, after = np.searchsorted(table.steps, [spike.start_step - LOOK_BACK, spike.start_step + 1])
     window = slice(int(before), int(after))
     columns = {name: table.columns[name][window].tolist() for name in sorted(table.columns)}
     return [asdict(p) for p in precursors(spike, table.steps[window].tolist(), columns)]
-
-
-def _print_score(series: Series, detector: Detector) -> None:
-    if isinstance(detector, Olmo2):
-        print(
-            f"OLMo 2 spike score of {series.label}, {detector.signal}: {detector.score:.3%} of {detector.seen} values"
-        )
 
 
 def _print_table(series: Sequence[Series], signals: dict[str, list[str]], found: Sequence[Found]) -> None:
@@ -206,12 +188,16 @@ def _print_table(series: Sequence[Series], signals: dict[str, list[str]], found:
     print(terminal_table(header, rows) if rows else "no events")
     for f in found:
         if f.precursors:
-            print(f"before {f.run}, {f.event.signal}, step {f.event.start_step} ({f.event.detector}): {_before(f)}")
+            named = [f"{p['signal']} ({p['lead_steps']} steps, {p['sigmas']:+.0f} sigma)" for p in f.precursors]
+            before = first_of(named, PRINTED_PRECURSORS)
+            print(f"before {f.run}, {f.event.signal}, step {f.event.start_step} ({f.event.detector}): {before}")
     for one in series:
         for signal in signals[one.label]:
             count = int((~np.isfinite(one.values(signal)[1])).sum())
             if count:
                 print(f"{one.label}, {signal}: {count} values are not finite (--detector non_finite lists them)")
+        for line in skipped_lines(one.table.columns, one.table.steps):
+            print(f"{one.label}: {line}")
 
 
 def _cells(found: Found) -> list[str]:
@@ -223,16 +209,6 @@ def _cells(found: Found) -> list[str]:
         recovered = "yes" if event.recovered else "no"
     height = "" if event.height is None else f"{event.height:+.3g}"
     return [found.run, event.signal, event.detector, event.kind, steps, peak, height, sigmas, recovered]
-
-
-def _before(found: Found) -> str:
-    named = [
-        f"{p['signal']} ({p['lead_steps']} steps, {p['sigmas']:+.0f} sigma)"
-        for p in found.precursors[:PRINTED_PRECURSORS]
-    ]
-    return ", ".join(named) + (
-        f" and {len(found.precursors) - len(named)} more" if len(found.precursors) > len(named) else ""
-    )
 
 
 if __name__ == "__main__":

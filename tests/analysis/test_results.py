@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis.results import differing, load_studies, main, markdown_tables, number, rendered
+from analysis.results import load_studies, main, markdown_tables, number, out_of_date, rendered
 from analysis.show.tables import markdown_table
 from common.errors import InputError
 from tests.conftest import ROOT
@@ -85,7 +85,7 @@ def changed(value: Any) -> Any:
 
 def test_every_page_and_the_index_are_what_the_command_renders() -> None:
     pages = rendered(ROOT)
-    assert differing(pages) == []
+    assert out_of_date(pages) == []
     assert {ROOT / "results" / name / "README.md" for name in STUDIES} | {ROOT / "RESULTS.md"} <= pages.keys()
 
 

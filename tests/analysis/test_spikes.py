@@ -103,7 +103,7 @@ def test_a_second_row_of_a_step_takes_nothing_from_the_first(tmp_path: Path, eva
 
 def test_a_file_of_numbers_in_quotes_is_told(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": "2.5"}\n')
-    with pytest.raises(InputError, match="log has no numbers beside its steps"):
+    with pytest.raises(InputError, match="log has no numbers besides its steps"):
         spikes.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")])
 
 
@@ -168,6 +168,14 @@ def test_the_spike_score_is_printed(eventful: Path, tmp_path: Path, capsys: pyte
     assert "OLMo 2 spike score of eventful, loss/nll: " in capsys.readouterr().out
 
 
+def test_updates_that_an_intervention_skipped_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = training_rows(40)
+    for row in rows:
+        row["intervention/skip_above/skipped"] = float(row["step"] % 6 == 0)
+    spikes.main([str(write_run(tmp_path / "run", rows)), "--out", str(tmp_path / "out")])
+    assert "run: updates skipped by skip_above: 6, at step 6, 12, 18, 24, 30 and 1 more\n" in capsys.readouterr().out
+
+
 def test_a_quiet_run_has_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "quiet", training_rows(200))
     spikes.main([str(run), "--signal", "loss/nll", "--out", str(tmp_path / "out")])
@@ -180,7 +188,10 @@ def test_a_quiet_run_has_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["RUN", "--detector", "olmo3"], "--detector olmo3"),
         (["RUN", "--signal", "loss/nll", "loss/nil"], "no loss/nil"),
-        (["RUN", "/nowhere"], "/nowhere"),
+        (
+            ["RUN", "/nowhere"],
+            "/nowhere is neither a directory nor a file; give a run directory, or a file of rows such as metrics.jsonl",
+        ),
         (["RUN", "BAD"], "line 1"),
     ],
 )

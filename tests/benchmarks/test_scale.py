@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import scale
 from benchmarks.cost_model import Costs
-from benchmarks.measured import measure_files, measure_step
 from benchmarks.paired import loop_step, start_run
+from benchmarks.scale import measure_files, measure_step
 from benchmarks.simulate import micro_batch
 from common.command import exit_status
 from configs.load import load_config
@@ -227,7 +227,8 @@ def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe,
     (checkpoint,) = list_checkpoints(run.directory)
     written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     costs = Costs(run.config, run.store.vocab_size)
-    assert 0 < written - costs.checkpoint_bytes <= costs.checkpoint_overhead
+    entry = 256  # bytes of a tensor's entry in the header of a safetensors file, and its alignment: at most
+    assert 0 < written - costs.checkpoint_bytes <= entry * 4 * len(costs.shapes.all)
 
 
 def test_rows_of_a_deeper_model_have_the_predicted_bytes(recipe):
@@ -235,16 +236,15 @@ def test_rows_of_a_deeper_model_have_the_predicted_bytes(recipe):
     shallow = measure_files(recipe["path"], [*recipe["overrides"], "body.n_layer=2"])
     deep = measure_files(recipe["path"], [*recipe["overrides"], "body.n_layer=6"])
     assert (shallow.layers, deep.layers) == (2, 6)
-    assert shallow.rows.row(6) == pytest.approx(deep.rows.row(6), rel=0.03)
-    assert shallow.rows.fixed == pytest.approx(deep.rows.fixed, rel=0.03)
+    assert shallow.row_bytes(6) == pytest.approx(deep.row_bytes(6), rel=0.03)
+    assert shallow.fixed_bytes == pytest.approx(deep.fixed_bytes, rel=0.03)
     assert shallow.checkpoint_bytes > 0 < shallow.seconds_per_row_read
 
 
 def test_small_models_are_measured(recipe):
-    cost = measure_step([*recipe["overrides"]], VOCABULARY, recipe["path"])
-    assert cost.tokens == 8 * 32
-    assert cost.seconds > 0
-    assert cost.flops == cost.tokens * cost.shapes.flops_per_token()
+    shapes, tokens, seconds = measure_step([*recipe["overrides"]], VOCABULARY, recipe["path"])
+    assert (shapes.length, tokens) == (32, 8 * 32)
+    assert seconds > 0
 
 
 def test_the_tables_are_printed_for_launches_that_the_batch_can_be_dealt_out_to(recipe, monkeypatch, capsys):

@@ -90,14 +90,14 @@ def test_flops_are_counted_by_hand():
 def test_all_contestants_take_their_steps(recipe, monkeypatch):
     monkeypatch.setattr(paired, "BLOCK", 5)
     AcceleratorState._reset_state(reset_partial_state=True)
-    measured = measure(recipe["path"], 10, recipe["overrides"])
+    measured, run, _ = measure(recipe["path"], 10, recipe["overrides"])
     names = {*(f"{loop} {arm}" for loop in ("loop", "bare") for arm in ("metric+TFSD", "linear+CE")), "nanogpt"}
-    assert set(measured.series) == names
-    assert (measured.tokens_per_step, measured.precision) == (8 * 32, "fp32")
-    for series in measured.series.values():
-        assert series.wall.shape == series.cpu.shape == (2,)
-        assert (series.wall > 0).all()
-        assert (series.cpu > 0).all()
+    assert set(measured) == names
+    assert (run.tokens_per_step, run.config.train.precision) == (8 * 32, "fp32")
+    for series in measured.values():
+        for clock in ("wall", "cpu"):
+            assert series.per_step(clock).shape == (2,)
+            assert (series.per_step(clock) > 0).all()
         assert series.first.wall > 0
 
 

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from analysis.curves import __main__ as curves
-from analysis.curves.crowd import middle
+from analysis.curves.palette import median_curve
 from analysis.show import style
 from common.errors import InputError
 from record.finished import Run, load_runs
@@ -198,7 +198,7 @@ def test_the_strong_line_of_a_family_is_the_median_of_its_runs(tmp_path: Path) -
 def test_the_median_is_of_half_of_the_runs_at_least() -> None:
     x = np.arange(4.0)
     nan = np.nan
-    found = middle(
+    found = median_curve(
         [(x, np.array([1.0, nan, 3.0, nan])), (x[:3], np.array([2.0, 3.0, nan])), (x[:2], np.array([9.0, 4.0]))]
     )
     np.testing.assert_array_equal(found, [x, [2.0, 3.0, nan, nan]])  # 2.0 of the first run at 1 is on its line

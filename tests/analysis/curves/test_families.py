@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from analysis.curves.families import Family, Scale, beside, find_families, find_scale
+from analysis.curves.families import Family, Scale, find_families, find_scale, other_settings
 from record.finished import load_runs
 from tests.analysis.written import write_run
 
@@ -69,10 +69,14 @@ def test_the_scale_is_the_key_with_the_most_numbers_and_of_equals_the_learning_r
     assert scale and scale.key == "a"
 
 
-def test_what_follows_from_the_number_is_not_told_beside_it() -> None:
+def test_what_follows_from_the_number_is_not_told_other_settings_it() -> None:
     widths = [
         family(str(w), width=w, heads=w // 64, kind="ab"[w // 64 % 2], best=["x", "y"][0]) for w in (64, 128, 192)
     ]
-    assert beside(widths, Scale("width", (64, 128, 192))) == ["kind=b, best=x", "kind=a, best=x", "kind=b, best=x"]
+    assert other_settings(widths, Scale("width", (64, 128, 192))) == [
+        "kind=b, best=x",
+        "kind=a, best=x",
+        "kind=b, best=x",
+    ]
     pairs = [family(f"{w}{k}", width=w, kind=k, wide=w > 1) for w in (1, 2, 3) for k in "ab"]
-    assert beside(pairs, Scale("width", (1, 1, 2, 2, 3, 3))) == ["kind=a", "kind=b"] * 3
+    assert other_settings(pairs, Scale("width", (1, 1, 2, 2, 3, 3))) == ["kind=a", "kind=b"] * 3

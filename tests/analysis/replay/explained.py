@@ -9,13 +9,13 @@ from pydoc_data import topics
 import numpy as np
 
 from analysis.replay.explanation import (
+    BatchSequence,
     Counterfactual,
     Explanation,
     Group,
     Layer,
     MetricCheck,
     MovedEmbedding,
-    Sequence,
     Token,
     TokenTable,
 )
@@ -95,7 +95,7 @@ def explained(
 
 def _sequence(
     row: int, table: TokenTable, vocabulary: list[str], grad_norm: float, recorded: bool, rng: np.random.Generator
-) -> Sequence:
+) -> BatchSequence:
     ids, nll = table.token_id_BT[row], table.nll_BT[row]
     weight = None if table.weight_BT is None else table.weight_BT[row]
     tokens = [
@@ -105,7 +105,7 @@ def _sequence(
         )
         for t in range(len(ids))
     ]  # fmt: skip
-    return Sequence(
+    return BatchSequence(
         row, 1000 + row, float(nll.mean()), float(nll.max()), float(table.objective_BT[row].mean()),
         None if weight is None else float(weight.mean()), grad_norm, float(rng.uniform(0.5, 0.9)), {},
         "".join(token.text for token in tokens), tokens if recorded else [],

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.replay.explanation import Explanation, TokenTable
-from analysis.replay.figure import draw_explanation
-from analysis.replay.figure_counterfactual import draw_counterfactual
-from analysis.replay.standing_out import by_gradient
+from analysis.replay.figure import draw_counterfactuals, draw_explanation
 from analysis.show import style
 
 from .explained import STEP, changed, explained
@@ -68,10 +66,10 @@ def test_rows_are_in_the_order_of_the_gradient_and_bars_beside_them() -> None:
     e, tokens = explained()
     figure = figure_of(e, tokens)
     heat, bars = panel(figure, "NLL of every token"), panel(figure, "Its gradient norm")
-    order = [s.row for s in by_gradient(e)]
+    order = [s.row for s in e.by_gradient]
     assert [int(label.get_text()) for label in heat.get_yticklabels()] == order
     np.testing.assert_array_equal(heat.collections[0].get_array(), tokens.nll_BT[order])
-    assert [bar.get_width() for bar in bars.patches] == [s.grad_norm for s in by_gradient(e)]
+    assert [bar.get_width() for bar in bars.patches] == [s.grad_norm for s in e.by_gradient]
     assert bars.get_ylim() == heat.get_ylim()
 
 
@@ -79,11 +77,11 @@ def test_a_large_batch_is_cut_by_a_stated_rule(tmp_path: Path) -> None:
     e, tokens = explained(70, 600, bad=2)
     figure = figure_of(e, tokens)
     heat = panel(figure, "NLL, the highest of every 3 positions")
-    order = [s.row for s in by_gradient(e)]
+    order = [s.row for s in e.by_gradient]
     expected = tokens.nll_BT[order[:32]].reshape(32, 200, 3).max(axis=2)
     np.testing.assert_array_equal(heat.collections[0].get_array(), expected)
     words = words_of(figure, tmp_path)
-    hidden = by_gradient(e)[32]
+    hidden = e.by_gradient[32]
     assert f"32 of 70 sequences; highest NLL of the others: {tokens.nll_BT[order[32:]].max():.2f}" in words
     assert f"the other 38: at most {hidden.grad_norm:.3g}"[:30] in words
 
@@ -155,7 +153,7 @@ def test_one_extreme_token_does_not_fade_the_rest_and_even_losses_look_even() ->
 def test_the_counterfactual_states_its_change_and_the_difference(tmp_path: Path) -> None:
     case = changed("clip=1", "gradient norm clipped, $5 & more.", factor=0.05)
     with style.look():
-        figure: Any = draw_counterfactual(case)
+        figure: Any = draw_counterfactuals([case])
     loss, gradient = figure.axes
     assert (loss.get_yscale(), gradient.get_yscale()) == ("linear", "log")
     assert all(any(line.get_xdata()[0] == STEP == line.get_xdata()[-1] for line in axes.lines) for axes in figure.axes)
@@ -173,7 +171,7 @@ def test_the_counterfactual_states_its_change_and_the_difference(tmp_path: Path)
 def test_a_skipped_batch_is_a_gap_and_counts_on_neither_side(tmp_path: Path) -> None:
     case = changed("skip", "without the batch of step 312", factor=0.05)
     with style.look():
-        figure: Any = draw_counterfactual(case)
+        figure: Any = draw_counterfactuals([case])
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     after = case.steps.index(STEP) + 1
     highest = [max(curve["loss/nll"][after:]) for curve in (case.changed, case.factual)]
@@ -186,7 +184,7 @@ def test_several_changes_share_the_logged_curve_and_nan_is_marked(tmp_path: Path
     cases = [changed(name, "so.", factor=factor) for name, factor in (("skip", 0.0), ("lr=4", 3.0))]
     cases[1].changed["loss/nll"][30:] = [math.nan] * 10
     with style.look():
-        figure: Any = draw_counterfactual(cases)
+        figure: Any = draw_counterfactuals(cases)
     marked = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert marked == [[float(step) for step in cases[1].steps[30:]]]
     words = words_of(figure, tmp_path)
@@ -198,6 +196,6 @@ def test_several_changes_share_the_logged_curve_and_nan_is_marked(tmp_path: Path
 def test_changes_of_different_runs_are_refused() -> None:
     case = changed("skip", "so.", factor=0.0)
     with pytest.raises(ValueError, match="one run"):
-        draw_counterfactual([case, replace(case, run="other")])
+        draw_counterfactuals([case, replace(case, run="other")])
     with pytest.raises(ValueError, match="one run"):
-        draw_counterfactual([])
+        draw_counterfactuals([])

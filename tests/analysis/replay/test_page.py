@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.replay import standing_out as highlight
 from analysis.replay.explanation import Explanation, MetricCheck
-from analysis.replay.page import page
+from analysis.replay.page import page, ramp_for
 from analysis.replay.words import WIDTH, headline, summary_lines
-from analysis.show.text import clip
+from analysis.show.text import clip, number, percent, token_text, visible
 
 from .explained import explained
 
@@ -126,7 +125,7 @@ def test_shares_are_projections_on_the_whole_gradient_and_add_up(e: Explanation)
     sequences = [
         replace(s, grad_norm=float(norms[s.row]), alignment=float(cosines[s.row]), tokens=[]) for s in e.sequences
     ]
-    shares = highlight.gradient_shares(replace(e, sequences=sequences))
+    shares = replace(e, sequences=sequences).gradient_shares
     assert math.fsum(shares.values()) == pytest.approx(1)
     for row, share in shares.items():
         assert share == pytest.approx(terms[row] @ whole / (whole @ whole))
@@ -140,13 +139,13 @@ def test_what_stands_out_is_far_above_the_median_or_not_finite(
     e: Explanation, norms: list[float], expected: list[int]
 ) -> None:
     sequences = [replace(e.sequences[0], row=row, grad_norm=norm) for row, norm in enumerate(norms)]
-    assert [s.row for s in highlight.standing_out(replace(e, sequences=sequences))] == expected
+    assert [s.row for s in replace(e, sequences=sequences).gradient_outliers] == expected
 
 
 def test_the_headline_says_what_is_unusual_and_where_it_comes_from(e: Explanation) -> None:
-    found = highlight.standing_out(e)
+    found = e.gradient_outliers
     assert sorted(s.row for s in found) == [0, 1, 2, 3]
-    shares = highlight.gradient_shares(e)
+    shares = e.gradient_shares
     values, origin = headline(e)
     assert re.search(r"Step 312: NLL 6\.\d+, \d+ sigma above the usual 4\.931; gradient norm 5\.\d+, 77 sigma", values)
     assert origin == f"{sum(shares[s.row] for s in found):.0%} of the gradient comes from 4 of 16 sequences."
@@ -206,10 +205,17 @@ def test_an_unlikely_sequence_is_told_even_if_its_gradient_is_like_the_others() 
     e = explained(bad=0)[0]
     strange = max(e.sequences, key=lambda s: -s.grad_norm).row
     odd = replace(e, sequences=[replace(s, nll=9.5) if s.row == strange else s for s in e.sequences])
-    assert [s.row for s in highlight.unlikely(odd)] == [strange]
+    assert [s.row for s in odd.nll_outliers] == [strange]
     assert "The NLL of 1 of 16 stands out: up to 9.500, where the median sequence has 4." in headline(odd)[1]
     assert any(line.startswith(f"  row {strange}: ") for line in summary_lines(odd))
-    assert not highlight.unlikely(replace(odd, sequences=odd.sequences[-5:]))  # too few to tell what is usual
+    assert not replace(odd, sequences=odd.sequences[-5:]).nll_outliers  # too few to tell what is usual
+
+
+def test_a_step_that_an_intervention_skipped_says_so(e: Explanation) -> None:
+    for skipped, words in ((1.0, "; skipped by skip_above."), (0.0, "; clipping scaled the gradient by 0.18.")):
+        check = MetricCheck(skipped, skipped, True, 0.0, None)
+        one = replace(e, metrics=e.metrics | {"intervention/skip_above/skipped": check})
+        assert words in " ".join(" ".join(summary_lines(one)).split())
 
 
 def test_a_token_without_text_of_its_own_has_its_number() -> None:
@@ -230,7 +236,7 @@ def test_a_token_without_text_of_its_own_has_its_number() -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_for_people(value: float | None, text: str) -> None:
-    assert highlight.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -238,22 +244,22 @@ def test_numbers_are_for_people(value: float | None, text: str) -> None:
     [(0.934, "93%"), (0.0042, "0.4%"), (1e-9, "<0.01%"), (-1e-9, ">-0.01%"), (1.2, "120%"), (0, "0%"), (None, "-")],
 )
 def test_a_share_is_never_rounded_to_nothing(value: float | None, text: str) -> None:
-    assert highlight.percent(value) == text
+    assert percent(value) == text
 
 
 def test_nothing_unseen_is_left_in_a_text() -> None:
-    assert highlight.visible("a\tb\r\n\x1b[0m\u202e\xa0\ud800 é") == "a⇥b␍⏎␛[0m⟨U+202E⟩⟨U+00A0⟩⟨U+D800⟩ é"
-    assert [highlight.token_text(t) for t in (" the", "", "\u0301e")] == ["␣the", "∅", "◌\u0301e"]
+    assert visible("a\tb\r\n\x1b[0m\u202e\xa0\ud800 é") == "a⇥b␍⏎␛[0m⟨U+202E⟩⟨U+00A0⟩⟨U+D800⟩ é"
+    assert [token_text(t) for t in (" the", "", "\u0301e")] == ["␣the", "∅", "◌\u0301e"]
 
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_visible_text_prints(text: str) -> None:
-    shown = highlight.visible(text)
+    shown = visible(text)
     assert shown.isprintable()
     assert not any(
         unicodedata.bidirectional(c) in ("RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI") for c in shown
     )
-    assert highlight.visible(shown) == shown
+    assert visible(shown) == shown
 
 
 def test_clipping_counts_wide_characters_twice() -> None:
@@ -299,11 +305,11 @@ def test_the_summary_tells_what_matters_in_its_order(e: Explanation) -> None:
 
 
 def test_the_worst_tokens_stand_in_their_context(e: Explanation) -> None:
-    s, token = highlight.worst_tokens(e, 1)[0]
+    s, token = e.worst_tokens(1)[0]
     assert token.nll == max(t.nll for s in e.sequences for t in s.tokens)
     (line,) = [line for line in summary_lines(e) if f"row {s.row}, position {token.position}:" in line]
-    before = highlight.visible(s.tokens[token.position - 1].text)
-    assert f"{before}«{highlight.visible(token.text)}»" in line
+    before = visible(s.tokens[token.position - 1].text)
+    assert f"{before}«{visible(token.text)}»" in line
     assert "␣the 31%" in line
 
 
@@ -355,27 +361,27 @@ def test_the_page_stands_alone_and_tells_everything(e: Explanation) -> None:
 def test_every_recorded_token_is_coloured_and_has_its_numbers(e: Explanation) -> None:
     document = Document(page(e, PNG, []))
     spans = [attributes for tag, attributes in document.tags if tag == "span" and "title" in attributes]
-    tokens = [t for s in highlight.by_gradient(e) for t in s.tokens]
+    tokens = [t for s in e.by_gradient for t in s.tokens]
     assert len(spans) == len(tokens) == 4 * 128
-    ramp = highlight.ramp_for(tokens, highlight.level(e))
+    ramp = ramp_for(tokens, e.usual_nll)
     for span, token in zip(spans, tokens, strict=True):
         assert str(span["class"]).split()[0] == ramp.css_class(token.nll)
         assert f"NLL {token.nll:.4g}"[:7] in str(span["title"])
-        assert f"c = {highlight.number(token.weight)}" in str(span["title"])
+        assert f"c = {number(token.weight)}" in str(span["title"])
         assert "model: ␣the 31%, ⏎ 8%" in str(span["title"])
     assert sum("worst" in str(span["class"]) for span in spans) == 12
 
 
 def test_the_ramp_has_numbers_and_is_calm_where_all_is_as_usual(e: Explanation) -> None:
     token = e.sequences[0].tokens[0]
-    alike = highlight.ramp_for([replace(token, nll=6.2)] * 9, 6.2)
+    alike = ramp_for([replace(token, nll=6.2)] * 9, 6.2)
     assert alike.css_class(6.2) == "n2"
-    outlier = highlight.ramp_for([replace(token, nll=n) for n in [2.0, 4.0, 5.9] * 50 + [80.0]], 3.0)
+    outlier = ramp_for([replace(token, nll=n) for n in [2.0, 4.0, 5.9] * 50 + [80.0]], 3.0)
     assert outlier.css_class(5.9) in ("n4", "n5")
     assert "5 and more (highest: 80.00)" in outlier.legend()
     assert outlier.css_class(math.nan) == outlier.css_class(math.inf) == "bad"
-    assert highlight.ramp_for([replace(token, nll=math.nan)], 0.0).css_class(0.5) == "n0"
-    assert highlight.ramp_for([replace(token, nll=0.0)], 0.0).css_class(0.0) == "n0"
+    assert ramp_for([replace(token, nll=math.nan)], 0.0).css_class(0.5) == "n0"
+    assert ramp_for([replace(token, nll=0.0)], 0.0).css_class(0.0) == "n0"
 
 
 def test_a_worse_token_in_a_sequence_not_shown_is_told(e: Explanation) -> None:
@@ -388,7 +394,7 @@ def test_a_worse_token_in_a_sequence_not_shown_is_told(e: Explanation) -> None:
 def test_hostile_text_is_shown_and_does_nothing(e: Explanation) -> None:
     document = check_is_harmless(page(hostile(e), b"<svg xmlns='http://www.w3.org/2000/svg'/>", list(HOSTILE)))
     for text in HOSTILE:
-        assert highlight.visible(text) in document.text
+        assert visible(text) in document.text
     titles = "".join(attributes["title"] or "" for _, attributes in document.tags if "title" in attributes)
     assert '" onmouseover="alert(1)'.replace(" ", "␣") in titles
     assert "<script>alert(1)</script>" in titles

@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from analysis.replay.__main__ import main
-from analysis.replay.retake import agrees
+from analysis.replay.rerun import agrees
 from common.errors import InputError
 from configs.load import load_config
 from data.batches import Batches

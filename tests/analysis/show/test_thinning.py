@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from analysis.show.thinning import crosses, envelope, stretches
+from analysis.show.thinning import envelope, stretches, thin_marks
 
 VALUES = st.one_of(st.floats(-1e30, 1e30), st.sampled_from([0.0, -0.0, 1.0, float("nan"), float("inf"), float("-inf")]))
 
@@ -43,7 +43,7 @@ def test_stretches_cover_a_series_evenly(count: int, number: int) -> None:
 @given(places=st.lists(st.integers(0, 10**6), max_size=300, unique=True), limit=st.integers(1, 100))
 def test_a_mark_that_is_not_drawn_lies_on_one_that_is(places: list[int], limit: int) -> None:
     marks = np.array(sorted(places), dtype=np.float64)
-    drawn = crosses(marks, limit)
+    drawn = thin_marks(marks, limit)
     assert len(drawn) <= max(limit + 1, 0)
     assert np.isin(drawn, marks).all()
     if len(marks) <= limit:
