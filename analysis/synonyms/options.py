@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from analysis.words.pair_scores import MIN_SIMILARITY
+from analysis.words.pair_lists import MIN_SIMILARITY
 from common.command import ArgumentParser
 from common.errors import InputError
 

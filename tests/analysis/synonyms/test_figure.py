@@ -17,7 +17,7 @@ from analysis.show import style
 from analysis.synonyms.compare import Comparison, compare
 from analysis.synonyms.figure import draw_synonyms
 from analysis.synonyms.measure_models import Settings, ask_all, open_data, plan
-from analysis.words.pair_scores import MIN_SIMILARITY
+from analysis.words.pair_lists import MIN_SIMILARITY
 from tests.analysis.trained import write_pairs, write_training
 
 
