@@ -1,4 +1,4 @@
-"""Files of lexical substitutions: SWORDS and CoInCo, recognised by their content, plain or gzip."""
+"""Reading files of lexical substitutions: SWORDS and CoInCo, recognised by their content, plain or gzip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .substitutions import SubstitutionList
 from .swords import KEYS, load_swords
 
 _GZIP = b"\x1f\x8b"
-_HEAD = 1 << 16  # bytes that tell the format
+_HEAD = 1 << 16  # bytes in which the format is recognised
 _JSON_HEAD = re.compile(rf'^\s*\{{.*?"(?:{"|".join(KEYS)})"\s*:\s*\{{', re.DOTALL)
 _XML_HEAD = re.compile(r"^\s*<.*?<(?:sent|targetsentence|tokens|token)[\s>]", re.DOTALL)
 
@@ -29,13 +29,11 @@ def is_substitution_file(path: str | Path) -> bool:
 
 
 def load_substitutions(source: str) -> SubstitutionList:
-    """The substitutions of the file ``source``: an item for every target that a model can be asked about.
+    """The substitutions in the file ``source``: an item for every target that a model can predict from its left context.
 
-    Left out and counted are targets with no text before them (a model reading from the left has nothing to go by), that
-    are not a whole word after a space or stand otherwise in the sentence than in the list of its tokens, that CoInCo's
-    annotators marked as problematic, or whose candidates are all accepted or all rejected. Candidates equal to the target
-    or its lemma, case aside, are dropped.
-
+    Left out and counted are targets without text before them, that are not a whole word after a space, that the sentence
+    spells otherwise, that CoInCo's annotators marked as problematic, or whose candidates are all accepted or all rejected.
+    Candidates equal to the target or its lemma, case aside, are dropped.
     Raises :class:`InputError` naming the file and the line or the item.
     """
     path = Path(source)

@@ -30,7 +30,7 @@ def test_controls_are_the_nearest_words_of_as_many_tokens(text: Text, synonym: s
 
 def test_length_counts_beside_frequency() -> None:
     count = {"abc": 100, "xyz": 104, "abcdefgh": 100}
-    words = CorpusWords(count, dict.fromkeys(count, 1), 304)
+    words = CorpusWords(count, dict.fromkeys(count, 1))
     assert Controls(words, lambda word: frozenset()).choose("abc", 1, {"abc"}) == ["xyz", "abcdefgh"]
 
 
@@ -53,4 +53,4 @@ def test_there_are_fewer_controls_where_words_are_few(text: Text) -> None:
 
 
 def test_a_corpus_without_words_has_no_controls() -> None:
-    assert Controls(CorpusWords({}, {}, 0), lambda word: frozenset()).choose("big", 1, set()) == []
+    assert Controls(CorpusWords({}, {}), lambda word: frozenset()).choose("big", 1, set()) == []
