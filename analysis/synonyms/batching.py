@@ -1,6 +1,6 @@
-"""Which places are read together: those that share a passage in one sequence, and sequences of like length in one lot.
+"""Which places are read together: those that share a passage in one sequence, sequences of similar length in one batch.
 
-Shapes: C places, N nodes (tokens of candidates) below them, Q questions at them; the rows of a lot are its places, then its
+Shapes: C places, N nodes (tokens of candidates) below them, Q queries at them; the rows of a batch are its places, then its
 nodes.
 """
 
@@ -17,19 +17,19 @@ from analysis.words.vocabulary import Ids
 from .encode import Encoded
 
 SEQUENCE_POSITIONS = 512
-"""Trees are put beside a text up to this many positions; then the text is taken again for the rest of its places."""
+"""Trees are placed beside a text up to this many positions; the rest of its places go beside another copy of it."""
 
 
 @dataclass(frozen=True)
-class Lot:
+class Batch:
     """Places that are read together, and the nodes of the trees below them."""
 
     sequences: tuple[tuple[int, int], ...]
-    """The places of the study in each sequence, as ranges."""
+    """The study's places in each sequence, as ranges."""
     place_C: Ids
     """All of them."""
-    question_Q: Ids
-    """The questions of the study at these places."""
+    query_Q: Ids
+    """The study's queries at these places."""
     place_N: Ids
     """The place of each node: an index into ``place_C``."""
     token_N: Ids
@@ -37,27 +37,40 @@ class Lot:
     """The row before each node: a place or a node."""
     depth_N: Ids
     place_Q: Ids
-    """The place of each question: an index into ``place_C``."""
+    """The place of each query: an index into ``place_C``."""
     offset_Q: Ids
-    """The number of the first node of each question's tree."""
+    """The first node of each query's tree."""
 
     @property
     def places(self) -> int:
-        """C: how many places."""
+        """C: the number of places."""
         return len(self.place_C)
 
+    def path_to(self, node: int) -> list[int]:
+        """The nodes from the place down to ``node``."""
+        path = [node]
+        while (parent := int(self.parent_N[path[-1]])) >= self.places:
+            path.append(parent - self.places)
+        return path[::-1]
 
-def plan_lots(encoded: Encoded, positions: int) -> Iterator[Lot]:
-    """The places of a study in lots of about ``positions`` padded positions; the longest first, with others as long."""
-    sequences = plan_sequences(encoded)
+
+def batches_of(encoded: Encoded, positions: int) -> Iterator[Batch]:
+    """The places of a study in batches of about ``positions`` padded positions, the longest sequences first."""
+    sequences = pack_sequences(encoded)
+    for group in padded_groups([length for *_, length in sequences], positions):
+        yield make_batch(encoded, [sequences[i][:2] for i in group])
+
+
+def padded_groups(lengths: Sequence[int], positions: int) -> Iterator[range]:
+    """Consecutive items of sorted ``lengths`` that take at most so many positions when padded to one length."""
     start = 0
-    for end in range(1, len(sequences) + 1):
-        if end == len(sequences) or (end + 1 - start) * sequences[start][2] > positions:
-            yield lot_of(encoded, [(low, high) for low, high, _ in sequences[start:end]])
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or (end + 1 - start) * max(lengths[start], lengths[end]) > positions:
+            yield range(start, end)
             start = end
 
 
-def plan_sequences(encoded: Encoded) -> list[tuple[int, int, int]]:
+def pack_sequences(encoded: Encoded) -> list[tuple[int, int, int]]:
     """Ranges of places that share a passage and fit beside it, and the positions that each takes; the longest first."""
     study = encoded.study
     size_U = np.array([len(tree.token_E) for tree in encoded.trees], dtype=np.int64)
@@ -74,31 +87,26 @@ def plan_sequences(encoded: Encoded) -> list[tuple[int, int, int]]:
     return sorted(found, key=lambda sequence: (-sequence[2], sequence[0]))
 
 
-def lot_of(encoded: Encoded, sequences: Sequence[tuple[int, int]]) -> Lot:
-    """The lot of these sequences, each a range of places that share a passage."""
+def make_batch(encoded: Encoded, sequences: Sequence[tuple[int, int]]) -> Batch:
+    """The batch of these sequences, each a range of places that share a passage."""
     study = encoded.study
     place_C = np.concatenate([np.arange(low, high) for low, high in sequences])
-    bounds = [np.searchsorted(study.place_M, [low, high]) for low, high in sequences]
-    question_Q = np.concatenate([np.arange(low, high) for low, high in bounds])
-    asked = np.repeat(
-        np.cumsum([0, *(high - low for low, high in sequences)])[:-1], [high - low for low, high in bounds]
-    )
-    first = np.repeat([low for low, _ in sequences], [high - low for low, high in bounds])
-    place_Q = asked + study.place_M[question_Q] - first
-    units = study.unit_M[question_Q]
-    trees = [encoded.trees[unit] for unit in units]
+    query_Q = np.concatenate([np.arange(*np.searchsorted(study.place_M, bounds)) for bounds in sequences])
+    index_C = np.zeros(len(study.position_C), dtype=np.int64)
+    index_C[place_C] = np.arange(len(place_C))
+    place_Q = index_C[study.place_M[query_Q]]
+    trees = [encoded.trees[unit] for unit in study.unit_M[query_Q]]
     size_Q = np.array([len(tree.token_E) for tree in trees], dtype=np.int64)
-    offset_Q = np.concatenate([[0], np.cumsum(size_Q)])[:-1]
+    offset_Q = np.cumsum(size_Q) - size_Q
     place_N = np.repeat(place_Q, size_Q)
     parent_N = np.concatenate([tree.parent_E for tree in trees])
-    below = np.repeat(offset_Q, size_Q) + parent_N + len(place_C)
-    return Lot(
+    return Batch(
         sequences=tuple(sequences),
         place_C=place_C,
-        question_Q=question_Q,
+        query_Q=query_Q,
         place_N=place_N,
         token_N=np.concatenate([tree.token_E for tree in trees]),
-        parent_N=np.where(parent_N < 0, place_N, below),
+        parent_N=np.where(parent_N < 0, place_N, np.repeat(offset_Q, size_Q) + parent_N + len(place_C)),
         depth_N=np.concatenate([tree.depth_E for tree in trees]),
         place_Q=place_Q,
         offset_Q=offset_Q,
@@ -108,18 +116,8 @@ def lot_of(encoded: Encoded, sequences: Sequence[tuple[int, int]]) -> Lot:
 def ancestors(parent_N: Ids) -> npt.NDArray[np.bool_]:
     """(N, N): whether the second node is the first or stands before it; a parent below 0 is the place."""
     sees_NN = np.eye(len(parent_N), dtype=bool)
-    row = np.arange(len(parent_N))
     above = parent_N.copy()
-    while (above >= 0).any():
-        known = above >= 0
-        sees_NN[row[known], above[known]] = True
+    while (known := above >= 0).any():
+        sees_NN[known, above[known]] = True
         above[known] = parent_N[above[known]]
     return sees_NN
-
-
-def path_to(lot: Lot, node: int) -> list[int]:
-    """The nodes from the place down to ``node``."""
-    path = [node]
-    while (parent := int(lot.parent_N[path[-1]])) >= lot.places:
-        path.append(parent - lot.places)
-    return path[::-1]

@@ -1,8 +1,9 @@
-"""Control words: as frequent and as long as the synonym, of its part of speech where that is known, and unrelated."""
+"""Control words: as frequent and long as the synonym, of its part of speech where that is known, and unrelated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,24 @@ from analysis.words.vocabulary import CorpusWords
 from .study import CONTROLS
 
 LETTER = 0.1
-"""What a difference of one letter in length weighs: as much as a difference in frequency of 10%."""
+"""Distance of one letter in length, in units of ln frequency: as much as 10% more or less frequent."""
 
 PartsOfSpeech = Callable[[str], frozenset[str]]
-"""The parts of speech a word can be, of n, v, a, r; empty: not known."""
+"""The parts of speech a word can have, among n, v, a, r; empty: not known."""
 
 
 class Controls:
     """Chooses control words among the words of a corpus."""
 
     def __init__(self, words: CorpusWords, parts_of_speech: PartsOfSpeech) -> None:
-        """Sort the corpus's words by their number of tokens."""
-        self._words = words
-        self._parts_of_speech = parts_of_speech
-        self._known: dict[str, frozenset[str]] = {}
+        """Group the corpus's words by their number of tokens."""
+        self._count = words.count
+        self._parts = cache(parts_of_speech)
         self._by_tokens: dict[int, tuple[list[str], npt.NDArray[Any], npt.NDArray[Any]]] = {}
         for tokens in set(words.tokens.values()):
             names = sorted(word for word, number in words.tokens.items() if number == tokens)
             log_count = np.log([words.count[word] for word in names])
-            self._by_tokens[tokens] = (names, log_count, np.array([len(word) for word in names]))
+            self._by_tokens[tokens] = names, log_count, np.array([len(word) for word in names])
 
     def choose(self, synonym: str, tokens: int, excluded: Collection[str]) -> list[str]:
         """The :data:`CONTROLS` words nearest to ``synonym``, which takes ``tokens`` tokens; fewer if there are not enough.
@@ -42,25 +42,13 @@ class Controls:
         if tokens not in self._by_tokens:
             return []
         names, log_count, letters = self._by_tokens[tokens]
-        own = np.log(max(1, self._words.count.get(synonym, 0)))
+        own, parts = np.log(max(1, self._count.get(synonym, 0))), self._parts(synonym)
         distance = np.abs(log_count - own) + LETTER * np.abs(letters - len(synonym))
         chosen: list[str] = []
         for index in np.argsort(distance, kind="stable"):
-            if names[index] not in excluded and self._same_part(names[index], synonym):
-                chosen.append(names[index])
+            name = names[index]
+            if name not in excluded and (not parts or not self._parts(name) or parts & self._parts(name)):
+                chosen.append(name)
                 if len(chosen) == CONTROLS:
                     break
         return chosen
-
-    def part_known(self, word: str) -> bool:
-        """Whether anything is known of the part of speech of ``word``."""
-        return bool(self._parts(word))
-
-    def _parts(self, word: str) -> frozenset[str]:
-        if word not in self._known:
-            self._known[word] = self._parts_of_speech(word)
-        return self._known[word]
-
-    def _same_part(self, one: str, other: str) -> bool:
-        first, second = self._parts(one), self._parts(other)
-        return not first or not second or bool(first & second)

@@ -1,14 +1,13 @@
-"""A study in the tokens of one tokenizer: those of the store as they are, or of a guest with a tokenizer of its own.
+"""A study in the tokens of one tokenizer: the store's own, or that of a guest, a model with another tokenizer.
 
 Shapes: C places, U units, K candidates of a unit, E nodes of a unit's tree.
 
 The candidates of a unit form a tree below the place: a node for each token, shared by candidates that begin alike, so that no
-token is looked at twice.
+token is read twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,9 +31,7 @@ class Tree:
     depth_E: Ids
     """1 for the first token of a word."""
     leaf_K: Ids
-    """The node of each candidate's last token; -1 for a candidate that this tokenizer cannot tell from what stands before."""
-    nodes_K: tuple[tuple[int, ...], ...]
-    """All nodes of each candidate, from the first."""
+    """The node of each candidate's last token; -1 if this tokenizer merges the candidate with what stands before it."""
 
 
 @dataclass(frozen=True)
@@ -55,40 +52,39 @@ class Encoded:
         return int(max(ends_M.max(initial=1), *map(len, self.passages)))
 
 
-def encode_study(study: Study, tokenizer: Any, vocabulary: Vocabulary | None) -> Encoded:
-    """The study in the tokens of ``tokenizer``; ``vocabulary`` is None for the store's own tokenizer, whose tokens it has."""
-    if vocabulary is None:
-        passages: Sequence[Ids] = [np.asarray(ids, dtype=np.int64) for ids in study.passages]
-        return Encoded(study, study.vocabulary, tuple(passages), study.position_C, _trees(study, study.vocabulary))
-    passages, position_C = _translate(study, tokenizer, vocabulary)
-    return Encoded(study, vocabulary, tuple(passages), position_C, _trees(study, vocabulary))
+def encode_study(study: Study, tokenizer: Any = None) -> Encoded:
+    """The study in the tokens of ``tokenizer``; None for the store's own, in which it is already.
+
+    Raises :class:`InputError` if the tokenizer has no token for the beginning of a passage.
+    """
+    vocabulary = study.vocabulary if tokenizer is None else Vocabulary(tokenizer)
+    surfaces = {candidate.surface for unit in study.units for candidate in unit.candidates}
+    known = {surface: vocabulary.tokens(surface) or () for surface in surfaces}
+    trees = tuple(_tree(unit, known) for unit in study.units)
+    if tokenizer is None:
+        passages = tuple(np.asarray(ids, dtype=np.int64) for ids in study.passages)
+        return Encoded(study, vocabulary, passages, study.position_C, trees)
+    return Encoded(study, vocabulary, *_translate(study, tokenizer, vocabulary), trees)
 
 
-def _trees(study: Study, vocabulary: Vocabulary) -> tuple[Tree, ...]:
-    known: dict[str, tuple[int, ...] | None] = {}
-    for surface in {candidate.surface for unit in study.units for candidate in unit.candidates}:
-        known[surface] = vocabulary.tokens(surface)
-    return tuple(_tree(unit, known) for unit in study.units)
-
-
-def _tree(unit: Unit, known: dict[str, tuple[int, ...] | None]) -> Tree:
+def _tree(unit: Unit, known: dict[str, tuple[int, ...]]) -> Tree:
     number: dict[tuple[int, ...], int] = {}
-    paths: list[tuple[int, ...]] = []
+    leaves = []
     for candidate in unit.candidates:
-        tokens = known[candidate.surface] or ()
-        paths.append(tuple(number.setdefault(tokens[: length + 1], len(number)) for length in range(len(tokens))))
-    prefixes = list(number)
+        tokens = known[candidate.surface]
+        for length in range(1, len(tokens) + 1):
+            number.setdefault(tokens[:length], len(number))
+        leaves.append(number.get(tokens, -1))
     return Tree(
-        token_E=np.array([prefix[-1] for prefix in prefixes], dtype=np.int64),
-        parent_E=np.array([number.get(prefix[:-1], -1) for prefix in prefixes], dtype=np.int64),
-        depth_E=np.array([len(prefix) for prefix in prefixes], dtype=np.int64),
-        leaf_K=np.array([path[-1] if path else -1 for path in paths], dtype=np.int64),
-        nodes_K=tuple(paths),
+        token_E=np.array([prefix[-1] for prefix in number], dtype=np.int64),
+        parent_E=np.array([number.get(prefix[:-1], -1) for prefix in number], dtype=np.int64),
+        depth_E=np.array([len(prefix) for prefix in number], dtype=np.int64),
+        leaf_K=np.array(leaves, dtype=np.int64),
     )
 
 
-def _translate(study: Study, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[Ids], Ids]:
-    """The passages' text in other tokens, cut at every place, so that each place is a border between tokens there too."""
+def _translate(study: Study, tokenizer: Any, vocabulary: Vocabulary) -> tuple[tuple[Ids, ...], Ids]:
+    """The passages' text in other tokens, cut at every place, so that a token ends there too; and the places' positions."""
     before = np.array(tokenizer.encode("")[:1], dtype=np.int64)
     if tokenizer.bos_token_id is None or list(before) != [tokenizer.bos_token_id]:
         before = np.empty(0, dtype=np.int64)  # this tokenizer puts nothing before a text
@@ -110,7 +106,7 @@ def _translate(study: Study, tokenizer: Any, vocabulary: Vocabulary) -> tuple[li
         raise InputError(
             "the guest's tokenizer has no token for the beginning of a passage; it cannot be compared here"
         )
-    return passages, position_C
+    return tuple(passages), position_C
 
 
 def _retokenize(ids: npt.NDArray[Any], study: Study, tokenizer: Any, vocabulary: Vocabulary) -> Ids:

@@ -5,14 +5,11 @@ Shapes: N tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from analysis.compare.temperature import Calibration
 
-from .encode import Encoded
 from .hidden_states import Reader
 from .score import LOGITS, softmax_rows
 
@@ -26,38 +23,39 @@ class TextCalibration(Calibration):
     precision = 1e-6
     """What float32 allows: one model at two temperatures must not look like two."""
 
-    def __init__(self, model: Any, encoded: Encoded, *, label: str, seed: int) -> None:
+    def __init__(self, reader: Reader, seed: int) -> None:
         """Read a sample of the passages, the same for every model with the study's tokenizer."""
-        self._reader = Reader(model, encoded, label)
-        order = np.random.default_rng([seed, len(encoded.passages)]).permutation(len(encoded.passages))
+        self._reader = reader
+        passages = reader.encoded.passages
         states: list[torch.Tensor] = []
         targets: list[torch.Tensor] = []
         found = 0
         with torch.inference_mode():
-            for index in order:
-                ids = encoded.passages[index]
+            for index in np.random.default_rng([seed, len(passages)]).permutation(len(passages)):
+                ids = passages[index]
                 if found >= TOKENS:
                     break
                 if len(ids) < 2:
                     continue
-                states.append(self._reader.body(ids[None])[0, :-1])
+                states.append(reader.body(ids[None])[0, :-1])
                 targets.append(torch.from_numpy(ids[1:]).to(states[-1].device))
                 found += len(ids) - 1
         self._h_ND = torch.cat(states)[:TOKENS]
         self._y_N = torch.cat(targets)[:TOKENS]
 
     def means(self, beta: float) -> tuple[float, float, float]:
-        """Means over the tokens: the slope of the NLL in beta, sum_k P_k z_k - z_y, which rises; the entropy; the NLL."""
+        """See :meth:`Calibration.means`; the slope is the mean of E[z] - z_y, E the expectation under the model."""
         sums = torch.zeros(3, dtype=torch.float64)
-        step = max(1, LOGITS // len(self._reader.vocabulary))
+        vocabulary = len(self._reader.encoded.vocabulary)
+        step = max(1, LOGITS // vocabulary)
         beta_X = torch.tensor([beta], dtype=torch.float64, device=self._h_ND.device)
-        all_V = torch.ones(len(self._reader.vocabulary), dtype=torch.bool, device=self._h_ND.device)
+        all_V = torch.ones(vocabulary, dtype=torch.bool, device=self._h_ND.device)
         with torch.inference_mode():
             for h_RD, y_R in zip(self._h_ND.split(step), self._y_N.split(step), strict=True):
                 logits_RV = self._reader.logits(h_RD).float()
                 (log_z_R,), _, (entropy_R,) = softmax_rows(logits_RV, beta_X, all_V, with_entropy=True)
                 nll_R = log_z_R - beta * logits_RV.gather(1, y_R[:, None])[:, 0].double()
-                # The entropy is log Z - beta E[z], and the slope E[z] - z_y.
+                # The entropy is log Z - beta E[z], so that the slope is (NLL - entropy) / beta.
                 sums += torch.stack([(nll_R - entropy_R).sum() / beta, entropy_R.sum(), nll_R.sum()]).cpu()
         slope, entropy, nll = (sums / len(self._y_N)).tolist()
         return slope, entropy, nll

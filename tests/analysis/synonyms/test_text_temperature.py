@@ -11,6 +11,7 @@ import torch
 
 from analysis.synonyms import text_temperature as temperature
 from analysis.synonyms.encode import Encoded, encode_study
+from analysis.synonyms.hidden_states import Reader
 from analysis.synonyms.study import Study
 from analysis.synonyms.text_temperature import TextCalibration
 from tests.analysis.made import constant_model
@@ -22,7 +23,7 @@ KINDS = ("linear", "metric")
 
 @pytest.fixture(scope="module")
 def encoded(study: Study, text: Text) -> Encoded:
-    return encode_study(study, text.tokenizer, None)
+    return encode_study(study)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def calibration(model: Any, encoded: Encoded) -> TextCalibration:
-    return TextCalibration(model, encoded, label="test", seed=0)
+    return TextCalibration(Reader(model, encoded, "test"), seed=0)
 
 
 class Naive:

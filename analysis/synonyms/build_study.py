@@ -1,29 +1,77 @@
-"""Studies from pairs of words in held-out text, and from lexical-substitution files."""
+"""Building a study from pairs of words in held-out text, or from a lexical-substitution file."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from analysis.words.pair_lists import load_pairs
 from analysis.words.pairs import PairList
+from analysis.words.substitution_files import is_substitution_file, load_substitutions
 from analysis.words.substitutions import ACCEPTABLE, Substitution, SubstitutionList
 from analysis.words.vocabulary import MAX_WORD_TOKENS, Ids, Vocabulary
 from common.errors import InputError
 
-from .controls import Controls
-from .study import CONTROLS, Candidate, Item, LeftOut, Role, Study, Unit, assemble, reasons, shuffled_questions
+from .controls import Controls, PartsOfSpeech
+from .measure_models import Data
+from .options import Settings
+from .study import CONTROLS, Candidate, Item, LeftOut, Role, Study, Unit, assemble, reasons, shuffled_queries
 
 MOST_CONTRASTS = 5
-"""Antonyms, and rejected words, of a unit: at most so many."""
-_WRITTEN = [(spaced, capital) for spaced in (True, False) for capital in (False, True)]
+"""Most antonyms, and most rejected words, of a unit."""
+_SPELLINGS = [(spaced, capital) for spaced in (True, False) for capital in (False, True)]
+
+Spelling = tuple[bool, bool]
+"""After a space or not, capitalised or not."""
+
+
+def build_study(data: Data, settings: Settings) -> Study:
+    """The study of ``settings`` on this text. Raises :class:`InputError` for sources that cannot be used."""
+    if is_substitution_file(settings.pairs):
+        return study_of_substitutions(
+            load_substitutions(settings.pairs),
+            data.vocabulary,
+            Controls(data.words, _parts_of_speech(settings.match_pos, None)),
+            lambda text: data.tokenizer.encode(text, add_special_tokens=False),
+            sequence_length=data.sequence_length,
+            end_of_text=data.end_of_text,
+        )
+    pairs = load_pairs(settings.pairs, min_similarity=settings.min_similarity, words=frozenset(data.words.count))
+    own = settings.pairs if settings.pairs.partition(":")[0] == "wordnet" else None
+    return study_of_pairs(
+        pairs,
+        data.vocabulary,
+        Controls(data.words, _parts_of_speech(settings.match_pos or own, pairs)),
+        HeldOut(data.validation_ids, data.document_starts, data.sequence_length, data.vocabulary),
+        end_of_text=data.end_of_text,
+        min_contexts=settings.min_contexts,
+        contexts_per_word=settings.contexts_per_word,
+        seed=settings.seed,
+    )
+
+
+def _parts_of_speech(source: str | None, pairs: PairList | None) -> PartsOfSpeech:
+    if source is not None:
+        from analysis.words.wordnet import WordNet
+
+        kind, _, folder = source.partition(":")
+        if kind != "wordnet":
+            raise InputError(f"--match-pos {source}: give wordnet, or wordnet:FOLDER with WordNet's dict files")
+        return WordNet(Path(folder) if folder else None).parts_of_speech
+    known: dict[str, set[str]] = {}
+    for pair in () if pairs is None else (*pairs.synonyms, *pairs.antonyms, *pairs.dissimilar):
+        for word in (pair.word_a, pair.word_b):
+            known.setdefault(word, set()).update({pair.pos} - {""})
+    return lambda word: frozenset(known.get(word, ()))
 
 
 class HeldOut:
-    """A validation split in consecutive windows of the training length, and where words stand in it."""
+    """A validation split in consecutive windows of the training length, and where words occur in it."""
 
     def __init__(self, ids: npt.NDArray[Any], starts: Ids, sequence_length: int, vocabulary: Vocabulary) -> None:
         """Sort the tokens once. Raises :class:`InputError` for a split shorter than a window or a window too short."""
@@ -45,10 +93,10 @@ class HeldOut:
         self._in_word = last[self.ids]
 
     def find(self, tokens: Sequence[int], *, spaced: bool) -> Ids:
-        """The indices of the split at which these tokens stand as a complete word with room after it, ascending.
+        """The indices of the split, ascending, at which these tokens form a complete word with room in the window.
 
-        Complete: the next token does not go on with it (" delete" in " deleted" is no occurrence), and without a space
-        no letter or digit stands before it. Room: MAX_WORD_TOKENS positions of the window are left for any candidate.
+        Complete: the next token does not continue it (" delete" in " deleted" is no occurrence), and a word without a space
+        follows no letter or digit. Room: MAX_WORD_TOKENS positions of the window are left for any candidate.
         """
         low, high = np.searchsorted(self._sorted, [tokens[0], tokens[0] + 1])
         places = self._order[low:high]
@@ -71,7 +119,7 @@ class HeldOut:
         return [self.ids[w * self.length : (w + 1) * self.length] for w in range(self.windows)]
 
 
-def plan_pairs(
+def study_of_pairs(
     pairs: PairList,
     vocabulary: Vocabulary,
     controls: Controls,
@@ -82,28 +130,28 @@ def plan_pairs(
     contexts_per_word: int | None = None,
     seed: int = 0,
 ) -> Study:
-    """Each word of each synonym pair once in the role of the true word, at every place (or at most ``contexts_per_word``).
+    """Each word of each synonym pair as the true word, at every place of it or at most ``contexts_per_word``.
 
-    A pair is kept if both words are at most MAX_WORD_TOKENS tokens after a space, one of them stands ``min_contexts``
-    times in the held-out text, and both have :data:`CONTROLS` control words.
-    Raises :class:`InputError` if no pair is left.
+    A pair is kept if both words take at most MAX_WORD_TOKENS tokens after a space, one of them occurs ``min_contexts``
+    times in the held-out text, and both have :data:`CONTROLS` control words. Raises :class:`InputError` if none is.
     """
     related, antonyms, rejected = _relations(pairs)
-    found: dict[str, dict[tuple[bool, bool], Ids]] = {}
+    found: dict[str, dict[Spelling, Ids]] = {}
     items: list[Item] = []
     left_out: list[LeftOut] = []
     units: list[Unit] = []
     relatives: list[frozenset[str]] = []
     place_number: dict[int, int] = {}
-    rows: list[npt.NDArray[np.int64]] = []
+    rows: list[tuple[int, int, int]] = []
     for pair in pairs.synonyms:
         words = (pair.word_a, pair.word_b)
         for word in words:
             if word not in found:
                 found[word] = _occurrences(word, vocabulary, held_out, contexts_per_word, seed)
         relative = related[pair.word_a] | related[pair.word_b]  # what may stand for either is no control of the other
-        names = {word: _controls_of(word, relative, vocabulary, controls) for word in words}
-        asked: dict[str, list[tuple[Unit, Ids]]] = {}
+        sizes = {word: _size(word, vocabulary) for word in words}
+        names = {word: controls.choose(word, sizes[word], relative) if sizes[word] else [] for word in words}
+        own: dict[str, list[tuple[Unit, Ids]]] = {}
         for word, synonym in (words, words[::-1]):
             roles = [
                 (word, Role.WORD),
@@ -112,16 +160,14 @@ def plan_pairs(
                 *((name, Role.ANTONYM) for name in antonyms[word]),
                 *((name, Role.REJECTED) for name in rejected[word]),
             ]
-            asked[word] = list(_units_of(len(items), roles, found[word], vocabulary))
-        counts = {word: sum(len(index_C) for _, index_C in asked[word]) for word in words}
-        problem = _unsupported(vocabulary, counts, names, min_contexts)
-        if problem:
+            own[word] = list(_units_of(len(items), roles, found[word], vocabulary))
+        counts = {word: sum(len(index_C) for _, index_C in own[word]) for word in words}
+        if problem := _unsupported(sizes, counts, names, min_contexts):
             left_out.append(LeftOut(str(pair), *problem))
             continue
         items.append(Item(str(pair), pair.domain, pair.pos))
-        for unit, index_C in (*asked[pair.word_a], *asked[pair.word_b]):
-            numbers = [place_number.setdefault(i, len(place_number)) for i in index_C.tolist()]
-            rows.append(np.array([(number, len(units), 0) for number in numbers]))
+        for unit, index_C in (*own[pair.word_a], *own[pair.word_b]):
+            rows += [(place_number.setdefault(i, len(place_number)), len(units), 0) for i in index_C.tolist()]
             units.append(unit)
             relatives.append(frozenset(name.lower() for name in relative))
     if not items:
@@ -129,29 +175,27 @@ def plan_pairs(
             f"none of the {len(pairs.synonyms)} pairs can be used ({reasons(left_out)}); use a larger validation split, "
             "a larger vocabulary, other --pairs or a lower --min-contexts"
         )
-    questions = np.concatenate(rows)
-    shuffled = shuffled_questions(questions[:, 1], questions[:, 0], units, relatives, seed)
-    if shuffled:
-        questions = np.concatenate([questions, np.array(shuffled)])
+    queries = np.array(rows)
+    queries = np.array(rows + shuffled_queries(queries[:, 1], queries[:, 0], units, relatives, seed))
     places = held_out.places(np.array(list(place_number), dtype=np.int64))
     return assemble(
-        pairs.source, items, left_out, units, held_out.passages(), places, questions, vocabulary, end_of_text
+        pairs.source, items, left_out, units, held_out.passages(), places, queries, vocabulary, end_of_text
     )
 
 
-def plan_substitutions(
+def study_of_substitutions(
     substitutions: SubstitutionList,
     vocabulary: Vocabulary,
     controls: Controls,
-    encode: Any,
+    encode: Callable[[str], list[int]],
     *,
     sequence_length: int,
     end_of_text: int,
 ) -> Study:
     """Each target of a lexical-substitution file at its own place, after as much of its left context as a window holds.
 
-    A causal model sees nothing of what follows the target. Left out are items without an accepted substitute and those whose
-    target or accepted substitutes leave no room in a window. Raises :class:`InputError` if no item is left.
+    Left out are items without an accepted substitute and those whose target or accepted substitutes leave no room in a
+    window. Raises :class:`InputError` if no item is left.
     """
     items: dict[tuple[str, str], int] = {}
     left_out: list[LeftOut] = []
@@ -161,11 +205,11 @@ def plan_substitutions(
     documents: dict[str, int] = {}
     for item in substitutions.items:
         candidates = _substitutes(item, controls, vocabulary)
-        tokens = [vocabulary.tokens(candidate.surface) for candidate in candidates]
-        room = max((len(ids) for ids in tokens if ids), default=0)
-        known = [candidate for candidate, ids in zip(candidates, tokens, strict=True) if ids]
+        sizes = {candidate: len(vocabulary.tokens(candidate.surface) or ()) for candidate in candidates}
+        known = [candidate for candidate in candidates if sizes[candidate]]
         accepted = [candidate for candidate in known if candidate.role == Role.SYNONYM]
-        if tokens[0] is None or not accepted:
+        room = max(sizes.values())
+        if not sizes[candidates[0]] or not accepted:
             left_out.append(LeftOut(item.item, "tokens", "no accepted substitute that the tokenizer can encode"))
             continue
         if room >= sequence_length - 1:
@@ -173,24 +217,16 @@ def plan_substitutions(
             continue
         ids = np.array([end_of_text, *encode(item.left)], dtype=np.int64)[-(sequence_length - room) :]
         number = items.setdefault((item.lemma, item.pos), len(items))
-        single = all(len(vocabulary.tokens(c.surface) or ()) == 1 for c in (known[0], *accepted))
+        single = all(sizes[candidate] == 1 for candidate in (known[0], *accepted))
         places.append((len(passages), len(ids) - 1, documents.setdefault(item.document, len(documents))))
         passages.append(ids)
         units.append(Unit(number, item.lemma.lower(), tuple(known), single))
     if not units:
         raise InputError(f"none of the {len(substitutions.items)} substitution items can be used ({reasons(left_out)})")
-    questions = np.array([(index, index, 0) for index in range(len(units))])
-    everything = [Item(lemma, "substitution", pos) for lemma, pos in items]
+    queries = np.array([(index, index, 0) for index in range(len(units))])
+    named = [Item(lemma, "substitution", pos) for lemma, pos in items]
     return assemble(
-        substitutions.source,
-        everything,
-        left_out,
-        units,
-        passages,
-        np.array(places),
-        questions,
-        vocabulary,
-        end_of_text,
+        substitutions.source, named, left_out, units, passages, np.array(places), queries, vocabulary, end_of_text
     )
 
 
@@ -199,29 +235,30 @@ def write(word: str, spaced: bool, capital: bool) -> str:
     return (" " if spaced else "") + (word[:1].upper() + word[1:] if capital else word)
 
 
+def _size(word: str, vocabulary: Vocabulary) -> int:
+    """How many tokens the word takes after a space; 0 if it cannot be encoded."""
+    return len(vocabulary.tokens(write(word, True, False)) or ())
+
+
 def _relations(pairs: PairList) -> tuple[dict[str, set[str]], dict[str, list[str]], dict[str, list[str]]]:
-    """For each word all words it is listed with, and of those its antonyms and the ones judged dissimilar."""
+    """For each word all words it is listed with and itself; its antonyms; the words judged dissimilar."""
     related: dict[str, set[str]] = defaultdict(set)
-    for pair in (*pairs.synonyms, *pairs.antonyms, *pairs.dissimilar):
-        related[pair.word_a] |= {pair.word_a, pair.word_b}
-        related[pair.word_b] |= {pair.word_a, pair.word_b}
-    contrasts: list[dict[str, list[str]]] = []
-    for several in (pairs.antonyms, pairs.dissimilar):
-        table: dict[str, list[str]] = defaultdict(list)
-        for pair in several:
+    contrasts: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(3)]
+    for group, table in zip((pairs.synonyms, pairs.antonyms, pairs.dissimilar), contrasts, strict=True):
+        for pair in group:
             for word, other in ((pair.word_a, pair.word_b), (pair.word_b, pair.word_a)):
+                related[word] |= {word, other}
                 if len(table[word]) < MOST_CONTRASTS:
                     table[word].append(other)
-        contrasts.append(table)
-    return related, contrasts[0], contrasts[1]
+    return related, contrasts[1], contrasts[2]
 
 
 def _occurrences(
     word: str, vocabulary: Vocabulary, held_out: HeldOut, limit: int | None, seed: int
-) -> dict[tuple[bool, bool], Ids]:
-    """Where ``word`` stands, for each way of writing it; at most ``limit`` places, drawn with the word's own generator."""
-    found: dict[tuple[bool, bool], Ids] = {}
-    for spaced, capital in _WRITTEN:
+) -> dict[Spelling, Ids]:
+    """Where ``word`` occurs in each spelling; at most ``limit`` places, drawn with the word's own random generator."""
+    found: dict[Spelling, Ids] = {}
+    for spaced, capital in _SPELLINGS:
         surface = write(word, spaced, capital)
         if capital and surface == write(word, spaced, False):
             continue
@@ -232,37 +269,31 @@ def _occurrences(
     if limit is None or len(everything) <= limit:
         return found
     chosen = np.random.default_rng([seed, *word.encode()]).choice(everything, limit, replace=False)
-    return {written: index_C[np.isin(index_C, chosen)] for written, index_C in found.items()}
+    return {spelling: index_C[np.isin(index_C, chosen)] for spelling, index_C in found.items()}
 
 
 def _units_of(
-    item: int, roles: Sequence[tuple[str, Role]], found: dict[tuple[bool, bool], Ids], vocabulary: Vocabulary
+    item: int, roles: Sequence[tuple[str, Role]], found: dict[Spelling, Ids], vocabulary: Vocabulary
 ) -> Iterator[tuple[Unit, Ids]]:
-    """The first word as a unit for each way in which it is written, and where it stands so.
+    """A unit of the first word for each of its spellings, and where it occurs in it.
 
-    Without the ways in which the second, its synonym, takes more tokens than there is room for.
+    Without the spellings in which the second word, its synonym, takes more tokens than there is room for.
     """
-    for written, index_C in found.items():
-        sizes = [len(vocabulary.tokens(write(name, *written)) or ()) for name, _ in roles]
+    for spelling, index_C in found.items():
+        sizes = [len(vocabulary.tokens(write(name, *spelling)) or ()) for name, _ in roles]
         if len(index_C) and 1 <= sizes[1] <= MAX_WORD_TOKENS:
             candidates = tuple(
-                Candidate(write(name, *written), role)
+                Candidate(write(name, *spelling), role)
                 for (name, role), size in zip(roles, sizes, strict=True)
                 if 1 <= size <= MAX_WORD_TOKENS
             )
             yield Unit(item, roles[0][0].lower(), candidates, single=sizes[:2] == [1, 1]), index_C
 
 
-def _controls_of(word: str, related: set[str], vocabulary: Vocabulary, controls: Controls) -> list[str]:
-    tokens = vocabulary.tokens(write(word, True, False))
-    return controls.choose(word, len(tokens), related) if tokens else []
-
-
 def _unsupported(
-    vocabulary: Vocabulary, counts: dict[str, int], controls: dict[str, list[str]], min_contexts: int
+    sizes: dict[str, int], counts: dict[str, int], controls: dict[str, list[str]], min_contexts: int
 ) -> tuple[str, str] | None:
     """Why the tokenizer or the corpus does not support the words of a pair: (kind, reason), or None if they do."""
-    sizes = {word: len(vocabulary.tokens(write(word, True, False)) or ()) for word in counts}
     long = [f"{word!r} takes {size} tokens" for word, size in sizes.items() if not 1 <= size <= MAX_WORD_TOKENS]
     if long:
         return "tokens", " and ".join(long)
@@ -274,21 +305,15 @@ def _unsupported(
     return None
 
 
-def _role_of(weight: float) -> Role:
-    if weight > ACCEPTABLE:
-        return Role.SYNONYM
-    return Role.UNDECIDED if weight > 0 else Role.REJECTED
-
-
 def _substitutes(item: Substitution, controls: Controls, vocabulary: Vocabulary) -> list[Candidate]:
-    """The target, its accepted and rejected substitutes, and controls of the most accepted one, written like the target."""
+    """The target, its substitutes, and controls of the substitute most accepted, written like the target."""
     capital = item.target[:1].isupper()
     ranked = sorted(item.candidates, key=lambda candidate: -candidate[1])
+    candidates = [Candidate(f" {item.target}", Role.WORD)]
+    for word, weight in ranked:
+        role = Role.SYNONYM if weight > ACCEPTABLE else Role.UNDECIDED if weight > 0 else Role.REJECTED
+        candidates.append(Candidate(write(word, True, capital), role, weight))
     taken = {item.target.lower(), item.lemma.lower(), *(word.lower() for word, _ in ranked)}
     best = ranked[0][0] if ranked else item.lemma
-    names = controls.choose(best, len(vocabulary.tokens(write(best, True, False)) or ()), taken)
-    return [
-        Candidate(f" {item.target}", Role.WORD),
-        *(Candidate(write(word, True, capital), _role_of(weight), weight) for word, weight in ranked),
-        *(Candidate(write(name, True, capital), Role.CONTROL) for name in names),
-    ]
+    names = controls.choose(best, _size(best, vocabulary), taken)
+    return candidates + [Candidate(write(name, True, capital), Role.CONTROL) for name in names]
