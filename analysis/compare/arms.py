@@ -207,6 +207,6 @@ def member_values(arm: Arm, value_of: Callable[[Member], Floats], baseline: Arm 
     if baseline is None:
         return value_SX
     base_SX = np.stack([value_of(member) for member in baseline.members])
-    own = {member.seed: base_SX[s] for s, member in enumerate(baseline.members) if member.seed is not None}
+    own = {seed: base_X for seed, base_X in zip(baseline.seeds, base_SX, strict=True) if seed is not None}
     mean_X = finite_mean(base_SX)
-    return value_SX - np.stack([own.get(member.seed, mean_X) for member in arm.members])
+    return value_SX - np.stack([mean_X if seed is None else own.get(seed, mean_X) for seed in arm.seeds])

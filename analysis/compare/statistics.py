@@ -24,10 +24,12 @@ POWER = 0.80  # probability to show an effect of the size `smallest`
 FEWEST_UNITS = 5
 """Fewest lemmas, and documents, for which a mean gets an interval. Student's t assumes normal effects, which those of a few words
 need not be, and values that are equal by chance leave an interval of no width."""
-NO_INTERVAL = f"no interval is given from fewer than {FEWEST_UNITS} lemmas or documents: resampling so few says little"
 INTERVAL = f"mean +- t x standard error of a bootstrap over crossed lemmas, documents and seeds ({RESAMPLES} resamples)"
 SMALLEST = f"the smallest true effect that would be shown with {POWER:.0%} power, as uncertain as its standard error"
-ONE_SEED = "from one seed, intervals and smallest effects say nothing of other seeds"
+CAVEATS = (
+    f"no interval is given from fewer than {FEWEST_UNITS} lemmas or documents: resampling so few says little; "
+    "from one seed, intervals and smallest effects say nothing of other seeds"
+)
 
 _TAIL = (1 - CONFIDENCE) / 2
 _NUMBERS_AT_ONCE = 2**20  # float64 in the largest array of one batch of resamples: 8 MiB, within a cache
@@ -215,8 +217,9 @@ def _effects(
     deviation_MS = _deviations(pull_MN, weight_N, level_FN, np.random.SeedSequence(seed), resamples)
     if deviation_MS.shape[1] < 2:
         return without
-    columns = mean_M, np.std(deviation_MS, axis=1, ddof=1), _freedom(pull_MN, level_FN)
-    return [_effect(*row, n, clusters) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    error_M, freedom_M = np.std(deviation_MS, axis=1, ddof=1), _freedom(pull_MN, level_FN)
+    rows = np.stack([mean_M, error_M, freedom_M], axis=1).tolist()
+    return [_effect(mean, error, freedom, n, clusters) for mean, error, freedom in rows]
 
 
 def _deviations(

@@ -1,9 +1,9 @@
-"""Where a predictor is held against the synonym grammar, and the temperatures at which it is.
+"""The contexts in which a predictor is compared with the synonym grammar, and its temperatures there.
 
 Shapes: D documents, B rows of a batch, T positions, N positions that count, V vocabulary.
 
-A predictor is a function from rows of tokens to the logarithms of its distributions, so that models and what a test makes
-out of the grammar itself go through the same code.
+A predictor is a function from rows of tokens to log-distributions, so that models and predictors that a test derives from the
+grammar go through the same code.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from analysis.compare.statistics import Floats, Ids
 from analysis.compare.temperature import Calibration
 from data.grammar import Grammar
 
-Floats = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int64]
 Predictor = Callable[[Ids], Floats]
 """x_BT -> ln q_BTV, normalised: what may follow after each prefix of each row."""
 
@@ -31,12 +30,12 @@ _NUMBERS_AT_ONCE = 1 << 21  # float64 of one distribution over a batch: 16 MiB
 class Contexts:
     """Documents, each from its first token and after an end of text; all positions up to ``length_D`` count.
 
-    Rows are padded with the same document over again, which the grammar could have written too.
+    Rows are padded by repeating the document, which is text of the grammar too.
     """
 
     x_DT: Ids
     y_DT: Ids
-    """The token that came after each prefix."""
+    """The token after each prefix."""
     length_D: Ids
     document_D: Ids
     """The document's number in its split."""
@@ -46,10 +45,7 @@ class Contexts:
         return Contexts(*(column_D[:documents] for column_D in (self.x_DT, self.y_DT, self.length_D, self.document_D)))
 
     def batches(self, vocabulary: int) -> Iterator[tuple[Ids, Ids, npt.NDArray[np.bool_]]]:
-        """Row numbers, their tokens up to the longest of them, and which positions count.
-
-        The longest rows come first; a batch is so large that distributions over it take a few megabytes.
-        """
+        """Row indices, the rows' tokens up to the longest row, and which positions count; the longest rows come first."""
         order = np.argsort(-self.length_D, kind="stable")
         start = 0
         while start < len(order):
@@ -60,7 +56,7 @@ class Contexts:
 
 
 def contexts_of(ids: npt.NDArray[np.integer], starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
-    """The documents ``chosen`` of a split, whose tokens are ``ids`` and begin at ``starts``, cut to ``length`` positions."""
+    """The documents ``chosen`` of a split with tokens ``ids`` and document starts ``starts``, cut to ``length`` positions."""
     ends = np.append(starts[1:], len(ids))
     documents = [np.asarray(ids[starts[d] : ends[d]], dtype=np.int64) for d in chosen]
     length_D = np.array([min(len(document), length) for document in documents], dtype=np.int64)
@@ -74,7 +70,7 @@ def contexts_of(ids: npt.NDArray[np.integer], starts: Ids, chosen: Ids, length: 
 class TruthCalibration(Calibration):
     """A predictor's distributions on a few documents, from which its temperatures are found.
 
-    Its NLL is the expected one, under the true distributions: no drawn word adds noise to the best temperature.
+    Its NLL is the expected one, under the true distributions: no sampled word adds noise to the best temperature.
     """
 
     log_q_NV: Floats
@@ -84,7 +80,7 @@ class TruthCalibration(Calibration):
 
     @classmethod
     def of(cls, predict: Predictor, grammar: Grammar, contexts: Contexts) -> TruthCalibration:
-        """What ``predict`` says on ``contexts``, all in memory."""
+        """From the distributions that ``predict`` gives on ``contexts``, all in memory."""
         parts = [
             (predict(x_BT)[valid_BT], grammar.next_distribution(x_BT)[valid_BT])
             for _, x_BT, valid_BT in contexts.batches(len(grammar.words))
@@ -109,7 +105,7 @@ class TruthCalibration(Calibration):
 
 
 def tempered(log_q_NV: Floats, temperature: float) -> Floats:
-    """Logarithms of the distributions proportional to q^(1/temperature); as they are at 1."""
+    """Logarithms of the distributions proportional to q^(1/temperature); unchanged at 1."""
     if temperature == 1:
         return log_q_NV
     z_NV = log_q_NV / temperature
@@ -119,7 +115,7 @@ def tempered(log_q_NV: Floats, temperature: float) -> Floats:
 
 
 def dot(p_NV: Floats, value_NV: Floats) -> Floats:
-    """(N,): sum of p times a value, which may be infinite or undefined where p is 0."""
+    """(N,): the sum of :func:`products`."""
     sums_N: Floats = products(p_NV, value_NV).sum(axis=1)
     return sums_N
 
@@ -130,8 +126,3 @@ def products(p_NV: Floats, value_NV: Floats) -> Floats:
         products_NV: Floats = p_NV * value_NV
     products_NV[p_NV == 0] = 0.0
     return products_NV
-
-
-def entropies(log_q_NV: Floats) -> Floats:
-    """(N,): the entropy of each distribution, nats."""
-    return -dot(np.exp(log_q_NV), log_q_NV)

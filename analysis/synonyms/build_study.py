@@ -178,9 +178,7 @@ def study_of_pairs(
     queries = np.array(rows)
     queries = np.array(rows + shuffled_queries(queries[:, 1], queries[:, 0], units, relatives, seed))
     places = held_out.places(np.array(list(place_number), dtype=np.int64))
-    return assemble(
-        pairs.source, items, left_out, units, held_out.passages(), places, queries, vocabulary, end_of_text
-    )
+    return assemble(pairs.source, items, left_out, units, held_out.passages(), places, queries, vocabulary, end_of_text)
 
 
 def study_of_substitutions(

@@ -25,7 +25,6 @@ from .study import Study
 
 TESTED = "log_odds"
 """The metric that is tested item by item, in the matched view."""
-SCOPES = {"all": "all words", "single": "single tokens only"}
 _DECIMALS = 6
 """Differences of shares and ranks are rounded to this before they are ranked: metrics are float32, and equal ones must tie."""
 
@@ -96,9 +95,7 @@ def compare(study: Study, arms: Sequence[Arm], results: Mapping[str, ModelResult
     return Comparison(study, tuple(arms), results, means, gains, differences, signed_ranks, tests)
 
 
-def values_of(
-    arm: Arm, results: Mapping[str, ModelResult], key: str, view: str, baseline: Arm | None = None
-) -> Floats:
+def values_of(arm: Arm, results: Mapping[str, ModelResult], key: str, view: str, baseline: Arm | None = None) -> Floats:
     """(S, M): a metric of each member of the arm or, with ``baseline``, its paired difference."""
     x = VIEWS.index(view)
     return member_values(arm, lambda member: results[member.label].metrics[key][x].astype(np.float64), baseline)
@@ -148,10 +145,10 @@ def _gain(study: Study, arm: Arm, results: Mapping[str, ModelResult], seed: int)
     Computed for each unit: it has fewer queries at places of other words than at its own, and units differ in their controls.
     """
     gain_SM = values_of(arm, results, TESTED, "raw")
-    for value_M in gain_SM:
+    for s, value_M in enumerate(gain_SM):
         elsewhere_M = study.shuffled_M & np.isfinite(value_M)
         anywhere_U = _means(study.unit_M[elsewhere_M], value_M[elsewhere_M], len(study.units))
-        value_M -= anywhere_U[study.unit_M]
+        gain_SM[s] -= anywhere_U[study.unit_M]
     return effects_of(study, gain_SM[None], study.own_M, seed)[0]
 
 

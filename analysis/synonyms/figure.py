@@ -203,7 +203,12 @@ def item_points(found: Comparison, arm: Arm, key: str, view: str) -> tuple[Float
 
 
 def _draw_points(
-    axes: Axes, baseline_P: Floats, candidate_P: Floats, shown_P: npt.NDArray[np.bool_], colour: str, limits: tuple[float, float]
+    axes: Axes,
+    baseline_P: Floats,
+    candidate_P: Floats,
+    shown_P: npt.NDArray[np.bool_],
+    colour: str,
+    limits: tuple[float, float],
 ) -> None:
     axes.plot(limits, limits, color=_GREY, linewidth=0.9)
     hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 0.7}

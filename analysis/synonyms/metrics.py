@@ -22,7 +22,11 @@ _LEFT = 1e-6
 
 METRICS = (
     Metric(
-        "auc", "rank AUC", ".3f", "share of the controls that are less probable than the synonym; 0.5: no preference", True
+        "auc",
+        "rank AUC",
+        ".3f",
+        "share of the controls that are less probable than the synonym; 0.5: no preference",
+        True,
     ),
     Metric("auc_antonym", "AUC ant", ".3f", "the same against the word's antonyms", True),
     Metric("auc_rejected", "AUC rej", ".3f", "the same against rejected or dissimilar words", True),
@@ -35,7 +39,9 @@ METRICS = (
     Metric("log_odds_antonym", "log-odds ant", ".3f", "the same against the antonyms"),
     Metric("log_odds_rejected", "log-odds rej", ".3f", "the same against rejected or dissimilar words"),
     Metric(
-        "share_synonym", "share syn", ".2e",
+        "share_synonym",
+        "share syn",
+        ".2e",
         f"p(synonym) / (1 - p(word)): share of what the word leaves, if that is more than {_LEFT}",
     ),
     Metric("share_control", "share ctl", ".2e", "the same for the controls, mean"),

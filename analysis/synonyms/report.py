@@ -12,17 +12,7 @@ import pandas as pd
 
 from analysis.compare.arms import Arm, Member
 from analysis.compare.metric import Metric
-from analysis.compare.statistics import (
-    CONFIDENCE,
-    INTERVAL,
-    NO_INTERVAL,
-    ONE_SEED,
-    SMALLEST,
-    Effect,
-    Floats,
-    as_dicts,
-    finite_mean,
-)
+from analysis.compare.statistics import CAVEATS, CONFIDENCE, INTERVAL, SMALLEST, Effect, Floats, as_dicts, finite_mean
 from analysis.compare.temperature import MEANINGS, VIEWS
 from analysis.show.tables import WIDTH, terminal_table
 from common.files import write_atomically
@@ -33,7 +23,17 @@ from .metrics import KEYS, METRICS, column
 from .options import Settings
 from .study import CONTROLS, Role, Study, reasons
 
-_LEADING = "auc auc_antonym auc_rejected gap log10_rank log_odds log_odds_antonym share_synonym joint".split()
+_LEADING = [
+    "auc",
+    "auc_antonym",
+    "auc_rejected",
+    "gap",
+    "log10_rank",
+    "log_odds",
+    "log_odds_antonym",
+    "share_synonym",
+    "joint",
+]
 _BESIDE = ("p_word", "nll_word", "entropy")
 
 
@@ -82,7 +82,7 @@ def printed(found: Comparison, out: Path) -> str:
             "",
             *(f"{metric.heading:14} {metric.meaning}" for metric in present),
             f"\nIntervals: {CONFIDENCE:.0%}, {INTERVAL};",
-            f"{NO_INTERVAL}; {ONE_SEED}.",
+            f"{CAVEATS}.",
             "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
             f"could show: {SMALLEST}, matched view.",
             "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
@@ -127,7 +127,9 @@ def _differences(found: Comparison, label: str) -> list[str]:
     for metric in present:
         effect = matched[metric.key]
         p = format(ranks[metric.key]["p"], ".1e") if np.isfinite(effect.mean) else ""
-        rows.append([metric.heading, _cell(raw[metric.key], metric), _cell(effect, metric), p, _smallest(effect, metric)])
+        rows.append(
+            [metric.heading, _cell(raw[metric.key], metric), _cell(effect, metric), p, _smallest(effect, metric)]
+        )
     parts = [
         f"\n{label} minus {found.arms[0].label}",
         terminal_table(["metric", "raw", "matched", "p", "could show"], rows),
@@ -180,7 +182,7 @@ def summary(found: Comparison, settings: Settings) -> dict[str, Any]:
         "source": study.source,
         "counts": counts(study),
         "settings": asdict(settings),
-        "interval": f"{CONFIDENCE:.0%}, {INTERVAL}; {NO_INTERVAL}; {ONE_SEED}",
+        "interval": f"{CONFIDENCE:.0%}, {INTERVAL}; {CAVEATS}",
         "smallest": SMALLEST,
         "metrics": {metric.key: metric.meaning for metric in METRICS},
         "views": MEANINGS,

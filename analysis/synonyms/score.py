@@ -160,9 +160,7 @@ def _parts(logits_RV: Tensor) -> list[slice]:
     return [slice(low, min(low + step, rows)) for low in range(0, rows, step)]
 
 
-def _combine(
-    batch: Batch, encoded: Encoded, edge_XN: Floats, log_b_XR: Floats, rank_N: Ids, found: WordScores
-) -> None:
+def _combine(batch: Batch, encoded: Encoded, edge_XN: Floats, log_b_XR: Floats, rank_N: Ids, found: WordScores) -> None:
     """From tokens to words: add up each candidate's tokens, the end of the word, and the beginning of a word."""
     study = encoded.study
     path_XN = edge_XN.copy()

@@ -40,8 +40,10 @@ _PANELS = (
     _Panel("log_odds", "Log-odds against controls, raw", "nats", at=0.0),
     _Panel("log_odds_fitted", "Log-odds, at the best temperature", "nats", at=0.0),
     _Panel(
-        "share_synonym_fitted", "Share of what the word leaves,\nat the best temperature (dotted: controls)",
-        "p / (1 - p(word))", beside="share_control_fitted",
+        "share_synonym_fitted",
+        "Share of what the word leaves,\nat the best temperature (dotted: controls)",
+        "p / (1 - p(word))",
+        beside="share_control_fitted",
     ),
     _Panel("distance_ratio", "Distance of synonyms' embeddings\nover that of controls", "1: no nearer", at=1.0),
     _Panel("nll_word", "NLL of the word, raw", "nats"),

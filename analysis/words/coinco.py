@@ -15,7 +15,16 @@ from xml.etree import ElementTree
 
 from common.errors import InputError
 
-from .substitutions import MISSING, PROBLEMATIC, Substitution, SubstitutionList, as_list, collapse, raise_all, substitution
+from .substitutions import (
+    MISSING,
+    PROBLEMATIC,
+    Substitution,
+    SubstitutionList,
+    as_list,
+    collapse,
+    raise_all,
+    substitution,
+)
 
 _DECLARATIONS = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 _PENN = {"N": "n", "V": "v", "M": "v", "J": "a", "R": "r"}  # by first letter: NN*, VB*, MD, JJ*, RB*
@@ -50,7 +59,12 @@ def load_coinco(path: Path, text: str) -> SubstitutionList:
 
 
 def _item(
-    *, problematic: bool, offset: int | None, weights: dict[str, float], named: dict[tuple[str, str], set[str]], **rest: Any
+    *,
+    problematic: bool,
+    offset: int | None,
+    weights: dict[str, float],
+    named: dict[tuple[str, str], set[str]],
+    **rest: Any,
 ) -> Substitution | str:
     if problematic:
         return PROBLEMATIC

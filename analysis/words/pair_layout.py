@@ -92,11 +92,9 @@ def recognise(path: Path, first: list[str], delimiter: str) -> Layout:
         if names[:2] == [word_a, word_b]:
             for index, name in enumerate(names[2:], start=2):
                 if name not in OWN_COLUMNS[2:] or name in names[:index]:
-                    raise InputError(
-                        f"--pairs {path} line 1: column {name!r} is not known or is there twice; {_KNOWN}"
-                    )
-            column = {name: index for index, name in enumerate([*OWN_COLUMNS[:2], *names[2:]])}
-            return Layout("word pairs", column, len(names), True)
+                    raise InputError(f"--pairs {path} line 1: column {name!r} is not known or is there twice; {_KNOWN}")
+            own = {name: index for index, name in enumerate([*OWN_COLUMNS[:2], *names[2:]])}
+            return Layout("word pairs", own, len(names), True)
     if len(first) == 3 and number_of(first[2]) is not None:
         return Layout("scored pairs without a header", {"word_a": 0, "word_b": 1, "score": 2}, 3, False)
     if len(first) == 4 and len(first[0]) == 1 and number_of(first[3]) is not None:
@@ -105,7 +103,9 @@ def recognise(path: Path, first: list[str], delimiter: str) -> Layout:
     if 2 <= len(first) <= len(OWN_COLUMNS):
         return Layout("word pairs", {name: i for i, name in enumerate(OWN_COLUMNS)}, len(OWN_COLUMNS), False)
     separated = "tabs" if delimiter == "\t" else "commas"
-    raise InputError(f"--pairs {path} is in no known format (its first row has {len(first)} columns by {separated}); {_KNOWN}")
+    raise InputError(
+        f"--pairs {path} is in no known format (its first row has {len(first)} columns by {separated}); {_KNOWN}"
+    )
 
 
 def number_of(text: str) -> float | None:

@@ -15,9 +15,10 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from analysis.compare.metric import MEANINGS_WITH_TRUTH, VIEWS, tfsd_weight
+from analysis.compare.metric import tfsd_weight
+from analysis.compare.temperature import MEANINGS_WITH_TRUTH, VIEWS
 from analysis.grammar.__main__ import main
-from analysis.grammar.arms import SCOPES
+from analysis.grammar.compare import SCOPES
 from analysis.grammar.figure import draw_training
 from analysis.grammar.truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS
 from analysis.show import style

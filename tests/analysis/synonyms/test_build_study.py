@@ -284,7 +284,9 @@ def test_a_word_that_stands_only_where_its_synonym_has_no_room_is_left_out(text:
     controls = Controls(text.words, lambda word: frozenset())
     assert len(text.tokenizer.encode("Bigkikiki")) > MAX_WORD_TOKENS >= len(text.tokenizer.encode(" bigkikiki"))
     with pytest.raises(InputError, match="1: too few contexts"):
-        study_of_pairs(PairList("test", (Pair("home", "bigkikiki"),)), text.vocabulary, controls, held_out, end_of_text=0)
+        study_of_pairs(
+            PairList("test", (Pair("home", "bigkikiki"),)), text.vocabulary, controls, held_out, end_of_text=0
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- substitutions
@@ -312,7 +314,9 @@ def build_substitutions(text: Text, *items: Substitution, sequence_length: int =
 
 
 def test_a_substitution_is_predicted_once_at_the_end_of_its_left_context(text: Text) -> None:
-    study = build_substitutions(text, item("1", "The stone"), item("2", "A river, a", document="e"), item("3", "The", lemma="Bigs"))
+    study = build_substitutions(
+        text, item("1", "The stone"), item("2", "A river, a", document="e"), item("3", "The", lemma="Bigs")
+    )
     assert not study.shuffled_M.any()
     assert study.place_M.tolist() == study.unit_M.tolist() == [0, 1, 2]
     for ids, position, left in zip(study.passages, study.position_C, ("The stone", "A river, a", "The"), strict=True):

@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 from analysis.compare.arms import Arm
 from analysis.compare.statistics import holm
 from analysis.compare.temperature import VIEWS
-from analysis.synonyms.compare import SCOPES, TESTED, Comparison, compare, effects_of
+from analysis.synonyms.compare import TESTED, Comparison, compare, effects_of
 from analysis.synonyms.metrics import KEYS, Values
 from analysis.synonyms.study import Role, Study
 from tests.analysis.made import arm, metrics_of, results_of, study_of, unit
@@ -98,7 +98,7 @@ def test_differences_are_those_of_loops_paired_by_seed_and_items_weigh_the_same(
     for x, view in enumerate(VIEWS):
         for key in KEYS:
             rows = naive_rows(measured, base, other, key, x)
-            for scope in SCOPES:
+            for scope in ("all", "single"):
                 if key not in found.differences["other"][scope][view]:
                     continue
                 got = found.differences["other"][scope][view][key]
@@ -154,7 +154,7 @@ def test_identical_arms_differ_by_exactly_nothing() -> None:
     twin = arm("twin", 0, 1, 2)
     measured |= {t.label: measured[b.label] for t, b in zip(twin.members, BASE.members, strict=True)}
     found = run(study, [BASE, twin], measured)
-    for scope in SCOPES:
+    for scope in ("all", "single"):
         for row in found.differences["twin"][scope].values():
             for key, got in row.items():
                 if key != "gap":

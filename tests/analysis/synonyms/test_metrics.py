@@ -70,7 +70,9 @@ def naive_gap(unit: Unit, log_p: list[float], accepted: list[int], rejected: lis
     return gained(sorted(gold, key=lambda i: (-log_p[i], gold[i]))) / gained(best)
 
 
-def evaluated(study: Study, log_p: dict[int, Floats], rank: dict[int, npt.NDArray[np.int64]]) -> tuple[WordScores, Values]:
+def evaluated(
+    study: Study, log_p: dict[int, Floats], rank: dict[int, npt.NDArray[np.int64]]
+) -> tuple[WordScores, Values]:
     """Scores with log p (X, K) and ranks (K,) for each query, and their metrics."""
     numbers = iter(range(len(study.unit_M)))
 

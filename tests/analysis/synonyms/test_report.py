@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from analysis.compare.arms import Arm
 from analysis.compare.temperature import VIEWS
-from analysis.synonyms.compare import SCOPES, Comparison, compare
+from analysis.synonyms.compare import Comparison, compare
 from analysis.synonyms.measure_models import ModelResult
 from analysis.synonyms.metrics import KEYS
 from analysis.synonyms.options import Settings
@@ -56,9 +56,7 @@ def strictly(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_summary_is_strict_json_and_says_how_many_of_everything(
-    found: Comparison, tmp_path: Path
-) -> None:
+def test_the_summary_is_strict_json_and_says_how_many_of_everything(found: Comparison, tmp_path: Path) -> None:
     write_json(tmp_path / "summary.json", summary(found, SETTINGS))
     written = strictly(tmp_path / "summary.json")
     assert written["counts"]["contexts"] == 15 and written["counts"]["shuffled_contexts"] == 3
@@ -72,7 +70,7 @@ def test_the_summary_is_strict_json_and_says_how_many_of_everything(
                 if one is BASE:
                     continue
                 assert written["signed_rank"][one.label][view][key]["items"] == (0 if absent else 3)
-                for scope in SCOPES:
+                for scope in ("all", "single"):
                     row = written["differences"][one.label][scope][view]
                     assert key not in row or row[key]["n"] == (0 if absent else 15 * len(one.members))
     assert [written["distance_ratio"][one.label]["items"] for one in ARMS] == [3, 3, 2]
@@ -100,9 +98,7 @@ def test_the_means_of_the_items_are_those_of_the_summary(found: Comparison) -> N
     assert all(float(row["p_holm"]) >= float(row["p"]) for row in rows if row["arm"] == "other")
 
 
-def test_contexts_are_a_row_for_each_model_and_query(
-    found: Comparison, tmp_path: Path
-) -> None:
+def test_contexts_are_a_row_for_each_model_and_query(found: Comparison, tmp_path: Path) -> None:
     write_contexts(found, tmp_path / "contexts.parquet")
     table = parquet.read_table(tmp_path / "contexts.parquet")
     names = ["arm", "seed", "item", "word", "document", "passage", "position", "shuffled", "single_tokens"]

@@ -10,9 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from analysis.synonyms import batching
+from analysis.synonyms import batching, score
 from analysis.synonyms import hidden_states as states
-from analysis.synonyms import score
 from analysis.synonyms.encode import Encoded, encode_study
 from analysis.synonyms.hidden_states import Reader
 from analysis.synonyms.score import WordScores, score_words
