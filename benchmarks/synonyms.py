@@ -3,8 +3,8 @@
     python -m benchmarks.synonyms [--contexts N] [--vocabulary V] [--width D] [--layers L]
 
 A model with fresh weights (1.9 million parameters by default) reads random text: windows of 128 tokens with ten places
-each, and at each place a word, its synonym and five controls, a third of them of two tokens. Views, end-of-word probabilities, ranks and
-entropies are those of analysis.synonyms; building the study and statistics are not counted.
+each, and at each place a word, its synonym and five controls, a third of them of two tokens. Views, end-of-word probabilities,
+ranks and entropies are those of analysis.synonyms; building the study and statistics are not counted.
 """
 
 from __future__ import annotations

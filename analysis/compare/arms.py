@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,16 +58,11 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
     found: list[tuple[Path, Path | None, dict[str, Any]]] = []
     problems: list[str] = []
     for path in paths:
+        run: Path | None = None
         try:
             checkpoint = resolve_checkpoint(path)
-        except InputError as error:
-            problems.extend(error.problems)
-            continue
-        try:
-            run: Path | None = run_directory(checkpoint)
-        except InputError:
-            run = None
-        try:
+            with contextlib.suppress(InputError):
+                run = run_directory(checkpoint)
             found.append((checkpoint, run, read_config(run) if run else {}))
         except InputError as error:
             problems.extend(error.problems)
@@ -75,9 +71,9 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
     groups: list[tuple[Any, list[int]]] = []
     for index, (checkpoint, run, config) in enumerate(found):
         key = (without_seed(config), checkpoint.name) if run else (None, index)
-        seeds = [found[other][2].get("seed") for group, others in groups if group == key for other in others]
-        if run and seeds and config.get("seed") not in seeds:
-            next(others for group, others in groups if group == key).append(index)
+        alike = [others for group, others in groups if group == key]
+        if alike and config.get("seed") not in [found[other][2].get("seed") for others in alike for other in others]:
+            alike[0].append(index)
         else:
             groups.append((key, [index]))
     names = [run.name if run else checkpoint.resolve().name for checkpoint, run, _ in found]

@@ -28,9 +28,8 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_atomically, write_json, write_text
 
-from .compare import Result, compare
+from .compare import Result, compare, over_training
 from .figure import draw_training, draw_truth
-from .over_training import over_training
 from .report import context_table, counts, first_scores, report, set_table
 from .study import build_study
 from .truth import SET_METRICS, TEXT_METRICS

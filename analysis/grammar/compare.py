@@ -1,4 +1,4 @@
-"""Arms against each other where the truth is known: means, paired differences, their intervals and tests.
+"""Arms against each other where the truth is known: means, paired differences with intervals and tests, and checkpoints.
 
 Shapes: M members of an arm, D documents, S sets, L lemmas, Q (member, document, lemma) cells, K metrics of all views.
 
@@ -9,24 +9,28 @@ difference of two weighted means is then the weighted mean of the differences.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from analysis.compare.arms import Arm, Member, member_values
+from analysis.compare.arms import Arm, Diverged, Member, member_values
 from analysis.compare.metric import tfsd_weight
 from analysis.compare.statistics import Effect, Floats, crossed_bootstraps, ratio, signed_rank
-from analysis.compare.temperature import VIEWS, matched_entropy
+from analysis.compare.temperature import VIEWS, VIEWS_OVER_TRAINING, matched_entropy
+from analysis.probes.over_training import points_of
 from data.grammar import SynonymSet
 
 from .contexts import TruthCalibration
 from .study import Study, predictor
-from .truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores, evaluate
+from .truth import CONTROL_KINDS, KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores, evaluate
 
 SYNONYMS = "synonyms"
 SCOPES: dict[str, tuple[str, ...]] = {SYNONYMS: TRUE_KINDS} | {kind: (kind,) for kind in KINDS}
 """Kinds that are reported together: all true synonyms, then each kind."""
+TRAINING_DOCUMENTS = 100
+"""Documents on which each checkpoint is measured."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +186,43 @@ def scope_mean(scores: Scores, sets: Sequence[SynonymSet], key: str, view: int, 
     """The metric over all documents and all sets of some kinds, of one member."""
     chosen_S = np.array([one.kind in kinds for one in sets])
     return float(ratio(scores.of_sets[key][view][:, chosen_S].sum(), scores.weight_DS(key)[:, chosen_S].sum()))
+
+
+def over_training(study: Study, arms: Sequence[Arm]) -> pd.DataFrame:
+    """A row for each checkpoint and view, measured on the first documents of the study.
+
+    Columns: arm, label, seed, step, tokens, view, diverged, temperature, KL, entropy, excess NLL and, of true synonyms and
+    of controls, the split KL, log fracture and joint KL. Where ``diverged`` is true the checkpoint's logits are not finite,
+    and its numbers are NaN.
+    """
+    few = replace(study, measured=study.measured.first(TRAINING_DOCUMENTS))
+    points = [point for point in points_of(arms) if not point.member.untrained]
+    rows = []
+    for point in tqdm(points, desc="over training", unit="checkpoint"):
+        which = {"arm": point.arm, "label": point.run, "seed": point.member.seed, "step": point.step}
+        try:
+            values = _evaluate(point.member, few)
+        except Diverged:
+            values = [{} for _ in VIEWS_OVER_TRAINING]
+        rows += [
+            {**which, "tokens": point.tokens, "view": view, "diverged": not found, **found}
+            for view, found in zip(VIEWS_OVER_TRAINING, values, strict=True)
+        ]
+    return pd.DataFrame(rows)
+
+
+def _evaluate(member: Member, study: Study) -> list[dict[str, float]]:
+    """The values in each of VIEWS_OVER_TRAINING."""
+    predict = predictor(member, study)
+    temperatures = [1.0, TruthCalibration.of(predict, study.grammar, study.calibration).best()]
+    scores = evaluate(predict, study.grammar, study.measured, temperatures)
+    found = []
+    for view, temperature in enumerate(temperatures):
+        values = {"temperature": temperature}
+        for key in ("kl", "entropy", "excess"):
+            values[key] = float(scores.of_text[key][view].sum() / scores.position_D.sum())
+        for suffix, kinds in (("", TRUE_KINDS), ("_control", CONTROL_KINDS)):
+            for key in ("split_kl", "log_fracture", "joint_kl"):
+                values[key + suffix] = scope_mean(scores, study.grammar.sets, key, view, kinds)
+        found.append(values)
+    return found

@@ -107,7 +107,7 @@ def evaluate(predict: Predictor, grammar: Grammar, contexts: Contexts, temperatu
     for row_B, x_BT, valid_BT in contexts.batches(len(grammar.words)):
         row_N, position_N = (place[valid_BT] for place in np.broadcast_arrays(row_B[:, None], np.arange(x_BT.shape[1])))
         y_N = contexts.y_DT[row_N, position_N]
-        true = Truth.of(grammar.next_distribution(x_BT)[valid_BT], partition)
+        true = Truth(grammar.next_distribution(x_BT)[valid_BT], partition)
         log_q_NV = predict(x_BT)[valid_BT]
         mass_DS += true.by_document(true.mass_Q, row_N, documents)
         minority_mass_DS += true.by_document(true.mass_Q * ~true.tied_Q, row_N, documents)
@@ -118,15 +118,15 @@ def evaluate(predict: Predictor, grammar: Grammar, contexts: Contexts, temperatu
         columns = [true.set_Q[kept_R], contexts.document_D[row_R], position_N[true.row_Q[kept_R]]]
         columns += [true.mass_Q[kept_R], true.share_QK[kept_R, 0]]
         for x, temperature in enumerate(temperatures):
-            found = Distances.of(tempered(log_q_NV, temperature), y_N, true)
-            for key, value_N in found.of_text.items():
+            text, set_metrics, surplus_NS, columns_Q = true.compare(tempered(log_q_NV, temperature), y_N)
+            for key, value_N in text.items():
                 of_text[key][x] += _sums(row_N, value_N, documents)
-            for key, value_Q in found.of_sets.items():
+            for key, value_Q in set_metrics.items():
                 of_sets[key][x] += true.by_document(value_Q, row_N, documents)
             surplus_DS = np.zeros((documents, sets))
-            np.add.at(surplus_DS, row_N, found.surplus_NS)
+            np.add.at(surplus_DS, row_N, surplus_NS)
             of_sets["joint_kl"][x] += surplus_DS
-            columns += [column[kept_R] for column in (found.mass_Q, found.share_Q, found.split_kl_Q)]
+            columns += [column_Q[kept_R] for column_Q in columns_Q]
         kept.append(columns)
     of_text["excess"] = of_text["nll"] - truth["nll"]
     position_D = contexts.length_D.astype(np.float64)
@@ -153,38 +153,23 @@ class Partition:
         return log_q_NSK
 
 
-@dataclass(frozen=True)
 class Truth:
     """The true distributions of a batch and, where a set can occur, its joint mass and the shares of its words."""
 
-    partition: Partition
-    p_NV: Floats
-    log_p_NV: Floats
-    row_Q: Ids
-    set_Q: Ids
-    mass_Q: Floats
-    share_QK: Floats
-    log_share_QK: Floats
-    least_Q: Ids
-    """The index of the least probable word."""
-    tied_Q: npt.NDArray[np.bool_]
-    """The words of the set are equally probable here."""
-
-    @classmethod
-    def of(cls, p_NV: Floats, partition: Partition) -> Truth:
+    def __init__(self, p_NV: Floats, partition: Partition) -> None:
         """Split ``p_NV`` into sets."""
+        self.partition, self.p_NV = partition, p_NV
         with np.errstate(divide="ignore"):
-            log_p_NV = np.log(p_NV)
-        log_p_NSK = partition.words(log_p_NV)
+            self.log_p_NV: Floats = np.log(p_NV)
+        log_p_NSK = partition.words(self.log_p_NV)
         log_m_NS = np.logaddexp.reduce(log_p_NSK, axis=2)
-        row_Q, set_Q = np.nonzero(log_m_NS > -np.inf)
-        log_share_QK = log_p_NSK[row_Q, set_Q] - log_m_NS[row_Q, set_Q, None]
-        share_QK = np.exp(log_share_QK)
-        present_QK = np.where(partition.there_SK[set_Q], share_QK, np.inf)
-        least_Q = present_QK.argmin(axis=1)
-        tied_Q = share_QK.max(axis=1) - present_QK.min(axis=1) <= _TIED
-        mass_Q = np.exp(log_m_NS[row_Q, set_Q])
-        return cls(partition, p_NV, log_p_NV, row_Q, set_Q, mass_Q, share_QK, log_share_QK, least_Q, tied_Q)
+        self.row_Q, self.set_Q = np.nonzero(log_m_NS > -np.inf)
+        self.mass_Q: Floats = np.exp(log_m_NS[self.row_Q, self.set_Q])
+        self.log_share_QK: Floats = log_p_NSK[self.row_Q, self.set_Q] - log_m_NS[self.row_Q, self.set_Q, None]
+        self.share_QK: Floats = np.exp(self.log_share_QK)
+        present_QK = np.where(partition.there_SK[self.set_Q], self.share_QK, np.inf)
+        self.least_Q = present_QK.argmin(axis=1)  # the least probable word, unless all are equally probable
+        self.tied_Q: npt.NDArray[np.bool_] = self.share_QK.max(axis=1) - present_QK.min(axis=1) <= _TIED
 
     def by_document(self, value_Q: Floats, row_N: Ids, documents: int) -> Floats:
         """(D, S): sums over the contexts of each document."""
@@ -192,36 +177,25 @@ class Truth:
         cell_Q = row_N[self.row_Q] * sets + self.set_Q
         return _sums(cell_Q, value_Q, documents * sets).reshape(documents, sets)
 
+    def compare(
+        self, log_q_NV: Floats, y_N: Ids
+    ) -> tuple[dict[str, Floats], dict[str, Floats], Floats, tuple[Floats, Floats, Floats]]:
+        """A predictor against the truth: metrics of the text (N,); of sets, times m, (Q,); M - m (N, S); columns (Q,) of Kept.
 
-@dataclass(frozen=True)
-class Distances:
-    """A predictor against the truth of a batch; metrics of sets are multiplied by m."""
-
-    of_text: dict[str, Floats]
-    """(N,) each."""
-    of_sets: dict[str, Floats]
-    """(Q,) each."""
-    surplus_NS: Floats
-    """M - m: the rest of joint KL, which also counts where the set cannot occur."""
-    mass_Q: Floats
-    share_Q: Floats
-    split_kl_Q: Floats
-
-    @classmethod
-    def of(cls, log_q_NV: Floats, y_N: Ids, true: Truth) -> Distances:
-        """Compare."""
-        partition, row_Q, set_Q, m_Q = true.partition, true.row_Q, true.set_Q, true.mass_Q
+        M - m is the rest of joint KL, which also counts where the set cannot occur.
+        """
+        partition, row_Q, set_Q, m_Q = self.partition, self.row_Q, self.set_Q, self.mass_Q
         log_q_NSK = partition.words(log_q_NV)
         with np.errstate(invalid="ignore"):
             log_mass_NS = np.logaddexp.reduce(log_q_NSK, axis=2)
             log_mass_Q = log_mass_NS[row_Q, set_Q]
             log_share_QK = log_q_NSK[row_Q, set_Q] - log_mass_Q[:, None]
-            gap_QK = true.log_share_QK - log_share_QK
-            term_NV = products(true.p_NV, true.log_p_NV - log_q_NV)
+            gap_QK = self.log_share_QK - log_share_QK
+            term_NV = products(self.p_NV, self.log_p_NV - log_q_NV)
         gap_QK[log_mass_Q == -np.inf] = np.inf  # a set without probability has no split
-        split_kl_Q = dot(true.share_QK, gap_QK)
-        least = np.arange(len(row_Q)), true.least_Q
-        loss_Q = np.where(true.tied_Q, 0.0, np.exp(log_share_QK[least]) - true.share_QK[least])
+        split_kl_Q = dot(self.share_QK, gap_QK)
+        least = np.arange(len(row_Q)), self.least_Q
+        loss_Q = np.where(self.tied_Q, 0.0, np.exp(log_share_QK[least]) - self.share_QK[least])
         mass_Q = np.exp(log_mass_Q)
         log_fracture_Q = m_Q * (np.log(m_Q) - log_mass_Q)
         of_sets = {
@@ -244,7 +218,7 @@ class Distances:
         }
         surplus_NS = np.exp(log_mass_NS)
         surplus_NS[row_Q, set_Q] -= m_Q
-        return cls(of_text, of_sets, surplus_NS, mass_Q, np.exp(log_share_QK[:, 0]), split_kl_Q)
+        return of_text, of_sets, surplus_NS, (mass_Q, np.exp(log_share_QK[:, 0]), split_kl_Q)
 
 
 def _sums(place_N: Ids, value_N: Floats, places: int) -> Floats:

@@ -132,34 +132,34 @@ class Reader:
     def _one_by_one(self, batch: Batch) -> Tensor:
         """The same states from plain sequences: each text, and the text before a place followed by each path of its tree."""
         encoded, study = self.encoded, self.encoded.study
-        sequences: list[Ids] = []
-        reads: list[list[tuple[int, int]]] = []  # of each sequence: (row, index)
+        sequences: list[tuple[Ids, Ids, Ids]] = []  # tokens, the batch's rows that are read there, and their positions
+        row = 0
         for low, high in batch.sequences:
-            sequences.append(encoded.passages[study.passage_C[low]][: encoded.position_C[high - 1] + 1])
-            done = sum(map(len, reads))
-            reads.append([(done + i, int(encoded.position_C[low + i])) for i in range(high - low)])
+            position_C = encoded.position_C[low:high]
+            text = encoded.passages[study.passage_C[low]][: position_C[-1] + 1]
+            sequences.append((text, np.arange(row, row + high - low), position_C))
+            row += high - low
         inner = set(batch.parent_N.tolist())
         for node in range(len(batch.token_N)):
             if batch.places + node in inner:
                 continue  # part of another node's path
-            place = int(batch.place_C[batch.place_N[node]])
-            path = batch.path_to(node)
+            place = batch.place_C[batch.place_N[node]]
+            path = np.array(batch.path_to(node))
             text = encoded.passages[study.passage_C[place]][: encoded.position_C[place] + 1]
-            sequences.append(np.concatenate([text, batch.token_N[path]]))
-            reads.append([(batch.places + each, len(text) + i) for i, each in enumerate(path)])
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+            positions = np.arange(len(text), len(text) + len(path))
+            sequences.append((np.concatenate([text, batch.token_N[path]]), batch.places + path, positions))
+        sequences.sort(key=lambda sequence: len(sequence[0]))
         h_RD: Tensor | None = None
-        for some in padded_groups([len(sequences[i]) for i in order], BATCH_POSITIONS):
-            chosen = [order[i] for i in some]
-            x_BL = np.zeros((len(chosen), max(len(sequences[i]) for i in chosen)), dtype=np.int64)
-            for b, i in enumerate(chosen):
-                x_BL[b, : len(sequences[i])] = sequences[i]
+        for group in padded_groups([len(tokens) for tokens, _, _ in sequences], BATCH_POSITIONS):
+            chosen = [sequences[i] for i in group]
+            x_BL = np.zeros((len(chosen), len(chosen[-1][0])), dtype=np.int64)
+            for b, (tokens, _, _) in enumerate(chosen):
+                x_BL[b, : len(tokens)] = tokens
             h_BLD = self.body(x_BL)  # padding comes after everything that is read
             if h_RD is None:
                 h_RD = h_BLD.new_empty(batch.places + len(batch.token_N), h_BLD.shape[-1])
-            rows = [(row, b, index) for b, i in enumerate(chosen) for row, index in reads[i]]
-            row_r, b_r, index_r = np.array(rows).T
-            h_RD[row_r] = h_BLD[b_r, index_r]
+            for b, (_, rows, positions) in enumerate(chosen):
+                h_RD[rows] = h_BLD[b, positions]
         assert h_RD is not None, "a batch has at least one place"
         return h_RD
 

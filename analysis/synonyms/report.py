@@ -23,18 +23,8 @@ from .metrics import KEYS, METRICS, column
 from .options import Settings
 from .study import CONTROLS, Role, Study, reasons
 
-_LEADING = [
-    "auc",
-    "auc_antonym",
-    "auc_rejected",
-    "gap",
-    "log10_rank",
-    "log_odds",
-    "log_odds_antonym",
-    "share_synonym",
-    "joint",
-]
-_BESIDE = ("p_word", "nll_word", "entropy")
+_RANKS = ("auc", "auc_antonym", "auc_rejected", "gap", "log10_rank")
+_SIZES = ("log_odds", "log_odds_antonym", "share_synonym", "joint", "p_word", "nll_word", "entropy")
 
 
 # --------------------------------------------------------------------------------------------------------------- printed
@@ -127,13 +117,10 @@ def _differences(found: Comparison, label: str) -> list[str]:
     for metric in present:
         effect = matched[metric.key]
         p = format(ranks[metric.key]["p"], ".1e") if np.isfinite(effect.mean) else ""
-        rows.append(
-            [metric.heading, _cell(raw[metric.key], metric), _cell(effect, metric), p, _smallest(effect, metric)]
-        )
-    parts = [
-        f"\n{label} minus {found.arms[0].label}",
-        terminal_table(["metric", "raw", "matched", "p", "could show"], rows),
-    ]
+        cells = [_cell(raw[metric.key], metric), _cell(effect, metric), p, _smallest(effect, metric)]
+        rows.append([metric.heading, *cells])
+    table = terminal_table(["metric", "raw", "matched", "p", "could show"], rows)
+    parts = [f"\n{label} minus {found.arms[0].label}", table]
     single = found.differences[label]["single"]["raw"]
     if not found.study.single_M.all():
         rows = [
@@ -155,7 +142,7 @@ def _present(found: Comparison) -> list[Metric]:
     """The metrics that this study has values of."""
     by_key = {metric.key: metric for metric in METRICS}
     base = found.means[found.arms[0].label]["raw"]
-    return [by_key[key] for key in (*_LEADING, *_BESIDE) if np.isfinite(base[key]["mean"])]
+    return [by_key[key] for key in _RANKS + _SIZES if np.isfinite(base[key]["mean"])]
 
 
 def _mean(found: Comparison, label: str, metric: Metric) -> str:

@@ -183,20 +183,17 @@ def shuffled_queries(
 
     ``related[u]``: the lemmas whose places unit u must not be queried at, its own among them.
     """
-    kind_U = [(unit.spaced, unit.candidates[0].surface.strip()[:1].isupper()) for unit in units]
-    number = {lemma: index for index, lemma in enumerate(sorted({unit.lemma for unit in units}))}
+    kind_U = np.array([2 * unit.spaced + unit.candidates[0].surface.strip()[:1].isupper() for unit in units])
+    number = {lemma: index for index, lemma in enumerate({unit.lemma: None for unit in units})}
     lemma_U = np.array([number[unit.lemma] for unit in units], dtype=np.int64)
     place_C, first_C = np.unique(place_M, return_index=True)
     owner_C = unit_M[first_C]  # one of the units of each place: all share its word
-    pools: dict[tuple[bool, bool], tuple[Ids, Ids]] = {}
-    for kind in set(kind_U):
-        here_C = np.array([each == kind for each in kind_U], dtype=bool)[owner_C]
-        pools[kind] = place_C[here_C], lemma_U[owner_C[here_C]]
+    kind_C, lemma_C = kind_U[owner_C], lemma_U[owner_C]
     rows: list[tuple[int, int, int]] = []
     counts = np.bincount(unit_M, minlength=len(units))
     for index in np.flatnonzero(counts).tolist():
-        pool, lemmas = pools[kind_U[index]]
-        fitting = pool[~np.isin(lemmas, [number[lemma] for lemma in related[index] if lemma in number])]
+        excluded = [number[lemma] for lemma in related[index] if lemma in number]
+        fitting = place_C[(kind_C == kind_U[index]) & ~np.isin(lemma_C, excluded)]
         wanted = min(SHUFFLED, int(counts[index]), len(fitting))
         drawn = np.random.default_rng([seed, index]).choice(fitting, wanted, replace=False)
         rows += [(place, index, 1) for place in drawn.tolist()]

@@ -22,7 +22,7 @@ _XML_HEAD = re.compile(r"^\s*<.*?<(?:sent|targetsentence|tokens|token)[\s>]", re
 def is_substitution_file(path: str | Path) -> bool:
     """Whether the first bytes of ``path`` look like SWORDS JSON or CoInCo XML; False if they cannot be read."""
     try:
-        head = _head(Path(path))
+        head = _content(Path(path))[:_HEAD].decode("utf-8-sig", errors="replace")
     except (OSError, EOFError, zlib.error):
         return False
     return bool(_JSON_HEAD.match(head) or _XML_HEAD.match(head))
@@ -37,7 +37,13 @@ def load_substitutions(source: str) -> SubstitutionList:
     Raises :class:`InputError` naming the file and the line or the item.
     """
     path = Path(source)
-    text = _read(path)
+    try:
+        text = _content(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; give SWORDS JSON or CoInCo XML") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} cannot be read ({reason}); give SWORDS JSON or CoInCo XML") from error
     if text.lstrip().startswith("{"):
         return load_swords(path, text)
     if text.lstrip().startswith("<"):
@@ -45,21 +51,6 @@ def load_substitutions(source: str) -> SubstitutionList:
     raise InputError(f"{path} is neither SWORDS JSON nor CoInCo XML; give one of the two, plain or gzip")
 
 
-def _head(path: Path) -> str:
-    with path.open("rb") as stream:
-        start = stream.read(len(_GZIP))
-    with gzip.open(path, "rb") if start == _GZIP else path.open("rb") as stream:
-        return stream.read(_HEAD).decode("utf-8-sig", errors="replace")
-
-
-def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if content.startswith(_GZIP):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; give SWORDS JSON or CoInCo XML") from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path} cannot be read ({reason}); give SWORDS JSON or CoInCo XML") from error
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    return gzip.decompress(content) if content.startswith(_GZIP) else content

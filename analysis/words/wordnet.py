@@ -22,20 +22,7 @@ SENSES = 2
 """The shared synset is the first sense of one word and among this many first senses of the other."""
 MIN_SHARE = 1 / 3
 """Least share of the tagged occurrences of either spelling that must have the shared sense."""
-_CLOSED_CLASSES = """
-    a an the this that these those some any no none every each either neither both all another other such what which
-    who whom whose i me my mine myself you your yours yourself he him his himself she her hers herself it its itself we
-    us our ours ourselves they them their theirs themselves one someone somebody something anyone anybody anything
-    nobody nothing everyone everybody everything thou thee thy thine ye
-    am is are was were be been being have has had having do does did doing can could may might must shall should will
-    would ought need dare let
-    and or but nor if because since although though while whilst whereas unless until till lest than as so yet whether
-    about above across after against along amid among amongst around at before behind below beneath beside besides
-    between beyond by despite down during except for from in inside into like near of off on onto out outside over past
-    per round through throughout to toward towards under underneath up upon via with within without
-    not when where why how here there then now ever never o oh ah yes
-"""
-CLOSED_CLASSES = frozenset(_CLOSED_CLASSES.split())
+CLOSED_CLASSES = frozenset(Path(__file__).with_name("closed_classes.txt").read_text(encoding="utf-8").split())
 """Determiners, pronouns, auxiliaries, conjunctions, prepositions, related adverbs: WordNet knows "in" as an inch only."""
 _SATELLITE = "s"  # WordNet's adjectives that are similar to a head adjective; adjectives like any other here
 _LEXICOGRAPHER_FILES = 45
@@ -182,11 +169,9 @@ def _read_counts(reader: Any) -> dict[str, int]:
 def _open_installed() -> Any:
     try:
         from nltk.corpus import wordnet
-    except ImportError as error:
-        raise InputError(_MISSING) from error
-    try:
+
         wordnet.ensure_loaded()
-    except (LookupError, OSError) as error:
+    except (ImportError, LookupError, OSError) as error:
         raise InputError(_MISSING) from error
     return wordnet
 

@@ -20,11 +20,10 @@ from analysis.synonyms.compare import Comparison, compare
 from analysis.synonyms.controls import Controls
 from analysis.synonyms.encode import Encoded, encode_study
 from analysis.synonyms.hidden_states import Reader
-from analysis.synonyms.measure_models import Data, ModelResult, encode_for, evaluate, open_data
+from analysis.synonyms.measure_models import Data, ModelResult, TextCalibration, encode_for, evaluate, open_data
 from analysis.synonyms.metrics import METRICS
 from analysis.synonyms.options import Settings
 from analysis.synonyms.study import Study
-from analysis.synonyms.text_temperature import TextCalibration
 from analysis.words.pairs import Pair, PairList
 from analysis.words.vocabulary import Vocabulary, corpus_words
 from common.errors import InputError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.words.pair_layout import FORMATS
-from analysis.words.pair_lists import BUILTIN, load_pairs
+from analysis.words.pair_lists import BUILTIN, FORMATS, load_pairs
 from analysis.words.pairs import PARTS_OF_SPEECH, Pair, PairList
 from common.errors import InputError
 
