@@ -22,9 +22,8 @@ from analysis.compare.temperature import VIEWS, VIEWS_OVER_TRAINING, matched_ent
 from analysis.probes.over_training import points_of
 from data.grammar import SynonymSet
 
-from .contexts import TruthCalibration
 from .study import Study, predictor
-from .truth import CONTROL_KINDS, KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores, evaluate
+from .truth import CONTROL_KINDS, KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS, Scores, TruthCalibration, evaluate
 
 SYNONYMS = "synonyms"
 SCOPES: dict[str, tuple[str, ...]] = {SYNONYMS: TRUE_KINDS} | {kind: (kind,) for kind in KINDS}
@@ -69,7 +68,7 @@ def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
     temperatures: dict[str, dict[str, float]] = {}
     for member in tqdm(members, desc="models", unit="model"):
         predict = predictor(member, study)
-        calibration = TruthCalibration.of(predict, study.grammar, study.calibration)
+        calibration = TruthCalibration(predict, study.grammar, study.calibration)
         entropy = None
         if member in arms[0].members:
             entropies[member.seed] = calibration.entropy()
@@ -214,7 +213,7 @@ def over_training(study: Study, arms: Sequence[Arm]) -> pd.DataFrame:
 def _evaluate(member: Member, study: Study) -> list[dict[str, float]]:
     """The values in each of VIEWS_OVER_TRAINING."""
     predict = predictor(member, study)
-    temperatures = [1.0, TruthCalibration.of(predict, study.grammar, study.calibration).best()]
+    temperatures = [1.0, TruthCalibration(predict, study.grammar, study.calibration).best()]
     scores = evaluate(predict, study.grammar, study.measured, temperatures)
     found = []
     for view, temperature in enumerate(temperatures):

@@ -1,29 +1,75 @@
-"""A study of runs on the synonym grammar: the grammar, the documents, and a run's model as a predictor.
+"""A study of runs on the synonym grammar: the grammar, the contexts, and a run's model as a predictor.
 
-Shapes: B rows, T positions, V vocabulary.
+Shapes: D documents, B rows of a batch, T positions, V vocabulary.
+
+A predictor is a function from rows of tokens to log-distributions, so that models and predictors that a test derives from the
+grammar go through the same code.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.compare.arms import Arm, Diverged, Member, load_member
+from analysis.compare.statistics import Floats, Ids
 from common.errors import InputError
 from configs.load import load_recorded
 from data.corpora import DataConfig
 from data.grammar import Grammar
 from data.store import open_store
 
-from .contexts import Contexts, Ids, Predictor, contexts_of
-
+Predictor = Callable[[Ids], Floats]
+"""x_BT -> ln q_BTV, normalised: the next token after each prefix of each row."""
 CALIBRATION_DOCUMENTS = 40
 """Documents on which temperatures are fitted: 3,000 contexts, each with its whole true distribution."""
+_NUMBERS_AT_ONCE = 1 << 21  # float64 of one distribution over a batch: 16 MiB
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Documents, each from its first token and after an end of text; all positions up to ``length_D`` count.
+
+    Rows are padded by repeating the document, which is text of the grammar too.
+    """
+
+    x_DT: Ids
+    y_DT: Ids
+    """The token after each prefix."""
+    length_D: Ids
+    document_D: Ids
+    """The document's number in its split."""
+
+    def first(self, documents: int) -> Contexts:
+        """The first of the documents."""
+        return Contexts(*(column_D[:documents] for column_D in (self.x_DT, self.y_DT, self.length_D, self.document_D)))
+
+    def batches(self, vocabulary: int) -> Iterator[tuple[Ids, Ids, npt.NDArray[np.bool_]]]:
+        """Row indices, the rows' tokens up to the longest row, and which positions count; the longest rows come first."""
+        order = np.argsort(-self.length_D, kind="stable")
+        start = 0
+        while start < len(order):
+            longest = int(self.length_D[order[start]])
+            row_B = order[start : start + max(1, _NUMBERS_AT_ONCE // (vocabulary * longest))]
+            yield row_B, self.x_DT[row_B, :longest], np.arange(longest) < self.length_D[row_B, None]
+            start += len(row_B)
+
+
+def contexts_of(ids: npt.NDArray[np.integer], starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
+    """The documents ``chosen`` of a split with tokens ``ids`` and document starts ``starts``, cut to ``length`` positions."""
+    ends = np.append(starts[1:], len(ids))
+    documents = [np.asarray(ids[starts[d] : ends[d]], dtype=np.int64) for d in chosen]
+    length_D = np.array([min(len(document), length) for document in documents], dtype=np.int64)
+    longest = int(length_D.max())
+    y_DT = np.stack([np.resize(document, longest) for document in documents])
+    x_DT = np.concatenate([np.full((len(y_DT), 1), end_of_text, dtype=np.int64), y_DT[:, :-1]], axis=1)
+    return Contexts(x_DT, y_DT, length_D, np.asarray(chosen, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from analysis.compare.metric import Metric
 from analysis.compare.statistics import Floats, Ids
+from analysis.compare.temperature import Calibration
 from data.grammar import Grammar, SynonymSet
 
-from .contexts import Contexts, Predictor, dot, products, tempered
+from .study import Contexts, Predictor
 
 TRUE_KINDS = ("equal", "unequal", "rare", "contextual")
 """Kinds of true synonyms."""
@@ -224,3 +225,53 @@ class Truth:
 def _sums(place_N: Ids, value_N: Floats, places: int) -> Floats:
     """(places,): the sum of the values at each place."""
     return np.bincount(place_N, value_N, places).astype(np.float64)
+
+
+class TruthCalibration(Calibration):
+    """A predictor's distributions on a few documents, from which its temperatures are found.
+
+    Its NLL is the expected one, under the true distributions: no sampled word adds noise to the best temperature.
+    """
+
+    precision = 1e-12
+
+    def __init__(self, predict: Predictor, grammar: Grammar, contexts: Contexts) -> None:
+        """Evaluate ``predict`` on ``contexts``, and keep all of its distributions in memory."""
+        batches = [(x_BT, valid_BT) for _, x_BT, valid_BT in contexts.batches(len(grammar.words))]
+        self._log_q_NV = np.concatenate([predict(x_BT)[valid_BT] for x_BT, valid_BT in batches])
+        p_NV = np.concatenate([grammar.next_distribution(x_BT)[valid_BT] for x_BT, valid_BT in batches])
+        self._true_mean = float(dot(p_NV, self._log_q_NV).mean())  # of ln q under the truth
+
+    def means(self, beta: float) -> tuple[float, float, float]:
+        """See :meth:`Calibration.means`; the slope is the mean of ln q under q^beta, normalised, minus that under the truth."""
+        z_NV = beta * self._log_q_NV
+        top_N = z_NV.max(axis=1)
+        weight_NV = np.exp(z_NV - top_N[:, None])
+        total_N = weight_NV.sum(axis=1)
+        mean = float((dot(weight_NV, self._log_q_NV) / total_N).mean())
+        log_total = float((top_N + np.log(total_N)).mean())
+        return mean - self._true_mean, log_total - beta * mean, log_total - beta * self._true_mean
+
+
+def tempered(log_q_NV: Floats, temperature: float) -> Floats:
+    """Logarithms of the distributions proportional to q^(1/temperature); unchanged at 1."""
+    if temperature == 1:
+        return log_q_NV
+    z_NV = log_q_NV / temperature
+    z_NV -= z_NV.max(axis=1, keepdims=True)
+    tempered_NV: Floats = z_NV - np.log(np.exp(z_NV).sum(axis=1, keepdims=True))
+    return tempered_NV
+
+
+def dot(p_NV: Floats, value_NV: Floats) -> Floats:
+    """(N,): the sum of :func:`products`."""
+    sums_N: Floats = products(p_NV, value_NV).sum(axis=1)
+    return sums_N
+
+
+def products(p_NV: Floats, value_NV: Floats) -> Floats:
+    """(N, V): p times a value, 0 where p is 0 even if the value is infinite or undefined there."""
+    with np.errstate(invalid="ignore"):
+        products_NV: Floats = p_NV * value_NV
+    products_NV[p_NV == 0] = 0.0
+    return products_NV

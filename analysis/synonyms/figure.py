@@ -1,6 +1,6 @@
 """The figure of analysis.synonyms: paired differences with intervals, and every item, baseline against candidate.
 
-Shapes: P items, S seeds, M questions.
+Shapes: P items, S seeds, M queries.
 """
 
 from __future__ import annotations
@@ -62,9 +62,14 @@ def draw_synonyms(found: Comparison) -> Figure:
 
 
 def _draw_differences(figure: SubFigure, found: Comparison) -> None:
-    arms, styles = found.arms[1:], arm_styles([arm.label for arm in found.arms])
-    keys = [key for key in _DIFFERENCES if math.isfinite(found.means[found.arms[0].label]["raw"][key]["mean"])]
-    figure.suptitle(_title(found), fontsize=10)
+    (baseline, *arms), styles = found.arms, arm_styles([arm.label for arm in found.arms])
+    keys = [key for key in _DIFFERENCES if math.isfinite(found.means[baseline.label]["raw"][key]["mean"])]
+    n = counts(found.study)
+    figure.suptitle(
+        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over items and {CONFIDENCE:.0%} "
+        f"interval\n{n['items']} items, {n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents",
+        fontsize=10,
+    )
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=True):
         axes.axvline(0, color=_GREY, linewidth=0.9)
@@ -76,9 +81,9 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
                 _draw_effect(axes, effect, row + offset, styles[arm.label].colour, place)
             if row:
                 axes.axhline(row - 0.5, color=_FAINT, linewidth=0.6)
-        items = {found.signed_ranks[arm.label]["raw"][key]["items"] for arm in arms}
-        n = " to ".join(map(str, dict.fromkeys([min(items), max(items)])))
-        axes.set_title(f"{_DIFFERENCES[key]}\nn = {n} items", fontsize=8.5, fontweight="normal", loc="center")
+        counted = {found.signed_ranks[arm.label]["raw"][key]["items"] for arm in arms}
+        items = " to ".join(map(str, dict.fromkeys([min(counted), max(counted)])))
+        axes.set_title(f"{_DIFFERENCES[key]}\nn = {items} items", fontsize=8.5, fontweight="normal", loc="center")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="x", labelsize=7.5)
         axes.locator_params(axis="x", nbins=4)
@@ -89,14 +94,6 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, fontsize=8)
 
 
-def _title(found: Comparison) -> str:
-    baseline, n = found.arms[0], counts(found.study)
-    return (
-        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over items and {CONFIDENCE:.0%} "
-        f"interval\n{n['items']} items, {n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents"
-    )
-
-
 def _seeds(arm: Arm) -> str:
     return f"{len(arm.members)} seed{'s' if len(arm.members) > 1 else ''}"
 
@@ -105,13 +102,10 @@ def _limits(found: Comparison, key: str) -> tuple[float, float]:
     """Limits that fit the trained arms and their bands; an untrained model's difference would hide all others."""
     arms = found.arms[1:]
     trained = [arm for arm in arms if not all(member.untrained for member in arm.members)] or arms
-    ends = [0.0]
-    for arm in trained:
-        for view in VIEWS:
-            effect = found.differences[arm.label]["all"][view][key]
-            band = effect.smallest or 0.0
-            known = (effect.mean, effect.low, effect.high, band, -band)
-            ends += [end for end in known if end is not None and math.isfinite(end)]
+    effects = [found.differences[arm.label]["all"][view][key] for arm in trained for view in VIEWS]
+    known = [end for one in effects for end in (one.mean, one.low, one.high, one.smallest) if end is not None]
+    known += [-effect.smallest for effect in effects if effect.smallest is not None]
+    ends = [0.0, *filter(math.isfinite, known)]
     span = max(ends) - min(ends) or 1.0
     return min(ends) - _FRAME * span, max(ends) + _FRAME * span
 
@@ -139,13 +133,8 @@ def _draw_effect(axes: Axes, effect: Effect, y: float, colour: str, view: int) -
 
 def _view_marker(view: int, colour: str) -> dict[str, Any]:
     """Hollow in the raw view, filled in the others."""
-    return {
-        "marker": _VIEW_MARKERS[view],
-        "markersize": (5.5, 4.5, 4.5)[view],
-        "color": colour,
-        "markerfacecolor": "white" if view == 0 else colour,
-        "linestyle": "",
-    }
+    look = {"linestyle": "", "marker": _VIEW_MARKERS[view], "markersize": (5.5, 4.5, 4.5)[view], "color": colour}
+    return look | ({"markerfacecolor": "white"} if view == 0 else {})
 
 
 def _legend() -> list[Any]:

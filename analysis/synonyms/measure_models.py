@@ -96,22 +96,12 @@ class TextCalibration(Calibration):
     def __init__(self, reader: Reader, seed: int) -> None:
         """Read a sample of the passages, the same for every model with the study's tokenizer."""
         self._reader = reader
-        passages = reader.encoded.passages
-        states: list[torch.Tensor] = []
-        targets: list[torch.Tensor] = []
-        found = 0
+        order = np.random.default_rng([seed, len(reader.encoded.passages)]).permutation(len(reader.encoded.passages))
+        sample = [ids for ids in (reader.encoded.passages[index] for index in order) if len(ids) >= 2]
+        sample = sample[: 1 + np.searchsorted(np.cumsum([len(ids) - 1 for ids in sample]), TOKENS)]
         with torch.inference_mode():
-            for index in np.random.default_rng([seed, len(passages)]).permutation(len(passages)):
-                ids = passages[index]
-                if found >= TOKENS:
-                    break
-                if len(ids) < 2:
-                    continue
-                states.append(reader.body(ids[None])[0, :-1])
-                targets.append(torch.from_numpy(ids[1:]).to(states[-1].device))
-                found += len(ids) - 1
-        self._h_ND = torch.cat(states)[:TOKENS]
-        self._y_N = torch.cat(targets)[:TOKENS]
+            self._h_ND = torch.cat([reader.body(ids[None])[0, :-1] for ids in sample])[:TOKENS]
+        self._y_N = torch.from_numpy(np.concatenate([ids[1:] for ids in sample]))[:TOKENS].to(self._h_ND.device)
 
     def means(self, beta: float) -> tuple[float, float, float]:
         """See :meth:`Calibration.means`; the slope is the mean of E[z] - z_y, E the expectation under the model."""

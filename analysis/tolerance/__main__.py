@@ -120,11 +120,7 @@ def over_training(points: Sequence[Point], data: Data, study: Study, *, seed: in
         near = near[(near.index > point.step - WEIGHT_STEPS) & (near.index <= point.step)]
         rows.append(
             {
-                "arm": point.arm,
-                "run": point.run,
-                "seed": point.member.seed,
-                "step": point.step,
-                "tokens": point.tokens,
+                **_described(point),
                 "diverged": math.isnan(values["temperature_fitted"]),
                 **values,
                 "tfsd_weight": float(near.mean()) if len(near) else math.nan,
@@ -133,6 +129,11 @@ def over_training(points: Sequence[Point], data: Data, study: Study, *, seed: in
     if all(row["diverged"] for row in rows):
         raise InputError("all of these models have diverged; name runs with an earlier checkpoint")
     return pd.DataFrame(rows)
+
+
+def _described(point: Point) -> dict[str, Any]:
+    which = {"arm": point.arm, "run": point.run, "seed": point.member.seed}
+    return which | {"step": point.step, "tokens": point.tokens}
 
 
 def _values(study: Study, result: ModelResult) -> dict[str, float]:
@@ -148,11 +149,7 @@ def summary(points: Sequence[Point], table: pd.DataFrame, study: Study, settings
     return {
         "models": [
             {
-                "arm": point.arm,
-                "run": point.run,
-                "seed": point.member.seed,
-                "step": point.step,
-                "tokens": point.tokens,
+                **_described(point),
                 "checkpoint": None if point.member.untrained else str(point.member.checkpoint),
                 "diverged": bool(has_diverged),
             }

@@ -11,8 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analysis.grammar.contexts import Contexts, Predictor, TruthCalibration, contexts_of, tempered
-from analysis.grammar.truth import CONTROL_KINDS, KEPT_MASS, SET_METRICS, TEXT_METRICS, Scores, evaluate
+from analysis.grammar.study import Contexts, Predictor, contexts_of
+from analysis.grammar.truth import (
+    CONTROL_KINDS,
+    KEPT_MASS,
+    SET_METRICS,
+    TEXT_METRICS,
+    Scores,
+    TruthCalibration,
+    evaluate,
+    tempered,
+)
 from data.grammar import Grammar
 
 Floats = npt.NDArray[np.float64]
@@ -106,7 +115,7 @@ def of_text(scores: Scores, key: str, view: int = 0) -> float:
 def test_the_oracle_is_at_no_distance_from_the_truth_in_any_view(
     grammar: Grammar, contexts: Contexts, others: Contexts
 ) -> None:
-    calibration = TruthCalibration.of(oracle(grammar), grammar, others)
+    calibration = TruthCalibration(oracle(grammar), grammar, others)
     temperatures = [1.0, calibration.best(), calibration.matching(calibration.entropy())]
     assert temperatures == pytest.approx([1, 1, 1], abs=1e-9)
     scores = evaluate(oracle(grammar), grammar, contexts, temperatures)
@@ -152,7 +161,7 @@ def test_flattening_gives_the_minority_too_much_and_sharpening_too_little(gramma
 def test_the_fitted_temperature_undoes_flattening_exactly(
     grammar: Grammar, contexts: Contexts, others: Contexts
 ) -> None:
-    calibration = TruthCalibration.of(flattened(grammar), grammar, others)
+    calibration = TruthCalibration(flattened(grammar), grammar, others)
     assert calibration.best() == pytest.approx(0.5, rel=1e-9)
     scores = evaluate(flattened(grammar), grammar, contexts, [1.0, calibration.best()])
     for metric in SET_METRICS:
@@ -163,14 +172,14 @@ def test_the_fitted_temperature_undoes_flattening_exactly(
 
 def test_the_fitted_temperature_has_the_lowest_expected_nll(grammar: Grammar, others: Contexts) -> None:
     predict = noisy(grammar)
-    best = TruthCalibration.of(predict, grammar, others).best()
+    best = TruthCalibration(predict, grammar, others).best()
     scores = evaluate(predict, grammar, others, [best * factor for factor in (0.99, 1, 1.01)])
     lower, at, higher = scores.of_text["kl"].sum(axis=1)
     assert at < min(lower, higher)
 
 
 def test_the_matched_temperature_gives_the_entropy_asked_for(grammar: Grammar, others: Contexts) -> None:
-    calibration = TruthCalibration.of(noisy(grammar), grammar, others)
+    calibration = TruthCalibration(noisy(grammar), grammar, others)
     for entropy in (0.5, calibration.entropy(), 4.0):
         temperature = calibration.matching(entropy)
         scores = evaluate(noisy(grammar), grammar, others, [temperature])
