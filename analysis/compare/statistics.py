@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Labels = npt.NDArray[Any]
 
 RESAMPLES = 2000  # the standard error is then known to about 1.6%

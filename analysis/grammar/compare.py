@@ -32,6 +32,10 @@ TRAINING_DOCUMENTS = 100
 """Documents on which each checkpoint is measured."""
 
 
+AllScores = Mapping[str, Scores]
+"""By member label."""
+
+
 @dataclass(frozen=True)
 class Table:
     """The effects of one arm, or of its difference from the baseline; keys are views, scopes and metrics."""
@@ -48,8 +52,7 @@ class Result:
 
     study: Study
     arms: tuple[Arm, ...]
-    scores: dict[str, Scores]
-    """By member label."""
+    scores: AllScores
     temperatures: dict[str, dict[str, float]]
     """By member label and view."""
     tables: dict[str, Table]
@@ -76,27 +79,23 @@ def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
             entropy = matched_entropy(entropies, member.seed)
         own = temperatures[member.label] = calibration.temperatures(entropy)
         scores[member.label] = evaluate(predict, study.grammar, study.measured, [own[view] for view in VIEWS])
-    pairs = [*((arm, None) for arm in arms), *((arm, arms[0]) for arm in arms[1:])]
-    tables = [
-        arm_table(arm, scores, study.grammar.sets, seed=seed, baseline=baseline)
-        for arm, baseline in tqdm(pairs, desc="intervals", unit="table")
-    ]
-    labels = [arm.label for arm in arms]
+    sets = study.grammar.sets
+    bar = tqdm(arms, desc="intervals", unit="arm")
     return Result(
         study=study,
         arms=tuple(arms),
         scores=scores,
         temperatures=temperatures,
-        tables=dict(zip(labels, tables, strict=False)),
-        differences=dict(zip(labels[1:], tables[len(arms) :], strict=True)),
+        tables={arm.label: arm_table(arm, scores, sets, seed=seed) for arm in bar},
+        differences={arm.label: arm_table(arm, scores, sets, seed=seed, baseline=arms[0]) for arm in arms[1:]},
         weights={member.label: weight for member in members if (weight := tfsd_weight(member.run))},
     )
 
 
 def arm_table(
-    arm: Arm, scores: Mapping[str, Scores], sets: Sequence[SynonymSet], *, seed: int, baseline: Arm | None = None
+    arm: Arm, scores: AllScores, sets: Sequence[SynonymSet], *, seed: int, baseline: Arm | None = None
 ) -> Table:
-    """The means of an arm over its members or, with ``baseline``, of their paired differences; ``scores`` by member label."""
+    """The means of an arm over its members or, with ``baseline``, of their paired differences."""
     text = effects_of_text(arm, scores, seed, baseline)
     table = Table(text, {view: {} for view in VIEWS}, {view: {} for view in VIEWS})
     for scope, kinds in SCOPES.items():
@@ -107,7 +106,7 @@ def arm_table(
 
 
 def effects_of_text(
-    arm: Arm, scores: Mapping[str, Scores], seed: int, baseline: Arm | None = None
+    arm: Arm, scores: AllScores, seed: int, baseline: Arm | None = None
 ) -> dict[str, dict[str, Effect]]:
     """[view][metric of TEXT_METRICS]: the mean per token, or its difference; its interval is over documents and seeds."""
     first = scores[arm.members[0].label]
@@ -131,7 +130,7 @@ def effects_of_text(
 
 def effects_of_sets(
     arm: Arm,
-    scores: Mapping[str, Scores],
+    scores: AllScores,
     sets: Sequence[SynonymSet],
     kinds: Sequence[str],
     seed: int,

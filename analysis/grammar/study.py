@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.compare.arms import Arm, Diverged, Member, load_member
-from analysis.compare.statistics import Floats, Ids
+from analysis.compare.statistics import Bools, Floats, Ids, Labels
 from common.errors import InputError
 from configs.load import load_recorded
 from data.corpora import DataConfig
@@ -50,7 +49,7 @@ class Contexts:
         """The first of the documents."""
         return Contexts(*(column_D[:documents] for column_D in (self.x_DT, self.y_DT, self.length_D, self.document_D)))
 
-    def batches(self, vocabulary: int) -> Iterator[tuple[Ids, Ids, npt.NDArray[np.bool_]]]:
+    def batches(self, vocabulary: int) -> Iterator[tuple[Ids, Ids, Bools]]:
         """Row indices, the rows' tokens up to the longest row, and which positions count; the longest rows come first."""
         order = np.argsort(-self.length_D, kind="stable")
         start = 0
@@ -61,7 +60,7 @@ class Contexts:
             start += len(row_B)
 
 
-def contexts_of(ids: npt.NDArray[np.integer], starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
+def contexts_of(ids: Labels, starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
     """The documents ``chosen`` of a split with tokens ``ids`` and document starts ``starts``, cut to ``length`` positions."""
     ends = np.append(starts[1:], len(ids))
     documents = [np.asarray(ids[starts[d] : ends[d]], dtype=np.int64) for d in chosen]

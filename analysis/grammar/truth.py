@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.compare.metric import Metric
-from analysis.compare.statistics import Floats, Ids
+from analysis.compare.statistics import Bools, Floats, Ids, Labels
 from analysis.compare.temperature import Calibration
 from data.grammar import Grammar, SynonymSet
 
@@ -103,7 +101,7 @@ def evaluate(predict: Predictor, grammar: Grammar, contexts: Contexts, temperatu
     of_text = {metric.key: np.zeros((views, documents)) for metric in TEXT_METRICS}
     truth = {key: np.zeros(documents) for key in ("nll", "entropy")}
     mass_DS, minority_mass_DS = np.zeros((documents, sets)), np.zeros((documents, sets))
-    kept: list[list[npt.NDArray[Any]]] = []
+    kept: list[list[Labels]] = []
     partition = Partition(grammar.sets, len(grammar.words))
     for row_B, x_BT, valid_BT in contexts.batches(len(grammar.words)):
         row_N, position_N = (place[valid_BT] for place in np.broadcast_arrays(row_B[:, None], np.arange(x_BT.shape[1])))
@@ -144,9 +142,9 @@ class Partition:
         width = max(len(one.tokens) for one in sets)
         padded = [[*one.tokens, *[-1] * (width - len(one.tokens))] for one in sets]
         self.token_SK: Ids = np.array(padded, dtype=np.int64)
-        self.there_SK: npt.NDArray[np.bool_] = self.token_SK >= 0
-        self.single_V: npt.NDArray[np.bool_] = ~np.isin(np.arange(vocabulary), self.token_SK)
-        self.control_S: npt.NDArray[np.bool_] = np.array([one.kind in CONTROL_KINDS for one in sets])
+        self.there_SK: Bools = self.token_SK >= 0
+        self.single_V: Bools = ~np.isin(np.arange(vocabulary), self.token_SK)
+        self.control_S: Bools = np.array([one.kind in CONTROL_KINDS for one in sets])
 
     def words(self, log_q_NV: Floats) -> Floats:
         """(N, S, K): the words of the sets, minus infinity where a set has fewer."""
@@ -170,7 +168,7 @@ class Truth:
         self.share_QK: Floats = np.exp(self.log_share_QK)
         present_QK = np.where(partition.there_SK[self.set_Q], self.share_QK, np.inf)
         self.least_Q = present_QK.argmin(axis=1)  # the least probable word, unless all are equally probable
-        self.tied_Q: npt.NDArray[np.bool_] = self.share_QK.max(axis=1) - present_QK.min(axis=1) <= _TIED
+        self.tied_Q: Bools = self.share_QK.max(axis=1) - present_QK.min(axis=1) <= _TIED
 
     def by_document(self, value_Q: Floats, row_N: Ids, documents: int) -> Floats:
         """(D, S): sums over the contexts of each document."""

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from analysis.words.vocabulary import Ids
+from analysis.compare.statistics import Bools, Ids
 
 from .encode import Encoded
 
@@ -113,7 +112,7 @@ def make_batch(encoded: Encoded, sequences: Sequence[tuple[int, int]]) -> Batch:
     )
 
 
-def ancestors(parent_N: Ids) -> npt.NDArray[np.bool_]:
+def ancestors(parent_N: Ids) -> Bools:
     """(N, N): whether the second node is the first or stands before it; a parent below 0 is the place."""
     sees_NN = np.eye(len(parent_N), dtype=bool)
     above = parent_N.copy()

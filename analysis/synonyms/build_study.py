@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from analysis.compare.statistics import Ids, Labels
 from analysis.words.pair_lists import load_pairs
 from analysis.words.pairs import PairList
 from analysis.words.substitution_files import is_substitution_file, load_substitutions
 from analysis.words.substitutions import ACCEPTABLE, Substitution, SubstitutionList
-from analysis.words.vocabulary import MAX_WORD_TOKENS, Ids, Vocabulary
+from analysis.words.vocabulary import MAX_WORD_TOKENS, Vocabulary
 from common.errors import InputError
 
 from .controls import Controls, PartsOfSpeech
@@ -36,7 +35,7 @@ def build_study(data: Data, settings: Settings) -> Study:
         return study_of_substitutions(
             load_substitutions(settings.pairs),
             data.vocabulary,
-            Controls(data.words, _parts_of_speech(settings.match_pos, None)),
+            Controls(data.words, _parts_of_speech(settings.match_pos, PairList("", ()))),
             lambda text: data.tokenizer.encode(text, add_special_tokens=False),
             sequence_length=data.sequence_length,
             end_of_text=data.end_of_text,
@@ -55,7 +54,7 @@ def build_study(data: Data, settings: Settings) -> Study:
     )
 
 
-def _parts_of_speech(source: str | None, pairs: PairList | None) -> PartsOfSpeech:
+def _parts_of_speech(source: str | None, pairs: PairList) -> PartsOfSpeech:
     if source is not None:
         from analysis.words.wordnet import WordNet
 
@@ -64,7 +63,7 @@ def _parts_of_speech(source: str | None, pairs: PairList | None) -> PartsOfSpeec
             raise InputError(f"--match-pos {source}: give wordnet, or wordnet:FOLDER with WordNet's dict files")
         return WordNet(Path(folder) if folder else None).parts_of_speech
     known: dict[str, set[str]] = {}
-    for pair in () if pairs is None else (*pairs.synonyms, *pairs.antonyms, *pairs.dissimilar):
+    for pair in (*pairs.synonyms, *pairs.antonyms, *pairs.dissimilar):
         for word in (pair.word_a, pair.word_b):
             known.setdefault(word, set()).update({pair.pos} - {""})
     return lambda word: frozenset(known.get(word, ()))
@@ -73,7 +72,7 @@ def _parts_of_speech(source: str | None, pairs: PairList | None) -> PartsOfSpeec
 class HeldOut:
     """A validation split in consecutive windows of the training length, and where words occur in it."""
 
-    def __init__(self, ids: npt.NDArray[Any], starts: Ids, sequence_length: int, vocabulary: Vocabulary) -> None:
+    def __init__(self, ids: Labels, starts: Ids, sequence_length: int, vocabulary: Vocabulary) -> None:
         """Sort the tokens once. Raises :class:`InputError` for a split shorter than a window or a window too short."""
         self.windows = (len(ids) - 1) // sequence_length
         if self.windows < 1:
@@ -109,12 +108,12 @@ class HeldOut:
         window, position = np.divmod(places - 1, self.length)
         return np.asarray(places[(window < self.windows) & (position + MAX_WORD_TOKENS < self.length)])
 
-    def places(self, index_C: Ids) -> npt.NDArray[np.int64]:
+    def places(self, index_C: Ids) -> Ids:
         """Rows (window, position, document) of the words that begin at these indices."""
         window, position = np.divmod(index_C - 1, self.length)
         return np.stack([window, position, np.searchsorted(self._starts, index_C, side="right") - 1], axis=1)
 
-    def passages(self) -> list[npt.NDArray[Any]]:
+    def passages(self) -> list[Ids]:
         """The windows."""
         return [self.ids[w * self.length : (w + 1) * self.length] for w in range(self.windows)]
 
@@ -198,7 +197,7 @@ def study_of_substitutions(
     items: dict[tuple[str, str], int] = {}
     left_out: list[LeftOut] = []
     units: list[Unit] = []
-    passages: list[npt.NDArray[Any]] = []
+    passages: list[Ids] = []
     places: list[tuple[int, int, int]] = []
     documents: dict[str, int] = {}
     for item in substitutions.items:

@@ -13,10 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.compare.arms import Arm, member_values
-from analysis.compare.statistics import Effect, Floats, crossed_bootstraps, finite_mean, holm, ratio, signed_rank
+from analysis.compare.statistics import (
+    Bools,
+    Effect,
+    Floats,
+    Ids,
+    crossed_bootstraps,
+    finite_mean,
+    holm,
+    ratio,
+    signed_rank,
+)
 from analysis.compare.temperature import VIEWS
 
 from .measure_models import ModelResult
@@ -101,7 +110,7 @@ def values_of(arm: Arm, results: Mapping[str, ModelResult], key: str, view: str,
     return member_values(arm, lambda member: results[member.label].metrics[key][x].astype(np.float64), baseline)
 
 
-def effects_of(study: Study, value_KSM: Floats, mask_M: npt.NDArray[np.bool_], seed: int) -> list[Effect]:
+def effects_of(study: Study, value_KSM: Floats, mask_M: Bools, seed: int) -> list[Effect]:
     """For each of several metrics the mean over items, with its interval over lemmas, documents and seeds."""
     chosen = np.flatnonzero(mask_M)
     metrics, seeds = value_KSM.shape[:2]
@@ -130,7 +139,7 @@ def item_means(study: Study, value_SM: Floats) -> Floats:
     return _means(np.broadcast_to(study.item_M, value_SM.shape)[counted_SM], value_SM[counted_SM], len(study.items))
 
 
-def _means(group_Q: npt.NDArray[np.int64], value_Q: Floats, groups: int) -> Floats:
+def _means(group_Q: Ids, value_Q: Floats, groups: int) -> Floats:
     """The mean of the values of each group."""
     return ratio(np.bincount(group_Q, value_Q, groups), np.bincount(group_Q, minlength=groups))
 

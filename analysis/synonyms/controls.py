@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from analysis.compare.statistics import Floats, Ids
 from analysis.words.vocabulary import CorpusWords
 
 from .study import CONTROLS
@@ -27,7 +26,7 @@ class Controls:
         """Group the corpus's words by their number of tokens."""
         self._count = words.count
         self._parts = cache(parts_of_speech)
-        self._by_tokens: dict[int, tuple[list[str], npt.NDArray[Any], npt.NDArray[Any]]] = {}
+        self._by_tokens: dict[int, tuple[list[str], Floats, Ids]] = {}
         for tokens in set(words.tokens.values()):
             names = sorted(word for word, number in words.tokens.items() if number == tokens)
             log_count = np.log([words.count[word] for word in names])

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from analysis.words.vocabulary import Ids, Vocabulary
+from analysis.compare.statistics import Ids
+from analysis.words.vocabulary import Vocabulary
 from common.errors import InputError
 
 from .study import Study, Unit
@@ -109,7 +109,7 @@ def _translate(study: Study, tokenizer: Any, vocabulary: Vocabulary) -> tuple[tu
     return tuple(passages), position_C
 
 
-def _retokenize(ids: npt.NDArray[Any], study: Study, tokenizer: Any, vocabulary: Vocabulary) -> Ids:
+def _retokenize(ids: Ids, study: Study, tokenizer: Any, vocabulary: Vocabulary) -> Ids:
     """A stretch of the store's tokens in the guest's; an end of text becomes the guest's own, or nothing."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     found: list[int] = []

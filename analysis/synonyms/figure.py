@@ -9,10 +9,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.compare.arms import Arm
-from analysis.compare.statistics import CONFIDENCE, FEWEST_UNITS, POWER, Effect, Floats
+from analysis.compare.statistics import CONFIDENCE, FEWEST_UNITS, POWER, Bools, Effect, Floats
 from analysis.compare.temperature import MEANINGS, VIEWS
 from analysis.show.style import arm_styles, note
 
@@ -146,10 +145,12 @@ def _legend() -> list[Any]:
         for place, view in enumerate(VIEWS)
     ]
     interval = f"{CONFIDENCE:.0%} interval over lemmas and documents, {FEWEST_UNITS} or more of each, and seeds"
-    handles.append(Line2D([], [], color=_GREY, linewidth=1.7, label=interval))
-    handles.append(Patch(color=_FAINT, label=f"smaller true effects could not be shown ({POWER:.0%} power)"))
-    handles.append(Line2D([], [], color=_GREY, linestyle="", marker=">", label="the mean lies beyond the axis"))
-    return handles
+    return [
+        *handles,
+        Line2D([], [], color=_GREY, linewidth=1.7, label=interval),
+        Patch(color=_FAINT, label=f"smaller true effects could not be shown ({POWER:.0%} power)"),
+        Line2D([], [], color=_GREY, linestyle="", marker=">", label="the mean lies beyond the axis"),
+    ]
 
 
 def _draw_items(figure: SubFigure, found: Comparison) -> None:
@@ -192,12 +193,7 @@ def item_points(found: Comparison, arm: Arm, key: str, view: str) -> tuple[Float
 
 
 def _draw_points(
-    axes: Axes,
-    baseline_P: Floats,
-    candidate_P: Floats,
-    shown_P: npt.NDArray[np.bool_],
-    colour: str,
-    limits: tuple[float, float],
+    axes: Axes, baseline_P: Floats, candidate_P: Floats, shown_P: Bools, colour: str, limits: tuple[float, float]
 ) -> None:
     axes.plot(limits, limits, color=_GREY, linewidth=0.9)
     hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 0.7}
@@ -206,9 +202,7 @@ def _draw_points(
         axes.plot(
             baseline_P[chosen_P], candidate_P[chosen_P], linestyle="", marker="o", markersize=4.5, color=colour, **style
         )
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
-    axes.set_aspect("equal")
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.locator_params(nbins=4)
     counted_P = np.isfinite(baseline_P) & np.isfinite(candidate_P)
     higher = int((counted_P & (candidate_P > baseline_P)).sum())

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from analysis.compare.arms import Diverged
-from analysis.words.vocabulary import Ids
+from analysis.compare.statistics import Bools, Ids
 from common.errors import InputError
 
 from .batching import Batch, ancestors, batches_of, make_batch, pack_sequences, padded_groups
@@ -80,7 +79,7 @@ class Reader:
         logits_RV: Tensor = outer(input_ids=ids_1R, use_cache=False).logits[0]
         return logits_RV[:, : len(self.encoded.vocabulary)]
 
-    def body(self, ids_BL: npt.NDArray[np.int64], **kwargs: Any) -> Tensor:
+    def body(self, ids_BL: Ids, **kwargs: Any) -> Tensor:
         """(B, L, D): the last hidden states of whole sequences."""
         x_BL = torch.from_numpy(ids_BL).to(self.model.device)
         output = self.model.base_model(input_ids=x_BL, use_cache=False, **kwargs)
@@ -121,7 +120,7 @@ class Reader:
         index_R = torch.from_numpy(np.concatenate([position_C, index_N]))
         return h_BLD[row_R.to(h_BLD.device), index_R.to(h_BLD.device)]
 
-    def _mask(self, sees_BLL: npt.NDArray[np.bool_]) -> Tensor:
+    def _mask(self, sees_BLL: Bools) -> Tensor:
         """(B, 1, L, L): in the form the body's attention expects; eager attention adds it to the scores."""
         sees_B1LL = torch.from_numpy(sees_BLL[:, None]).to(self.model.device)
         if self.model.base_model.config._attn_implementation != "eager":

@@ -21,8 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.compare.arms import Diverged
-from analysis.compare.statistics import Floats
-from analysis.words.vocabulary import Ids
+from analysis.compare.statistics import Floats, Ids
 
 from .batching import Batch
 from .encode import Encoded

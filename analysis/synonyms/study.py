@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from analysis.words.vocabulary import Ids, Vocabulary
+from analysis.compare.statistics import Bools, Ids
+from analysis.words.vocabulary import Vocabulary
 
 CONTROLS = 5
 """Control words of a unit."""
@@ -103,7 +102,7 @@ class Study:
     items: tuple[Item, ...]
     left_out: tuple[LeftOut, ...]
     units: tuple[Unit, ...]
-    passages: tuple[npt.NDArray[Any], ...]
+    passages: tuple[Ids, ...]
     """What the model reads, from its first token on, in tokens of the store's tokenizer."""
     passage_C: Ids
     position_C: Ids
@@ -111,13 +110,13 @@ class Study:
     document_C: Ids
     place_M: Ids
     unit_M: Ids
-    shuffled_M: npt.NDArray[np.bool_]
+    shuffled_M: Bools
     """The place is a random one of another word: what the candidates get regardless of the context."""
     vocabulary: Vocabulary
     end_of_text: int
 
     @property
-    def own_M(self) -> npt.NDArray[np.bool_]:
+    def own_M(self) -> Bools:
         """The place is one of the word itself."""
         return ~self.shuffled_M
 
@@ -139,7 +138,7 @@ class Study:
         return lemma_U[self.unit_M]
 
     @property
-    def single_M(self) -> npt.NDArray[np.bool_]:
+    def single_M(self) -> Bools:
         """Whether word and synonyms are single tokens."""
         return np.array([unit.single for unit in self.units], dtype=bool)[self.unit_M]
 
@@ -149,9 +148,9 @@ def assemble(
     items: Sequence[Item],
     left_out: Sequence[LeftOut],
     units: Sequence[Unit],
-    passages: Sequence[npt.NDArray[Any]],
-    places: npt.NDArray[np.int64],
-    queries: npt.NDArray[np.int64],
+    passages: Sequence[Ids],
+    places: Ids,
+    queries: Ids,
     vocabulary: Vocabulary,
     end_of_text: int,
 ) -> Study:

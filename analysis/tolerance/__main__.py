@@ -120,7 +120,7 @@ def over_training(points: Sequence[Point], data: Data, study: Study, *, seed: in
         near = near[(near.index > point.step - WEIGHT_STEPS) & (near.index <= point.step)]
         rows.append(
             {
-                **_described(point),
+                **_which(point),
                 "diverged": math.isnan(values["temperature_fitted"]),
                 **values,
                 "tfsd_weight": float(near.mean()) if len(near) else math.nan,
@@ -131,7 +131,7 @@ def over_training(points: Sequence[Point], data: Data, study: Study, *, seed: in
     return pd.DataFrame(rows)
 
 
-def _described(point: Point) -> dict[str, Any]:
+def _which(point: Point) -> dict[str, Any]:
     which = {"arm": point.arm, "run": point.run, "seed": point.member.seed}
     return which | {"step": point.step, "tokens": point.tokens}
 
@@ -149,7 +149,7 @@ def summary(points: Sequence[Point], table: pd.DataFrame, study: Study, settings
     return {
         "models": [
             {
-                **_described(point),
+                **_which(point),
                 "checkpoint": None if point.member.untrained else str(point.member.checkpoint),
                 "diverged": bool(has_diverged),
             }

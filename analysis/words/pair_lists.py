@@ -53,8 +53,14 @@ def load_pairs(source: str, *, min_similarity: float = MIN_SIMILARITY, words: fr
         raise InputError(
             f"--min-similarity {min_similarity} is outside (0.5, 1]; a synonym must not be dissimilar as well"
         )
-    if source == "wordnet" or source.startswith("wordnet:"):
-        return _from_wordnet(source, words)
+    if source.partition(":")[0] == "wordnet":
+        from .wordnet import WordNet
+
+        if words is None:
+            raise ValueError("WordNet is searched among given words")
+        if source == "wordnet:":
+            raise InputError("--pairs wordnet: names no folder; give wordnet:FOLDER, or wordnet for nltk's own data")
+        return WordNet(Path(source[len("wordnet:") :]) if source != "wordnet" else None).pairs(words)
     path = BUILTIN if source == "builtin" else Path(source)
     rows, delimiter = _read_rows(path)
     layout = _recognise(path, rows[0][1], delimiter)
@@ -64,17 +70,6 @@ def load_pairs(source: str, *, min_similarity: float = MIN_SIMILARITY, words: fr
     if "score" in layout.column:
         return _scored_pairs(path, layout, body, min_similarity)
     return _own_pairs("builtin" if source == "builtin" else f"word pairs ({path})", path, layout, body)
-
-
-def _from_wordnet(source: str, words: frozenset[str] | None) -> PairList:
-    from .wordnet import WordNet
-
-    if words is None:
-        raise ValueError("WordNet is searched among given words")
-    folder = source.partition(":")[2]
-    if source != "wordnet" and not folder:
-        raise InputError("--pairs wordnet: names no folder; give wordnet:FOLDER, or wordnet for nltk's own data")
-    return WordNet(Path(folder) if folder else None).pairs(words)
 
 
 def _own_pairs(source: str, path: Path, layout: Layout, rows: Rows) -> PairList:

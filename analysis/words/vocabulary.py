@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-Ids = npt.NDArray[np.int64]
+from analysis.compare.statistics import Labels
 
 MAX_WORD_TOKENS = 4
 """Words of more tokens are left out: this many positions at the end of a window stay free for a word."""
@@ -77,7 +76,7 @@ class CorpusWords:
     """How many tokens each takes there."""
 
 
-def corpus_words(ids: npt.NDArray[Any], vocabulary: Vocabulary) -> CorpusWords:
+def corpus_words(ids: Labels, vocabulary: Vocabulary) -> CorpusWords:
     """Count the words in the first CORPUS_TOKENS tokens of ``ids`` (one dimension, may be memory-mapped)."""
     text = np.asarray(ids[:CORPUS_TOKENS], dtype=np.int64)
     starts = np.flatnonzero(vocabulary.opens[text])
