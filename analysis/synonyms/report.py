@@ -27,9 +27,6 @@ _RANKS = ("auc", "auc_antonym", "auc_rejected", "gap", "log10_rank")
 _SIZES = ("log_odds", "log_odds_antonym", "share_synonym", "joint", "p_word", "nll_word", "entropy")
 
 
-# --------------------------------------------------------------------------------------------------------------- printed
-
-
 def brief(found: Comparison, out: Path) -> str:
     """A few lines: the first metric that the study has, and whether any arm differs from the baseline in it."""
     baseline, metric = found.arms[0].label, _present(found)[0]
@@ -155,9 +152,6 @@ def _cell(effect: Effect, metric: Metric) -> str:
 
 def _smallest(effect: Effect, metric: Metric) -> str:
     return "" if effect.smallest is None else format(effect.smallest, metric.form)
-
-
-# ----------------------------------------------------------------------------------------------------------------- files
 
 
 def summary(found: Comparison, settings: Settings) -> dict[str, Any]:

@@ -15,16 +15,7 @@ from xml.etree import ElementTree
 
 from common.errors import InputError
 
-from .substitutions import (
-    MISSING,
-    PROBLEMATIC,
-    Substitution,
-    SubstitutionList,
-    as_list,
-    collapse,
-    raise_all,
-    substitution,
-)
+from .substitutions import MISSING, PROBLEMATIC, Substitution, SubstitutionList, as_list, collapse, item_at, raise_all
 
 _DECLARATIONS = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 _PENN = {"N": "n", "V": "v", "M": "v", "J": "a", "R": "r"}  # by first letter: NN*, VB*, MD, JJ*, RB*
@@ -35,7 +26,7 @@ _LENGTHENED = 3
 """A token that the text spells otherwise (an ellipsis for three dots) is at most so many times as long there."""
 
 _Target = dict[str, Any]
-"""The arguments of :func:`substitution`, with an offset of None for a token that was not found, and ``problematic``."""
+"""The arguments of :func:`item_at`, with an offset of None for a token that was not found, and ``problematic``."""
 
 
 def load_coinco(path: Path, text: str) -> SubstitutionList:
@@ -50,30 +41,23 @@ def load_coinco(path: Path, text: str) -> SubstitutionList:
     targets = [target for sentence in root.iter("sent") for target in _targets(sentence, problems)]
     raise_all(path, problems)
     if not targets:
-        raise InputError(f"{path} has no sent with a token that was asked about; give CoInCo XML")
+        raise InputError(f"{path} has no sent with a token that annotators were shown; give CoInCo XML")
     named: dict[tuple[str, str], set[str]] = defaultdict(set)
     for target in targets:
         if not target["problematic"]:
             named[target["lemma"].casefold(), target["pos"]] |= target["weights"].keys()
-    return as_list(f"CoInCo ({path})", (_item(**target, named=named) for target in targets))
+    return as_list(f"CoInCo ({path})", (_item(target, named) for target in targets))
 
 
-def _item(
-    *,
-    problematic: bool,
-    offset: int | None,
-    weights: dict[str, float],
-    named: dict[tuple[str, str], set[str]],
-    **rest: Any,
-) -> Substitution | str:
-    if problematic:
+def _item(target: _Target, named: dict[tuple[str, str], set[str]]) -> Substitution | str:
+    if target.pop("problematic"):
         return PROBLEMATIC
-    if offset is None:
+    if target["offset"] is None:
         return MISSING
-    here = {word.casefold() for word in weights}
-    elsewhere = named[rest["lemma"].casefold(), rest["pos"]]
-    rejected = {word: 0.0 for word in elsewhere if word.casefold() not in here}
-    return substitution(offset=offset, weights=weights | rejected, **rest)
+    here = {word.casefold() for word in target["weights"]}
+    elsewhere = named[target["lemma"].casefold(), target["pos"]]
+    target["weights"] |= {word: 0.0 for word in elsewhere if word.casefold() not in here}
+    return item_at(**target)
 
 
 def _targets(sentence: ElementTree.Element, problems: list[str]) -> Iterator[_Target]:

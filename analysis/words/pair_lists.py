@@ -131,21 +131,19 @@ def _scored_pairs(path: Path, layout: Layout, rows: Rows, min_similarity: float)
         notes.append(f"{itself} scored with itself left out")
     if twice := sum(len(words) == 2 and len(group) > 1 for words, group in given.items()):
         notes.append(f"{twice} scored twice averaged")
-    similar, dissimilar, undecided = [], [], 0
+    similar, dissimilar = [], []
     for words, group in given.items():
         if len(words) == 1:
             continue
         a, b, first, _ = group[0]
+        pair = Pair(a, b, "", first if all(pos == first for _, _, pos, _ in group) else "")
         similarity = math.fsum(value for *_, value in group) / len(group) / scale
-        pair = Pair(a, b, "", first if all(pos == first for _, _, pos, _ in group) else "", similarity)
         if similarity >= min_similarity - _ROUNDING:
             similar.append(pair)
         elif similarity <= 1 - min_similarity + _ROUNDING:
             dissimilar.append(pair)
-        else:
-            undecided += 1
     source = f"{layout.name} ({'; '.join([str(path), *notes])})"
-    return PairList(source, tuple(similar), (), tuple(dissimilar), undecided)
+    return PairList(source, tuple(similar), (), tuple(dissimilar))
 
 
 def _read_rows(path: Path) -> tuple[Rows, str]:

@@ -10,13 +10,12 @@ PARTS_OF_SPEECH = ("n", "v", "a", "r")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two words; ``pos`` is one of :data:`PARTS_OF_SPEECH` or empty, ``similarity`` a judged score scaled to 0..1."""
+    """Two words; ``pos`` is one of :data:`PARTS_OF_SPEECH` or empty."""
 
     word_a: str
     word_b: str
     domain: str = ""
     pos: str = ""
-    similarity: float | None = None
 
     def __str__(self) -> str:
         return f"{self.word_a}/{self.word_b}"
@@ -32,5 +31,3 @@ class PairList:
     antonyms: tuple[Pair, ...] = ()
     dissimilar: tuple[Pair, ...] = ()
     """Pairs that judges scored low."""
-    undecided: int = 0
-    """Number of pairs scored between the two thresholds; they are in no group."""

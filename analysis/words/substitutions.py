@@ -63,7 +63,7 @@ def raise_all(path: Path, problems: list[str]) -> None:
         raise InputError(*(f"{path} {problem}" for problem in problems[:_SHOWN]), *more)
 
 
-def substitution(
+def item_at(
     text: str, offset: int, weights: Mapping[str, float], *, item: str, document: str, target: str, lemma: str, pos: str
 ) -> Substitution | str:
     """The target at ``offset`` of ``text``, or the reason to leave it out. Forms of the target are no candidates."""

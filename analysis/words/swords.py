@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import InputError
 
-from .substitutions import Substitution, SubstitutionList, as_list, collapse, raise_all, substitution
+from .substitutions import Substitution, SubstitutionList, as_list, collapse, item_at, raise_all
 
 KEYS = ("contexts", "targets", "substitutes", "substitute_labels")
 """The top-level keys that every file has."""
@@ -46,7 +46,7 @@ def load_swords(path: Path, text: str) -> SubstitutionList:
 
 def _item(key: str, entry: Any, contexts: Any, weights: Mapping[str, float]) -> Substitution | str:
     context, target = contexts[entry["context_id"]], entry["target"]
-    return substitution(
+    return item_at(
         context["context"],
         entry["offset"],
         weights,
