@@ -51,16 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     options = parser.parse_args(arguments)
-    body = GPT2Config(
-        vocab_size=options.vocabulary,
-        n_positions=LENGTH,
-        n_embd=options.width,
-        n_layer=options.layers,
-        n_head=4,
-        activation_function="gelu_pytorch_tanh",
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    sizes = {
+        "vocab_size": options.vocabulary,
+        "n_positions": LENGTH,
+        "n_embd": options.width,
+        "n_layer": options.layers,
+    }
+    body = GPT2Config(**sizes, n_head=4, activation_function="gelu_pytorch_tanh", bos_token_id=0, eos_token_id=0)
     config = SwapHeadConfig(text_config=body.to_dict(), head={"kind": "linear"}, objective={"kind": "ce"})
     model = new_model(config, seed=0).eval()
     encoded = random_study(options.contexts, options.vocabulary)

@@ -23,8 +23,7 @@ MEANINGS = {
     "matched": "at the temperature at which its mean entropy is the baseline's",
 }
 """On held-out text."""
-MEANINGS_WITH_TRUTH = {
-    "raw": "as it is",
+MEANINGS_WITH_TRUTH = MEANINGS | {
     "fitted": "at the temperature with the lowest expected NLL on other documents",
     "matched": "at the temperature at which its mean entropy on those documents is the baseline's",
 }

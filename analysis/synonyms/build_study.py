@@ -152,13 +152,9 @@ def study_of_pairs(
         names = {word: controls.choose(word, sizes[word], relative) if sizes[word] else [] for word in words}
         own: dict[str, list[tuple[Unit, Ids]]] = {}
         for word, synonym in (words, words[::-1]):
-            roles = [
-                (word, Role.WORD),
-                (synonym, Role.SYNONYM),
-                *((name, Role.CONTROL) for name in names[synonym]),
-                *((name, Role.ANTONYM) for name in antonyms[word]),
-                *((name, Role.REJECTED) for name in rejected[word]),
-            ]
+            others = {Role.CONTROL: names[synonym], Role.ANTONYM: antonyms[word], Role.REJECTED: rejected[word]}
+            roles = [(word, Role.WORD), (synonym, Role.SYNONYM)]
+            roles += [(name, role) for role, group in others.items() for name in group]
             own[word] = list(_units_of(len(items), roles, found[word], vocabulary))
         counts = {word: sum(len(index_C) for _, index_C in own[word]) for word in words}
         if problem := _unsupported(sizes, counts, names, min_contexts):

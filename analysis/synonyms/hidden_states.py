@@ -23,8 +23,7 @@ from analysis.compare.arms import Diverged
 from analysis.compare.statistics import Bools, Ids
 from common.errors import InputError
 
-from .batching import Batch, ancestors, batches_of, make_batch, pack_sequences, padded_groups
-from .encode import Encoded
+from .encode import Batch, Encoded, ancestors, batches_of, make_batch, pack_sequences, padded_groups
 
 BATCH_POSITIONS = 8192
 """Positions that pass through the body together, padding included."""
@@ -56,7 +55,13 @@ class Reader:
         self.label = label
         self.encoded = encoded
         self._output: Callable[..., ModelOutput] = ModelOutput  # what this body returns: families differ in its fields
-        self._check_sizes()
+        embeddings = model.get_input_embeddings().weight.shape[0]
+        if embeddings < len(encoded.vocabulary):
+            raise InputError(
+                f"{label}: the model has {embeddings} token embeddings and its tokenizer {len(encoded.vocabulary)} tokens; "
+                "save the tokenizer that it was trained with beside it"
+            )
+        check_positions(model, label, encoded.longest)
         with torch.inference_mode():
             self._check_logits()
             self.takes_trees = self._supports_trees()
@@ -161,15 +166,6 @@ class Reader:
                 h_RD[rows] = h_BLD[b, positions]
         assert h_RD is not None, "a batch has at least one place"
         return h_RD
-
-    def _check_sizes(self) -> None:
-        embeddings = self.model.get_input_embeddings().weight.shape[0]
-        if embeddings < len(self.encoded.vocabulary):
-            raise InputError(
-                f"{self.label}: the model has {embeddings} token embeddings and its tokenizer "
-                f"{len(self.encoded.vocabulary)} tokens; save the tokenizer that it was trained with beside it"
-            )
-        check_positions(self.model, self.label, self.encoded.longest)
 
     def _check_logits(self) -> None:
         """Check that logits computed from the body's states are the whole model's."""

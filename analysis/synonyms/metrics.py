@@ -20,30 +20,20 @@ from .study import Role, Study
 _LEFT = 1e-6
 """The least probability that the word must leave for a share of it to be defined: probabilities are sums in float32."""
 
+_AUC = "share of the controls that are less probable than the synonym; 0.5: no preference"
+_GAP = "generalised average precision of the ranking of accepted and rejected substitutes"
+_SHARE = f"p(synonym) / (1 - p(word)): share of what the word leaves, if that is more than {_LEFT}"
 METRICS = (
-    Metric(
-        "auc",
-        "rank AUC",
-        ".3f",
-        "share of the controls that are less probable than the synonym; 0.5: no preference",
-        True,
-    ),
+    Metric("auc", "rank AUC", ".3f", _AUC, True),
     Metric("auc_antonym", "AUC ant", ".3f", "the same against the word's antonyms", True),
     Metric("auc_rejected", "AUC rej", ".3f", "the same against rejected or dissimilar words", True),
-    Metric(
-        "gap", "GAP", ".3f", "generalised average precision of the ranking of accepted and rejected substitutes", True
-    ),
+    Metric("gap", "GAP", ".3f", _GAP, True),
     Metric("log10_rank", "lg rank", ".3f", "log10 of the synonym's rank among all tokens; single tokens only", True),
     Metric("log10_rank_control", "lg rank ctl", ".3f", "the same for the controls, mean", True),
     Metric("log_odds", "log-odds", ".3f", "ln p(synonym) minus the mean ln p(control), nats"),
     Metric("log_odds_antonym", "log-odds ant", ".3f", "the same against the antonyms"),
     Metric("log_odds_rejected", "log-odds rej", ".3f", "the same against rejected or dissimilar words"),
-    Metric(
-        "share_synonym",
-        "share syn",
-        ".2e",
-        f"p(synonym) / (1 - p(word)): share of what the word leaves, if that is more than {_LEFT}",
-    ),
+    Metric("share_synonym", "share syn", ".2e", _SHARE),
     Metric("share_control", "share ctl", ".2e", "the same for the controls, mean"),
     Metric("p_word", "p(word)", ".2e", "probability of the word that stands there"),
     Metric("p_synonym", "p(syn)", ".2e", "probability of its synonyms, together"),

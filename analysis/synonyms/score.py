@@ -23,8 +23,7 @@ from tqdm import tqdm
 from analysis.compare.arms import Diverged
 from analysis.compare.statistics import Floats, Ids
 
-from .batching import Batch
-from .encode import Encoded
+from .encode import Batch, Encoded
 from .hidden_states import Reader
 
 LOGITS = 1 << 21

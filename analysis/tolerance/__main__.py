@@ -76,7 +76,11 @@ _PRINTED = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    options = _parser().parse_args(arguments)
+    parser = ArgumentParser(prog="python -m analysis.tolerance", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a checkpoint directory in one")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    add_settings(parser, CONTEXTS_PER_WORD)
+    options = parser.parse_args(arguments)
     settings = settings_of(options)
     arms = find_arms(options.runs)
     points = points_of(arms)
@@ -90,14 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         style.save_figure(draw_tolerance(table, study), out / "tolerance.png")
     print(printed(table, study))
     print(f"written to {out}")
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m analysis.tolerance", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a checkpoint directory in one")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    add_settings(parser, CONTEXTS_PER_WORD)
-    return parser
 
 
 def over_training(points: Sequence[Point], data: Data, study: Study, *, seed: int) -> pd.DataFrame:

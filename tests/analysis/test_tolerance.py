@@ -19,10 +19,11 @@ from analysis.show import style
 from analysis.synonyms.build_study import build_study
 from analysis.synonyms.encode import encode_study
 from analysis.synonyms.measure_models import encode_for, evaluate, open_data
-from analysis.synonyms.options import settings_of
+from analysis.synonyms.options import Settings
 from analysis.synonyms.study import Study
-from analysis.tolerance.__main__ import _parser, main, over_training, printed
+from analysis.tolerance.__main__ import main, over_training, printed
 from analysis.tolerance.figure import draw_tolerance
+from analysis.words.pair_lists import MIN_SIMILARITY
 from common.errors import InputError
 from model import load_model
 
@@ -59,8 +60,8 @@ def table(out: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def study(runs: list[Path], out: Path) -> Study:
     """The study of the command, built again."""
-    options = ["unused", "--out", "unused", "--pairs", str(out / "pairs.csv"), "--contexts-per-word", CONTEXTS]
-    return build_study(open_data(find_arms([str(runs[0])])), settings_of(_parser().parse_args(options)))
+    settings = Settings(str(out / "pairs.csv"), MIN_SIMILARITY, None, int(CONTEXTS), min_contexts=5, seed=0)
+    return build_study(open_data(find_arms([str(runs[0])])), settings)
 
 
 def test_there_is_a_row_for_every_checkpoint_and_for_each_run_before_training(table: pd.DataFrame) -> None:

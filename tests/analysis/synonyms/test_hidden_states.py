@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analysis.synonyms import batching as module
-from analysis.synonyms.batching import batches_of
-from analysis.synonyms.encode import Encoded, encode_study
+from analysis.synonyms import encode as module
+from analysis.synonyms.encode import Encoded, batches_of, encode_study
 from analysis.synonyms.hidden_states import Reader
 from analysis.synonyms.study import Study
 from common.errors import InputError

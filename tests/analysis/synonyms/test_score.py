@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from analysis.synonyms import batching, score
+from analysis.synonyms import encode, score
 from analysis.synonyms import hidden_states as states
 from analysis.synonyms.encode import Encoded, encode_study
 from analysis.synonyms.hidden_states import Reader
@@ -130,7 +130,7 @@ def test_how_places_are_gathered_changes_nothing(
     model = make_model(family, len(encoded.vocabulary))
     whole = score_words(Reader(model, encoded, "m"), (1.0, 0.4))
     monkeypatch.setattr(states, "BATCH_POSITIONS", positions)
-    monkeypatch.setattr(batching, "SEQUENCE_POSITIONS", beside)
+    monkeypatch.setattr(encode, "SEQUENCE_POSITIONS", beside)
     monkeypatch.setattr(score, "LOGITS", logits)
     parts = score_words(Reader(model, encoded, "m"), (1.0, 0.4))
     np.testing.assert_allclose(parts.log_p_XA, whole.log_p_XA, atol=1e-5)
