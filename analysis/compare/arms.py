@@ -108,11 +108,9 @@ def compared_arms(baseline: Sequence[str], candidates: Sequence[str]) -> list[Ar
 
 def arms_differ_in(arms: Sequence[Arm]) -> list[str]:
     """A sentence naming the keys in which the configurations of the arms' first runs differ, if two of them have a run."""
-    trained = [arm for arm in arms if arm.members[0].run and not arm.members[0].untrained]
-    if len(trained) < 2:
-        return []
-    configs = [{**read_config(run), "seed": None} for arm in trained if (run := arm.members[0].run)]
-    return [differing_words(configs, f"arms {', '.join(arm.label for arm in trained)}")]
+    runs = {arm.label: arm.members[0].run for arm in arms if not arm.members[0].untrained}
+    configs = {label: {**read_config(run), "seed": None} for label, run in runs.items() if run}
+    return [differing_words(list(configs.values()), f"arms {', '.join(configs)}")] if len(configs) > 1 else []
 
 
 def untrained_arm(arm: Arm, others: Sequence[Arm] = ()) -> Arm:

@@ -83,8 +83,8 @@ def crossed_bootstrap(
     variance is conservative for nested factors (word in lemma): give only the outer one.
 
     ``factors``: for each observation the label, an integer or a string, of its level. A factor with one level is reported
-    but cannot vary. Values that are not finite and those of weight zero are left out. The order of observations does not
-    matter. Raises ValueError if lengths differ or if a weight is negative or not finite.
+    but cannot vary. Values that are not finite and those of weight zero are left out. Raises ValueError if lengths differ or
+    if a weight is negative or not finite.
     """
     value_Q = np.asarray(value_Q, dtype=np.float64)
     weight_1Q = np.ones((1, value_Q.size)) if weight_Q is None else np.asarray(weight_Q, dtype=np.float64)[None]

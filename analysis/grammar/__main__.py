@@ -54,10 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arms = compared_arms(options.baseline, options.candidate)
     study = build_study(arms, documents=options.documents, seed=options.seed)
     result = compare(study, arms, seed=options.seed)
-    _write(result, over_training(study, arms) if options.over_training else None, options)
-
-
-def _write(result: Result, training: pd.DataFrame | None, options: argparse.Namespace) -> None:
+    training = over_training(study, arms) if options.over_training else None
     out = Path(options.out)
     names = ["summary.json", "sets.csv", "contexts.parquet", "truth.png"]
     lines = [report(result), "", *arms_differ_in(result.arms)]

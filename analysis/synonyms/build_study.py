@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from analysis.compare.statistics import Ids, Labels
+from analysis.compare.statistics import Floats, Ids, Labels
 from analysis.words.pair_lists import load_pairs
 from analysis.words.pairs import PairList
 from analysis.words.substitution_files import is_substitution_file, load_substitutions
 from analysis.words.substitutions import ACCEPTABLE, Substitution, SubstitutionList
-from analysis.words.vocabulary import MAX_WORD_TOKENS, Vocabulary
+from analysis.words.vocabulary import MAX_WORD_TOKENS, CorpusWords, Vocabulary
 from common.errors import InputError
 
-from .controls import Controls, PartsOfSpeech
 from .measure_models import Data
 from .options import Settings
 from .study import CONTROLS, Candidate, Item, LeftOut, Role, Study, Unit, assemble, reasons, shuffled_queries
 
+LETTER = 0.1
+"""Distance of one letter in length, in units of ln frequency: as much as 10% more or less frequent."""
+
+PartsOfSpeech = Callable[[str], frozenset[str]]
+"""The parts of speech a word can have, among n, v, a, r; empty: not known."""
 MOST_CONTRASTS = 5
 """Most antonyms, and most rejected words, of a unit."""
 _SPELLINGS = [(spaced, capital) for spaced in (True, False) for capital in (False, True)]
@@ -67,6 +72,40 @@ def _parts_of_speech(source: str | None, pairs: PairList) -> PartsOfSpeech:
         for word in (pair.word_a, pair.word_b):
             known.setdefault(word, set()).update({pair.pos} - {""})
     return lambda word: frozenset(known.get(word, ()))
+
+
+class Controls:
+    """Chooses control words among the words of a corpus: as frequent and long as the synonym, and unrelated."""
+
+    def __init__(self, words: CorpusWords, parts_of_speech: PartsOfSpeech) -> None:
+        """Group the corpus's words by their number of tokens."""
+        self._count = words.count
+        self._parts = cache(parts_of_speech)
+        self._by_tokens: dict[int, tuple[list[str], Floats, Ids]] = {}
+        for tokens in set(words.tokens.values()):
+            names = sorted(word for word, number in words.tokens.items() if number == tokens)
+            log_count = np.log([words.count[word] for word in names])
+            self._by_tokens[tokens] = names, log_count, np.array([len(word) for word in names])
+
+    def choose(self, synonym: str, tokens: int, excluded: Collection[str]) -> list[str]:
+        """The :data:`CONTROLS` words nearest to ``synonym``, which takes ``tokens`` tokens; fewer if there are not enough.
+
+        Nearest: the smallest |ln of the ratio of training frequencies| + LETTER x |difference in letters| among the words of
+        as many tokens. A word whose known parts of speech share none with the synonym's known ones does not qualify.
+        """
+        if tokens not in self._by_tokens:
+            return []
+        names, log_count, letters = self._by_tokens[tokens]
+        own, parts = np.log(max(1, self._count.get(synonym, 0))), self._parts(synonym)
+        distance = np.abs(log_count - own) + LETTER * np.abs(letters - len(synonym))
+        chosen: list[str] = []
+        for index in np.argsort(distance, kind="stable"):
+            name = names[index]
+            if name not in excluded and (not parts or not self._parts(name) or parts & self._parts(name)):
+                chosen.append(name)
+                if len(chosen) == CONTROLS:
+                    break
+        return chosen
 
 
 class HeldOut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
@@ -302,8 +303,7 @@ def write_contexts(found: Comparison, path: Path) -> None:
         tables = (table_of(arm, member) for arm in found.arms for member in arm.members)  # one in memory at a time
         first = next(tables)
         with parquet.ParquetWriter(file, first.schema) as writer:
-            writer.write_table(first)
-            for table in tables:
+            for table in itertools.chain([first], tables):
                 writer.write_table(table)
 
     write_atomically(path, write)

@@ -39,7 +39,9 @@ def load_swords(path: Path, text: str) -> SubstitutionList:
     raise_all(path, list(_substitute_problems(data)))
     weights: dict[str, dict[str, float]] = defaultdict(dict)
     for key, entry in data["substitutes"].items():
-        weights[entry["target_id"]][collapse(entry["substitute"])] = _weight(data["substitute_labels"][key])
+        labels = data["substitute_labels"][key]
+        weight = labels.count("TRUE_IMPLICIT") if labels[0] in _NAMED else labels.count("TRUE") / len(labels)
+        weights[entry["target_id"]][collapse(entry["substitute"])] = weight
     items = (_item(key, entry, data["contexts"], weights[key]) for key, entry in data["targets"].items())
     return as_list(f"SWORDS ({path})", items)
 
@@ -108,12 +110,6 @@ def _label_problem(labels: Any) -> str | None:
     if {label in _NAMED for label in labels} == {True, False}:
         return "mixes judged and implicit labels; their weights have different scales"
     return None
-
-
-def _weight(labels: list[str]) -> float:
-    if labels[0] in _NAMED:
-        return float(labels.count("TRUE_IMPLICIT"))
-    return labels.count("TRUE") / len(labels)
 
 
 def _extras(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:

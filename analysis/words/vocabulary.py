@@ -34,8 +34,9 @@ class Vocabulary:
             spaced: tokenizer.encode(anchor, add_special_tokens=False) for spaced, anchor in _ANCHORS.items()
         }
         size = max(tokenizer.get_vocab().values()) + 1
-        known = len(self._decode([]))
-        self.text = [self._decode([index])[known:] for index in range(size)]
+        self._before = 0
+        self._before = len(self.decode([]))
+        self.text = [self.decode([index]) for index in range(size)]
         self.opens = np.array(
             [text == " " or (text[:1] == " " and text[1:].isalpha()) for text in self.text], dtype=bool
         )
@@ -60,10 +61,8 @@ class Vocabulary:
 
     def decode(self, ids: list[int]) -> str:
         """The text of tokens in the middle of a text."""
-        return self._decode(ids)[len(self._decode([])) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(self._encoded[True] + ids, clean_up_tokenization_spaces=False)
+        ids = self._encoded[True] + ids
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))[self._before :]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.synonyms.build_study import HeldOut, study_of_pairs
-from analysis.synonyms.controls import Controls
+from analysis.synonyms.build_study import Controls, HeldOut, study_of_pairs
 from analysis.synonyms.study import Study
 
 from .corpus import write_corpus

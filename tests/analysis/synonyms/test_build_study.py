@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.synonyms.build_study import MOST_CONTRASTS, HeldOut, study_of_pairs, study_of_substitutions, write
-from analysis.synonyms.controls import Controls
+from analysis.synonyms.build_study import (
+    MOST_CONTRASTS,
+    Controls,
+    HeldOut,
+    study_of_pairs,
+    study_of_substitutions,
+    write,
+)
 from analysis.synonyms.study import CONTROLS, SHUFFLED, Role, Study, Unit, reasons
 from analysis.words.pairs import Pair, PairList
 from analysis.words.substitutions import Substitution, SubstitutionList

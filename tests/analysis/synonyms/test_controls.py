@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from analysis.synonyms.controls import LETTER, Controls
+from analysis.synonyms.build_study import LETTER, Controls
 from analysis.synonyms.study import CONTROLS
 from analysis.words.vocabulary import CorpusWords
 from tests.analysis.text import Text

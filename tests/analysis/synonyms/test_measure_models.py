@@ -15,9 +15,8 @@ import torch
 
 from analysis.compare.arms import Member
 from analysis.compare.temperature import VIEWS
-from analysis.synonyms.build_study import HeldOut, build_study, study_of_pairs
+from analysis.synonyms.build_study import Controls, HeldOut, build_study, study_of_pairs
 from analysis.synonyms.compare import Comparison, compare
-from analysis.synonyms.controls import Controls
 from analysis.synonyms.encode import Encoded, encode_study
 from analysis.synonyms.hidden_states import Reader
 from analysis.synonyms.measure_models import Data, ModelResult, TextCalibration, encode_for, evaluate, open_data
