@@ -29,7 +29,7 @@ SYNONYMS = "synonyms"
 SCOPES: dict[str, tuple[str, ...]] = {SYNONYMS: TRUE_KINDS} | {kind: (kind,) for kind in KINDS}
 """Kinds that are reported together: all true synonyms, then each kind."""
 TRAINING_DOCUMENTS = 100
-"""Documents on which each checkpoint is measured."""
+"""Documents on which each checkpoint is evaluated."""
 
 
 AllScores = Mapping[str, Scores]
@@ -78,7 +78,7 @@ def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
         else:
             entropy = matched_entropy(entropies, member.seed)
         own = temperatures[member.label] = calibration.temperatures(entropy)
-        scores[member.label] = evaluate(predict, study.grammar, study.measured, [own[view] for view in VIEWS])
+        scores[member.label] = evaluate(predict, study.grammar, study.evaluation, [own[view] for view in VIEWS])
     sets = study.grammar.sets
     bar = tqdm(arms, desc="intervals", unit="arm")
     return Result(
@@ -187,13 +187,13 @@ def scope_mean(scores: Scores, sets: Sequence[SynonymSet], key: str, view: int, 
 
 
 def over_training(study: Study, arms: Sequence[Arm]) -> pd.DataFrame:
-    """A row for each checkpoint and view, measured on the first documents of the study.
+    """A row for each checkpoint and view, evaluated on the first documents of the study.
 
     Columns: arm, label, seed, step, tokens, view, diverged, temperature, KL, entropy, excess NLL and, of true synonyms and
     of controls, the split KL, log fracture and joint KL. Where ``diverged`` is true the checkpoint's logits are not finite,
     and its numbers are NaN.
     """
-    few = replace(study, measured=study.measured.first(TRAINING_DOCUMENTS))
+    few = replace(study, evaluation=study.evaluation.first(TRAINING_DOCUMENTS))
     points = [point for point in points_of(arms) if not point.member.untrained]
     rows = []
     for point in tqdm(points, desc="over training", unit="checkpoint"):
@@ -213,7 +213,7 @@ def _evaluate(member: Member, study: Study) -> list[dict[str, float]]:
     """The values in each of VIEWS_OVER_TRAINING."""
     predict = predictor(member, study)
     temperatures = [1.0, TruthCalibration(predict, study.grammar, study.calibration).best()]
-    scores = evaluate(predict, study.grammar, study.measured, temperatures)
+    scores = evaluate(predict, study.grammar, study.evaluation, temperatures)
     found = []
     for view, temperature in enumerate(temperatures):
         values = {"temperature": temperature}

@@ -77,9 +77,9 @@ class Study:
 
     grammar: Grammar
     data: DataConfig
-    measured: Contexts
+    evaluation: Contexts
     calibration: Contexts
-    """Other documents than those measured."""
+    """Other documents, on which temperatures are fitted."""
 
 
 def build_study(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
@@ -100,11 +100,11 @@ def build_study(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
             f"{store.path}: the validation split has only {len(order)} documents, too few to measure and to fit "
             "temperatures on others; raise data.documents or data.validation_fraction"
         )
-    measured, calibration = (
+    evaluation, calibration = (
         contexts_of(split.ids, split.document_starts, np.sort(chosen), data.sequence_length, store.eos_id)
         for chosen in (order[aside:][:documents], order[:aside])
     )
-    return Study(Grammar(data.options["seed"]), data, measured, calibration)
+    return Study(Grammar(data.options["seed"]), data, evaluation, calibration)
 
 
 def _same_data(found: Mapping[str, DataConfig]) -> DataConfig:
@@ -158,7 +158,7 @@ def predictor(member: Member, study: Study) -> Predictor:
 
     model = load_member(member)
     vocabulary = len(study.grammar.words)
-    check_positions(model, member.label, max(study.measured.x_DT.shape[1], study.calibration.x_DT.shape[1]))
+    check_positions(model, member.label, max(study.evaluation.x_DT.shape[1], study.calibration.x_DT.shape[1]))
 
     def predict(x_BT: Ids) -> Any:
         """(B, T, V): ln q of the grammar's words after each prefix, in float64."""

@@ -31,7 +31,7 @@ TOKENS = 2048
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What is measured of one model."""
+    """The results of one model."""
 
     metrics: Values
     temperatures: dict[str, float]

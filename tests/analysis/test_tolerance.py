@@ -177,7 +177,7 @@ def with_diverged(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     return folder, printed_to.getvalue()
 
 
-def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_as_ever(
+def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_unchanged(
     with_diverged: tuple[Path, str], table: pd.DataFrame
 ) -> None:
     folder, text = with_diverged

@@ -1,4 +1,4 @@
-"""Means and paired differences of arms are weighted by the truth, paired by seed, and told apart by kind."""
+"""Means and paired differences of arms are weighted by the truth, paired by seed, and kept apart by kind."""
 
 from __future__ import annotations
 

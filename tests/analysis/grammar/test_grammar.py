@@ -192,8 +192,12 @@ def test_the_printed_tables_name_arms_views_and_counts(runs: Path, out: Path) ->
     assert weights[3].startswith("linear: without c")
     assert max(len(line) for line in printed.splitlines() if "  " in line and ":" not in line) <= 120
     assert str(out) in printed
-    told = " ".join(printed.partition("The arms linear, metric differ in: ")[2].split())
-    assert "head.kind (linear | metric)" in told and "objective.kind (ce | tfsd)" in told and "seed (" not in told
+    sentence = " ".join(printed.partition("The arms linear, metric differ in: ")[2].split())
+    assert (
+        "head.kind (linear | metric)" in sentence
+        and "objective.kind (ce | tfsd)" in sentence
+        and "seed (" not in sentence
+    )
 
 
 def test_the_same_kinds_are_compared_in_every_view(runs: Path, out: Path) -> None:
@@ -205,7 +209,7 @@ def test_the_same_kinds_are_compared_in_every_view(runs: Path, out: Path) -> Non
         assert set(rows) == {"all", *SCOPES}
 
 
-def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_as_ever(
+def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_unchanged(
     runs: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "metric_seed0"

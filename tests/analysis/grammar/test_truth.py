@@ -1,4 +1,4 @@
-"""The oracle is at no distance from the truth, no cheat is, and what is torn apart is told from what is missing."""
+"""The oracle is at no distance from the truth, no cheat is, and a wrong split is distinguished from missing mass."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_every_word_is_predicted_at_each_of_its_places_beside_its_partner(text: 
     study = build(text)
     assert [item.name for item in study.items] == [str(pair) for pair in PAIRS.synonyms]
     own = study.own_M
-    asked: Counter[tuple[str, str]] = Counter()
+    predicted: Counter[tuple[str, str]] = Counter()
     for unit in study.units:
         assert [candidate.role for candidate in unit.candidates[:2]] == [Role.WORD, Role.SYNONYM]
         assert unit.candidates[0].surface.strip().lower() == unit.lemma
@@ -124,14 +124,14 @@ def test_every_word_is_predicted_at_each_of_its_places_beside_its_partner(text: 
         surface = unit.candidates[0].surface
         tokens = text.tokenizer.encode(surface)
         assert text.ids[index : index + len(tokens)].tolist() == tokens
-        asked[study.items[unit.item].name, surface] += 1
+        predicted[study.items[unit.item].name, surface] += 1
     for pair in PAIRS.synonyms:
         for word, partner in ((pair.word_a, pair.word_b), (pair.word_b, pair.word_a)):
             for written in WRITTEN:
                 surface = write(word, *written)
                 fits = len(text.tokenizer.encode(write(partner, *written))) <= MAX_WORD_TOKENS
                 expected = len(in_the_text(text, surface)) if fits else 0
-                assert asked[str(pair), surface] == expected
+                assert predicted[str(pair), surface] == expected
     assert {(unit.spaced, unit.candidates[0].surface.strip()[0].isupper()) for unit in study.units} == set(WRITTEN)
     np.testing.assert_array_equal(study.item_M, [study.units[u].item for u in study.unit_M])
     np.testing.assert_array_equal(study.single_M, [study.units[u].single for u in study.unit_M])
@@ -203,11 +203,13 @@ def test_shuffled_queries_are_at_places_of_unrelated_words_written_alike(text: T
     seen: Counter[int] = Counter()
     for place, unit, shuffled in zip(*queries(study), strict=True):
         if shuffled:
-            asked, there = study.units[unit], at_place[place]
-            word, synonym = (candidate.surface.strip().lower() for candidate in asked.candidates[:2])
+            predicted, there = study.units[unit], at_place[place]
+            word, synonym = (candidate.surface.strip().lower() for candidate in predicted.candidates[:2])
             assert there.lemma not in {word, synonym} | related.get(word, set()) | related.get(synonym, set())
-            assert there.spaced == asked.spaced
-            assert there.candidates[0].surface.strip()[0].isupper() == asked.candidates[0].surface.strip()[0].isupper()
+            assert there.spaced == predicted.spaced
+            assert (
+                there.candidates[0].surface.strip()[0].isupper() == predicted.candidates[0].surface.strip()[0].isupper()
+            )
             seen[unit] += 1
     own = Counter(study.unit_M[~study.shuffled_M].tolist())
     for unit, number in own.items():

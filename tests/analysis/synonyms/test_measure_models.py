@@ -141,7 +141,7 @@ def test_an_untrained_model_shows_nothing(many_words: tuple[Vocabulary, Any, Stu
 # ------------------------------------------------------------------------------------------------------------- settings and data
 
 
-def test_a_view_without_a_temperature_is_missing_and_the_others_are_as_ever(encoded: Encoded) -> None:
+def test_a_view_without_a_temperature_is_missing_and_the_others_are_unchanged(encoded: Encoded) -> None:
     model = make_model("linear", VOCABULARY)
     whole, without = result_of(model, encoded, None), result_of(model, encoded, math.nan)
     assert math.isnan(without.temperatures["matched"]) and math.isnan(without.nll["matched"])
