@@ -30,8 +30,6 @@ SCOPES: dict[str, tuple[str, ...]] = {SYNONYMS: TRUE_KINDS} | {kind: (kind,) for
 """Kinds that are reported together: all true synonyms, then each kind."""
 TRAINING_DOCUMENTS = 100
 """Documents on which each checkpoint is evaluated."""
-
-
 AllScores = Mapping[str, Scores]
 """By member label."""
 

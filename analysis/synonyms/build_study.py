@@ -23,13 +23,11 @@ from .study import CONTROLS, Candidate, Item, LeftOut, Role, Study, Unit, assemb
 
 LETTER = 0.1
 """Distance of one letter in length, in units of ln frequency: as much as 10% more or less frequent."""
-
 PartsOfSpeech = Callable[[str], frozenset[str]]
 """The parts of speech a word can have, among n, v, a, r; empty: not known."""
 MOST_CONTRASTS = 5
 """Most antonyms, and most rejected words, of a unit."""
 _SPELLINGS = [(spaced, capital) for spaced in (True, False) for capital in (False, True)]
-
 Spelling = tuple[bool, bool]
 """After a space or not, capitalised or not."""
 
