@@ -1,18 +1,22 @@
-"""Which models are compared: runs gathered into arms over seeds, single checkpoints, and guests from elsewhere."""
+"""Which models are compared: runs grouped into arms over seeds, single checkpoints, and models from elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from analysis.curves.families import stem, without_seed
 from common.errors import InputError
 from record.finished import checkpoints_of, read_config, resolve_checkpoint, run_directory, unique_labels
 
 from .differing import differing_words
+from .statistics import Floats, finite_mean
 
 UNTRAINED = "untrained"
 """The label of the untrained model, if no run has that name."""
@@ -44,26 +48,21 @@ class Arm:
 
 
 def find_arms(paths: Sequence[str]) -> list[Arm]:
-    """The models behind ``paths`` as arms, in the order of their first members.
+    """The models at ``paths`` as arms, in the order of their first members.
 
-    Runs whose configurations differ in nothing but the seed, and in what no training depends on (where they are written, which
-    checkpoints stay), form one arm, if they are taken at the same step and no two share a seed. A checkpoint that belongs to
-    no run, of any transformers causal LM, is an arm of its own.
-    Raises :class:`InputError` with all that is wrong with the paths.
+    Runs whose configurations differ only in the seed, and in what does not affect training (output folder, which checkpoints
+    are kept), form one arm, if they are taken at the same step and no two share a seed. A checkpoint that belongs to no run,
+    of any transformers causal LM, is an arm of its own.
+    Raises :class:`InputError` with all problems of the paths.
     """
     found: list[tuple[Path, Path | None, dict[str, Any]]] = []
     problems: list[str] = []
     for path in paths:
+        run: Path | None = None
         try:
             checkpoint = resolve_checkpoint(path)
-        except InputError as error:
-            problems.extend(error.problems)
-            continue
-        try:
-            run: Path | None = run_directory(checkpoint)
-        except InputError:
-            run = None
-        try:
+            with contextlib.suppress(InputError):
+                run = run_directory(checkpoint)
             found.append((checkpoint, run, read_config(run) if run else {}))
         except InputError as error:
             problems.extend(error.problems)
@@ -72,12 +71,12 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
     groups: list[tuple[Any, list[int]]] = []
     for index, (checkpoint, run, config) in enumerate(found):
         key = (without_seed(config), checkpoint.name) if run else (None, index)
-        seeds = [found[other][2].get("seed") for group, others in groups if group == key for other in others]
-        if run and seeds and config.get("seed") not in seeds:
-            next(others for group, others in groups if group == key).append(index)
+        alike = [others for group, others in groups if group == key]
+        if alike and config.get("seed") not in [found[other][2].get("seed") for others in alike for other in others]:
+            alike[0].append(index)
         else:
             groups.append((key, [index]))
-    names = [_name(*found[index][:2]) for index in range(len(found))]
+    names = [run.name if run else checkpoint.resolve().name for checkpoint, run, _ in found]
     labels = unique_labels(names, paths)
     stems = [stem([names[index] for index in group]) for _, group in groups]
     arm_labels = unique_labels(stems, [paths[group[0]] for _, group in groups])
@@ -88,9 +87,9 @@ def find_arms(paths: Sequence[str]) -> list[Arm]:
 
 
 def compared_arms(baseline: Sequence[str], candidates: Sequence[str]) -> list[Arm]:
-    """The arms behind all paths, that of ``baseline`` first.
+    """The arms at all paths, the baseline first.
 
-    Raises :class:`InputError` as :func:`find_arms` does, and unless ``baseline`` names one arm, and all that is given of it.
+    Raises :class:`InputError` as :func:`find_arms` does, and unless ``baseline`` is exactly one arm.
     """
     arms = find_arms([*baseline, *candidates])
     own = find_arms(baseline)
@@ -108,28 +107,23 @@ def compared_arms(baseline: Sequence[str], candidates: Sequence[str]) -> list[Ar
 
 
 def arms_differ_in(arms: Sequence[Arm]) -> list[str]:
-    """A line with the keys in which the configurations of the arms' first runs differ; none if fewer than two have a run."""
-    trained = [arm for arm in arms if arm.members[0].run and not arm.members[0].untrained]
-    if len(trained) < 2:
-        return []
-    configs = [{**read_config(run), "seed": None} for arm in trained if (run := arm.members[0].run)]
-    return [differing_words(configs, f"arms {', '.join(arm.label for arm in trained)}")]
+    """A sentence naming the keys in which the configurations of the arms' first runs differ, if two of them have a run."""
+    runs = {arm.label: arm.members[0].run for arm in arms if not arm.members[0].untrained}
+    configs = {label: {**read_config(run), "seed": None} for label, run in runs.items() if run}
+    return [differing_words(list(configs.values()), f"arms {', '.join(configs)}")] if len(configs) > 1 else []
 
 
 def untrained_arm(arm: Arm, others: Sequence[Arm] = ()) -> Arm:
-    """The first model of ``arm`` before training: what the initialisation alone predicts. Its label is none of ``others``."""
+    """The first model of ``arm`` as it was initialised, under a label that none of ``others`` has."""
     taken = {label for other in others for label in (other.label, *(member.label for member in other.members))}
-    label = UNTRAINED
-    for number in itertools.count(2):
-        if label not in taken:
-            break
-        label = f"{UNTRAINED} ({number})"
+    labels = itertools.chain([UNTRAINED], (f"{UNTRAINED} ({number})" for number in itertools.count(2)))
+    label = next(label for label in labels if label not in taken)
     first = arm.members[0]
     return Arm(label, (Member(label, first.checkpoint, first.run, first.seed, untrained=True),))
 
 
 def checkpoints_up_to(member: Member) -> list[tuple[int, Path]]:
-    """Step and directory of the complete checkpoints of the member's run up to its own, by step.
+    """Step and directory of the complete checkpoints of the member's run, by step, up to the member's own.
 
     Raises :class:`InputError` if the member belongs to no run, or its checkpoint is not one that the run wrote.
     """
@@ -145,7 +139,7 @@ def checkpoints_up_to(member: Member) -> list[tuple[int, Path]]:
 
 
 def load_member(member: Member) -> Any:
-    """The model, in evaluation mode and on a GPU if there is one. Raises :class:`InputError` if it cannot be loaded."""
+    """The model in evaluation mode, on a GPU if there is one. Raises :class:`InputError` if it cannot be loaded."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -153,29 +147,22 @@ def load_member(member: Member) -> Any:
 
     from model import SwapHeadConfig, load_model, new_model
 
-    logging.disable_progress_bar()  # of the weights: the one worth seeing is that of the contexts
+    logging.disable_progress_bar()  # it would interrupt the bar of the contexts
     try:
-        if member.untrained:
-            config = AutoConfig.from_pretrained(member.checkpoint, local_files_only=True, trust_remote_code=False)
-            model: Any = (
-                new_model(config, member.seed or 0)
-                if isinstance(config, SwapHeadConfig)
-                else _fresh(AutoModelForCausalLM, config, member.seed or 0)
-            ).eval()
+        if not member.untrained:
+            model: Any = load_model(member.checkpoint)
         else:
-            model = load_model(member.checkpoint)
+            config = AutoConfig.from_pretrained(member.checkpoint, local_files_only=True, trust_remote_code=False)
+            if isinstance(config, SwapHeadConfig):
+                model = new_model(config, member.seed or 0).eval()
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(member.seed or 0)
+                    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{member.checkpoint} cannot be loaded as a causal language model: {reason}") from error
     return model.float().to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _fresh(auto: Any, config: Any, seed: int) -> Any:
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return auto.from_config(config, trust_remote_code=False)
 
 
 def check_positions(model: Any, label: str, longest: int) -> None:
@@ -198,16 +185,32 @@ def load_tokenizer(member: Member) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(problem) from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
-        raise InputError(problem)  # transformers makes up an empty one where a folder has no tokenizer's files
+        raise InputError(problem)  # what transformers returns for a folder without a tokenizer's files
     return tokenizer
 
 
-def _name(checkpoint: Path, run: Path | None) -> str:
-    return run.name if run else checkpoint.resolve().name
-
-
 class Diverged(InputError):
-    """A model's logits are not finite: a result of its training, where all of its checkpoints are asked."""
+    """A model's logits are not finite. Where every checkpoint of a run is evaluated this is a result, not a mistake."""
 
     def __init__(self, label: str) -> None:
         super().__init__(f"{label}: the model's logits are not finite; it has diverged: name an earlier checkpoint")
+
+
+def diverged_line(label: str, step: int, tokens: int) -> str:
+    """What is printed about a checkpoint that has diverged."""
+    return f"{label} step {step} ({tokens:,} tokens) has diverged: its logits are not finite; it has no values"
+
+
+def member_values(arm: Arm, value_of: Callable[[Member], Floats], baseline: Arm | None = None) -> Floats:
+    """(members, ...): a value of each member or, with ``baseline``, its difference from the baseline's member of the same seed.
+
+    A member without a counterpart is compared with the baseline's mean; its intervals then leave out how the baseline varies
+    between seeds.
+    """
+    value_SX = np.stack([value_of(member) for member in arm.members])
+    if baseline is None:
+        return value_SX
+    base_SX = np.stack([value_of(member) for member in baseline.members])
+    own = {seed: base_X for seed, base_X in zip(baseline.seeds, base_SX, strict=True) if seed is not None}
+    mean_X = finite_mean(base_SX)
+    return value_SX - np.stack([mean_X if seed is None else own.get(seed, mean_X) for seed in arm.seeds])

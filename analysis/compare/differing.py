@@ -1,4 +1,4 @@
-"""In which keys of their configurations runs differ: what a comparison of them is a comparison of."""
+"""The configuration keys in which runs differ."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from analysis.show.tables import WIDTH
 from analysis.show.text import visible
 from common.section import flat
 
-_ASIDE = ("name", "output_dir", "resume", "checkpoint", "data.cache_dir", "trackers", "tracking")
-"""Sections and keys that no number of a run's training depends on."""
+_IGNORED = ("name", "output_dir", "resume", "checkpoint", "data.cache_dir", "trackers", "tracking")
+"""Sections and keys that do not affect a run's numbers."""
 _LONGEST = 40
-"""Characters of a value that are shown."""
+"""Characters shown of a value."""
 
 
 def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a run's configuration by dotted key, without those that its training does not depend on."""
+    """The values of a run's configuration by dotted key, without those that do not affect its training."""
     values = flat(dict(config)).items()
-    return {key: value for key, value in values if key not in _ASIDE and key.partition(".")[0] not in _ASIDE}
+    return {key: value for key, value in values if key not in _IGNORED and key.partition(".")[0] not in _IGNORED}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys that have different values where they are there at all, with the value of each run; None where one has none.
+    """The keys with different values among the runs that have them, and the value of each run (None if it has none).
 
-    A key that only some have, with one value, comes with their kind of head, body or data, which differs too.
+    A key that only some runs have, with one value, follows from their kind of head, body or data, which differs too.
     """
     each = [what_matters(config) for config in configs]
     found = {}
@@ -37,7 +37,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def differing_words(configs: Sequence[Mapping[str, Any]], what: str) -> str:
-    """One sentence, on several lines if it is long: the keys, and their values in the order of ``what``: the runs or arms."""
+    """A sentence, wrapped to the terminal: how ``what`` (runs or arms) differ, values in the order of ``configs``."""
     found = differing(configs)
     keys = "; ".join(f"{visible(key)} ({' | '.join(map(_shown, values))})" for key, values in found.items())
     return textwrap.fill(

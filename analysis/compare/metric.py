@@ -1,4 +1,4 @@
-"""What is said of a number that is reported."""
+"""The metrics of the studies of synonyms, and the TFSD weight c that a run has logged."""
 
 from __future__ import annotations
 
@@ -12,34 +12,19 @@ from record.finished import read_metrics
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a question, a set of synonyms or a text has under a model."""
+    """A number that a model gets for a query, a set of synonyms or a text."""
 
     key: str
     heading: str
     """In printed tables."""
     form: str
-    """How its values are printed, as format() takes it."""
+    """Format specification of its values in tables."""
     meaning: str
     ranks: bool = False
-    """Depends on the order of probabilities alone. Of single tokens no temperature changes that order but through the
-    probability that the word ends there, which is close to 1 and not the same for all; the rank is the token's own."""
+    """Depends only on the order of probabilities. A temperature does not change the order of single tokens, except through
+    the probability that the word ends there, which is close to 1 but not equal for all; the rank is the token's own."""
 
 
-VIEWS = ("raw", "fitted", "matched")
-OVER_TRAINING = ("raw", "fitted")
-"""Without matched entropy: two runs need not have checkpoints of the same steps, and what they are matched to changes."""
-MEANINGS = {
-    "raw": "as it is",
-    "fitted": "at the temperature at which it predicts held-out text best",
-    "matched": "at the temperature at which its mean entropy is the baseline's",
-}
-"""On held-out text."""
-MEANINGS_WITH_TRUTH = {
-    "raw": "as it is",
-    "fitted": "at the temperature with the lowest expected NLL on other documents",
-    "matched": "at the temperature at which its mean entropy on those documents is the baseline's",
-}
-"""Where the true distributions are known."""
 WEIGHT = "tfsd/weight_mean"
 """The mean of c over the tokens of one batch."""
 
@@ -52,8 +37,10 @@ def logged_weight(run: Path | None) -> pd.Series:
 
 
 def tfsd_weight(run: Path | None) -> dict[str, float] | None:
-    """The mean c by which TFSD scales (or would scale) the gradient: over the last tenth of training, and its lowest decile
-    over all steps. None if the run does not log it."""
+    """The mean of c, the factor of TFSD's gradient: over the last tenth of training, and its lowest decile over all steps.
+
+    None if the run does not log it.
+    """
     weight = logged_weight(run)
     if weight.empty:
         return None

@@ -1,15 +1,14 @@
-"""Means with intervals over crossed clusters, tests for paired differences, and scores of a ranking of candidates.
+"""Weighted means with bootstrap intervals over crossed factors, tests of paired differences, and average precision.
 
 Shapes: M measures, Q observations, N of them counted, F factors that can vary, L levels of a factor, O levels of the one
-that has the fewest, D combinations of levels of the others, S resamples that are evaluated together, P pairs or p-values,
-A accepted and R rejected candidates, K candidates of one item.
+with the fewest, D combinations of levels of the others, S resamples evaluated together, P pairs or p-values, K candidates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,25 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Labels = npt.NDArray[Any]
 
-RESAMPLES = 2000  # which give the standard error to about 1.6%
+RESAMPLES = 2000  # the standard error is then known to about 1.6%
 CONFIDENCE = 0.95
-POWER = 0.80  # with which an effect of the size `smallest` is found
+POWER = 0.80  # probability to show an effect of the size `smallest`
 FEWEST_UNITS = 5
-"""Lemmas, and documents, below which a mean gets no interval. Student's t takes the levels' effects as normal, which those of
-a few words need not be, and values that are equal by chance leave an interval of no width."""
-NO_INTERVAL = f"no interval is given from fewer than {FEWEST_UNITS} lemmas or documents: resampling so few says little"
+"""Fewest lemmas, and documents, for which a mean gets an interval. Student's t assumes normal effects, which those of a few words
+need not be, and values that are equal by chance leave an interval of no width."""
 INTERVAL = f"mean +- t x standard error of a bootstrap over crossed lemmas, documents and seeds ({RESAMPLES} resamples)"
 SMALLEST = f"the smallest true effect that would be shown with {POWER:.0%} power, as uncertain as its standard error"
-ONE_SEED = "from one seed, intervals and smallest effects say nothing of other seeds"
+CAVEATS = (
+    f"no interval is given from fewer than {FEWEST_UNITS} lemmas or documents: resampling so few says little; "
+    "from one seed, intervals and smallest effects say nothing of other seeds"
+)
 
 _TAIL = (1 - CONFIDENCE) / 2
-_NUMBERS_AT_ONCE = 2**20  # float64 that the largest array of one batch of resamples holds: 8 MiB, within a cache
-_FEW_LEVELS = 8  # of a factor that becomes rows of a matrix product, which cost less than cells to be counted
+_NUMBERS_AT_ONCE = 2**20  # float64 in the largest array of one batch of resamples: 8 MiB, within a cache
+_FEW_LEVELS = 8  # a factor with this many levels becomes rows of a matrix product, which cost less than more cells
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,15 @@ class Effect:
     mean: float
     """NaN if nothing was counted."""
     low: float | None
-    """None, as ``high``, ``standard_error`` and ``smallest``, if no factor has two levels, or one of ``units`` too few."""
+    """None, like ``high``, ``standard_error`` and ``smallest``, if no factor has two levels or a unit has too few."""
     high: float | None
     standard_error: float | None
     smallest: float | None
-    """The smallest true effect that would be shown, by an interval that leaves out zero, with a probability of 80%; see
-    :func:`crossed_bootstrap`."""
+    """The smallest true effect whose interval would exclude zero with a probability of 80%."""
     n: int
-    """Observations counted: finite, with a weight above zero."""
+    """Number of observations counted: finite, with a weight above zero."""
     clusters: dict[str, int]
-    """Distinct levels of each factor among these."""
+    """Number of distinct levels of each factor among these."""
 
     def format(self, form: str) -> str:
         """The mean and, in brackets, the interval, each number in ``form``."""
@@ -59,6 +60,11 @@ class Effect:
         if self.low is None or self.high is None:
             return mean
         return f"{mean} [{format(self.low, form)}, {format(self.high, form)}]"
+
+
+def as_dicts(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings of effects, with each effect as a dictionary."""
+    return {key: as_dicts(value) if isinstance(value, Mapping) else asdict(value) for key, value in nested.items()}
 
 
 def crossed_bootstrap(
@@ -71,39 +77,18 @@ def crossed_bootstrap(
 ) -> Effect:
     """The mean sum(w x) / sum(w) of observations that share levels of several factors, and its bootstrap interval.
 
-    In each resample every factor draws its levels anew, independently of the other factors, and an observation counts
-    as often as the product of the numbers of times that its levels were drawn: the pigeonhole bootstrap (Owen, The
-    Annals of Applied Statistics 1, 2007; Owen and Eckles, ibid. 6, 2012). With one factor it is the cluster bootstrap.
+    The pigeonhole bootstrap: in each resample every factor of k levels draws k - 1 of them with replacement, and an
+    observation counts as often as the product of the counts of its levels. The interval is the mean +- t(.975, d) standard
+    errors, with Satterthwaite's degrees of freedom d; docs/synonyms.md has the references and the measured coverage. The
+    variance is conservative for nested factors (word in lemma): give only the outer one.
 
-    A factor of k levels draws k - 1 of them with replacement (Rao and Wu, JASA 83, 1988): k draws would give only
-    (k - 1) / k of the factor's variance. The standard deviation of the resampled means is the standard error, and the
-    interval is the mean +- t(.975, d) standard errors; d are the degrees of freedom of the sum of the factors' cluster
-    variances (Satterthwaite, Biometrics Bulletin 2, 1946). Percentiles of the resamples would take the variance of few
-    levels as known.
-
-    ``smallest`` is the standard error times the noncentrality at which Student's t of d degrees of freedom exceeds
-    t(.975, d) with probability .80: 2.80 where d is large, 5.65 for three seeds, 16.3 for two.
-
-    In simulations with normal effects the interval covered the truth, and an effect of the true standard error times
-    that factor was shown, in 95% and 80% of the cases with 2, 3, 5 and 8 seeds alone; in 96% and 81% with crossed
-    effects of 20 lemmas, 30 documents and 3 seeds that do not differ; in 94% and 77% if the effects of seeds have a
-    third of the variance of those of lemmas, 92% and 78% if they have as much, 92% and 79% if three times as much; in
-    89% and 74% with 2 seeds of as much variance: d is an estimate itself, and from so few at times too high.
-    ``smallest`` is as uncertain as the standard error: four times of five it lay between 0.3 and 1.5 times its true
-    value with 3 seeds alone, between 0.13 and 1.7 times with 2.
-
-    Owen's variance is conservative: what varies with the combination of levels counts up to three times with two
-    factors and seven times with three. Hence factors must cross: of nested ones (word in lemma), give the outer one.
-
-    ``factors`` holds for each observation the label, a whole number or a string, of its level. A factor with one level
-    is reported but cannot vary. Values that are not finite and those of weight zero are left out, and so are resamples
-    without any weight. Observations may come in any order; the levels are drawn in the order of their sorted labels.
-    Raises ValueError if lengths differ or if a weight is negative or not finite.
+    ``factors``: for each observation the label, an integer or a string, of its level. A factor with one level is reported
+    but cannot vary. Values that are not finite and those of weight zero are left out. Raises ValueError if lengths differ or
+    if a weight is negative or not finite.
     """
-    values, weights, labels = _checked(value_Q, weight_Q, factors)
-    counted_Q = np.isfinite(values) & (weights > 0)
-    counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
-    (effect,) = _of_counted(values[None, counted_Q], weights[counted_Q], counted, (), seed, resamples)
+    value_Q = np.asarray(value_Q, dtype=np.float64)
+    weight_1Q = np.ones((1, value_Q.size)) if weight_Q is None else np.asarray(weight_Q, dtype=np.float64)[None]
+    (effect,) = crossed_bootstraps(value_Q[None], factors, weight_MQ=weight_1Q, seed=seed, resamples=resamples)
     return effect
 
 
@@ -118,25 +103,29 @@ def crossed_bootstraps(
 ) -> list[Effect]:
     """:func:`crossed_bootstrap` of several measures of the same observations, each with its own weights.
 
-    No interval is given where fewer than FEWEST_UNITS levels of a factor in ``units`` were counted.
+    No interval is given if fewer than FEWEST_UNITS levels of a factor in ``units`` were counted.
     Measures that count the same observations with the same weights share their resamples, and are evaluated together.
     """
     value_MQ, weight_MQ = np.asarray(value_MQ, dtype=np.float64), np.asarray(weight_MQ, dtype=np.float64)
+    labels = {name: np.asarray(label_Q) for name, label_Q in factors.items()}
     if weight_MQ.shape != value_MQ.shape:
         raise ValueError(f"weights have shape {weight_MQ.shape} for values of shape {value_MQ.shape}")
+    for name, label_Q in labels.items():
+        if label_Q.shape != value_MQ.shape[1:]:
+            raise ValueError(f"{name} has shape {label_Q.shape} for {value_MQ.shape[1]} values")
+    if not np.all(np.isfinite(weight_MQ) & (weight_MQ >= 0)):
+        raise ValueError("weights must be finite and not negative")
+    used_MQ = np.where(np.isfinite(value_MQ), weight_MQ, 0.0)
     alike: dict[bytes, list[int]] = {}
-    for measure, (value_Q, weight_Q) in enumerate(zip(value_MQ, weight_MQ, strict=True)):
-        used_Q = np.where(np.isfinite(value_Q), weight_Q, 0.0)
+    for measure, used_Q in enumerate(used_MQ):
         alike.setdefault(used_Q.tobytes(), []).append(measure)
     found: dict[int, Effect] = {}
     for measures in alike.values():
-        values, weights, labels = _checked(value_MQ[measures[0]], weight_MQ[measures[0]], factors)
-        counted_Q = np.isfinite(values) & (weights > 0)
+        used_Q = used_MQ[measures[0]]
+        counted_Q = used_Q > 0
+        value_MN = value_MQ[np.ix_(np.array(measures), counted_Q)]
         counted = {name: label_Q[counted_Q] for name, label_Q in labels.items()}
-        several = _of_counted(
-            value_MQ[np.ix_(np.array(measures), counted_Q)], weights[counted_Q], counted, units, seed, resamples
-        )
-        found |= zip(measures, several, strict=True)
+        found |= zip(measures, _effects(value_MN, used_Q[counted_Q], counted, units, seed, resamples), strict=True)
     return [found[measure] for measure in range(len(value_MQ))]
 
 
@@ -182,29 +171,12 @@ def holm(p_P: npt.ArrayLike) -> Floats:
     return adjusted_P
 
 
-def rank_auc(score_A: npt.ArrayLike, score_R: npt.ArrayLike) -> float:
-    """The probability that an accepted candidate scores above a rejected one, a tie counted as half.
-
-    NaN if either side is empty or a score is NaN; infinite scores are ordinary ones.
-    """
-    from scipy.stats import rankdata
-
-    score_A, score_R = np.asarray(score_A, dtype=np.float64), np.asarray(score_R, dtype=np.float64)
-    accepted, rejected = len(score_A), len(score_R)
-    if accepted == 0 or rejected == 0:
-        return math.nan
-    rank_A = rankdata(np.concatenate([score_A, score_R]))[:accepted]  # all NaN if a score is
-    return float((rank_A.sum() - accepted * (accepted + 1) / 2) / (accepted * rejected))
-
-
 def generalised_average_precision(score_K: npt.ArrayLike, gold_K: npt.ArrayLike) -> float:
-    """How well ``score_K`` orders candidates by their gold weight: at most 1, which is the order of the gold weights.
+    """GAP: how well ``score_K`` orders candidates by their gold weight, at most 1; a gold weight of zero means rejected.
 
-    sum_i I(x_i > 0) mean(x_1..x_i) with the gold weights x in the order of falling score, divided by the same for the
-    gold weights in falling order (Kishida, NII Technical Report 2005-014E; for lexical substitution Thater, Dinu and
-    Pinkal, 2009). Equal scores are ordered against the system, smaller gold weights first, so that a system that tells
-    nothing apart has the lowest value, not a lucky one. A gold weight of zero is a rejected candidate.
-
+    sum_i I(x_i > 0) mean(x_1..x_i) with the gold weights x by falling score, over the same with x in falling order
+    (Kishida, NII Technical Report 2005-014E; for lexical substitution Thater, Dinu and Pinkal, 2009). Among equal scores
+    smaller gold weights come first, so that a system that ties all candidates gets the lowest value and no lucky one.
     NaN if no gold weight is positive or a score is NaN. Raises ValueError if the lengths differ or if a gold weight is
     negative or not finite.
     """
@@ -224,22 +196,20 @@ def _precision_gained(gold_K: Floats) -> float:
     return float(mean_K[gold_K > 0].sum())
 
 
-def _checked(
-    values: npt.ArrayLike, weights: npt.ArrayLike | None, factors: Mapping[str, npt.ArrayLike]
-) -> tuple[Floats, Floats, dict[str, Labels]]:
-    """The arguments of :func:`crossed_bootstrap` as arrays of one length."""
-    value_Q = np.asarray(values, dtype=np.float64)
-    weight_Q = np.ones_like(value_Q) if weights is None else np.asarray(weights, dtype=np.float64)
-    labels = {name: np.asarray(label_Q) for name, label_Q in factors.items()}
-    for name, array_Q in {"value_Q": value_Q, "weight_Q": weight_Q, **labels}.items():
-        if array_Q.shape != (value_Q.size,):
-            raise ValueError(f"{name} has shape {array_Q.shape} for {value_Q.size} values")
-    if not np.all(np.isfinite(weight_Q) & (weight_Q >= 0)):
-        raise ValueError("weights must be finite and not negative")
-    return value_Q, weight_Q, labels
+def finite_mean(values: Floats) -> Floats:
+    """The mean of the finite values over the first axis; NaN where there is none."""
+    finite = np.isfinite(values)
+    return ratio(np.where(finite, values, 0.0).sum(0), finite.sum(0))
 
 
-def _of_counted(
+def ratio(value: npt.ArrayLike, weight: npt.ArrayLike) -> Floats:
+    """The quotient, NaN where the weight is 0."""
+    weight = np.asarray(weight, dtype=np.float64)
+    quotient: Floats = np.asarray(value, dtype=np.float64) / np.where(weight > 0, weight, np.nan)
+    return quotient
+
+
+def _effects(
     value_MN: Floats, weight_N: Floats, labels: Mapping[str, Labels], units: Collection[str], seed: int, resamples: int
 ) -> list[Effect]:
     """The effects of measures that all have finite values and weights above zero."""
@@ -262,13 +232,9 @@ def _of_counted(
     deviation_MS = _deviations(pull_MN, weight_N, level_FN, np.random.SeedSequence(seed), resamples)
     if deviation_MS.shape[1] < 2:
         return without
-    error_M = np.std(deviation_MS, axis=1, ddof=1)
-    return [
-        _effect(mean, error, freedom, n, clusters)
-        for mean, error, freedom in zip(
-            mean_M.tolist(), error_M.tolist(), _freedom(pull_MN, level_FN).tolist(), strict=True
-        )
-    ]
+    error_M, freedom_M = np.std(deviation_MS, axis=1, ddof=1), _freedom(pull_MN, level_FN)
+    rows = np.stack([mean_M, error_M, freedom_M], axis=1).tolist()
+    return [_effect(mean, error, freedom, n, clusters) for mean, error, freedom in rows]
 
 
 def _deviations(
@@ -276,9 +242,9 @@ def _deviations(
 ) -> Floats:
     """(M, S): the resampled means minus the means, for every resample that has any weight.
 
-    ``pull_MN`` are the weights times the deviations from the mean. All measures, and the weights, are sums over the same
-    cells (combinations of levels) with the same counts: one matrix product. A factor of few levels, such as seeds, is left
-    out of the cells, of which there are fewer then, and has rows of its own.
+    ``pull_MN``: the weights times the deviations from the mean. All measures, and the weights, are sums over the same cells
+    (combinations of levels) with the same counts: one matrix product. A factor with few levels, such as seeds, gets rows of
+    its own instead, so that there are fewer cells.
     """
     generators = [np.random.default_rng(child) for child in seed.spawn(len(level_FN))]
     levels_F = [int(level_N.max()) + 1 for level_N in level_FN]
@@ -307,16 +273,16 @@ def _deviations(
 
 
 def _cells(level_FN: list[Ids]) -> tuple[Ids, list[Ids]]:
-    """For each observation the number of its combination of levels; for each factor the levels of the combinations."""
+    """For each observation the index of its combination of levels; for each factor its level in each combination."""
     cell_N = np.zeros(len(level_FN[0]), dtype=np.int64)
-    for level_N in level_FN:  # numbered anew after each factor, so that the products cannot overflow
+    for level_N in level_FN:  # renumbered after each factor, so that the products cannot overflow
         cell_N = np.unique(cell_N * (int(level_N.max()) + 1) + level_N, return_inverse=True)[1]
     first_D = np.unique(cell_N, return_index=True)[1]
     return cell_N, [level_N[first_D] for level_N in level_FN]
 
 
 def _counts(rng: np.random.Generator, levels: int, size: int) -> Floats:
-    """(levels, size): how often each level comes up in levels - 1 draws with replacement, for each resample."""
+    """(levels, size): how often each level is drawn in levels - 1 draws with replacement, for each resample."""
     drawn = rng.integers(levels, size=(size, levels - 1)) + levels * np.arange(size)[:, None]
     count_SL = np.bincount(drawn.ravel(), minlength=levels * size).reshape(size, levels)
     return count_SL.T.astype(np.float64, order="C")
@@ -325,7 +291,7 @@ def _counts(rng: np.random.Generator, levels: int, size: int) -> Floats:
 def _freedom(pull_MN: Floats, level_FN: list[Ids]) -> Floats:
     """(M,): Satterthwaite's degrees of freedom of the sum of the factors' cluster variances.
 
-    Those of the factor with the fewest levels where no factor's levels differ.
+    If all levels of every factor are equal, those of the factor with the fewest levels.
     """
     levels_F = np.array([level_N.max() + 1 for level_N in level_FN])
     square_MF = np.array(
@@ -339,7 +305,7 @@ def _freedom(pull_MN: Floats, level_FN: list[Ids]) -> Floats:
 
 
 def _effect(mean: float, error: float, freedom: float, n: int, clusters: dict[str, int]) -> Effect:
-    """The interval of a mean, and the smallest effect, from its standard error and the degrees of freedom of that."""
+    """The interval of a mean, and the smallest effect, from the standard error and its degrees of freedom."""
     from scipy.special import nctdtrinc, stdtrit
 
     critical = float(stdtrit(freedom, 1 - _TAIL))

@@ -1,4 +1,4 @@
-"""The figures of analysis.grammar: truth against model, and the distance to the truth over training."""
+"""The figures of analysis.grammar: model against truth, and the distance to the truth over training."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from analysis.compare.arms import Arm
-from analysis.compare.metric import MEANINGS_WITH_TRUTH, VIEWS
-from analysis.compare.statistics import CONFIDENCE
+from analysis.compare.statistics import CONFIDENCE, Floats, Ids
+from analysis.compare.temperature import MEANINGS_WITH_TRUTH, VIEWS
+from analysis.probes.over_training import mean_over_runs
 from analysis.show.style import ArmStyle, arm_styles, legend_outside, plain_log_ticks
 
-from .arms import SCOPES
-from .contexts import Floats
-from .study import Result
+from .compare import SCOPES, Result
 from .truth import KEPT_MASS, KINDS, Kept
 
 if TYPE_CHECKING:
@@ -25,9 +23,9 @@ if TYPE_CHECKING:
 
 _VIEW = "fitted"
 """The view that is drawn in full: each model at its own best temperature."""
-_POINTS = 250  # of each kind and panel: more would hide one another
+_POINTS = 250  # of each kind and panel: more would overlap
 _BINS = 10
-_JITTER = 0.012  # of the true share: in many sets it is the same everywhere
+_JITTER = 0.012  # of the true share, which many sets have in common
 _GREY = "#444444"
 _SCORES = {
     "split_kl": "Split KL within the set, nats",
@@ -43,8 +41,7 @@ _CURVES = {
 
 
 def draw_truth(result: Result) -> Figure:
-    """Left: within-set shares and joint masses, a point for each of some contexts, a row of panels for each arm. Right: the
-    scores by kind, with intervals."""
+    """Left: shares within sets and joint masses in single contexts, a row of panels for each arm. Right: scores by kind."""
     from matplotlib.figure import Figure
 
     arms = result.arms
@@ -69,32 +66,24 @@ def _draw_contexts(figure: SubFigure, result: Result) -> None:
         jitter = np.random.default_rng(0).uniform(-_JITTER, _JITTER, len(one.set_R))
         for kind, index_P in chosen.items():
             style: dict[str, Any] = {"linestyle": "", "marker": styles[kind].marker, "color": styles[kind].colour}
-            style |= {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "label": kind}
-            shares.plot((one.share_R + jitter)[index_P], one.model_share_XR[view][index_P], **style)
-            masses.plot(one.mass_R[index_P], one.model_mass_XR[view][index_P], **style)
+            small = style | {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "label": kind}
+            shares.plot((one.share_R + jitter)[index_P], one.model_share_XR[view][index_P], **small)
+            masses.plot(one.mass_R[index_P], one.model_mass_XR[view][index_P], **small)
         shares.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9)
         most = float(one.mass_R.max(initial=KEPT_MASS))
         masses.plot([KEPT_MASS, most], [KEPT_MASS, most], color=_GREY, linewidth=0.9)
-        line = {"color": "black", "linewidth": 1.8, "marker": ".", "markersize": 4}
         for kind in KINDS:
             own = np.array(kind_S)[one.set_R] == kind
             x, y = _binned(one.share_R[own], one.model_share_XR[view][own], one.mass_R[own])
-            mean = {
-                "linestyle": "",
-                "marker": styles[kind].marker,
-                "color": styles[kind].colour,
-                "markeredgecolor": "black",
-            }
-            shares.plot(x, y, **mean, markersize=7)
+            style = {"linestyle": "", "marker": styles[kind].marker, "color": styles[kind].colour}
+            shares.plot(x, y, **style, markeredgecolor="black", markersize=7)
         x, y = _binned(np.log(one.mass_R), np.log(np.maximum(one.model_mass_XR[view], low)), one.mass_R)
-        masses.plot(np.exp(x), np.exp(y), **line)
-        masses.set_xscale("log")
-        masses.set_yscale("log")
+        masses.plot(np.exp(x), np.exp(y), color="black", linewidth=1.8, marker=".", markersize=4)
+        masses.set(xscale="log", yscale="log", ylabel="model's mass M")
         masses.set_ylim(bottom=low)
         plain_log_ticks(masses.xaxis, masses.get_xlim())
         plain_log_ticks(masses.yaxis, masses.get_ylim())
         shares.set_ylabel("model's share")
-        masses.set_ylabel("model's mass M")
         shares.set_title(f"{arm.label}: share of the first word", fontsize=9)
         masses.set_title(f"{arm.label}: joint mass", fontsize=9)
     shares.set_xlabel("true share within the set (spread a little)")
@@ -110,8 +99,8 @@ def _draw_contexts(figure: SubFigure, result: Result) -> None:
             handle.set_alpha(1)
 
 
-def _points(kept: Kept, kind_S: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """Which contexts of each kind are drawn, the same for all arms."""
+def _points(kept: Kept, kind_S: Sequence[str]) -> dict[str, Ids]:
+    """The contexts of each kind that are drawn, the same for all arms."""
     rng = np.random.default_rng(0)
     kind_R = np.array(kind_S)[kept.set_R]
     chosen = {}
@@ -124,7 +113,7 @@ def _points(kept: Kept, kind_S: Sequence[str]) -> dict[str, npt.NDArray[np.int64
 
 
 def _binned(x_R: Floats, y_R: Floats, weight_R: Floats) -> tuple[Floats, Floats]:
-    """Weighted means of x and y in bins of x of equal width that hold anything."""
+    """Weighted means of x and y in the non-empty ones of bins of x of equal width."""
     edges = np.linspace(x_R.min(initial=np.inf), x_R.max(initial=-np.inf), _BINS + 1)[1:-1]
     bin_R = np.searchsorted(edges, x_R)
     weight = np.bincount(bin_R, weight_R, _BINS)
@@ -168,8 +157,10 @@ def _draw_arm(axes: Axes, result: Result, arm: Arm, key: str, offset: float, sty
 
 
 def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """A column for each score and a row for each view, against tokens: a thin line for each run, and a thick
-    one for the mean of an arm, where all its runs have a checkpoint. Both have a gap where a run has diverged."""
+    """A column for each score and a row for each view, against tokens: a thin line for each run, a thick one for an arm's mean.
+
+    Both have a gap where a run has diverged.
+    """
     from matplotlib.figure import Figure
 
     styles = arm_styles(labels)
@@ -192,11 +183,9 @@ def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
 
 
 def _draw_curve(axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle) -> None:
-    runs = rows.groupby("label")
-    for _, run in runs:
+    for _, run in rows.groupby("label"):
         axes.plot(run["tokens"] / 1e6, run[key], color=style.colour, linewidth=0.7, alpha=0.5)
-    at = rows.groupby("tokens")[key]
-    mean = at.mean().where(at.count() == len(runs))[at.size() == len(runs)]  # of fewer runs: the mean of something else
+    mean = mean_over_runs(rows.rename(columns={"label": "run"}), key)
     axes.plot(
         mean.index / 1e6, mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5,
         linewidth=1.6, label=rows["arm"].iloc[0],

@@ -5,34 +5,27 @@ Shapes: S sets, X views, R single contexts of single sets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.compare.arms import Arm
-from analysis.compare.metric import MEANINGS_WITH_TRUTH, VIEWS, Metric
-from analysis.compare.statistics import CONFIDENCE, INTERVAL, NO_INTERVAL, ONE_SEED, SMALLEST, Effect
+from analysis.compare.metric import Metric
+from analysis.compare.statistics import CAVEATS, CONFIDENCE, INTERVAL, SMALLEST, Effect
+from analysis.compare.temperature import MEANINGS_WITH_TRUTH, VIEWS
 from analysis.show.tables import terminal_table
 
-from .arms import SCOPES, SYNONYMS, set_means
-from .study import Result
+from .compare import SCOPES, SYNONYMS, Result, set_means
 from .truth import KEPT_MASS, KINDS, SET_METRICS, TEXT_METRICS, Scores
 
-_TEXT_DIFFERENCES = ("kl", "between", "within_true", "within_control", "excess", "entropy")
 _LEADING = ("split_kl", "log_fracture", "joint_kl")
 """Metrics of sets whose differences are printed for each kind."""
 
 
 def first_scores(result: Result) -> Scores:
-    """The scores of one model: what they say of the truth is the same for all."""
+    """The scores of one model: their values of the truth are the same for all."""
     return result.scores[result.arms[0].members[0].label]
-
-
-def scores_of(result: Result, arm: Arm) -> list[Scores]:
-    """The scores of an arm's members."""
-    return [result.scores[member.label] for member in arm.members]
 
 
 def counts(result: Result) -> dict[str, Any]:
@@ -42,12 +35,12 @@ def counts(result: Result) -> dict[str, Any]:
     mass_S = scores.mass_DS.sum(axis=0)
     kinds = {}
     for kind in KINDS:
-        chosen = [index for index, one in enumerate(sets) if one.kind == kind]
+        chosen_S = np.array([one.kind == kind for one in sets])
         kinds[kind] = {
-            "lemmas": len({sets[index].lemma for index in chosen}),
-            "sets": len(chosen),
-            "expected_occurrences": float(mass_S[chosen].sum()),
-            "contexts_kept": int(kept_S[chosen].sum()),
+            "lemmas": len({one.lemma for one in sets if one.kind == kind}),
+            "sets": int(chosen_S.sum()),
+            "expected_occurrences": float(mass_S[chosen_S].sum()),
+            "contexts_kept": int(kept_S[chosen_S].sum()),
         }
     return {
         "documents": len(scores.document_D),
@@ -57,9 +50,6 @@ def counts(result: Result) -> dict[str, Any]:
         "kept_from_mass": KEPT_MASS,
         "kinds": kinds,
     }
-
-
-# ----------------------------------------------------------------------------------------------------------- data files
 
 
 def set_table(result: Result) -> pd.DataFrame:
@@ -76,8 +66,9 @@ def set_table(result: Result) -> pd.DataFrame:
     )
     tables = []
     for arm in result.arms:
+        scores = [result.scores[member.label] for member in arm.members]
         for x, view in enumerate(VIEWS):
-            values = {metric.key: set_means(scores_of(result, arm), metric.key, x) for metric in SET_METRICS}
+            values = {metric.key: set_means(scores, metric.key, x) for metric in SET_METRICS}
             tables.append(shared.assign(arm=arm.label, seeds=len(arm.members), view=view, **values))
     return pd.concat(tables, ignore_index=True)
 
@@ -98,72 +89,59 @@ def context_table(result: Result) -> pd.DataFrame:
         "true_share": kept.share_R.astype(np.float32),
     }
     for label, scores in result.scores.items():
+        one = scores.kept
+        values = {"mass": one.model_mass_XR, "share": one.model_share_XR, "split_kl": one.split_kl_XR}
         for x, view in enumerate(VIEWS):
-            columns |= {
-                f"{label}:{view}:mass": scores.kept.model_mass_XR[x].astype(np.float32),
-                f"{label}:{view}:share": scores.kept.model_share_XR[x].astype(np.float32),
-                f"{label}:{view}:split_kl": scores.kept.split_kl_XR[x].astype(np.float32),
-            }
+            columns |= {f"{label}:{view}:{key}": value_XR[x].astype(np.float32) for key, value_XR in values.items()}
     return pd.DataFrame(columns).sort_values(["document", "position", "set"], ignore_index=True)
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def report(result: Result) -> str:
     """The printed tables."""
-    counted, baseline = counts(result), result.arms[0].label
-    first = first_scores(result)
+    counted, first = counts(result), first_scores(result)
     nll, entropy = (first.truth[key].sum() / first.position_D.sum() for key in ("nll", "entropy"))
+    kinds = [
+        [kind, str(n["lemmas"]), str(n["sets"]), f"{n['expected_occurrences']:.1f}", f"{n['contexts_kept']:,}"]
+        for kind, n in counted["kinds"].items()
+    ]
     parts = [
         f"grammar of seed {result.study.grammar.seed}: {counted['documents']} documents, {counted['positions']:,} contexts; "
         f"temperatures from {counted['calibration_documents']} others ({counted['calibration_positions']:,} contexts)",
         "",
-        _kinds(counted["kinds"]),
+        terminal_table(["kind", "lemmas", "sets", "expected occurrences", f"contexts with m >= {KEPT_MASS}"], kinds),
         f"\nMean over all contexts, in nats per token; the truth has an entropy of {entropy:.4f} and on these words an NLL "
         f"of {nll:.4f}",
         _arms(result),
         *_weights(result),
-        *(
-            part
-            for metric in SET_METRICS
-            for part in (f"\n{metric.heading}: {metric.meaning}", _by_kind(result, metric))
-        ),
     ]
+    for metric in SET_METRICS:
+        parts += [f"\n{metric.heading}: {metric.meaning}", _by_kind(result, metric)]
     n = f"{counted['documents']} documents, {CONFIDENCE:.0%} intervals over lemmas, documents and seeds"
     for arm in result.arms[1:]:
         for view, meaning in MEANINGS_WITH_TRUTH.items():
-            parts += [
-                f"\n{arm.label} minus {baseline}, {view}: {meaning} (seeds: {len(arm.members)}; {n})",
-                _differences(result, arm, view),
-            ]
-    meanings = [f"{metric.heading:14} {metric.meaning}" for metric in (*TEXT_METRICS, *SET_METRICS)]
-    footnotes = [
-        f"smallest       {SMALLEST}",
-        "p              Wilcoxon's signed-rank test over the lemmas' mean differences, in which all lemmas weigh the same",
-        f"[low, high]    {INTERVAL};",
-        f"               {NO_INTERVAL}; {ONE_SEED}",
-    ]
-    return "\n".join([*parts, "", *meanings, *footnotes])
-
-
-def _kinds(kinds: dict[str, dict[str, Any]]) -> str:
-    rows = [
-        [kind, str(n["lemmas"]), str(n["sets"]), f"{n['expected_occurrences']:.1f}", f"{n['contexts_kept']:,}"]
-        for kind, n in kinds.items()
-    ]
-    return terminal_table(["kind", "lemmas", "sets", "expected occurrences", f"contexts with m >= {KEPT_MASS}"], rows)
+            title = f"\n{arm.label} minus {result.arms[0].label}, {view}: {meaning} (seeds: {len(arm.members)}; {n})"
+            parts += [title, _differences(result, arm, view)]
+    return "\n".join(
+        [
+            *parts,
+            "",
+            *(f"{metric.heading:14} {metric.meaning}" for metric in (*TEXT_METRICS, *SET_METRICS)),
+            f"smallest       {SMALLEST}",
+            "p              Wilcoxon's signed-rank test over the lemmas' mean differences, in which all lemmas weigh the same",
+            f"[low, high]    {INTERVAL};",
+            f"               {CAVEATS}",
+        ]
+    )
 
 
 def _arms(result: Result) -> str:
     rows = []
     for arm in result.arms:
-        labels = [member.label for member in arm.members]
         for view in VIEWS:
             text = result.tables[arm.label].text[view]
-            temperature = np.mean([result.temperatures[label][view] for label in labels])
+            temperature = np.mean([result.temperatures[member.label][view] for member in arm.members])
             values = [format(text[metric.key].mean, metric.form) for metric in TEXT_METRICS]
-            rows.append([f"{arm.label} {view}", str(len(labels)), f"{temperature:.3f}", *values])
+            rows.append([f"{arm.label} {view}", str(len(arm.members)), f"{temperature:.3f}", *values])
     return terminal_table(["arm, view", "seeds", "temp.", *(metric.heading for metric in TEXT_METRICS)], rows)
 
 
@@ -180,10 +158,9 @@ def _weights(result: Result) -> list[str]:
     if not rows:
         return []
     why = "without c, which is logged where no logit is above 0 (metric heads) or the objective uses it"
-    header = ["arm", "seeds", "last tenth of training", "lowest decile over training"]
     return [
         "\nMean weight c by which TFSD scales the gradient of CE, or would where the objective is another, in training",
-        terminal_table(header, rows),
+        terminal_table(["arm", "seeds", "last tenth of training", "lowest decile over training"], rows),
         *([f"{', '.join(without)}: {why}"] if without else []),
     ]
 
@@ -192,24 +169,24 @@ def _by_kind(result: Result, metric: Metric) -> str:
     rows = []
     for arm in result.arms:
         for view in VIEWS:
-            found = result.tables[arm.label].sets[view]
-            rows.append([f"{arm.label} {view}", *(_number(found[scope][metric.key], metric.form) for scope in SCOPES)])
+            effects = [result.tables[arm.label].sets[view][scope][metric.key] for scope in SCOPES]
+            means = [format(effect.mean, metric.form) if effect.n else "-" for effect in effects]
+            rows.append([f"{arm.label} {view}", *means])
     return terminal_table(["arm, view", *SCOPES], rows)
-
-
-def _number(effect: Effect, form: str) -> str:
-    return format(effect.mean, form) if effect.n else "-"
 
 
 def _differences(result: Result, arm: Arm, view: str) -> str:
     table = result.differences[arm.label]
-    by_key = {metric.key: metric for metric in (*TEXT_METRICS, *SET_METRICS)}
-    rows = [_row("all contexts", by_key[key], table.text[view][key], None) for key in _TEXT_DIFFERENCES]
+    rows = [
+        _row("all contexts", metric, table.text[view][metric.key], None)
+        for metric in TEXT_METRICS
+        if metric.key != "nll"  # its difference is that of the excess
+    ]
     for scope in SCOPES:
-        keys: Sequence[str] = [m.key for m in SET_METRICS] if scope == SYNONYMS else _LEADING
-        rows += [
-            _row(scope, by_key[key], table.sets[view][scope][key], table.wilcoxon[view][scope][key]) for key in keys
-        ]
+        for metric in SET_METRICS:
+            if scope == SYNONYMS or metric.key in _LEADING:
+                p = table.wilcoxon[view][scope][metric.key]
+                rows.append(_row(scope, metric, table.sets[view][scope][metric.key], p))
     return terminal_table(["where", "metric", "difference", "smallest", "p", "lemmas"], rows)
 
 

@@ -1,74 +1,97 @@
-"""Runs on the synonym grammar: which of them are compared, on which documents, and what is found.
+"""A study of runs on the synonym grammar: the grammar, the contexts, and a run's model as a predictor.
 
-Shapes: B rows, T positions, D documents, V vocabulary.
+Shapes: D documents, B rows of a batch, T positions, V vocabulary.
+
+A predictor is a function from rows of tokens to log-distributions, so that models and predictors that a test derives from the
+grammar go through the same code.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from analysis.compare.arms import Arm, Member, load_member
-from analysis.compare.metric import VIEWS, tfsd_weight
+from analysis.compare.arms import Arm, Diverged, Member, check_positions, load_member
+from analysis.compare.statistics import Bools, Floats, Ids, Labels
 from common.errors import InputError
 from configs.load import load_recorded
 from data.corpora import DataConfig
 from data.grammar import Grammar
 from data.store import open_store
 
-from .arms import SCOPES, Table, arm_table
-from .contexts import Contexts, Ids, Predictor, TruthCalibration, contexts_of
-from .truth import Scores, measure
-
+Predictor = Callable[[Ids], Floats]
+"""x_BT -> ln q_BTV, normalised: the next token after each prefix of each row."""
 CALIBRATION_DOCUMENTS = 40
-"""Documents on which temperatures are found: 3,000 contexts, and no drawn word among what is fitted."""
+"""Documents on which temperatures are fitted: 3,000 contexts, each with its whole true distribution."""
+_NUMBERS_AT_ONCE = 1 << 21  # float64 of one distribution over a batch: 16 MiB
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Documents, each from its first token and after an end of text; all positions up to ``length_D`` count.
+
+    Rows are padded by repeating the document, which is text of the grammar too.
+    """
+
+    x_DT: Ids
+    y_DT: Ids
+    """The token after each prefix."""
+    length_D: Ids
+    document_D: Ids
+    """The document's number in its split."""
+
+    def first(self, documents: int) -> Contexts:
+        """The first of the documents."""
+        return Contexts(*(column_D[:documents] for column_D in (self.x_DT, self.y_DT, self.length_D, self.document_D)))
+
+    def batches(self, vocabulary: int) -> Iterator[tuple[Ids, Ids, Bools]]:
+        """Row indices, the rows' tokens up to the longest row, and which positions count; the longest rows come first."""
+        order = np.argsort(-self.length_D, kind="stable")
+        start = 0
+        while start < len(order):
+            longest = int(self.length_D[order[start]])
+            row_B = order[start : start + max(1, _NUMBERS_AT_ONCE // (vocabulary * longest))]
+            yield row_B, self.x_DT[row_B, :longest], np.arange(longest) < self.length_D[row_B, None]
+            start += len(row_B)
+
+
+def contexts_of(ids: Labels, starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
+    """The documents ``chosen`` of a split with tokens ``ids`` and document starts ``starts``, cut to ``length`` positions."""
+    ends = np.append(starts[1:], len(ids))
+    documents = [np.asarray(ids[starts[d] : ends[d]], dtype=np.int64) for d in chosen]
+    length_D = np.array([min(len(document), length) for document in documents], dtype=np.int64)
+    longest = int(length_D.max())
+    y_DT = np.stack([np.resize(document, longest) for document in documents])
+    x_DT = np.concatenate([np.full((len(y_DT), 1), end_of_text, dtype=np.int64), y_DT[:, :-1]], axis=1)
+    return Contexts(x_DT, y_DT, length_D, np.asarray(chosen, dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class Study:
-    """What every model is asked."""
+    """The grammar, and the documents on which every model is evaluated."""
 
     grammar: Grammar
     data: DataConfig
-    measured: Contexts
+    evaluation: Contexts
     calibration: Contexts
-    """Other documents than those measured."""
+    """Other documents, on which temperatures are fitted."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What was found; the baseline is the first arm."""
-
-    study: Study
-    arms: tuple[Arm, ...]
-    scores: dict[str, Scores]
-    """By member label."""
-    temperatures: dict[str, dict[str, float]]
-    """By member label and view."""
-    tables: dict[str, Table]
-    """By arm label."""
-    differences: dict[str, Table]
-    """Candidate minus baseline, by the candidate's label."""
-    weights: dict[str, dict[str, float]]
-    """By label of those members that log the weight c of TFSD."""
-
-
-# ------------------------------------------------------------------------------------------------------ what is compared
-
-
-def plan(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
+def build_study(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
     """Open the runs' data and draw documents. Raises :class:`InputError` unless all runs are of one store of the grammar."""
-    members = [member for arm in arms for member in arm.members]
-    found = {member.label: load_recorded(_run(member)).data for member in members}
-    data = _same_data(found)
+    runs: dict[str, Path] = {}
+    for member in (member for arm in arms for member in arm.members):
+        if member.run is None:
+            raise InputError(f"{member.checkpoint} belongs to no run, whose config.yaml names the grammar; give a run")
+        runs[member.label] = member.run
+    data = _same_data({label: load_recorded(run).data for label, run in runs.items()})
     store = open_store(data)
-    _check_stores(members, store.path.name)
+    _check_stores(runs, store.path.name)
     split = store.validation
     order = np.random.default_rng(seed).permutation(len(split.document_starts))
     aside = min(CALIBRATION_DOCUMENTS, len(order) // 4)
@@ -77,21 +100,15 @@ def plan(arms: Sequence[Arm], *, documents: int, seed: int) -> Study:
             f"{store.path}: the validation split has only {len(order)} documents, too few to measure and to fit "
             "temperatures on others; raise data.documents or data.validation_fraction"
         )
-
-    def contexts(chosen: Ids) -> Contexts:
-        return contexts_of(split.ids, split.document_starts, np.sort(chosen), data.sequence_length, store.eos_id)
-
-    return Study(Grammar(data.options["seed"]), data, contexts(order[aside:][:documents]), contexts(order[:aside]))
-
-
-def _run(member: Member) -> Path:
-    if member.run is None:
-        raise InputError(f"{member.checkpoint} belongs to no run, whose config.yaml names the grammar; give a run")
-    return member.run
+    evaluation, calibration = (
+        contexts_of(split.ids, split.document_starts, np.sort(chosen), data.sequence_length, store.eos_id)
+        for chosen in (order[aside:][:documents], order[:aside])
+    )
+    return Study(Grammar(data.options["seed"]), data, evaluation, calibration)
 
 
-def _same_data(found: dict[str, Any]) -> DataConfig:
-    """The data of all runs. Raises :class:`InputError` for each run of another corpus."""
+def _same_data(found: Mapping[str, DataConfig]) -> DataConfig:
+    """The data of all runs. Raises :class:`InputError` for each run on another corpus."""
     problems = [
         f"{label}: data.kind is {data.kind}; only of the grammar is the truth known" for label, data in found.items()
         if data.kind != "grammar"
@@ -99,23 +116,22 @@ def _same_data(found: dict[str, Any]) -> DataConfig:
     if problems:
         raise InputError(*problems)
     (first, data), *others = found.items()
-    for label, other in others:
-        for key in ("seed", "documents", "validation_fraction", "sequence_length"):
-            mine, yours = data.model_dump()[key], other.model_dump()[key]
-            if mine != yours:
-                problems.append(
-                    f"{label}: data.{key} is {yours} and that of {first} is {mine}; compare runs on one corpus"
-                )
+    problems = [
+        f"{label}: data.{key} is {yours} and that of {first} is {mine}; compare runs on one corpus"
+        for label, other in others
+        for key in ("seed", "documents", "validation_fraction", "sequence_length")
+        if (mine := data.model_dump()[key]) != (yours := other.model_dump()[key])
+    ]
     if problems:
         raise InputError(*problems)
     return data
 
 
-def _check_stores(members: Sequence[Member], store: str) -> None:
-    """Raise :class:`InputError` for each run that was trained on another store than its configuration leads to now."""
+def _check_stores(runs: Mapping[str, Path], store: str) -> None:
+    """Raise :class:`InputError` for each run that was trained on another store than its configuration gives now."""
     problems = []
-    for member in members:
-        path = _run(member) / "environment.json"
+    for label, run in runs.items():
+        path = run / "environment.json"
         try:
             trained_on = json.loads(path.read_text(encoding="utf-8"))["data"]["store"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -124,61 +140,23 @@ def _check_stores(members: Sequence[Member], store: str) -> None:
             ) from error
         if trained_on != store:
             problems.append(
-                f"{member.label} was trained on the store {trained_on}, and the grammar's rules now give {store}: its truth "
+                f"{label} was trained on the store {trained_on}, and the grammar's rules now give {store}: its truth "
                 "is no longer known; start the run again"
             )
     if problems:
         raise InputError(*problems)
 
 
-# ---------------------------------------------------------------------------------------------------------- measurement
-
-
-def compare(study: Study, arms: Sequence[Arm], *, seed: int) -> Result:
-    """Measure every model and compare the arms with the first."""
-    members = [member for arm in arms for member in arm.members]
-    entropies: dict[str, float] = {}  # of the baseline's members
-    scores: dict[str, Scores] = {}
-    temperatures: dict[str, dict[str, float]] = {}
-    for member in tqdm(members, desc="models", unit="model"):
-        predict = predictor(member, study)
-        calibration = TruthCalibration.of(predict, study.grammar, study.calibration)
-        if member in arms[0].members:
-            entropies[member.label] = calibration.entropy()
-            matched = 1.0
-        else:
-            same = [other.label for other in arms[0].members if other.seed == member.seed]
-            matched = calibration.matching(float(np.mean([entropies[label] for label in same or entropies])))
-        temperatures[member.label] = {"raw": 1.0, "fitted": calibration.best(), "matched": matched}
-        scores[member.label] = measure(
-            predict, study.grammar, study.measured, [temperatures[member.label][view] for view in VIEWS]
-        )
-    with tqdm(total=(1 + len(SCOPES)) * (2 * len(arms) - 1), desc="intervals", unit="table") as bar:
-
-        def table(arm: Arm, baseline: Arm | None = None) -> Table:
-            return arm_table(arm, scores, study.grammar.sets, seed=seed, baseline=baseline, progress=bar.update)
-
-        return Result(
-            study=study,
-            arms=tuple(arms),
-            scores=scores,
-            temperatures=temperatures,
-            tables={arm.label: table(arm) for arm in arms},
-            differences={arm.label: table(arm, arms[0]) for arm in arms[1:]},
-            weights={member.label: weight for member in members if (weight := tfsd_weight(_run(member)))},
-        )
-
-
 def predictor(member: Member, study: Study) -> Predictor:
-    """The model as a function of tokens. Raises :class:`InputError` if it cannot be loaded or asked; the function raises
-    :class:`~analysis.compare.arms.Diverged`."""
-    import torch
+    """The model as a function of tokens, which raises :class:`~analysis.compare.arms.Diverged` if its logits are not finite.
 
-    from analysis.compare.arms import Diverged, check_positions
+    Raises :class:`InputError` if the model cannot be loaded or is too small for the documents.
+    """
+    import torch
 
     model = load_member(member)
     vocabulary = len(study.grammar.words)
-    check_positions(model, member.label, max(study.measured.x_DT.shape[1], study.calibration.x_DT.shape[1]))
+    check_positions(model, member.label, max(study.evaluation.x_DT.shape[1], study.calibration.x_DT.shape[1]))
 
     def predict(x_BT: Ids) -> Any:
         """(B, T, V): ln q of the grammar's words after each prefix, in float64."""

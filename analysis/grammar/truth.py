@@ -1,38 +1,38 @@
-"""How far a predictor's distributions lie from the true ones of the synonym grammar: on its sets, within them, in all.
+"""How far a predictor's distributions are from the true ones of the synonym grammar: over sets, within sets, and as a whole.
 
 Shapes: D documents, B rows of a batch, T positions, N positions that count, V vocabulary, S sets, K words of the largest
-set, Q (position, set) pairs in which the set can come, R kept ones of these, X views.
+set, Q (position, set) pairs in which the set can occur, R of these that are kept, X views.
 
-In the context c a set has the true joint probability m and the predictor's M; within it the words have the true shares
-p/m and the predictor's q/M. Every mean over contexts of a set is weighted by m: it is the exact expectation over the
-contexts in which the set comes next, and does not depend on which of its words was drawn.
+In a context a set has the true joint probability m and the predictor's M; within it the words have the true shares p/m and
+the predictor's q/M. Every mean over contexts of a set is weighted by m: it is the exact expectation over the contexts in
+which the set comes next, and does not depend on which of its words was sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.compare.metric import Metric
+from analysis.compare.statistics import Bools, Floats, Ids, Labels
+from analysis.compare.temperature import Calibration
 from data.grammar import Grammar, SynonymSet
 
-from .contexts import Contexts, Floats, Ids, Predictor, dot, entropies, products, tempered
+from .study import Contexts, Predictor
 
 TRUE_KINDS = ("equal", "unequal", "rare", "contextual")
 """Kinds of true synonyms."""
 CONTROL_KINDS = ("near", "antonym")
-"""Kinds whose words share contexts and lead to different ones: which of them comes is a part of the meaning, not of the
-style. The topic decides between near-synonyms; antonyms are equally probable everywhere."""
+"""Kinds whose words share contexts but differ in what follows: the choice among them is meaning, not style. The topic decides
+between near-synonyms; antonyms are equally probable everywhere."""
 KINDS = TRUE_KINDS + CONTROL_KINDS
 
 KEPT_MASS = 0.01
-"""Contexts in which a set is at least this probable are kept one by one; about half of all mass lies in them."""
+"""Single contexts in which a set is at least this probable are kept; they hold about half of all mass."""
 
-_TIED = 1e-9  # shares that differ by less are equal: filtering leaves the last digits to rounding
+_TIED = 1e-9  # shares that differ by less are equal: the last digits are rounding errors of filtering
 SET_METRICS = (
     Metric("split_kl", "split KL", ".4f", "KL(true split || model's split) within the set, nats: what is torn apart"),
     Metric("log_fracture", "ln m/M", ".4f", "log fracture: ln of the true joint mass over the model's, nats"),
@@ -53,12 +53,9 @@ TEXT_METRICS = (
 )
 
 
-# ----------------------------------------------------------------------------------------------------------- the scores
-
-
 @dataclass(frozen=True)
 class Kept:
-    """Single contexts of single sets, the true ones first; the shares are those of the set's first word."""
+    """Single contexts of single sets: the true masses and the model's; shares are those of the set's first word."""
 
     set_R: Ids
     document_R: Ids
@@ -76,74 +73,78 @@ class Scores:
 
     document_D: Ids
     position_D: Floats
-    """Positions counted."""
+    """Number of positions counted."""
     mass_DS: Floats
-    """Sum of the true joint mass: how often the set is expected to come."""
+    """Sum of the true joint mass: the expected number of occurrences of the set."""
     minority_mass_DS: Floats
-    """The same over the contexts in which one of its words is the least probable."""
+    """The same over the contexts in which its words are not equally probable."""
     of_sets: dict[str, Floats]
-    """For each of SET_METRICS (X, D, S): divided by ``weight_DS`` it is the metric."""
+    """For each of SET_METRICS (X, D, S): the metric times ``weight_DS``."""
     of_text: dict[str, Floats]
-    """For each of TEXT_METRICS (X, D): divided by ``position_D`` it is the metric."""
+    """For each of TEXT_METRICS (X, D): the metric times ``position_D``."""
     truth: dict[str, Floats]
     """(D,) sums of the truth's own "nll" and "entropy"."""
     kept: Kept
 
     def weight_DS(self, key: str) -> Floats:
-        """What the sums of a metric of sets are divided by."""
+        """The weight of a metric of sets."""
         return self.minority_mass_DS if key == "minority" else self.mass_DS
 
 
-def measure(predict: Predictor, grammar: Grammar, contexts: Contexts, temperatures: Sequence[float]) -> Scores:
-    """Hold ``predict``, at each of the temperatures, against the truth, some thousand contexts at a time.
+def evaluate(predict: Predictor, grammar: Grammar, contexts: Contexts, temperatures: Sequence[float]) -> Scores:
+    """Compare ``predict``, at each of the temperatures, with the truth, some thousand contexts at a time.
 
-    A temperature of NaN gives NaN. A predictor that gives no probability to what can come gets infinities.
+    A temperature of NaN gives NaN. A predictor that gives no probability to a token that can occur gets infinities.
     """
     documents, views, sets = len(contexts.length_D), len(temperatures), len(grammar.sets)
     of_sets = {metric.key: np.zeros((views, documents, sets)) for metric in SET_METRICS}
     of_text = {metric.key: np.zeros((views, documents)) for metric in TEXT_METRICS}
     truth = {key: np.zeros(documents) for key in ("nll", "entropy")}
     mass_DS, minority_mass_DS = np.zeros((documents, sets)), np.zeros((documents, sets))
-    kept: list[list[npt.NDArray[Any]]] = []
+    kept: list[list[Labels]] = []
     partition = Partition(grammar.sets, len(grammar.words))
     for row_B, x_BT, valid_BT in contexts.batches(len(grammar.words)):
         row_N, position_N = (place[valid_BT] for place in np.broadcast_arrays(row_B[:, None], np.arange(x_BT.shape[1])))
         y_N = contexts.y_DT[row_N, position_N]
-        true = Truth.of(grammar.next_distribution(x_BT)[valid_BT], partition)
+        true = Truth(grammar.next_distribution(x_BT)[valid_BT], partition)
         log_q_NV = predict(x_BT)[valid_BT]
         mass_DS += true.by_document(true.mass_Q, row_N, documents)
         minority_mass_DS += true.by_document(true.mass_Q * ~true.tied_Q, row_N, documents)
         truth["nll"] -= _sums(row_N, np.log(true.p_NV[np.arange(len(y_N)), y_N]), documents)
         truth["entropy"] -= _sums(row_N, dot(true.p_NV, true.log_p_NV), documents)
-        chosen_R = np.flatnonzero(true.mass_Q >= KEPT_MASS)
-        columns = [column[chosen_R] for column in (true.set_Q, row_N[true.row_Q], position_N[true.row_Q])]
-        columns += [true.mass_Q[chosen_R], true.share_QK[chosen_R, 0]]
+        kept_R = np.flatnonzero(true.mass_Q >= KEPT_MASS)
+        row_R = row_N[true.row_Q[kept_R]]
+        columns = [true.set_Q[kept_R], contexts.document_D[row_R], position_N[true.row_Q[kept_R]]]
+        columns += [true.mass_Q[kept_R], true.share_QK[kept_R, 0]]
         for x, temperature in enumerate(temperatures):
-            found = Found.of(tempered(log_q_NV, temperature), y_N, true)
-            for key, value_N in found.of_text.items():
+            text, set_metrics, surplus_NS, columns_Q = true.compare(tempered(log_q_NV, temperature), y_N)
+            for key, value_N in text.items():
                 of_text[key][x] += _sums(row_N, value_N, documents)
-            for key, value_Q in found.of_sets.items():
+            for key, value_Q in set_metrics.items():
                 of_sets[key][x] += true.by_document(value_Q, row_N, documents)
-            of_sets["joint_kl"][x] += _by_row(found.surplus_NS, row_N, documents)
-            columns += [column[chosen_R] for column in (found.mass_Q, found.share_Q, found.split_kl_Q)]
+            surplus_DS = np.zeros((documents, sets))
+            np.add.at(surplus_DS, row_N, surplus_NS)
+            of_sets["joint_kl"][x] += surplus_DS
+            columns += [column_Q[kept_R] for column_Q in columns_Q]
         kept.append(columns)
     of_text["excess"] = of_text["nll"] - truth["nll"]
     position_D = contexts.length_D.astype(np.float64)
-    all_kept = _kept([np.concatenate(column) for column in zip(*kept, strict=True)], contexts.document_D)
+    columns = [np.concatenate(column) for column in zip(*kept, strict=True)]
+    all_kept = Kept(*columns[:5], *(np.stack(columns[first::3]) for first in (5, 6, 7)))
     return Scores(contexts.document_D, position_D, mass_DS, minority_mass_DS, of_sets, of_text, truth, all_kept)
 
 
 class Partition:
-    """The vocabulary as sets of words and single words: the meanings between which a choice comes first."""
+    """The vocabulary as sets of synonyms and single words, which are the meanings that a text chooses between."""
 
     def __init__(self, sets: Sequence[SynonymSet], vocabulary: int) -> None:
-        """Take disjoint sets."""
+        """Index disjoint sets."""
         width = max(len(one.tokens) for one in sets)
         padded = [[*one.tokens, *[-1] * (width - len(one.tokens))] for one in sets]
         self.token_SK: Ids = np.array(padded, dtype=np.int64)
-        self.there_SK: npt.NDArray[np.bool_] = self.token_SK >= 0
-        self.single_V: npt.NDArray[np.bool_] = ~np.isin(np.arange(vocabulary), self.token_SK)
-        self.control_S: npt.NDArray[np.bool_] = np.array([one.kind in CONTROL_KINDS for one in sets])
+        self.there_SK: Bools = self.token_SK >= 0
+        self.single_V: Bools = ~np.isin(np.arange(vocabulary), self.token_SK)
+        self.control_S: Bools = np.array([one.kind in CONTROL_KINDS for one in sets])
 
     def words(self, log_q_NV: Floats) -> Floats:
         """(N, S, K): the words of the sets, minus infinity where a set has fewer."""
@@ -151,38 +152,23 @@ class Partition:
         return log_q_NSK
 
 
-@dataclass(frozen=True)
 class Truth:
-    """The true distributions of a batch and, where a set can come, its joint mass and the shares of its words."""
+    """The true distributions of a batch and, where a set can occur, its joint mass and the shares of its words."""
 
-    partition: Partition
-    p_NV: Floats
-    log_p_NV: Floats
-    row_Q: Ids
-    set_Q: Ids
-    mass_Q: Floats
-    share_QK: Floats
-    log_share_QK: Floats
-    least_Q: Ids
-    """Which word is the least probable."""
-    tied_Q: npt.NDArray[np.bool_]
-    """No word is: the words of the set are equally probable here."""
-
-    @classmethod
-    def of(cls, p_NV: Floats, partition: Partition) -> Truth:
+    def __init__(self, p_NV: Floats, partition: Partition) -> None:
         """Split ``p_NV`` into sets."""
+        self.partition, self.p_NV = partition, p_NV
         with np.errstate(divide="ignore"):
-            log_p_NV = np.log(p_NV)
-        log_p_NSK = partition.words(log_p_NV)
+            self.log_p_NV: Floats = np.log(p_NV)
+        log_p_NSK = partition.words(self.log_p_NV)
         log_m_NS = np.logaddexp.reduce(log_p_NSK, axis=2)
-        row_Q, set_Q = np.nonzero(log_m_NS > -np.inf)
-        log_share_QK = log_p_NSK[row_Q, set_Q] - log_m_NS[row_Q, set_Q, None]
-        share_QK = np.exp(log_share_QK)
-        present_QK = np.where(partition.there_SK[set_Q], share_QK, np.inf)
-        least_Q = present_QK.argmin(axis=1)
-        tied_Q = share_QK.max(axis=1) - present_QK.min(axis=1) <= _TIED
-        mass_Q = np.exp(log_m_NS[row_Q, set_Q])
-        return cls(partition, p_NV, log_p_NV, row_Q, set_Q, mass_Q, share_QK, log_share_QK, least_Q, tied_Q)
+        self.row_Q, self.set_Q = np.nonzero(log_m_NS > -np.inf)
+        self.mass_Q: Floats = np.exp(log_m_NS[self.row_Q, self.set_Q])
+        self.log_share_QK: Floats = log_p_NSK[self.row_Q, self.set_Q] - log_m_NS[self.row_Q, self.set_Q, None]
+        self.share_QK: Floats = np.exp(self.log_share_QK)
+        present_QK = np.where(partition.there_SK[self.set_Q], self.share_QK, np.inf)
+        self.least_Q = present_QK.argmin(axis=1)  # the least probable word, unless all are equally probable
+        self.tied_Q: Bools = self.share_QK.max(axis=1) - present_QK.min(axis=1) <= _TIED
 
     def by_document(self, value_Q: Floats, row_N: Ids, documents: int) -> Floats:
         """(D, S): sums over the contexts of each document."""
@@ -190,36 +176,25 @@ class Truth:
         cell_Q = row_N[self.row_Q] * sets + self.set_Q
         return _sums(cell_Q, value_Q, documents * sets).reshape(documents, sets)
 
+    def compare(
+        self, log_q_NV: Floats, y_N: Ids
+    ) -> tuple[dict[str, Floats], dict[str, Floats], Floats, tuple[Floats, Floats, Floats]]:
+        """A predictor against the truth: metrics of the text (N,); of sets, times m, (Q,); M - m (N, S); columns (Q,) of Kept.
 
-@dataclass(frozen=True)
-class Found:
-    """A predictor against the truth of a batch; what is of sets is multiplied by m."""
-
-    of_text: dict[str, Floats]
-    """(N,) each."""
-    of_sets: dict[str, Floats]
-    """(Q,) each."""
-    surplus_NS: Floats
-    """M - m: the rest of joint KL, which counts where the set cannot come too."""
-    mass_Q: Floats
-    share_Q: Floats
-    split_kl_Q: Floats
-
-    @classmethod
-    def of(cls, log_q_NV: Floats, y_N: Ids, true: Truth) -> Found:
-        """Compare."""
-        partition, row_Q, set_Q, m_Q = true.partition, true.row_Q, true.set_Q, true.mass_Q
+        M - m is the rest of joint KL, which also counts where the set cannot occur.
+        """
+        partition, row_Q, set_Q, m_Q = self.partition, self.row_Q, self.set_Q, self.mass_Q
         log_q_NSK = partition.words(log_q_NV)
         with np.errstate(invalid="ignore"):
             log_mass_NS = np.logaddexp.reduce(log_q_NSK, axis=2)
             log_mass_Q = log_mass_NS[row_Q, set_Q]
             log_share_QK = log_q_NSK[row_Q, set_Q] - log_mass_Q[:, None]
-            gap_QK = true.log_share_QK - log_share_QK
-            term_NV = products(true.p_NV, true.log_p_NV - log_q_NV)
-        gap_QK[log_mass_Q == -np.inf] = np.inf  # of nothing there is no split
-        split_kl_Q = dot(true.share_QK, gap_QK)
-        least = np.arange(len(row_Q)), true.least_Q
-        loss_Q = np.where(true.tied_Q, 0.0, np.exp(log_share_QK[least]) - true.share_QK[least])
+            gap_QK = self.log_share_QK - log_share_QK
+            term_NV = products(self.p_NV, self.log_p_NV - log_q_NV)
+        gap_QK[log_mass_Q == -np.inf] = np.inf  # a set without probability has no split
+        split_kl_Q = dot(self.share_QK, gap_QK)
+        least = np.arange(len(row_Q)), self.least_Q
+        loss_Q = np.where(self.tied_Q, 0.0, np.exp(log_share_QK[least]) - self.share_QK[least])
         mass_Q = np.exp(log_mass_Q)
         log_fracture_Q = m_Q * (np.log(m_Q) - log_mass_Q)
         of_sets = {
@@ -238,26 +213,63 @@ class Found:
             "within_true": _sums(row_Q[~control_Q], of_sets["split_kl"][~control_Q], n),
             "within_control": _sums(row_Q[control_Q], of_sets["split_kl"][control_Q], n),
             "nll": -log_q_NV[np.arange(n), y_N],
-            "entropy": entropies(log_q_NV),
+            "entropy": -dot(np.exp(log_q_NV), log_q_NV),
         }
         surplus_NS = np.exp(log_mass_NS)
         surplus_NS[row_Q, set_Q] -= m_Q
-        return cls(of_text, of_sets, surplus_NS, mass_Q, np.exp(log_share_QK[:, 0]), split_kl_Q)
-
-
-def _kept(columns: list[npt.NDArray[Any]], document_D: Ids) -> Kept:
-    set_R, row_R, position_R, mass_R, share_R, *views = columns
-    mass, share, split_kl = (np.stack(views[first::3]) for first in range(3))
-    return Kept(set_R, document_D[row_R], position_R, mass_R, share_R, mass, share, split_kl)
+        return of_text, of_sets, surplus_NS, (mass_Q, np.exp(log_share_QK[:, 0]), split_kl_Q)
 
 
 def _sums(place_N: Ids, value_N: Floats, places: int) -> Floats:
-    """(places,): the sum of the values that belong to each place."""
+    """(places,): the sum of the values at each place."""
     return np.bincount(place_N, value_N, places).astype(np.float64)
 
 
-def _by_row(value_NS: Floats, row_N: Ids, documents: int) -> Floats:
-    """(D, S): sums over the positions of each document."""
-    sums_DS = np.zeros((documents, value_NS.shape[1]))
-    np.add.at(sums_DS, row_N, value_NS)
-    return sums_DS
+class TruthCalibration(Calibration):
+    """A predictor's distributions on a few documents, from which its temperatures are found.
+
+    Its NLL is the expected one, under the true distributions: no sampled word adds noise to the best temperature.
+    """
+
+    precision = 1e-12
+
+    def __init__(self, predict: Predictor, grammar: Grammar, contexts: Contexts) -> None:
+        """Evaluate ``predict`` on ``contexts``, and keep all of its distributions in memory."""
+        batches = [(x_BT, valid_BT) for _, x_BT, valid_BT in contexts.batches(len(grammar.words))]
+        self._log_q_NV = np.concatenate([predict(x_BT)[valid_BT] for x_BT, valid_BT in batches])
+        p_NV = np.concatenate([grammar.next_distribution(x_BT)[valid_BT] for x_BT, valid_BT in batches])
+        self._true_mean = float(dot(p_NV, self._log_q_NV).mean())  # of ln q under the truth
+
+    def means(self, beta: float) -> tuple[float, float, float]:
+        """See :meth:`Calibration.means`; the slope is the mean of ln q under q^beta, normalised, minus that under the truth."""
+        z_NV = beta * self._log_q_NV
+        top_N = z_NV.max(axis=1)
+        weight_NV = np.exp(z_NV - top_N[:, None])
+        total_N = weight_NV.sum(axis=1)
+        mean = float((dot(weight_NV, self._log_q_NV) / total_N).mean())
+        log_total = float((top_N + np.log(total_N)).mean())
+        return mean - self._true_mean, log_total - beta * mean, log_total - beta * self._true_mean
+
+
+def tempered(log_q_NV: Floats, temperature: float) -> Floats:
+    """Logarithms of the distributions proportional to q^(1/temperature); unchanged at 1."""
+    if temperature == 1:
+        return log_q_NV
+    z_NV = log_q_NV / temperature
+    z_NV -= z_NV.max(axis=1, keepdims=True)
+    tempered_NV: Floats = z_NV - np.log(np.exp(z_NV).sum(axis=1, keepdims=True))
+    return tempered_NV
+
+
+def dot(p_NV: Floats, value_NV: Floats) -> Floats:
+    """(N,): the sum of :func:`products`."""
+    sums_N: Floats = products(p_NV, value_NV).sum(axis=1)
+    return sums_N
+
+
+def products(p_NV: Floats, value_NV: Floats) -> Floats:
+    """(N, V): p times a value, 0 where p is 0 even if the value is infinite or undefined there."""
+    with np.errstate(invalid="ignore"):
+        products_NV: Floats = p_NV * value_NV
+    products_NV[p_NV == 0] = 0.0
+    return products_NV

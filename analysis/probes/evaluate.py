@@ -54,14 +54,7 @@ def evaluate(probe: Probe[Any], points: Sequence[Point], text: RunText, *, seed:
         model = load_member(point.member)
         check_positions(model, point.run, x_BT.shape[1])
         values = _values(probe, model, prepared, x_BT, seed)
-        known = {
-            "arm": point.arm,
-            "run": point.run,
-            "seed": point.member.seed,
-            "step": point.step,
-            "tokens": point.tokens,
-            "diverged": values is None,
-        }
+        known = {**point.columns, "diverged": values is None}
         for measure in probe.measures:
             array = [math.nan] if values is None else np.atleast_1d(values[measure.key])
             first = SINGLE if measure.along is None else 0

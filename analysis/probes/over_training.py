@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -25,6 +26,12 @@ class Point:
     step: int | None
     """None if its checkpoint does not say."""
     tokens: int | None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns by which a table identifies this point."""
+        which: dict[str, Any] = {"arm": self.arm, "run": self.run, "seed": self.member.seed}
+        return which | {"step": self.step, "tokens": self.tokens}
 
 
 def points_of(arms: Sequence[Arm]) -> list[Point]:

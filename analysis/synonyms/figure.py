@@ -1,6 +1,6 @@
 """The figure of analysis.synonyms: paired differences with intervals, and every item, baseline against candidate.
 
-Shapes: P items, S seeds, M questions.
+Shapes: P items, S seeds, M queries.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.compare.arms import Arm
-from analysis.compare.metric import MEANINGS, VIEWS
-from analysis.compare.statistics import CONFIDENCE, FEWEST_UNITS, POWER, Effect
+from analysis.compare.statistics import CONFIDENCE, FEWEST_UNITS, POWER, Bools, Effect, Floats
+from analysis.compare.temperature import MEANINGS, VIEWS
 from analysis.show.style import arm_styles, note
 
-from .compare import TESTED, Comparison, item_means, paired, values_of
+from .compare import TESTED, Comparison, item_means, values_of
 from .report import counts
-from .score import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,17 +36,17 @@ _DIFFERENCES = {
 _VIEW_OFFSETS = (-0.26, 0.0, 0.26)
 _VIEW_MARKERS = ("o", "s", "D")
 _BAND = 0.1  # half the height of a band, in rows
-_LIFT = 1.5  # of a number over its interval, points: it ends below the next view's interval, 10 points higher
-_PER_ROW = 5  # arms beside each other
+_LIFT = 1.5  # from an interval to the number above it, points: it ends below the next view's interval, 10 points higher
+_PER_ROW = 5  # arms side by side
 _WIDTH = 13.5  # of the figure, inches
-_LARGEST = 3.2  # panel for the points of one arm, inches
-_FRAME = 0.12  # of the trained arms' span: what is left free on both sides
+_LARGEST = 3.2  # panel of one arm's items, inches
+_FRAME = 0.12  # margin on both sides, as a share of the trained arms' span
 _GREY = "#444444"
 _FAINT = "#dddddd"
 
 
 def draw_synonyms(found: Comparison) -> Figure:
-    """Above: mean paired differences to the baseline, a row for each arm. Below: a point for each item, panels for each arm."""
+    """Above: mean paired differences from the baseline, a row for each arm. Below: a point for each item, panels for each arm."""
     from matplotlib.figure import Figure
 
     arms = found.arms[1:]
@@ -62,13 +60,15 @@ def draw_synonyms(found: Comparison) -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------- differences
-
-
 def _draw_differences(figure: SubFigure, found: Comparison) -> None:
-    arms, styles = found.arms[1:], arm_styles([arm.label for arm in found.arms])
-    keys = [key for key in _DIFFERENCES if math.isfinite(found.means[found.arms[0].label]["raw"][key])]
-    figure.suptitle(_title(found), fontsize=10)
+    (baseline, *arms), styles = found.arms, arm_styles([arm.label for arm in found.arms])
+    keys = [key for key in _DIFFERENCES if math.isfinite(found.means[baseline.label]["raw"][key]["mean"])]
+    n = counts(found.study)
+    figure.suptitle(
+        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over items and {CONFIDENCE:.0%} "
+        f"interval\n{n['items']} items, {n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents",
+        fontsize=10,
+    )
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=True):
         axes.axvline(0, color=_GREY, linewidth=0.9)
@@ -80,9 +80,9 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
                 _draw_effect(axes, effect, row + offset, styles[arm.label].colour, place)
             if row:
                 axes.axhline(row - 0.5, color=_FAINT, linewidth=0.6)
-        items = sorted({found.paired_items[arm.label]["raw"][key] for arm in arms})
-        n = " to ".join(map(str, dict.fromkeys([items[0], items[-1]])))
-        axes.set_title(f"{_DIFFERENCES[key]}\nn = {n} items", fontsize=8.5, fontweight="normal", loc="center")
+        counted = {found.signed_ranks[arm.label]["raw"][key]["items"] for arm in arms}
+        items = " to ".join(map(str, dict.fromkeys([min(counted), max(counted)])))
+        axes.set_title(f"{_DIFFERENCES[key]}\nn = {items} items", fontsize=8.5, fontweight="normal", loc="center")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="x", labelsize=7.5)
         axes.locator_params(axis="x", nbins=4)
@@ -93,65 +93,47 @@ def _draw_differences(figure: SubFigure, found: Comparison) -> None:
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, fontsize=8)
 
 
-def _title(found: Comparison) -> str:
-    baseline, n = found.arms[0], counts(found.study)
-    return (
-        f"Difference to {baseline.label} ({_seeds(baseline)}), context by context: mean over items and {CONFIDENCE:.0%} "
-        f"interval\n{n['items']} items, {n['contexts']:,} contexts, {n['lemmas']:,} lemmas, {n['documents']:,} documents"
-    )
-
-
 def _seeds(arm: Arm) -> str:
     return f"{len(arm.members)} seed{'s' if len(arm.members) > 1 else ''}"
 
 
 def _limits(found: Comparison, key: str) -> tuple[float, float]:
-    """What the arms that were trained need, with their bands; an untrained model's difference would hide all others."""
+    """Limits that fit the trained arms and their bands; an untrained model's difference would hide all others."""
     arms = found.arms[1:]
     trained = [arm for arm in arms if not all(member.untrained for member in arm.members)] or arms
-    ends = [0.0]
-    for arm in trained:
-        for view in VIEWS:
-            effect = found.differences[arm.label]["all"][view][key]
-            band = effect.smallest or 0.0
-            known = (effect.mean, effect.low, effect.high, band, -band)
-            ends += [end for end in known if end is not None and math.isfinite(end)]
+    effects = [found.differences[arm.label]["all"][view][key] for arm in trained for view in VIEWS]
+    known = [end for one in effects for end in (one.mean, one.low, one.high, one.smallest) if end is not None]
+    known += [-effect.smallest for effect in effects if effect.smallest is not None]
+    ends = [0.0, *filter(math.isfinite, known)]
     span = max(ends) - min(ends) or 1.0
     return min(ends) - _FRAME * span, max(ends) + _FRAME * span
 
 
 def _draw_effect(axes: Axes, effect: Effect, y: float, colour: str, view: int) -> None:
-    """The band of what could not have been shown, the interval, the mean; an arrow with the mean where it lies outside."""
+    """The band of effects too small to be shown, the interval, the mean; an arrow with the mean where it lies outside."""
     if not math.isfinite(effect.mean):
         return
     low, high = axes.get_xlim()
     if effect.smallest is not None:
-        left, right = max(-effect.smallest, low), min(effect.smallest, high)
-        axes.fill_between([left, right], y - _BAND, y + _BAND, color=_FAINT, linewidth=0, zorder=1)
+        band = np.clip([-effect.smallest, effect.smallest], low, high)
+        axes.fill_between(band, y - _BAND, y + _BAND, color=_FAINT, linewidth=0, zorder=1)
     if effect.low is not None and effect.high is not None:
         axes.plot([effect.low, effect.high], [y, y], color=colour, linewidth=1.7, solid_capstyle="butt", zorder=3)
     if low <= effect.mean <= high:
         axes.plot(effect.mean, y, zorder=4, **_view_marker(view, colour))
         return
-    right = effect.mean > high
-    axes.plot(
-        high if right else low, y, linestyle="", marker=">" if right else "<", color=colour, markersize=5, clip_on=False
-    )  # fmt: skip
+    edge, marker, shift, side = (high, ">", -6, "right") if effect.mean > high else (low, "<", 6, "left")
+    axes.plot(edge, y, linestyle="", marker=marker, color=colour, markersize=5, clip_on=False)
     axes.annotate(
-        f"{effect.mean:+.3g}", (high if right else low, y), xytext=(-6 if right else 6, _LIFT), textcoords="offset points",
-        ha="right" if right else "left", va="baseline", fontsize=6.5, color=_GREY,
+        f"{effect.mean:+.3g}", (edge, y), xytext=(shift, _LIFT), textcoords="offset points", ha=side, va="baseline",
+        fontsize=6.5, color=_GREY,
     )  # fmt: skip
 
 
 def _view_marker(view: int, colour: str) -> dict[str, Any]:
-    """Hollow as it is, filled at a fitted temperature or at matched entropy."""
-    return {
-        "marker": _VIEW_MARKERS[view],
-        "markersize": (5.5, 4.5, 4.5)[view],
-        "color": colour,
-        "markerfacecolor": "white" if view == 0 else colour,
-        "linestyle": "",
-    }
+    """Hollow in the raw view, filled in the others."""
+    look = {"linestyle": "", "marker": _VIEW_MARKERS[view], "markersize": (5.5, 4.5, 4.5)[view], "color": colour}
+    return look | ({"markerfacecolor": "white"} if view == 0 else {})
 
 
 def _legend() -> list[Any]:
@@ -163,13 +145,12 @@ def _legend() -> list[Any]:
         for place, view in enumerate(VIEWS)
     ]
     interval = f"{CONFIDENCE:.0%} interval over lemmas and documents, {FEWEST_UNITS} or more of each, and seeds"
-    handles.append(Line2D([], [], color=_GREY, linewidth=1.7, label=interval))
-    handles.append(Patch(color=_FAINT, label=f"smaller true effects could not be shown ({POWER:.0%} power)"))
-    handles.append(Line2D([], [], color=_GREY, linestyle="", marker=">", label="the mean lies beyond the axis"))
-    return handles
-
-
-# ---------------------------------------------------------------------------------------------------------------- items
+    return [
+        *handles,
+        Line2D([], [], color=_GREY, linewidth=1.7, label=interval),
+        Patch(color=_FAINT, label=f"smaller true effects could not be shown ({POWER:.0%} power)"),
+        Line2D([], [], color=_GREY, linestyle="", marker=">", label="the mean lies beyond the axis"),
+    ]
 
 
 def _draw_items(figure: SubFigure, found: Comparison) -> None:
@@ -187,14 +168,11 @@ def _draw_items(figure: SubFigure, found: Comparison) -> None:
     both = both[np.isfinite(both)]
     low, high = (float(both.min()), float(both.max())) if both.size else (-1.0, 1.0)
     margin = 0.05 * (high - low or 1.0)
-    for index in range(blocks * columns):
+    for axes in panels[2 * blocks - 2 :, len(arms) - columns * (blocks - 1) :].flat:
+        axes.set_visible(False)
+    for index, arm in enumerate(arms):
         block, column = divmod(index, columns)
         above, below = panels[2 * block, column], panels[2 * block + 1, column]
-        if index >= len(arms):
-            above.set_visible(False)
-            below.set_visible(False)
-            continue
-        arm = arms[index]
         shown_P = np.nan_to_num(found.item_tests[arm.label].holm_P, nan=1.0) <= 1 - CONFIDENCE
         colour = styles[arm.label].colour
         _draw_points(above, *odds[arm.label], shown_P, colour, (low - margin, high + margin))
@@ -207,21 +185,15 @@ def _draw_items(figure: SubFigure, found: Comparison) -> None:
 
 
 def item_points(found: Comparison, arm: Arm, key: str, view: str) -> tuple[Floats, Floats]:
-    """(P,) twice: the means of the baseline and of the arm over contexts and seeds, paired as the differences are."""
-    x, asked_M = VIEWS.index(view), ~found.study.shuffled_M
-    candidate_SM = values_of(arm, found.measured, key, x)
-    baseline_SM = candidate_SM - paired(found.arms[0], arm, found.measured, key, x)
-    candidate_SM[np.isnan(baseline_SM)] = np.nan  # without a pair
-    return item_means(found.study, baseline_SM, asked_M), item_means(found.study, candidate_SM, asked_M)
+    """(P,) twice: the baseline's and the arm's mean of each item, over contexts and seeds that have a difference."""
+    candidate_SM = values_of(arm, found.results, key, view)
+    baseline_SM = candidate_SM - values_of(arm, found.results, key, view, found.arms[0])
+    candidate_SM[np.isnan(baseline_SM)] = np.nan
+    return item_means(found.study, baseline_SM), item_means(found.study, candidate_SM)
 
 
 def _draw_points(
-    axes: Axes,
-    baseline_P: Floats,
-    candidate_P: Floats,
-    shown_P: npt.NDArray[np.bool_],
-    colour: str,
-    limits: tuple[float, float],
+    axes: Axes, baseline_P: Floats, candidate_P: Floats, shown_P: Bools, colour: str, limits: tuple[float, float]
 ) -> None:
     axes.plot(limits, limits, color=_GREY, linewidth=0.9)
     hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 0.7, "alpha": 0.7}
@@ -230,9 +202,7 @@ def _draw_points(
         axes.plot(
             baseline_P[chosen_P], candidate_P[chosen_P], linestyle="", marker="o", markersize=4.5, color=colour, **style
         )
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
-    axes.set_aspect("equal")
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.locator_params(nbins=4)
     counted_P = np.isfinite(baseline_P) & np.isfinite(candidate_P)
     higher = int((counted_P & (candidate_P > baseline_P)).sum())

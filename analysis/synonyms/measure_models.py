@@ -1,60 +1,49 @@
-"""Asking models the questions of a study: the data they share, the plan, and every model's answers in every view."""
+"""Evaluating models on a study: the data they share, their temperatures on held-out text, and their metrics in every view.
+
+Shapes: N tokens, D width, V vocabulary, R rows, X views, M queries, P items.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from analysis.compare.arms import Arm, Member, load_member, load_tokenizer
+from analysis.compare.statistics import Floats
+from analysis.compare.temperature import Calibration, matched_entropy
 from analysis.compare.text import open_text
-from analysis.words.pair_lists import load_pairs
-from analysis.words.pairs import PairList
-from analysis.words.substitution_files import is_substitution_file, load_substitutions
 from analysis.words.vocabulary import CorpusWords, Vocabulary, corpus_words
-from common.errors import InputError
 
-from .controls import Controls, PartsOfSpeech
 from .encode import Encoded, encode_study
-from .measures import Measures, distance_ratios, measure
-from .plan import HeldOut, plan_pairs, plan_substitutions
-from .score import Floats, answer
+from .hidden_states import Reader
+from .metrics import Values, compute_metrics, distance_ratios
+from .score import LOGITS, score_words, softmax_rows
 from .study import Study
-from .text_temperature import TextCalibration
+
+TOKENS = 2048
+"""Held-out tokens on which a temperature is fitted."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is asked, besides of whom."""
+class ModelResult:
+    """The results of one model."""
 
-    pairs: str
-    """builtin, wordnet, wordnet:FOLDER, or a file of pairs or of substitutions."""
-    min_similarity: float
-    match_pos: str | None
-    """wordnet or wordnet:FOLDER: where the parts of speech of controls come from. None: from the pairs alone."""
-    contexts_per_word: int | None
-    min_contexts: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One model's part of the result."""
-
-    measures: Measures
+    metrics: Values
     temperatures: dict[str, float]
-    """By view; NaN where no temperature gives the baseline's entropy, and for a guest whose tokens are others."""
+    """By view; NaN if no temperature gives the baseline's entropy, and for a guest with another tokenizer."""
     nll: dict[str, float]
-    """Mean NLL on the sample of held-out text, by view; NaN where there is no temperature."""
+    """Mean NLL on the sample of held-out text, by view; NaN if there is no temperature."""
     entropy: float
-    """Mean entropy on that sample, of the model as it is; nats."""
+    """Mean entropy on that sample in the raw view, nats."""
     distance_P: Floats
     """See :func:`distance_ratios`."""
     takes_trees: bool
+    """Whether the model was read with a tree attention mask, or one sequence after the other."""
 
 
 @dataclass(frozen=True)
@@ -87,90 +76,82 @@ def open_data(arms: Sequence[Arm]) -> Data:
     )
 
 
-def plan(data: Data, settings: Settings) -> Study:
-    """The study that ``settings`` ask for on this text. Raises :class:`InputError` for sources that cannot be used."""
-    if is_substitution_file(settings.pairs):
-        return plan_substitutions(
-            load_substitutions(settings.pairs),
-            data.vocabulary,
-            Controls(data.words, _parts_of_speech(settings.match_pos, None)),
-            lambda text: data.tokenizer.encode(text, add_special_tokens=False),
-            sequence_length=data.sequence_length,
-            end_of_text=data.end_of_text,
-        )
-    pairs = load_pairs(settings.pairs, min_similarity=settings.min_similarity, words=frozenset(data.words.count))
-    own = settings.pairs if settings.pairs.partition(":")[0] == "wordnet" else None
-    return plan_pairs(
-        pairs,
-        data.vocabulary,
-        Controls(data.words, _parts_of_speech(settings.match_pos or own, pairs)),
-        HeldOut(data.validation_ids, data.document_starts, data.sequence_length, data.vocabulary),
-        end_of_text=data.end_of_text,
-        min_contexts=settings.min_contexts,
-        contexts_per_word=settings.contexts_per_word,
-        seed=settings.seed,
-    )
+class TextCalibration(Calibration):
+    """A model's next-token distributions on a sample of the study's passages, at any temperature."""
+
+    precision = 1e-6
+    """What float32 allows: one model at two temperatures must not look like two."""
+
+    def __init__(self, reader: Reader, seed: int) -> None:
+        """Read a sample of the passages, the same for every model with the study's tokenizer."""
+        self._reader = reader
+        order = np.random.default_rng([seed, len(reader.encoded.passages)]).permutation(len(reader.encoded.passages))
+        sample = [ids for ids in (reader.encoded.passages[index] for index in order) if len(ids) >= 2]
+        sample = sample[: 1 + np.searchsorted(np.cumsum([len(ids) - 1 for ids in sample]), TOKENS)]
+        with torch.inference_mode():
+            self._h_ND = torch.cat([reader.body(ids[None])[0, :-1] for ids in sample])[:TOKENS]
+        self._y_N = torch.from_numpy(np.concatenate([ids[1:] for ids in sample]))[:TOKENS].to(self._h_ND.device)
+
+    def means(self, beta: float) -> tuple[float, float, float]:
+        """See :meth:`Calibration.means`; the slope is the mean of E[z] - z_y, E the expectation under the model."""
+        sums = torch.zeros(3, dtype=torch.float64)
+        vocabulary = len(self._reader.encoded.vocabulary)
+        step = max(1, LOGITS // vocabulary)
+        beta_X = torch.tensor([beta], dtype=torch.float64, device=self._h_ND.device)
+        all_V = torch.ones(vocabulary, dtype=torch.bool, device=self._h_ND.device)
+        with torch.inference_mode():
+            for h_RD, y_R in zip(self._h_ND.split(step), self._y_N.split(step), strict=True):
+                logits_RV = self._reader.logits(h_RD).float()
+                (log_z_R,), _, (entropy_R,) = softmax_rows(logits_RV, beta_X, all_V, with_entropy=True)
+                nll_R = log_z_R - beta * logits_RV.gather(1, y_R[:, None])[:, 0].double()
+                # The entropy is log Z - beta E[z], so that the slope is (NLL - entropy) / beta.
+                sums += torch.stack([(nll_R - entropy_R).sum() / beta, entropy_R.sum(), nll_R.sum()]).cpu()
+        slope, entropy, nll = (sums / len(self._y_N)).tolist()
+        return slope, entropy, nll
 
 
-def encode_for(member: Member, data: Data, study: Study, shared: Encoded) -> Encoded:
+def encode_for(member: Member, data: Data, shared: Encoded) -> Encoded:
     """The study in the member's own tokens; ``shared`` is the study in the store's."""
     own = load_tokenizer(member)
-    if own.get_vocab() == data.known_ids:
-        return shared
-    return encode_study(study, own, Vocabulary(own))
+    return shared if own.get_vocab() == data.known_ids else encode_study(shared.study, own)
 
 
-def ask(model: Any, encoded: Encoded, *, label: str, entropy: float | None, seed: int, progress: bool = True) -> Asked:
-    """One model's answers. ``entropy``, in nats, is the baseline's; None for the baseline itself, NaN to leave the view out."""
-    calibration = TextCalibration(model, encoded, label=label, seed=seed)
-    matched = 1.0 if entropy is None else calibration.matching(entropy)
-    temperatures = {"raw": 1.0, "fitted": calibration.best(), "matched": matched}
-    nll = {view: calibration.nll(temperature) for view, temperature in temperatures.items()}
-    answers = answer(model, encoded, tuple(temperatures.values()), label=label, progress=progress)
-    measures = measure(encoded.study, answers)
+def evaluate(model: Any, encoded: Encoded, *, label: str, entropy: float | None, seed: int) -> ModelResult:
+    """One model's result. ``entropy`` is the baseline's, in nats; None for the baseline itself, NaN for no matched view.
+
+    Raises :class:`InputError` naming ``label`` if the model does not fit the study, Diverged among them.
+    """
+    reader = Reader(model, encoded, label)
+    calibration = TextCalibration(reader, seed)
+    temperatures = calibration.temperatures(entropy)
+    metrics = compute_metrics(encoded.study, score_words(reader, list(temperatures.values())))
     missing_X = np.isnan(list(temperatures.values()))
-    for value_XM in measures.values():
-        value_XM[missing_X] = np.nan  # ranks too, which no temperature is needed for
-    return Asked(
-        measures=measures,
+    for value_XM in metrics.values():
+        value_XM[missing_X] = np.nan  # including ranks, which need no temperature
+    return ModelResult(
+        metrics=metrics,
         temperatures=temperatures,
-        nll=nll,
+        nll={view: calibration.nll(temperature) for view, temperature in temperatures.items()},
         entropy=calibration.entropy(),
         distance_P=distance_ratios(model, encoded),
-        takes_trees=answers.takes_trees,
+        takes_trees=reader.takes_trees,
     )
 
 
-def ask_all(arms: Sequence[Arm], data: Data, study: Study, *, seed: int, progress: bool = True) -> dict[str, Asked]:
-    """Every member of every arm, by label. The first arm is the baseline: a model's entropy is matched to that of its seed."""
-    shared = encode_study(study, data.tokenizer, None)
-    encodings = {member.label: encode_for(member, data, study, shared) for arm in arms for member in arm.members}
-    entropies: dict[int | None, float] = {}  # of the baseline's members
-    asked: dict[str, Asked] = {}
+def evaluate_arms(arms: Sequence[Arm], data: Data, study: Study, *, seed: int) -> dict[str, ModelResult]:
+    """The result of every member of every arm, by label. The first arm is the baseline, whose entropies the others match."""
+    shared = encode_study(study)
+    encodings = {member.label: encode_for(member, data, shared) for arm in arms for member in arm.members}
+    entropies: dict[int | None, float] = {}  # of the baseline's members, by seed
+    results: dict[str, ModelResult] = {}
     for arm in arms:
         for member in arm.members:
             encoded = encodings[member.label]
             entropy = None
-            if arm is not arms[0]:
-                mean = sum(entropies.values()) / len(entropies)
-                entropy = entropies.get(member.seed, mean) if encoded is shared else math.nan  # of other tokens
-            found = ask(load_member(member), encoded, label=member.label, entropy=entropy, seed=seed, progress=progress)
-            asked[member.label] = found
+            if arm is not arms[0]:  # entropies of other tokens cannot be compared
+                entropy = matched_entropy(entropies, member.seed) if encoded is shared else math.nan
+            result = evaluate(load_member(member), encoded, label=member.label, entropy=entropy, seed=seed)
+            results[member.label] = result
             if arm is arms[0]:
-                entropies[member.seed] = found.entropy if encoded is shared else math.nan
-    return asked
-
-
-def _parts_of_speech(source: str | None, pairs: PairList | None) -> PartsOfSpeech:
-    if source is not None:
-        from analysis.words.wordnet import WordNet
-
-        kind, _, folder = source.partition(":")
-        if kind != "wordnet":
-            raise InputError(f"--match-pos {source}: give wordnet, or wordnet:FOLDER with WordNet's dict files")
-        return WordNet(Path(folder) if folder else None).parts_of_speech
-    known: dict[str, set[str]] = {}
-    for pair in () if pairs is None else (*pairs.synonyms, *pairs.antonyms, *pairs.dissimilar):
-        for word in (pair.word_a, pair.word_b):
-            known.setdefault(word, set()).update({pair.pos} - {""})
-    return lambda word: frozenset(known.get(word, ()))
+                entropies[member.seed] = result.entropy if encoded is shared else math.nan
+    return results

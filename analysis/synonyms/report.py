@@ -1,9 +1,9 @@
-"""What a comparison says: the printed tables, summary.json, pairs.csv and contexts.parquet."""
+"""The output of a comparison: printed tables, summary.json, pairs.csv and contexts.parquet."""
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,43 +12,29 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.arms import Arm, Member
-from analysis.compare.metric import MEANINGS, VIEWS, Metric
-from analysis.compare.statistics import CONFIDENCE, INTERVAL, NO_INTERVAL, ONE_SEED, SMALLEST, Effect
+from analysis.compare.metric import Metric
+from analysis.compare.statistics import CAVEATS, CONFIDENCE, INTERVAL, SMALLEST, Effect, Floats, as_dicts, finite_mean
+from analysis.compare.temperature import MEANINGS, VIEWS
 from analysis.show.tables import WIDTH, terminal_table
 from common.files import write_atomically
 from record.finished import checkpoint_state
 
-from .compare import TESTED, Comparison, finite_mean, item_means, values_of
-from .measure_models import Asked, Settings
-from .measures import KEYS, METRICS
-from .score import Floats
+from .compare import TESTED, Comparison, item_means, values_of
+from .metrics import KEYS, METRICS, column
+from .options import Settings
 from .study import CONTROLS, Role, Study, reasons
 
-_BY_KEY = {metric.key: metric for metric in METRICS}
-_LEADING = (
-    "auc",
-    "auc_antonym",
-    "auc_rejected",
-    "gap",
-    "log10_rank",
-    "log_odds",
-    "log_odds_antonym",
-    "share_synonym",
-    "joint",
-)
-_BESIDE = ("p_word", "nll_word", "entropy")
+_RANKS = ("auc", "auc_antonym", "auc_rejected", "gap", "log10_rank")
+_SIZES = ("log_odds", "log_odds_antonym", "share_synonym", "joint", "p_word", "nll_word", "entropy")
 
 
 def brief(found: Comparison, out: Path) -> str:
-    """What leads, in a few lines: the first metric that the study has, and whether any arm differs from the baseline in it."""
+    """A few lines: the first metric that the study has, and whether any arm differs from the baseline in it."""
     baseline, metric = found.arms[0].label, _present(found)[0]
-    rows = []
-    for arm in found.arms:
-        cells = [arm.label, format(found.means[arm.label]["raw"][metric.key], metric.form), "", ""]
-        if arm.label in found.differences:
-            effect = found.differences[arm.label]["all"]["raw"][metric.key]
-            cells[2:] = [_cell(effect, metric), _verdict(effect, metric)]
-        rows.append(cells)
+    rows = [[baseline, _mean(found, baseline, metric), "", ""]]
+    for arm in found.arms[1:]:
+        effect = found.differences[arm.label]["all"]["raw"][metric.key]
+        rows.append([arm.label, _mean(found, arm.label, metric), _cell(effect, metric), _verdict(effect, metric)])
     n = counts(found.study)
     return "\n".join(
         [
@@ -61,7 +47,7 @@ def brief(found: Comparison, out: Path) -> str:
 
 
 def _verdict(effect: Effect, metric: Metric) -> str:
-    """Whether the interval of a difference leaves its sign open, and then how large it would have had to be."""
+    """Whether the interval of a difference excludes zero, and if not, how large the difference would have had to be."""
     if effect.low is None or effect.high is None:
         return "no interval"
     if effect.low > 0 or effect.high < 0:
@@ -69,84 +55,197 @@ def _verdict(effect: Effect, metric: Metric) -> str:
     return f"no difference shown; one of {_smallest(effect, metric)} would be"
 
 
-def printed(found: Comparison, asked: Mapping[str, Asked], out: Path) -> str:
+def printed(found: Comparison, out: Path) -> str:
     """All tables, for a terminal."""
-    study, arms = found.study, found.arms
-    parts = [
-        *described(study),
-        "\nThe models",
-        terminal_table(["arm", *_MODEL_COLUMNS], [_model_row(arm, asked, found.gains[arm.label]) for arm in arms]),
-        f"\nMeans over {len(study.items)} items, all contexts, models as they are",
-        terminal_table(
-            ["arm", *(m.heading for m in _present(found))],
-            [
-                [arm.label, *(format(found.means[arm.label]["raw"][m.key], m.form) for m in _present(found))]
-                for arm in arms
-            ],
-        ),
-    ]
-    for arm in arms[1:]:
-        parts += _differences(found, arm)
-    parts += ["", *(f"{m.heading:14} {m.meaning}" for m in _present(found))]
-    parts += [
-        f"\nIntervals: {CONFIDENCE:.0%}, {INTERVAL};",
-        f"{NO_INTERVAL}; {ONE_SEED}.",
-        "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
-        f"could show: {SMALLEST}, matched view.",
-        "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
-        "The fitted view, and everything else, is in summary.json.",
-        f"written to {out}",
-    ]
-    return "\n".join(parts)
+    study, present = found.study, _present(found)
+    means = [[arm.label, *(_mean(found, arm.label, metric) for metric in present)] for arm in found.arms]
+    return "\n".join(
+        [
+            *described(study),
+            "\nThe models",
+            terminal_table(["arm", *_MODEL_COLUMNS], [_model_row(found, arm) for arm in found.arms]),
+            f"\nMeans over {len(study.items)} items, all contexts, models as they are",
+            terminal_table(["arm", *(metric.heading for metric in present)], means),
+            *(line for arm in found.arms[1:] for line in _differences(found, arm.label)),
+            "",
+            *(f"{metric.heading:14} {metric.meaning}" for metric in present),
+            f"\nIntervals: {CONFIDENCE:.0%}, {INTERVAL};",
+            f"{CAVEATS}.",
+            "p: Wilcoxon's signed-rank test over items, matched view, not corrected for the number of rows.",
+            f"could show: {SMALLEST}, matched view.",
+            "The rows on ranks lead: a flatter softmax hardly changes the order of single tokens, and controls are as frequent.",
+            "The fitted view, and everything else, is in summary.json.",
+            f"written to {out}",
+        ]
+    )
 
 
-def summary(found: Comparison, asked: Mapping[str, Asked], settings: Settings) -> dict[str, Any]:
-    """Everything that was counted and estimated, as JSON."""
+def described(study: Study) -> list[str]:
+    """What the study consists of, in words, and what was left out."""
+    n = counts(study)
+    lines = [
+        f"{study.source}: {n['items']} of {n['items'] + n['items_left_out']} items used; {n['contexts']} contexts "
+        f"({n['contexts_single_tokens']} of single tokens),",
+        f"{n['lemmas']} lemmas, {n['documents']} documents; {CONTROLS} control words for each synonym; "
+        f"{n['shuffled_contexts']} contexts of other words",
+    ]
+    if study.left_out:
+        lines.append(f"left out {len(study.left_out)} ({reasons(study.left_out)}); why, for each, is in summary.json")
+        named = ", ".join(entry.name for entry in study.left_out)
+        lines.append(textwrap.shorten(f"  not used: {named}", WIDTH, placeholder=" ..."))
+    return lines
+
+
+_MODEL_COLUMNS = ("seeds", "T fitted", "T matched", "NLL", "NLL fitted", "distance ratio", "gain of context")
+
+
+def _model_row(found: Comparison, arm: Arm) -> list[str]:
+    results = [found.results[member.label] for member in arm.members]
+    columns = [[result.temperatures[view] for result in results] for view in ("fitted", "matched")]
+    columns += [[result.nll[view] for result in results] for view in ("raw", "fitted")]
+    means = [float(np.mean(values)) for values in columns] + [float(finite_mean(_distances(found, arm).ravel()))]
+    return [arm.label, str(len(results)), *(f"{mean:.3f}" for mean in means), found.gains[arm.label].format(".2f")]
+
+
+def _differences(found: Comparison, label: str) -> list[str]:
+    """The tables of one arm: of all words and then, if there are others too, of single tokens alone."""
+    present, ranks = _present(found), found.signed_ranks[label]["matched"]
+    raw, matched = (found.differences[label]["all"][view] for view in ("raw", "matched"))
+    rows = []
+    for metric in present:
+        effect = matched[metric.key]
+        p = format(ranks[metric.key]["p"], ".1e") if np.isfinite(effect.mean) else ""
+        cells = [_cell(raw[metric.key], metric), _cell(effect, metric), p, _smallest(effect, metric)]
+        rows.append([metric.heading, *cells])
+    table = terminal_table(["metric", "raw", "matched", "p", "could show"], rows)
+    parts = [f"\n{label} minus {found.arms[0].label}", table]
+    single = found.differences[label]["single"]["raw"]
+    if not found.study.single_M.all():
+        rows = [
+            [metric.heading, _cell(single[metric.key], metric), str(single[metric.key].n)]
+            for metric in present
+            if metric.key in single and np.isfinite(single[metric.key].mean)
+        ]
+        parts += ["where word and synonym are single tokens", terminal_table(["metric", "raw", "n"], rows)]
+    tested = _tested(found, label)
+    return [
+        *parts,
+        f"{TESTED}, matched, item by item (Wilcoxon over contexts, Holm over {tested['items']} items): "
+        f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown, "
+        f"{tested['too_few_contexts']} of them for lack of contexts",
+    ]
+
+
+def _present(found: Comparison) -> list[Metric]:
+    """The metrics that this study has values of."""
+    by_key = {metric.key: metric for metric in METRICS}
+    base = found.means[found.arms[0].label]["raw"]
+    return [by_key[key] for key in _RANKS + _SIZES if np.isfinite(base[key]["mean"])]
+
+
+def _mean(found: Comparison, label: str, metric: Metric) -> str:
+    return format(found.means[label]["raw"][metric.key]["mean"], metric.form)
+
+
+def _cell(effect: Effect, metric: Metric) -> str:
+    return effect.format(f"+{metric.form}") if np.isfinite(effect.mean) else ""
+
+
+def _smallest(effect: Effect, metric: Metric) -> str:
+    return "" if effect.smallest is None else format(effect.smallest, metric.form)
+
+
+def summary(found: Comparison, settings: Settings) -> dict[str, Any]:
+    """The contents of summary.json."""
     study = found.study
     return {
         "baseline": found.arms[0].label,
-        "models": [_model_entry(arm, m, asked[m.label]) for arm in found.arms for m in arm.members],
+        "models": [_model_entry(arm, member, found) for arm in found.arms for member in arm.members],
         "source": study.source,
         "counts": counts(study),
         "settings": asdict(settings),
-        "interval": f"{CONFIDENCE:.0%}, {INTERVAL}; {NO_INTERVAL}; {ONE_SEED}",
+        "interval": f"{CONFIDENCE:.0%}, {INTERVAL}; {CAVEATS}",
         "smallest": SMALLEST,
         "metrics": {metric.key: metric.meaning for metric in METRICS},
         "views": MEANINGS,
-        "means": _with_items(found.means, found.items, "mean"),
-        "gains": {label: asdict(effect) for label, effect in found.gains.items()},
+        "means": found.means,
+        "gains": as_dicts(found.gains),
         "distance_ratio": {
             arm.label: {
-                "mean": _distance(arm, asked),
-                "items": int(np.isfinite(_distances(arm, asked)).any(axis=0).sum()),
+                "mean": float(finite_mean(_distances(found, arm).ravel())),
+                "items": int(np.isfinite(_distances(found, arm)).any(axis=0).sum()),
             }
             for arm in found.arms
         },
-        "differences": {
-            arm: {
-                scope: {view: {key: asdict(e) for key, e in row.items()} for view, row in views.items()}
-                for scope, views in scopes.items()
-            }
-            for arm, scopes in found.differences.items()
-        },
-        "signed_rank": _with_items(found.signed_ranks, found.paired_items, "p"),
+        "differences": as_dicts(found.differences),
+        "signed_rank": found.signed_ranks,
         "items_tested": {
-            arm.label: {"metric": TESTED, "view": "matched", **_tested(found, arm)} for arm in found.arms[1:]
+            arm.label: {"metric": TESTED, "view": "matched", **_tested(found, arm.label)} for arm in found.arms[1:]
         },
         "left_out": [asdict(entry) for entry in study.left_out],
     }
 
 
-def item_table(found: Comparison, asked: Mapping[str, Asked]) -> pd.DataFrame:
+def _model_entry(arm: Arm, member: Member, found: Comparison) -> dict[str, Any]:
+    result = found.results[member.label]
+    return {
+        "label": member.label,
+        "arm": arm.label,
+        "checkpoint": str(member.checkpoint),
+        "step": checkpoint_state(member.checkpoint).get("step"),
+        "seed": member.seed,
+        "untrained": member.untrained,
+        "temperatures": result.temperatures,
+        "nll": result.nll,
+        "read": "trees" if result.takes_trees else "one by one",
+    }
+
+
+def _distances(found: Comparison, arm: Arm) -> Floats:
+    """(seeds, P): the distance of synonyms' embeddings over that of controls."""
+    return np.stack([found.results[member.label].distance_P for member in arm.members])
+
+
+def _tested(found: Comparison, label: str) -> dict[str, int]:
+    """How many items differ at a familywise error of 5%, and which way; how many could not have been shown to."""
+    test = found.item_tests[label]
+    tested = np.isfinite(test.p_P)
+    shown = tested & (np.nan_to_num(test.holm_P, nan=1.0) <= 1 - CONFIDENCE)
+    could = test.lowest_P * np.count_nonzero(tested & ~shown) <= 1 - CONFIDENCE
+    counted = {
+        "items": tested,
+        "higher": shown & (test.mean_P > 0),
+        "lower": shown & (test.mean_P < 0),
+        "not_shown": tested & ~shown,
+        "too_few_contexts": tested & ~shown & ~could,
+    }
+    return {key: int(chosen.sum()) for key, chosen in counted.items()}
+
+
+def counts(study: Study) -> dict[str, int]:
+    """The size of the study."""
+    return {
+        "items": len(study.items),
+        "items_left_out": len(study.left_out),
+        "contexts": int(study.own_M.sum()),
+        "contexts_single_tokens": int((study.own_M & study.single_M).sum()),
+        "shuffled_contexts": int(study.shuffled_M.sum()),
+        "places": len(np.unique(study.place_M[study.own_M])),
+        "documents": len(np.unique(study.document_M[study.own_M])),
+        "lemmas": len(np.unique(study.lemma_M[study.own_M])),
+        "controls_per_synonym": CONTROLS,
+    }
+
+
+def item_table(found: Comparison) -> pd.DataFrame:
     """A row for each item and arm: the words, their controls, contexts, metrics in every view, and the item's own test."""
     study = found.study
-    asked_M = ~study.shuffled_M
     shared = pd.DataFrame(
         {
             "item": [item.name for item in study.items],
             "domain": [item.domain for item in study.items],
             "pos": [item.pos for item in study.items],
-            "contexts": np.bincount(study.item_M[asked_M], minlength=len(study.items)),
+            "contexts": np.bincount(study.item_M[study.own_M], minlength=len(study.items)),
             "controls": _words_of(study, Role.CONTROL),
             "antonyms": _words_of(study, Role.ANTONYM),
         }
@@ -154,16 +253,23 @@ def item_table(found: Comparison, asked: Mapping[str, Asked]) -> pd.DataFrame:
     tables = []
     for arm in found.arms:
         table = shared.assign(arm=arm.label)
-        for x, view in enumerate(VIEWS):
+        for view in VIEWS:
             for key in KEYS:
-                value_SM = values_of(arm, found.measured, key, x)
-                table[key if view == "raw" else f"{key}_{view}"] = item_means(study, value_SM, asked_M)
-        table["distance_ratio"] = finite_mean(_distances(arm, asked))
+                table[column(key, view)] = item_means(study, values_of(arm, found.results, key, view))
+        table["distance_ratio"] = finite_mean(_distances(found, arm))
         if arm.label in found.item_tests:
             test = found.item_tests[arm.label]
             table[f"difference_{TESTED}_matched"], table["p"], table["p_holm"] = test.mean_P, test.p_P, test.holm_P
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _words_of(study: Study, role: Role) -> list[str]:
+    """The candidates of a role of each item, each once."""
+    found: list[dict[str, None]] = [{} for _ in study.items]
+    for unit in study.units:
+        found[unit.item] |= {c.surface.strip().lower(): None for c in unit.candidates if c.role == role}
+    return [" ".join(words) for words in found]
 
 
 def write_contexts(found: Comparison, path: Path) -> None:
@@ -183,181 +289,21 @@ def write_contexts(found: Comparison, path: Path) -> None:
         "single_tokens": pa.array(study.single_M),
     }
 
+    def table_of(arm: Arm, member: Member) -> Any:
+        columns: dict[str, Any] = {
+            "arm": pa.array([arm.label] * len(study.place_M)).dictionary_encode(),
+            "seed": pa.array([member.seed] * len(study.place_M), pa.int64()),
+            **shared,
+        }
+        for key, value_XM in found.results[member.label].metrics.items():
+            columns |= {column(key, view): pa.array(value_M) for view, value_M in zip(VIEWS, value_XM, strict=True)}
+        return pa.table(columns)
+
     def write(file: Any) -> None:
-        """One model after the other, so that only one is in memory as a table."""
-        writer = None
-        for arm in found.arms:
-            for member in arm.members:
-                columns: dict[str, Any] = {
-                    "arm": pa.array([arm.label] * len(study.place_M)).dictionary_encode(),
-                    "seed": pa.array([member.seed] * len(study.place_M), pa.int64()),
-                    **shared,
-                }
-                for key, value_XM in found.measured[member.label].items():
-                    for view, value_M in zip(VIEWS, value_XM, strict=True):
-                        columns[key if view == "raw" else f"{key}_{view}"] = pa.array(value_M)
-                table = pa.table(columns)
-                writer = writer or parquet.ParquetWriter(file, table.schema)
+        tables = (table_of(arm, member) for arm in found.arms for member in arm.members)  # one in memory at a time
+        first = next(tables)
+        with parquet.ParquetWriter(file, first.schema) as writer:
+            for table in itertools.chain([first], tables):
                 writer.write_table(table)
-        if writer:
-            writer.close()
 
     write_atomically(path, write)
-
-
-# ---------------------------------------------------------------------------------------------------------- their parts
-
-_MODEL_COLUMNS = ("seeds", "T fitted", "T matched", "NLL", "NLL fitted", "distance ratio", "gain of context")
-
-
-def _model_row(arm: Arm, asked: Mapping[str, Asked], gain: Effect) -> list[str]:
-    several = [asked[member.label] for member in arm.members]
-
-    def mean(values: Sequence[float]) -> str:
-        return format(float(np.mean(values)), ".3f")
-
-    return [
-        arm.label,
-        str(len(several)),
-        mean([a.temperatures["fitted"] for a in several]),
-        mean([a.temperatures["matched"] for a in several]),
-        mean([a.nll["raw"] for a in several]),
-        mean([a.nll["fitted"] for a in several]),
-        format(_distance(arm, asked), ".3f"),
-        gain.format(".2f"),
-    ]
-
-
-def _distance(arm: Arm, asked: Mapping[str, Asked]) -> float:
-    """The mean over items and seeds of the distance of synonyms' embeddings over that of controls."""
-    return float(finite_mean(_distances(arm, asked).ravel()))
-
-
-def _distances(arm: Arm, asked: Mapping[str, Asked]) -> Floats:
-    """(seeds, P)."""
-    return np.stack([asked[member.label].distance_P for member in arm.members])
-
-
-def _with_items(
-    values: dict[str, dict[str, dict[str, float]]], items: dict[str, dict[str, dict[str, int]]], name: str
-) -> dict[str, Any]:
-    """[arm][view][metric]: the value, called ``name``, and over how many items it is."""
-    return {
-        arm: {
-            view: {key: {name: value, "items": items[arm][view][key]} for key, value in row.items()}
-            for view, row in views.items()
-        }
-        for arm, views in values.items()
-    }
-
-
-def _model_entry(arm: Arm, member: Member, found: Asked) -> dict[str, Any]:
-    return {
-        "label": member.label,
-        "arm": arm.label,
-        "checkpoint": str(member.checkpoint),
-        "step": checkpoint_state(member.checkpoint).get("step"),
-        "seed": member.seed,
-        "untrained": member.untrained,
-        "temperatures": found.temperatures,
-        "nll": found.nll,
-        "read": "trees" if found.takes_trees else "one by one",
-    }
-
-
-def _present(found: Comparison) -> list[Metric]:
-    """The metrics that this study has values of."""
-    base = found.means[found.arms[0].label]["raw"]
-    return [_BY_KEY[key] for key in (*_LEADING, *_BESIDE) if np.isfinite(base[key])]
-
-
-def _differences(found: Comparison, arm: Arm) -> list[str]:
-    """The rows of one arm, of all words and then, where there are others too, of single tokens alone."""
-    views, ranks = found.differences[arm.label]["all"], found.signed_ranks[arm.label]["matched"]
-    rows = []
-    for metric in _present(found):
-        raw, matched = views["raw"][metric.key], views["matched"][metric.key]
-        p = format(ranks[metric.key], ".1e") if np.isfinite(matched.mean) else ""
-        rows.append([metric.heading, _cell(raw, metric), _cell(matched, metric), p, _smallest(matched, metric)])
-    parts = [
-        f"\n{arm.label} minus {found.arms[0].label}",
-        terminal_table(["metric", "raw", "matched", "p", "could show"], rows),
-    ]
-    single = found.differences[arm.label]["single"]["raw"]
-    if not found.study.single_M.all():
-        rows = [
-            [metric.heading, _cell(single[metric.key], metric), str(single[metric.key].n)]
-            for metric in _present(found)
-            if metric.key in single and np.isfinite(single[metric.key].mean)
-        ]
-        parts += ["where word and synonym are single tokens", terminal_table(["metric", "raw", "n"], rows)]
-    tested = _tested(found, arm)
-    return [
-        *parts,
-        f"{TESTED}, matched, item by item (Wilcoxon over contexts, Holm over {tested['items']} items): "
-        f"{tested['higher']} higher, {tested['lower']} lower, {tested['not_shown']} not shown, "
-        f"{tested['too_few_contexts']} of them for lack of contexts",
-    ]
-
-
-def _cell(effect: Effect, metric: Metric) -> str:
-    return effect.format(f"+{metric.form}") if np.isfinite(effect.mean) else ""
-
-
-def _smallest(effect: Effect, metric: Metric) -> str:
-    return "" if effect.smallest is None else format(effect.smallest, metric.form)
-
-
-def _tested(found: Comparison, arm: Arm) -> dict[str, int]:
-    """How many items differ at a familywise error of 5%, and which way; how many could not have been shown to."""
-    test = found.item_tests[arm.label]
-    tested = np.isfinite(test.p_P)
-    shown = tested & (np.nan_to_num(test.holm_P, nan=1.0) <= 1 - CONFIDENCE)
-    could = test.lowest_P * np.count_nonzero(tested & ~shown) <= 1 - CONFIDENCE
-    return {
-        "items": int(tested.sum()),
-        "higher": int((shown & (test.mean_P > 0)).sum()),
-        "lower": int((shown & (test.mean_P < 0)).sum()),
-        "not_shown": int((tested & ~shown).sum()),
-        "too_few_contexts": int((tested & ~shown & ~could).sum()),
-    }
-
-
-def _words_of(study: Study, role: Role) -> list[str]:
-    """The candidates of a role of each item, as they are written first."""
-    found: list[dict[str, None]] = [{} for _ in study.items]
-    for unit in study.units:
-        found[unit.item] |= {c.surface.strip().lower(): None for c in unit.candidates if c.role == role}
-    return [" ".join(words) for words in found]
-
-
-def counts(study: Study) -> dict[str, int]:
-    """How much is asked, and of how many."""
-    asked_M = ~study.shuffled_M
-    return {
-        "items": len(study.items),
-        "items_left_out": len(study.left_out),
-        "contexts": int(asked_M.sum()),
-        "contexts_single_tokens": int((asked_M & study.single_M).sum()),
-        "shuffled_contexts": int(study.shuffled_M.sum()),
-        "places": len(np.unique(study.place_M[asked_M])),
-        "documents": len(np.unique(study.document_M[asked_M])),
-        "lemmas": len(np.unique(study.lemma_M[asked_M])),
-        "controls_per_synonym": CONTROLS,
-    }
-
-
-def described(study: Study) -> list[str]:
-    """The same in words, a line each, with what was left out."""
-    n = counts(study)
-    lines = [
-        f"{study.source}: {n['items']} of {n['items'] + n['items_left_out']} items used; {n['contexts']} contexts "
-        f"({n['contexts_single_tokens']} of single tokens),",
-        f"{n['lemmas']} lemmas, {n['documents']} documents; {CONTROLS} control words for each synonym; "
-        f"{n['shuffled_contexts']} contexts of other words",
-    ]
-    if study.left_out:
-        lines.append(f"left out {len(study.left_out)} ({reasons(study.left_out)}); why, for each, is in summary.json")
-        named = ", ".join(entry.name for entry in study.left_out)
-        lines.append(textwrap.shorten(f"  not used: {named}", WIDTH, placeholder=" ..."))
-    return lines

@@ -24,7 +24,7 @@ _MARGIN = 0.03
 
 @dataclass(frozen=True)
 class _Panel:
-    """One quantity; ``beside`` is a second one in the same unit, drawn dotted; ``at`` has a line across, where it says so."""
+    """One quantity; ``beside`` is a second one in the same unit, drawn dotted; ``at`` is the height of a reference line."""
 
     key: str
     title: str
@@ -32,7 +32,7 @@ class _Panel:
     beside: str | None = None
     at: float | None = None
     share: bool = False
-    """Values between 0 and 1, of which the axis shows the whole range."""
+    """Values between 0 and 1: the axis shows the whole range."""
 
 
 _PANELS = (
@@ -54,7 +54,7 @@ _PANELS = (
 
 
 def draw_tolerance(table: pd.DataFrame, study: Study) -> Figure:
-    """The panels that ``table`` has values for (see over_training.py); all arms share each panel's axes."""
+    """The panels that ``table``, a row for each run and checkpoint, has values for; all arms share each panel's axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -69,23 +69,18 @@ def draw_tolerance(table: pd.DataFrame, study: Study) -> Figure:
         f"{n['documents']:,} documents); thin: each run, thick: mean over an arm's runs",
         fontsize=10,
     )
+    low, high = float(table["tokens"].min()), float(table["tokens"].max())
+    margin = _MARGIN * (high - low or 1.0)  # room for the markers
     cells = [figure.add_subplot(rows, _COLUMNS, place) for place in range(1, len(panels) + 1)]
     for axes, panel in zip(cells, panels, strict=True):
         _draw_panel(axes, panel, table, styles)
         axes.set_xlabel("tokens")
-        axes.set_xlim(_span(table["tokens"]))
+        axes.set_xlim(low - margin, high + margin)  # the same in all panels, though c begins only after the first step
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles, names = cells[0].get_legend_handles_labels()
     legend_outside(figure, handles, names, loc="outside lower center")
     return figure
-
-
-def _span(tokens: pd.Series) -> tuple[float, float]:
-    """Limits with room for the markers; the same in all panels, though c begins only after the first step."""
-    low, high = float(tokens.min()), float(tokens.max())
-    margin = _MARGIN * (high - low or 1.0)
-    return low - margin, high + margin
 
 
 def _draw_panel(axes: Axes, panel: _Panel, table: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:

@@ -1,57 +1,32 @@
 """CoInCo (Kremer et al., EACL 2014): XML with sentences, their tokens, and the substitutes that annotators named.
 
-The weight is the number of annotators who named the substitute. Nothing is rejected in the file; the usual protocol (Thater et
-al. 2010) takes as rejected what was named for the same lemma and part of speech anywhere in the file, but not here.
+The weight is the number of annotators who named the substitute. The file rejects nothing; by the usual protocol (Thater et
+al. 2010) a word is rejected if it was named for the same lemma and part of speech anywhere in the file, but not here.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from common.errors import InputError
 
-from .substitutions import (
-    MISSING,
-    PROBLEMATIC,
-    Substitution,
-    SubstitutionList,
-    candidates_of,
-    collapse,
-    finish,
-    position_problem,
-    raise_all,
-)
+from .substitutions import MISSING, PROBLEMATIC, Substitution, SubstitutionList, as_list, collapse, item_at, raise_all
 
 _DECLARATIONS = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 _PENN = {"N": "n", "V": "v", "M": "v", "J": "a", "R": "r"}  # by first letter: NN*, VB*, MD, JJ*, RB*
 _NOT_PENN = ("RP",)  # a particle: "R" otherwise means an adverb
-_NO_TARGET = "XXX"  # CoInCo's id of a token nobody was asked about
+_NO_TARGET = "XXX"  # CoInCo's id of a token that annotators were not shown
 _NO_LEMMA = ("", "<unknown>")  # what CoInCo's tagger writes for a word it does not know
 _LENGTHENED = 3
 """A token that the text spells otherwise (an ellipsis for three dots) is at most so many times as long there."""
 
-
-@dataclass(frozen=True)
-class _Named:
-    """A CoInCo target with what its annotators named."""
-
-    item: str
-    document: str
-    text: str
-    offset: int | None
-    target: str
-    lemma: str
-    pos: str
-    problematic: bool
-    weights: dict[str, float]
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.lemma.casefold(), self.pos
+_Target = dict[str, Any]
+"""The arguments of :func:`item_at`, with an offset of None for a token that was not found, and ``problematic``."""
 
 
 def load_coinco(path: Path, text: str) -> SubstitutionList:
@@ -63,90 +38,74 @@ def load_coinco(path: Path, text: str) -> SubstitutionList:
     except ElementTree.ParseError as error:
         raise InputError(f"{path} line {error.position[0]}: is not XML ({error}); download the file again") from error
     problems: list[str] = []
-    named = [entry for sentence in root.iter("sent") for entry in _coinco_sentence(sentence, problems)]
+    targets = [target for sentence in root.iter("sent") for target in _targets(sentence, problems)]
     raise_all(path, problems)
-    if not named:
-        raise InputError(f"{path} has no sent with a token that was asked about; give CoInCo XML")
-    pool: dict[tuple[str, str], set[str]] = {}
-    for entry in named:
-        if not entry.problematic:
-            pool.setdefault(entry.key, set()).update(entry.weights)
-    return finish((_coinco_item(entry, pool.get(entry.key, set())) for entry in named), f"CoInCo ({path})")
+    if not targets:
+        raise InputError(f"{path} has no sent with a token that annotators were shown; give CoInCo XML")
+    named: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for target in targets:
+        if not target["problematic"]:
+            named[target["lemma"].casefold(), target["pos"]] |= target["weights"].keys()
+    return as_list(f"CoInCo ({path})", (_item(target, named) for target in targets))
 
 
-def _coinco_item(entry: _Named, pool: set[str]) -> Substitution | str:
-    if entry.problematic:
+def _item(target: _Target, named: dict[tuple[str, str], set[str]]) -> Substitution | str:
+    if target.pop("problematic"):
         return PROBLEMATIC
-    if entry.offset is None:
+    if target["offset"] is None:
         return MISSING
-    problem = position_problem(entry.text, entry.offset, entry.target)
-    if problem is not None:
-        return problem
-    here = {word.casefold() for word in entry.weights}
-    rejected = {word: 0.0 for word in pool if word.casefold() not in here}
-    return Substitution(
-        item=entry.item,
-        document=entry.document,
-        left=collapse(entry.text[: entry.offset]),
-        target=entry.target,
-        candidates=candidates_of(entry.weights | rejected, entry.target, entry.lemma),
-        lemma=entry.lemma,
-        pos=entry.pos,
-        inflected=entry.lemma.casefold() != entry.target.casefold(),
-    )
+    here = {word.casefold() for word in target["weights"]}
+    elsewhere = named[target["lemma"].casefold(), target["pos"]]
+    target["weights"] |= {word: 0.0 for word in elsewhere if word.casefold() not in here}
+    return item_at(**target)
 
 
-def _coinco_sentence(sentence: ElementTree.Element, problems: list[str]) -> Iterator[_Named]:
+def _targets(sentence: ElementTree.Element, problems: list[str]) -> Iterator[_Target]:
     before, target = (collapse(sentence.findtext(name) or "") for name in ("precontext", "targetsentence"))
     text = f"{before} {target}".lstrip()
     tokens = list(sentence.iter("token"))
-    offsets = _token_offsets(text, len(text) - len(target), [token.get("wordform", "").strip() for token in tokens])
-    for token, offset in zip(tokens, offsets, strict=True):
-        item = token.get("id", _NO_TARGET)
+    forms = [token.get("wordform", "").strip() for token in tokens]
+    for token, form, offset in zip(tokens, forms, _offsets(text, len(text) - len(target), forms), strict=True):
+        item, lemma, tag = token.get("id", _NO_TARGET), token.get("lemma", "").strip(), token.get("posMASC", "")
         if item == _NO_TARGET:
             continue
-        form, lemma = token.get("wordform", "").strip(), token.get("lemma", "").strip()
-        weights, problem = _coinco_weights(token)
+        weights, problem = _weights(token)
         if not form:
             problem = "has no wordform"
         if problem is not None:
             problems.append(f"token {item}: {problem}")
             continue
-        yield _Named(
-            item=item,
-            document=sentence.get("MASCfile", ""),
-            text=text,
-            offset=offset,
-            target=form,
-            lemma=form.casefold() if lemma in _NO_LEMMA else lemma,
-            pos=_penn(token.get("posMASC", "")),
-            problematic=token.get("problematic", "no").strip().lower() == "yes",
-            weights=weights,
-        )
+        yield {
+            "text": text,
+            "offset": offset,
+            "weights": weights,
+            "item": item,
+            "document": sentence.get("MASCfile", ""),
+            "target": form,
+            "lemma": form.casefold() if lemma in _NO_LEMMA else lemma,
+            "pos": "" if tag in _NOT_PENN else _PENN.get(tag[:1], ""),
+            "problematic": token.get("problematic", "no").strip().lower() == "yes",
+        }
 
 
-def _penn(tag: str) -> str:
-    return "" if tag in _NOT_PENN else _PENN.get(tag[:1], "")
-
-
-def _coinco_weights(token: ElementTree.Element) -> tuple[dict[str, float], str | None]:
-    """How many annotators named each substitute; one that is listed twice is named by both numbers together."""
-    weights: dict[str, float] = {}
+def _weights(token: ElementTree.Element) -> tuple[dict[str, float], str | None]:
+    """How many annotators named each substitute, summed if it is listed twice; and what is wrong with the list."""
+    weights: dict[str, float] = defaultdict(float)
     for entry in token.iter("subst"):
         word, count = collapse(entry.get("lemma", "")), entry.get("freq", "")
         if not word:
             return {}, "has a subst without a lemma"
         if not (count.isascii() and count.isdigit()) or int(count) < 1:
             return {}, f"freq {count!r} of {word!r} is not a whole number from 1"
-        weights[word] = weights.get(word, 0.0) + int(count)
+        weights[word] += int(count)
     return weights, None
 
 
-def _token_offsets(text: str, start: int, forms: list[str]) -> list[int | None]:
+def _offsets(text: str, start: int, forms: list[str]) -> list[int | None]:
     """Where each token stands in ``text`` from ``start`` on; None for a token that the text spells otherwise.
 
-    Tokens follow each other with nothing but white space between them. Beyond a token that was not found, the next may
-    be as far away as that one can be long, so that a quotation mark is not mistaken for the one at the sentence's end.
+    Only white space stands between tokens. After a token that was not found, the next one may be as far away as that
+    token can be long, so that a quotation mark is not mistaken for the one at the sentence's end.
     """
     offsets: list[int | None] = []
     end, slack = start, 0

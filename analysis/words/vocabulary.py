@@ -1,7 +1,4 @@
-"""What a tokenizer's tokens are to a study of words, and the words of a tokenised corpus.
-
-Shapes: V vocabulary, W words, L tokens of a word.
-"""
+"""A tokenizer's tokens as parts of words, and the words of a tokenised corpus."""
 
 from __future__ import annotations
 
@@ -9,25 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
-Ids = npt.NDArray[np.int64]
+from analysis.compare.statistics import Labels
 
 MAX_WORD_TOKENS = 4
-"""A word of more tokens is left out: so many positions at the end of a window must stay free for it."""
+"""Words of more tokens are left out: this many positions at the end of a window stay free for a word."""
 CORPUS_TOKENS = 1 << 24
-"""Words are counted in the first so many tokens of the training split."""
+"""Tokens at the beginning of the training split in which words are counted."""
 _ANCHORS = {True: "a", False: '"'}
-"""What stands before a word while it is encoded, with and without a space between: some tokenizers drop a space at the
-start of a text, and a word without one stands after a mark, not after a letter."""
+"""What a word is encoded after, with and without a space between: some tokenizers drop a space at the start of a text, and
+a word without a space stands after a mark, not after a letter."""
 
 
 class Vocabulary:
     """The tokens of a transformers tokenizer, decoded once.
 
-    ``text``: each token decoded, leading space included. Boolean, of shape (V,): ``opens`` a space, then letters only or
-    nothing; ``letters`` letters only; ``continues`` starts with a letter, a digit or an underscore, and so goes on with the word
-    before it. A token that does not is what a word can end before: Pimentel & Meister (2406.14561), section 4.
+    ``text``: each token decoded, leading space included. Boolean, one value a token: ``opens`` a space, then letters only
+    or nothing; ``letters`` letters only; ``continues`` starts with a letter, a digit or an underscore, and so continues the
+    word before it. A word can end before any other token: Pimentel & Meister (2406.14561), section 4.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -37,8 +34,9 @@ class Vocabulary:
             spaced: tokenizer.encode(anchor, add_special_tokens=False) for spaced, anchor in _ANCHORS.items()
         }
         size = max(tokenizer.get_vocab().values()) + 1
-        known = len(self._decode([]))
-        self.text = [self._decode([index])[known:] for index in range(size)]
+        self._before = 0
+        self._before = len(self.decode([]))
+        self.text = [self.decode([index]) for index in range(size)]
         self.opens = np.array(
             [text == " " or (text[:1] == " " and text[1:].isalpha()) for text in self.text], dtype=bool
         )
@@ -49,9 +47,9 @@ class Vocabulary:
         return len(self.text)
 
     def tokens(self, surface: str) -> tuple[int, ...] | None:
-        """The tokens of a word as written, with or without its leading space.
+        """The tokens of a word as written, with or without a leading space.
 
-        None where they cannot be told apart from what stands before, or where the tokenizer does not know the word.
+        None if a token of the word would include part of what stands before it, or if the tokenizer does not know the word.
         """
         spaced = surface.startswith(" ")
         before = self._encoded[spaced]
@@ -63,10 +61,8 @@ class Vocabulary:
 
     def decode(self, ids: list[int]) -> str:
         """The text of tokens in the middle of a text."""
-        return self._decode(ids)[len(self._decode([])) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(self._encoded[True] + ids, clean_up_tokenization_spaces=False)
+        ids = self._encoded[True] + ids
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))[self._before :]
 
 
 @dataclass(frozen=True)
@@ -77,11 +73,9 @@ class CorpusWords:
     """How often each occurs in the training split."""
     tokens: dict[str, int]
     """How many tokens each takes there."""
-    total: int
-    """Words of any kind that were counted: the corpus's own size in words."""
 
 
-def corpus_words(ids: npt.NDArray[Any], vocabulary: Vocabulary) -> CorpusWords:
+def corpus_words(ids: Labels, vocabulary: Vocabulary) -> CorpusWords:
     """Count the words in the first CORPUS_TOKENS tokens of ``ids`` (one dimension, may be memory-mapped)."""
     text = np.asarray(ids[:CORPUS_TOKENS], dtype=np.int64)
     starts = np.flatnonzero(vocabulary.opens[text])
@@ -92,31 +86,17 @@ def corpus_words(ids: npt.NDArray[Any], vocabulary: Vocabulary) -> CorpusWords:
     starts, ends = starts[named], ends[named]
     whole = (ends < len(text)) & (ends - starts <= MAX_WORD_TOKENS)
     whole[whole] &= ~vocabulary.continues[text[ends[whole]]]
-    total = len(starts)
     starts, ends = starts[whole], ends[whole]
-    words_WL, count_W = _unique_rows(text, starts, ends, len(vocabulary))
+    columns = [  # the tokens of each word, then -1
+        np.where(starts + i < ends, text[np.minimum(starts + i, len(text) - 1)], -1) for i in range(MAX_WORD_TOKENS)
+    ]
+    occurrences = pd.DataFrame(dict(enumerate(columns))).groupby(list(range(MAX_WORD_TOKENS))).size()
     count: dict[str, int] = {}
     tokens: dict[str, int] = {}
-    for row, number in zip(words_WL, count_W, strict=True):
-        kept = row[row >= 0]
+    for row, number in occurrences.items():
+        kept = [index for index in row if index >= 0]
         word = "".join(vocabulary.text[index] for index in kept)[1:]
         if word.islower():
             count[word] = count.get(word, 0) + int(number)
             tokens[word] = len(kept)
-    return CorpusWords(count, tokens, total)
-
-
-def _unique_rows(text: Ids, starts: Ids, ends: Ids, size: int) -> tuple[Ids, Ids]:
-    """The distinct words text[start:end] as rows padded with -1, and how often each occurs.
-
-    Rows are numbered column by column: a number for the tokens so far, times V + 1, plus the next token.
-    """
-    columns = [
-        np.where(starts + i < ends, text[np.minimum(starts + i, len(text) - 1)], -1) for i in range(MAX_WORD_TOKENS)
-    ]
-    key = columns[0]
-    for column in columns[1:]:
-        _, key = np.unique(key, return_inverse=True)
-        key = key * (size + 1) + column + 1
-    _, first, count = np.unique(key, return_index=True, return_counts=True)
-    return np.stack([column[first] for column in columns], axis=1), count
+    return CorpusWords(count, tokens)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.synonyms.controls import Controls
-from analysis.synonyms.plan import HeldOut, plan_pairs
+from analysis.synonyms.build_study import Controls, HeldOut, study_of_pairs
 from analysis.synonyms.study import Study
 
 from .corpus import write_corpus
@@ -41,6 +40,6 @@ def controls(text: Text) -> Controls:
 @pytest.fixture(scope="session")
 def study(text: Text, held_out: HeldOut, controls: Controls) -> Study:
     """A few places of each word of PAIRS."""
-    return plan_pairs(
+    return study_of_pairs(
         PAIRS, text.vocabulary, controls, held_out, end_of_text=text.end_of_text, min_contexts=4, contexts_per_word=4
     )

@@ -1,8 +1,8 @@
-"""Studies and answers without a text or a model, and models whose predictions are known."""
+"""Studies and scores without a text or a model, and models whose predictions are known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from analysis.compare.arms import Arm, Member
-from analysis.synonyms.measures import KEYS, Measures
-from analysis.synonyms.score import Answers
+from analysis.synonyms.measure_models import ModelResult
+from analysis.synonyms.metrics import KEYS, Values
+from analysis.synonyms.score import WordScores
 from analysis.synonyms.study import Candidate, Item, Role, Study, Unit
 from analysis.words.vocabulary import Vocabulary
 
@@ -31,9 +32,9 @@ def unit(item: int, lemma: str, *roles: Role, weights: Sequence[float] = (), sin
 def study_of(
     units: Sequence[Unit], unit_M: Sequence[int], *, documents: int = 6, shuffled: Sequence[int] = ()
 ) -> Study:
-    """Question m asks unit ``unit_M[m]`` at place m; those in ``shuffled`` stand at the places of other words."""
-    questions = len(unit_M)
-    shuffled_M = np.zeros(questions, dtype=bool)
+    """Query m is unit ``unit_M[m]`` at place m; those in ``shuffled`` are at the places of other words."""
+    queries = len(unit_M)
+    shuffled_M = np.zeros(queries, dtype=bool)
     shuffled_M[list(shuffled)] = True
     return Study(
         source="made",
@@ -41,28 +42,27 @@ def study_of(
         left_out=(),
         units=tuple(units),
         passages=(),
-        passage_C=np.arange(questions) // 2,
-        position_C=np.arange(questions) % 2,
-        document_C=np.arange(questions) % documents,
-        place_M=np.arange(questions),
+        passage_C=np.arange(queries) // 2,
+        position_C=np.arange(queries) % 2,
+        document_C=np.arange(queries) % documents,
+        place_M=np.arange(queries),
         unit_M=np.array(unit_M),
         shuffled_M=shuffled_M,
-        vocabulary=cast(Vocabulary, None),  # what is measured has no tokens
+        vocabulary=cast(Vocabulary, None),  # the metrics need no tokens
         end_of_text=0,
     )
 
 
-def answers_of(
+def scores_of(
     study: Study, fill: Callable[[Unit], tuple[Floats, npt.NDArray[np.int64]]], entropy_XM: Floats
-) -> Answers:
-    """The answers with, for each question, ``fill(unit)``: log-probabilities (X, K) and ranks (K,)."""
+) -> WordScores:
+    """The scores with, for each query, ``fill(unit)``: log-probabilities (X, K) and ranks (K,)."""
     found = [fill(study.units[index]) for index in study.unit_M]
-    return Answers(
+    return WordScores(
         start_M=np.cumsum([0, *(len(rank_K) for _, rank_K in found)]),
         log_p_XA=np.concatenate([log_p_XK for log_p_XK, _ in found], axis=1),
         rank_A=np.concatenate([rank_K for _, rank_K in found]),
         entropy_XM=entropy_XM,
-        takes_trees=True,
     )
 
 
@@ -72,9 +72,14 @@ def arm(label: str, *seeds: int | None) -> Arm:
     return Arm(label, tuple(members))
 
 
-def measures_of(questions: int, fill: Callable[[str], Floats]) -> Measures:
-    """Measures with ``fill(key)``, broadcast to (X, M), as the values of each metric."""
-    return {key: np.broadcast_to(fill(key), (len(VIEWS), questions)).astype(np.float32) for key in KEYS}
+def metrics_of(queries: int, fill: Callable[[str], Floats]) -> Values:
+    """Metrics with ``fill(key)``, broadcast to (X, M), as the values of each."""
+    return {key: np.broadcast_to(fill(key), (len(VIEWS), queries)).astype(np.float32) for key in KEYS}
+
+
+def results_of(metrics: Mapping[str, Values]) -> dict[str, ModelResult]:
+    """By member label, results that hold these metrics and nothing else."""
+    return {label: ModelResult(one, {}, {}, 0.0, np.zeros(0), takes_trees=True) for label, one in metrics.items()}
 
 
 def constant_model(logits_V: npt.ArrayLike, *, positions: int = 64) -> Any:

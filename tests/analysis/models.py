@@ -1,4 +1,4 @@
-"""Small models of several families, and the naive definition of what is asked of them."""
+"""Small models of several families, and naive definitions of their predictions."""
 
 from __future__ import annotations
 

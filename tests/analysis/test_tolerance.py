@@ -16,13 +16,14 @@ from matplotlib.text import Text
 from analysis.compare.arms import find_arms
 from analysis.probes.over_training import mean_over_runs, points_of
 from analysis.show import style
+from analysis.synonyms.build_study import build_study
 from analysis.synonyms.encode import encode_study
-from analysis.synonyms.measure_models import ask, encode_for, open_data, plan
-from analysis.synonyms.options import settings_of
+from analysis.synonyms.measure_models import encode_for, evaluate, open_data
+from analysis.synonyms.options import Settings
 from analysis.synonyms.study import Study
-from analysis.tolerance.__main__ import _parser, main, printed
+from analysis.tolerance.__main__ import main, over_training, printed
 from analysis.tolerance.figure import draw_tolerance
-from analysis.tolerance.over_training import over_training
+from analysis.words.pair_lists import MIN_SIMILARITY
 from common.errors import InputError
 from model import load_model
 
@@ -58,9 +59,9 @@ def table(out: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def study(runs: list[Path], out: Path) -> Study:
-    """The study of the command, planned again."""
-    options = ["unused", "--out", "unused", "--pairs", str(out / "pairs.csv"), "--contexts-per-word", CONTEXTS]
-    return plan(open_data(find_arms([str(runs[0])])), settings_of(_parser().parse_args(options)))
+    """The study of the command, built again."""
+    settings = Settings(str(out / "pairs.csv"), MIN_SIMILARITY, None, int(CONTEXTS), min_contexts=5, seed=0)
+    return build_study(open_data(find_arms([str(runs[0])])), settings)
 
 
 def test_there_is_a_row_for_every_checkpoint_and_for_each_run_before_training(table: pd.DataFrame) -> None:
@@ -73,23 +74,23 @@ def test_there_is_a_row_for_every_checkpoint_and_for_each_run_before_training(ta
     assert (table["tokens"] == TOKENS_PER_STEP * table["step"]).all()
 
 
-def test_a_row_is_what_the_checkpoint_itself_answers(runs: list[Path], table: pd.DataFrame, study: Study) -> None:
+def test_a_row_is_the_result_of_its_checkpoint(runs: list[Path], table: pd.DataFrame, study: Study) -> None:
     arms = find_arms([str(runs[0])])
     data = open_data(arms)
-    encoded = encode_for(arms[0].members[0], data, study, encode_study(study, data.tokenizer, None))
+    encoded = encode_for(arms[0].members[0], data, encode_study(study))
     model = load_model(runs[0] / "checkpoints" / "step_00000020")
-    asked = ask(model, encoded, label="naive", entropy=None, seed=0, progress=False)
+    result = evaluate(model, encoded, label="naive", entropy=None, seed=0)
     (row,) = table[(table["run"] == "plain_seed0") & (table["step"] == 20)].to_dict("records")
     for key in ("auc", "log_odds", "share_synonym", "share_control", "nll_word", "entropy"):
         for view, column in ((0, key), (1, f"{key}_fitted")):
             of_items = [
-                np.mean(asked.measures[key][view][(study.item_M == item) & ~study.shuffled_M], dtype=float)
+                np.mean(result.metrics[key][view][(study.item_M == item) & ~study.shuffled_M], dtype=float)
                 for item in range(len(study.items))
             ]
             assert row[column] == pytest.approx(np.mean(of_items), rel=1e-6)
-    assert row["distance_ratio"] == pytest.approx(np.mean(asked.distance_P))
-    assert row["nll"] == pytest.approx(asked.nll["raw"])
-    assert row["nll_fitted"] == pytest.approx(asked.nll["fitted"])
+    assert row["distance_ratio"] == pytest.approx(np.mean(result.distance_P))
+    assert row["nll"] == pytest.approx(result.nll["raw"])
+    assert row["nll_fitted"] == pytest.approx(result.nll["fitted"])
     assert row["nll_fitted"] < row["nll"]
 
 
@@ -117,7 +118,7 @@ def test_the_mean_over_runs_is_taken_where_all_of_them_have_a_checkpoint(table: 
     assert mean.iloc[-1] == pytest.approx((last.iloc[0] + last.iloc[1]) / 2)
 
 
-def test_the_summary_says_what_was_asked_of_whom(out: Path, runs: list[Path]) -> None:
+def test_the_summary_names_the_models_and_the_study(out: Path, runs: list[Path]) -> None:
     text = (out / "summary.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
     assert [model["step"] for model in found["models"]] == [0, 10, 20, 30, 0, 10, 30, 0, 30]
@@ -176,7 +177,7 @@ def with_diverged(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     return folder, printed_to.getvalue()
 
 
-def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_as_ever(
+def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_unchanged(
     with_diverged: tuple[Path, str], table: pd.DataFrame
 ) -> None:
     folder, text = with_diverged
@@ -214,7 +215,7 @@ def test_runs_of_which_nothing_is_left_are_refused(with_diverged: tuple[Path, st
     arms = find_arms([str(with_diverged[0] / "plain_seed0" / "checkpoints" / "step_00000020")])
     last = points_of(arms)[-1:]
     with pytest.raises(InputError, match="all of these models have diverged"):
-        over_training(last, open_data(arms), study, seed=0, progress=False)
+        over_training(last, open_data(arms), study, seed=0)
 
 
 def test_a_quantity_that_no_run_has_gets_no_panel(table: pd.DataFrame, study: Study) -> None:

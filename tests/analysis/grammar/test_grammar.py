@@ -15,9 +15,10 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from analysis.compare.metric import MEANINGS_WITH_TRUTH, VIEWS, tfsd_weight
+from analysis.compare.metric import tfsd_weight
+from analysis.compare.temperature import MEANINGS_WITH_TRUTH, VIEWS
 from analysis.grammar.__main__ import main
-from analysis.grammar.arms import SCOPES
+from analysis.grammar.compare import SCOPES
 from analysis.grammar.figure import draw_training
 from analysis.grammar.truth import KINDS, SET_METRICS, TEXT_METRICS, TRUE_KINDS
 from analysis.show import style
@@ -191,8 +192,12 @@ def test_the_printed_tables_name_arms_views_and_counts(runs: Path, out: Path) ->
     assert weights[3].startswith("linear: without c")
     assert max(len(line) for line in printed.splitlines() if "  " in line and ":" not in line) <= 120
     assert str(out) in printed
-    told = " ".join(printed.partition("The arms linear, metric differ in: ")[2].split())
-    assert "head.kind (linear | metric)" in told and "objective.kind (ce | tfsd)" in told and "seed (" not in told
+    sentence = " ".join(printed.partition("The arms linear, metric differ in: ")[2].split())
+    assert (
+        "head.kind (linear | metric)" in sentence
+        and "objective.kind (ce | tfsd)" in sentence
+        and "seed (" not in sentence
+    )
 
 
 def test_the_same_kinds_are_compared_in_every_view(runs: Path, out: Path) -> None:
@@ -204,7 +209,7 @@ def test_the_same_kinds_are_compared_in_every_view(runs: Path, out: Path) -> Non
         assert set(rows) == {"all", *SCOPES}
 
 
-def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_as_ever(
+def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_unchanged(
     runs: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "metric_seed0"

@@ -1,4 +1,4 @@
-"""The oracle is at no distance from the truth, no cheat is, and what is torn apart is told from what is missing."""
+"""The oracle is at no distance from the truth, no cheat is, and a wrong split is distinguished from missing mass."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analysis.grammar.contexts import Contexts, Predictor, TruthCalibration, contexts_of, tempered
-from analysis.grammar.truth import CONTROL_KINDS, KEPT_MASS, SET_METRICS, TEXT_METRICS, Scores, measure
+from analysis.grammar.study import Contexts, Predictor, contexts_of
+from analysis.grammar.truth import (
+    CONTROL_KINDS,
+    KEPT_MASS,
+    SET_METRICS,
+    TEXT_METRICS,
+    Scores,
+    TruthCalibration,
+    evaluate,
+    tempered,
+)
 from data.grammar import Grammar
 
 Floats = npt.NDArray[np.float64]
@@ -106,10 +115,10 @@ def of_text(scores: Scores, key: str, view: int = 0) -> float:
 def test_the_oracle_is_at_no_distance_from_the_truth_in_any_view(
     grammar: Grammar, contexts: Contexts, others: Contexts
 ) -> None:
-    calibration = TruthCalibration.of(oracle(grammar), grammar, others)
+    calibration = TruthCalibration(oracle(grammar), grammar, others)
     temperatures = [1.0, calibration.best(), calibration.matching(calibration.entropy())]
     assert temperatures == pytest.approx([1, 1, 1], abs=1e-9)
-    scores = measure(oracle(grammar), grammar, contexts, temperatures)
+    scores = evaluate(oracle(grammar), grammar, contexts, temperatures)
     for metric in SET_METRICS:
         np.testing.assert_allclose(scores.of_sets[metric.key], 0, atol=1e-9)
     for key in ("kl", "between", "within_true", "within_control", "excess"):
@@ -122,7 +131,7 @@ def test_the_oracle_is_at_no_distance_from_the_truth_in_any_view(
 
 @pytest.mark.parametrize("name", ["flattened", "sharpened", "unigram", "frequency"])
 def test_no_cheat_is_rewarded(grammar: Grammar, contexts: Contexts, name: str) -> None:
-    scores = measure(cheats(grammar)[name], grammar, contexts, [1.0])
+    scores = evaluate(cheats(grammar)[name], grammar, contexts, [1.0])
     assert of_text(scores, "kl") > 0.05
     assert of_text(scores, "excess") > 0.05
     assert abs(of_sets(scores, "log_fracture", grammar)) > 0.05
@@ -135,7 +144,7 @@ def test_no_cheat_is_rewarded(grammar: Grammar, contexts: Contexts, name: str) -
 def test_flattening_gives_the_minority_too_much_and_sharpening_too_little(grammar: Grammar, contexts: Contexts) -> None:
     found = cheats(grammar)
     flat, sharp, biased = (
-        measure(found[name], grammar, contexts, [1.0]) for name in ("flattened", "sharpened", "frequency")
+        evaluate(found[name], grammar, contexts, [1.0]) for name in ("flattened", "sharpened", "frequency")
     )
     for kind in ("unequal", "rare"):
         assert of_sets(flat, "minority", grammar, kind) > 0.03
@@ -152,9 +161,9 @@ def test_flattening_gives_the_minority_too_much_and_sharpening_too_little(gramma
 def test_the_fitted_temperature_undoes_flattening_exactly(
     grammar: Grammar, contexts: Contexts, others: Contexts
 ) -> None:
-    calibration = TruthCalibration.of(flattened(grammar), grammar, others)
+    calibration = TruthCalibration(flattened(grammar), grammar, others)
     assert calibration.best() == pytest.approx(0.5, rel=1e-9)
-    scores = measure(flattened(grammar), grammar, contexts, [1.0, calibration.best()])
+    scores = evaluate(flattened(grammar), grammar, contexts, [1.0, calibration.best()])
     for metric in SET_METRICS:
         assert np.abs(scores.of_sets[metric.key][0]).max() > 1e-3
         np.testing.assert_allclose(scores.of_sets[metric.key][1], 0, atol=1e-9)
@@ -163,24 +172,24 @@ def test_the_fitted_temperature_undoes_flattening_exactly(
 
 def test_the_fitted_temperature_has_the_lowest_expected_nll(grammar: Grammar, others: Contexts) -> None:
     predict = noisy(grammar)
-    best = TruthCalibration.of(predict, grammar, others).best()
-    scores = measure(predict, grammar, others, [best * factor for factor in (0.99, 1, 1.01)])
+    best = TruthCalibration(predict, grammar, others).best()
+    scores = evaluate(predict, grammar, others, [best * factor for factor in (0.99, 1, 1.01)])
     lower, at, higher = scores.of_text["kl"].sum(axis=1)
     assert at < min(lower, higher)
 
 
 def test_the_matched_temperature_gives_the_entropy_asked_for(grammar: Grammar, others: Contexts) -> None:
-    calibration = TruthCalibration.of(noisy(grammar), grammar, others)
+    calibration = TruthCalibration(noisy(grammar), grammar, others)
     for entropy in (0.5, calibration.entropy(), 4.0):
         temperature = calibration.matching(entropy)
-        scores = measure(noisy(grammar), grammar, others, [temperature])
+        scores = evaluate(noisy(grammar), grammar, others, [temperature])
         assert of_text(scores, "entropy") == pytest.approx(entropy, rel=1e-9)
     assert math.isnan(calibration.matching(math.log(len(grammar.words))))
     assert math.isnan(calibration.matching(0.0))
 
 
 def test_a_temperature_that_does_not_exist_gives_nan_and_not_a_score(grammar: Grammar, contexts: Contexts) -> None:
-    scores = measure(noisy(grammar), grammar, contexts, [1.0, math.nan])
+    scores = evaluate(noisy(grammar), grammar, contexts, [1.0, math.nan])
     for metric in SET_METRICS:
         came = scores.weight_DS(metric.key) > 0
         assert np.isfinite(scores.of_sets[metric.key][0]).all()
@@ -205,7 +214,7 @@ def test_mass_heaped_on_one_word_is_torn_and_not_missing(grammar: Grammar, conte
             q[..., most] = (1 - left) * p[..., words].sum(axis=-1)
         return q
 
-    scores = measure(changed(grammar, heaped), grammar, contexts, [1.0])
+    scores = evaluate(changed(grammar, heaped), grammar, contexts, [1.0])
     for key in ("fracture", "log_fracture", "joint_kl"):
         np.testing.assert_allclose(scores.of_sets[key], 0, atol=1e-9)
     assert of_text(scores, "between") == pytest.approx(0, abs=1e-9)
@@ -217,12 +226,12 @@ def test_mass_heaped_on_one_word_is_torn_and_not_missing(grammar: Grammar, conte
 
 def test_a_word_without_any_probability_is_infinitely_torn(grammar: Grammar, contexts: Contexts) -> None:
     words = list(next(one for one in grammar.sets if one.kind == "unequal").tokens)
-    scores = measure(
+    scores = evaluate(
         changed(grammar, lambda p: np.where(np.arange(p.shape[-1]) == words[1], 0, p)), grammar, contexts, [1.0]
     )
     assert of_text(scores, "kl") == of_text(scores, "within_true") == math.inf
     assert math.isfinite(of_text(scores, "between"))
-    gone = measure(
+    gone = evaluate(
         changed(grammar, lambda p: np.where(np.isin(np.arange(p.shape[-1]), words), 0, p)), grammar, contexts, [1.0]
     )
     assert of_text(gone, "kl") == of_text(gone, "between") == of_sets(gone, "log_fracture", grammar) == math.inf
@@ -235,7 +244,7 @@ def test_mass_taken_from_the_sets_is_missing_and_not_torn(grammar: Grammar, cont
         inside = p[..., in_sets].sum(axis=-1, keepdims=True)
         return np.where(in_sets, p / 2, p * (1 - inside / 2) / (1 - inside))
 
-    scores = measure(changed(grammar, taken), grammar, contexts, [1.0])
+    scores = evaluate(changed(grammar, taken), grammar, contexts, [1.0])
     for key in ("split_kl", "minority"):
         np.testing.assert_allclose(scores.of_sets[key], 0, atol=1e-9)
     assert of_text(scores, "within_true") == pytest.approx(0, abs=1e-9)
@@ -250,7 +259,7 @@ def test_mass_taken_from_the_sets_is_missing_and_not_torn(grammar: Grammar, cont
 
 def test_the_scores_are_those_of_the_definitions_and_kl_is_the_sum_of_its_parts(grammar: Grammar) -> None:
     few, temperature = drawn(grammar, 3, 6, 20), 1.7
-    scores = measure(noisy(grammar), grammar, few, [1.0, temperature])
+    scores = evaluate(noisy(grammar), grammar, few, [1.0, temperature])
     parts = ("kl", "between", "within_true", "within_control")
     for d, length in enumerate(few.length_D):
         x = few.x_DT[d : d + 1, :length]
@@ -298,9 +307,9 @@ def test_the_scores_are_those_of_the_definitions_and_kl_is_the_sum_of_its_parts(
 def test_what_is_said_of_sets_does_not_depend_on_the_words_drawn(grammar: Grammar, contexts: Contexts) -> None:
     """Weighted by the true joint mass, not by what came; what came agrees with it at 4 standard errors."""
     predict = noisy(grammar)
-    scores = measure(predict, grammar, contexts, [1.0])
+    scores = evaluate(predict, grammar, contexts, [1.0])
     likeliest_DT = grammar.next_distribution(contexts.x_DT).argmax(axis=2)
-    again = measure(predict, grammar, replace(contexts, y_DT=likeliest_DT), [1.0])
+    again = evaluate(predict, grammar, replace(contexts, y_DT=likeliest_DT), [1.0])
     for metric in SET_METRICS:
         np.testing.assert_array_equal(scores.of_sets[metric.key], again.of_sets[metric.key])
     assert of_text(scores, "kl") == of_text(again, "kl")
@@ -311,7 +320,7 @@ def test_what_is_said_of_sets_does_not_depend_on_the_words_drawn(grammar: Gramma
 
 
 def test_all_single_contexts_are_kept_in_which_a_set_is_probable(grammar: Grammar, contexts: Contexts) -> None:
-    scores = measure(noisy(grammar), grammar, contexts, [1.0, 2.0])
+    scores = evaluate(noisy(grammar), grammar, contexts, [1.0, 2.0])
     kept = scores.kept
     p_DTV = grammar.next_distribution(contexts.x_DT)
     valid_DT = np.arange(contexts.x_DT.shape[1]) < contexts.length_D[:, None]
@@ -350,9 +359,9 @@ def test_contexts_are_documents_from_their_first_token_after_an_end_of_text(gram
 def test_a_document_scores_the_same_alone_and_among_others(grammar: Grammar, contexts: Contexts) -> None:
     """Neither padding nor batches count."""
     predict = cheats(grammar)["frequency"]
-    together = measure(predict, grammar, contexts, [1.0])
+    together = evaluate(predict, grammar, contexts, [1.0])
     for d in (0, 7, 19):
-        alone = measure(predict, grammar, drawn(grammar, d, d + 1), [1.0])
+        alone = evaluate(predict, grammar, drawn(grammar, d, d + 1), [1.0])
         np.testing.assert_allclose(together.mass_DS[d], alone.mass_DS[0], rtol=1e-12)
         for key, value in alone.of_sets.items():
             np.testing.assert_allclose(together.of_sets[key][0, d], value[0, 0], rtol=1e-9, atol=1e-12)

@@ -10,12 +10,12 @@ import pytest
 from scipy.stats import wilcoxon
 
 from analysis.compare.arms import Arm
-from analysis.compare.metric import VIEWS
 from analysis.compare.statistics import holm
-from analysis.synonyms.compare import SCOPES, TESTED, Comparison, compare, effect, effects
-from analysis.synonyms.measures import KEYS, Measures
+from analysis.compare.temperature import VIEWS
+from analysis.synonyms.compare import TESTED, Comparison, compare, effects_of
+from analysis.synonyms.metrics import KEYS, Values
 from analysis.synonyms.study import Role, Study
-from tests.analysis.made import arm, measures_of, study_of, unit
+from tests.analysis.made import arm, metrics_of, results_of, study_of, unit
 
 Floats = npt.NDArray[np.float64]
 NAN = math.nan
@@ -23,18 +23,18 @@ BASE = arm("base", 0, 1, 2)
 OTHER = arm("other", 0, 1, 2)
 
 
-def small_study(questions: int = 60, seed: int = 0) -> Study:
+def small_study(queries: int = 60, seed: int = 0) -> Study:
     """Three items of very different sizes and six units; the last sixth are places of other words."""
     units = [unit(min(i, 2), f"lemma{i}", Role.SYNONYM, Role.CONTROL, single=i != 2) for i in range(6)]
     rng = np.random.default_rng(seed)
-    unit_M = rng.choice(6, questions, p=[0.6, 0.15, 0.1, 0.05, 0.05, 0.05])
+    unit_M = rng.choice(6, queries, p=[0.6, 0.15, 0.1, 0.05, 0.05, 0.05])
     unit_M[: 2 * len(units)] = np.tile(np.arange(6), 2)
     unit_M[-6:] = np.arange(6)
-    return study_of(units, unit_M.tolist(), shuffled=range(questions - questions // 6, questions))
+    return study_of(units, unit_M.tolist(), shuffled=range(queries - queries // 6, queries))
 
 
-def random_measures(study: Study, arms: Sequence[Arm], seed: int = 0, missing: float = 0.0) -> dict[str, Measures]:
-    """Measures of every member, a share of them NaN, and all of the metric gap."""
+def random_metrics(study: Study, arms: Sequence[Arm], seed: int = 0, missing: float = 0.0) -> dict[str, Values]:
+    """Metrics of every member, a share of their values NaN, and all of the metric gap."""
     rng = np.random.default_rng(seed)
     shape = (len(VIEWS), len(study.unit_M))
 
@@ -42,11 +42,11 @@ def random_measures(study: Study, arms: Sequence[Arm], seed: int = 0, missing: f
         values = rng.normal(size=shape)
         return np.where((rng.random(shape) < missing) | (key == "gap"), NAN, values)
 
-    return {member.label: measures_of(shape[1], fill) for one in arms for member in one.members}
+    return {member.label: metrics_of(shape[1], fill) for one in arms for member in one.members}
 
 
-def run(study: Study, arms: Sequence[Arm], measured: dict[str, Measures]) -> Comparison:
-    return compare(study, arms, measured, {}, seed=0)
+def run(study: Study, arms: Sequence[Arm], metrics: dict[str, Values]) -> Comparison:
+    return compare(study, arms, results_of(metrics), seed=0)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -55,7 +55,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def naive_items(study: Study, rows: Sequence[Sequence[float]], scope: str = "all") -> list[float]:
-    """The mean of each item over all seeds and questions of the scope that have a value."""
+    """The mean of each item over all seeds and queries of the scope that have a value."""
     found: list[list[float]] = [[] for _ in study.items]
     for row in rows:
         for m, value in enumerate(row):
@@ -65,18 +65,18 @@ def naive_items(study: Study, rows: Sequence[Sequence[float]], scope: str = "all
     return [mean(values) for values in found]
 
 
-def naive_rows(measured: dict[str, Measures], base: Arm, other: Arm, key: str, view: int) -> list[list[float]]:
+def naive_rows(metrics: dict[str, Values], base: Arm, other: Arm, key: str, view: int) -> list[list[float]]:
     """Differences of each member of ``other``, in Python's floats."""
 
     def value(label: str, m: int) -> float:
-        return float(measured[label][key][view, m])
+        return float(metrics[label][key][view, m])
 
     rows = []
     for member in other.members:
         partners = [b.label for b in base.members if b.seed == member.seed and b.seed is not None]
         labels = partners or [b.label for b in base.members]
-        questions = range(measured[member.label][key].shape[1])
-        rows.append([value(member.label, m) - mean([value(label, m) for label in labels]) for m in questions])
+        queries = range(metrics[member.label][key].shape[1])
+        rows.append([value(member.label, m) - mean([value(label, m) for label in labels]) for m in queries])
     return rows
 
 
@@ -93,12 +93,12 @@ def naive_rows(measured: dict[str, Measures], base: Arm, other: Arm, key: str, v
 )
 def test_differences_are_those_of_loops_paired_by_seed_and_items_weigh_the_same(base: Arm, other: Arm) -> None:
     study = small_study()
-    measured = random_measures(study, [base, other], missing=0.1)
-    found = run(study, [base, other], measured)
+    metrics = random_metrics(study, [base, other], missing=0.1)
+    found = run(study, [base, other], metrics)
     for x, view in enumerate(VIEWS):
         for key in KEYS:
-            rows = naive_rows(measured, base, other, key, x)
-            for scope in SCOPES:
+            rows = naive_rows(metrics, base, other, key, x)
+            for scope in ("all", "single"):
                 if key not in found.differences["other"][scope][view]:
                     continue
                 got = found.differences["other"][scope][view][key]
@@ -113,10 +113,10 @@ def test_differences_are_those_of_loops_paired_by_seed_and_items_weigh_the_same(
                 assert got.clusters["lemma"] == len({study.units[study.unit_M[m]].lemma for m, _ in counted})
                 assert got.clusters["document"] == len({int(study.document_C[m]) for m, _ in counted})
             items = naive_items(study, rows)
-            assert found.paired_items["other"][view][key] == sum(not math.isnan(value) for value in items)
-            p = found.signed_ranks["other"][view][key]
+            assert found.signed_ranks["other"][view][key]["items"] == sum(not math.isnan(value) for value in items)
+            p = found.signed_ranks["other"][view][key]["p"]
             if key == "gap":
-                assert math.isnan(p)  # nothing was measured, which shows nothing
+                assert math.isnan(p)  # no value, which shows nothing
             else:
                 digits = 6 if key.startswith(("auc", "log10")) else 15
                 assert p == pytest.approx(wilcoxon(np.round(items, digits)).pvalue)
@@ -125,42 +125,42 @@ def test_differences_are_those_of_loops_paired_by_seed_and_items_weigh_the_same(
 
 def test_means_are_those_of_loops_over_items() -> None:
     study = small_study()
-    measured = random_measures(study, [BASE, OTHER], missing=0.1)
-    found = run(study, [BASE, OTHER], measured)
+    metrics = random_metrics(study, [BASE, OTHER], missing=0.1)
+    found = run(study, [BASE, OTHER], metrics)
     for one in (BASE, OTHER):
         for x, view in enumerate(VIEWS):
             for key in KEYS:
-                items = naive_items(study, [measured[m.label][key][x].tolist() for m in one.members])
-                assert found.means[one.label][view][key] == pytest.approx(mean(items), abs=1e-12, nan_ok=True)
-                assert found.items[one.label][view][key] == sum(not math.isnan(value) for value in items)
+                items = naive_items(study, [metrics[m.label][key][x].tolist() for m in one.members])
+                assert found.means[one.label][view][key]["mean"] == pytest.approx(mean(items), abs=1e-12, nan_ok=True)
+                assert found.means[one.label][view][key]["items"] == sum(not math.isnan(value) for value in items)
 
 
 def test_what_the_models_of_a_seed_share_cancels() -> None:
     study = small_study()
     rng = np.random.default_rng(3)
-    measured: dict[str, Measures] = {}
+    metrics: dict[str, Values] = {}
     for seed in range(3):
         shared_M = 100 * rng.normal(size=len(study.unit_M))
         for label, shift in (("base", 0), ("other", 1)):
-            measured[f"{label}{seed}"] = {key: np.tile(shared_M + shift, (3, 1)).astype(np.float32) for key in KEYS}
-    found = run(study, [BASE, OTHER], measured).differences["other"]["all"]["raw"]["log_odds"]
+            metrics[f"{label}{seed}"] = {key: np.tile(shared_M + shift, (3, 1)).astype(np.float32) for key in KEYS}
+    found = run(study, [BASE, OTHER], metrics).differences["other"]["all"]["raw"]["log_odds"]
     assert found.low is not None and found.high is not None
     assert 1 - 1e-4 < found.low <= found.mean <= found.high < 1 + 1e-4
 
 
 def test_identical_arms_differ_by_exactly_nothing() -> None:
     study = small_study()
-    measured = random_measures(study, [BASE], missing=0.1)
+    metrics = random_metrics(study, [BASE], missing=0.1)
     twin = arm("twin", 0, 1, 2)
-    measured |= {t.label: measured[b.label] for t, b in zip(twin.members, BASE.members, strict=True)}
-    found = run(study, [BASE, twin], measured)
-    for scope in SCOPES:
+    metrics |= {t.label: metrics[b.label] for t, b in zip(twin.members, BASE.members, strict=True)}
+    found = run(study, [BASE, twin], metrics)
+    for scope in ("all", "single"):
         for row in found.differences["twin"][scope].values():
             for key, got in row.items():
                 if key != "gap":
                     assert (got.mean, got.low, got.high, got.standard_error) == (0, 0, 0, 0)
     for ranks in found.signed_ranks["twin"].values():
-        assert {key: p for key, p in ranks.items() if key != "gap"} == dict.fromkeys(set(KEYS) - {"gap"}, 1.0)
+        assert {key: one["p"] for key, one in ranks.items() if key != "gap"} == dict.fromkeys(set(KEYS) - {"gap"}, 1.0)
     test = found.item_tests["twin"]
     np.testing.assert_array_equal(test.mean_P, 0)
     np.testing.assert_array_equal(test.holm_P, 1)
@@ -168,12 +168,12 @@ def test_identical_arms_differ_by_exactly_nothing() -> None:
 
 def test_places_of_other_words_never_enter_but_the_gain_of_context() -> None:
     study = small_study()
-    measured = random_measures(study, [BASE, OTHER])
+    metrics = random_metrics(study, [BASE, OTHER])
     changed = {
         label: {key: np.where(study.shuffled_M, value + 50, value).astype(np.float32) for key, value in one.items()}
-        for label, one in measured.items()
+        for label, one in metrics.items()
     }
-    before, after = run(study, [BASE, OTHER], measured), run(study, [BASE, OTHER], changed)
+    before, after = run(study, [BASE, OTHER], metrics), run(study, [BASE, OTHER], changed)
     np.testing.assert_equal(before.means, after.means)
     np.testing.assert_equal(before.differences, after.differences)
     np.testing.assert_equal(before.signed_ranks, after.signed_ranks)
@@ -184,36 +184,36 @@ def test_places_of_other_words_never_enter_but_the_gain_of_context() -> None:
 
 def test_the_gain_of_context_is_that_of_each_unit_over_its_own_mean_elsewhere() -> None:
     study = small_study()
-    measured = random_measures(study, [OTHER])
+    metrics = random_metrics(study, [OTHER])
     rows = []
     for member in OTHER.members:
-        value_M = measured[member.label]["log_odds"][0].tolist()
+        value_M = metrics[member.label]["log_odds"][0].tolist()
         pairs = list(zip(study.unit_M.tolist(), study.shuffled_M.tolist(), value_M, strict=True))
         rows.append([value - mean([v for u, away, v in pairs if away and u == one]) for one, _, value in pairs])
-    assert run(study, [OTHER], measured).gains["other"].mean == pytest.approx(mean(naive_items(study, rows)), abs=1e-12)
+    assert run(study, [OTHER], metrics).gains["other"].mean == pytest.approx(mean(naive_items(study, rows)), abs=1e-12)
 
 
-def test_words_that_are_liked_everywhere_gain_nothing_of_context_however_often_they_are_asked() -> None:
+def test_words_that_are_liked_everywhere_gain_nothing_of_context_however_many_queries_they_have() -> None:
     study = small_study()  # a unit's share of an item is not its share of the places of other words
     anywhere_U = np.array([3.0, -2.0, 5.0, -4.0, 1.0, 2.0])
-    measured = {m.label: measures_of(len(study.unit_M), lambda key: anywhere_U[study.unit_M]) for m in OTHER.members}
-    got = run(study, [OTHER], measured).gains["other"]
+    metrics = {m.label: metrics_of(len(study.unit_M), lambda key: anywhere_U[study.unit_M]) for m in OTHER.members}
+    got = run(study, [OTHER], metrics).gains["other"]
     assert (got.mean, got.low, got.high) == (0, 0, 0)
 
 
 def test_each_item_is_tested_over_its_contexts_and_holm_counts_the_items_that_could_be() -> None:
     study = small_study(400)
-    measured = random_measures(study, [BASE, OTHER])
+    metrics = random_metrics(study, [BASE, OTHER])
     for member in OTHER.members:
-        tested = measured[member.label][TESTED]
+        tested = metrics[member.label][TESTED]
         tested[:, (study.item_M == 0)] += 2
         tested[:, (study.item_M == 1)] = NAN
-    got = run(study, [BASE, OTHER], measured).item_tests["other"]
-    rows = naive_rows(measured, BASE, OTHER, TESTED, VIEWS.index("matched"))
+    got = run(study, [BASE, OTHER], metrics).item_tests["other"]
+    rows = naive_rows(metrics, BASE, OTHER, TESTED, VIEWS.index("matched"))
     expected = []
     for item in (0, 2):
-        asked = [m for m in range(400) if not study.shuffled_M[m] and study.units[study.unit_M[m]].item == item]
-        per_context = [mean([row[m] for row in rows]) for m in asked]
+        own = [m for m in range(400) if not study.shuffled_M[m] and study.units[study.unit_M[m]].item == item]
+        per_context = [mean([row[m] for row in rows]) for m in own]
         assert got.mean_P[item] == pytest.approx(mean(per_context))
         expected.append(wilcoxon(per_context).pvalue)
     np.testing.assert_allclose(got.p_P, [expected[0], NAN, expected[1]])
@@ -225,16 +225,17 @@ def test_each_item_is_tested_over_its_contexts_and_holm_counts_the_items_that_co
 
 def test_a_view_that_one_seed_has_not_is_that_of_the_others() -> None:
     study = small_study()
-    measured = random_measures(study, [BASE, OTHER])
-    full = run(study, [arm("base", 0, 1), arm("other", 0, 1)], measured)
-    for value in measured["other2"].values():
+    metrics = random_metrics(study, [BASE, OTHER])
+    full = run(study, [arm("base", 0, 1), arm("other", 0, 1)], metrics)
+    for value in metrics["other2"].values():
         value[VIEWS.index("matched")] = NAN
-    found = run(study, [BASE, OTHER], measured)
+    found = run(study, [BASE, OTHER], metrics)
     for key in set(KEYS) - {"gap"}:
         got, expected = (one.differences["other"]["all"]["matched"][key] for one in (found, full))
         assert got.mean == pytest.approx(expected.mean, abs=1e-12)
         assert (got.n, got.clusters) == (expected.n, expected.clusters)
-        assert found.means["other"]["matched"][key] == pytest.approx(full.means["other"]["matched"][key], abs=1e-12)
+        means = (one.means["other"]["matched"][key]["mean"] for one in (found, full))
+        assert next(means) == pytest.approx(next(means), abs=1e-12)
     np.testing.assert_allclose(found.item_tests["other"].p_P, full.item_tests["other"].p_P)
 
 
@@ -243,12 +244,12 @@ def test_equal_differences_of_shares_tie_although_float32_tells_them_apart() -> 
     pairs = [(0.8, 0.6), (0.4, 0.2), (0.1, 0.3), (0.7, 0.9)]  # +0.2 twice, -0.2 twice
     values = np.array(pairs, dtype=np.float32)
     assert len(set(np.abs(values[:, 0].astype(float) - values[:, 1]))) > 1
-    measured = {
-        "otherNone": measures_of(4, lambda key: values[:, 0].astype(float)),
-        "baseNone": measures_of(4, lambda key: values[:, 1].astype(float)),
+    metrics = {
+        "otherNone": metrics_of(4, lambda key: values[:, 0].astype(float)),
+        "baseNone": metrics_of(4, lambda key: values[:, 1].astype(float)),
     }
-    found = run(study, [arm("base", None), arm("other", None)], measured)
-    assert found.signed_ranks["other"]["raw"]["auc"] == 1.0
+    found = run(study, [arm("base", None), arm("other", None)], metrics)
+    assert found.signed_ranks["other"]["raw"]["auc"]["p"] == 1.0
 
 
 def test_a_small_difference_of_large_values_is_right_although_float32_is_stored() -> None:
@@ -256,11 +257,11 @@ def test_a_small_difference_of_large_values_is_right_although_float32_is_stored(
     rng = np.random.default_rng(4)
     base_M = rng.uniform(5, 12, 50)
     shift_M = rng.normal(1e-3, 1e-4, 50)
-    measured = {
-        "baseNone": measures_of(50, lambda key: base_M),
-        "otherNone": measures_of(50, lambda key: base_M + shift_M),
+    metrics = {
+        "baseNone": metrics_of(50, lambda key: base_M),
+        "otherNone": metrics_of(50, lambda key: base_M + shift_M),
     }
-    got = run(study, [arm("base", None), arm("other", None)], measured).differences["other"]["all"]["raw"]["log_odds"]
+    got = run(study, [arm("base", None), arm("other", None)], metrics).differences["other"]["all"]["raw"]["log_odds"]
     assert got.mean == pytest.approx(shift_M.mean(), abs=1e-6)
 
 
@@ -268,7 +269,7 @@ def test_a_small_difference_of_large_values_is_right_although_float32_is_stored(
 def test_there_is_no_interval_of_fewer_than_five_lemmas_or_documents(lemmas: int, documents: int) -> None:
     units = [unit(i // 2, f"lemma{i}", Role.SYNONYM, Role.CONTROL) for i in range(lemmas)]
     study = study_of(units, np.repeat(np.arange(lemmas), documents).tolist(), documents=documents)
-    found = run(study, [BASE, OTHER], random_measures(study, [BASE, OTHER]))
+    found = run(study, [BASE, OTHER], random_metrics(study, [BASE, OTHER]))
     got = found.differences["other"]["all"]["raw"]["log_odds"]
     assert math.isfinite(got.mean) and got.clusters == {"lemma": lemmas, "document": documents, "seed": 3}
     ends = (got.low, got.high, got.standard_error, got.smallest)
@@ -281,9 +282,9 @@ def test_metrics_evaluated_together_are_those_evaluated_alone() -> None:
     value_KSM = rng.normal(size=(4, 3, 200))
     value_KSM[1, :, ::3] = NAN
     value_KSM[2] = NAN
-    together = effects(study, value_KSM, ~study.shuffled_M, 0)
+    together = effects_of(study, value_KSM, study.own_M, 0)
     for got, value_SM in zip(together, value_KSM, strict=True):
-        alone = effect(study, cast(Floats, value_SM), ~study.shuffled_M, 0)
+        (alone,) = effects_of(study, cast(Floats, value_SM)[None], study.own_M, 0)
         assert (got.n, got.clusters) == (alone.n, alone.clusters)
         for name in ("mean", "low", "high", "standard_error", "smallest"):
             one, other = getattr(got, name), getattr(alone, name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis.synonyms.encode import encode_study
-from analysis.synonyms.measures import distance_ratios
+from analysis.synonyms.metrics import distance_ratios
 from analysis.synonyms.study import Role, Study
 from tests.analysis.models import make_model
 from tests.analysis.text import VOCABULARY, Text
@@ -38,14 +38,14 @@ def test_distances_are_those_of_loops_and_missing_where_a_word_is_not_one_token(
     kind: str, study: Study, text: Text
 ) -> None:
     model = make_model(kind, VOCABULARY)
-    found = distance_ratios(model, encode_study(study, text.tokenizer, None))
+    found = distance_ratios(model, encode_study(study))
     expected = [naive(model, study, text.tokenizer, item) for item in range(len(study.items))]
     assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert 0 < np.isfinite(found).sum() < len(found)
 
 
 def test_growing_embeddings_change_nothing_and_moving_synonyms_together_does(study: Study, text: Text) -> None:
-    model, encoded = make_model("linear", VOCABULARY), encode_study(study, text.tokenizer, None)
+    model, encoded = make_model("linear", VOCABULARY), encode_study(study)
     before = distance_ratios(model, encoded)
     weight = model.get_output_embeddings().weight
     big, large = (text.vocabulary.tokens(word) or () for word in (" big", " large"))

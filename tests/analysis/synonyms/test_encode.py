@@ -8,18 +8,17 @@ import pytest
 
 from analysis.synonyms.encode import Encoded, encode_study
 from analysis.synonyms.study import Study
-from analysis.words.vocabulary import Vocabulary
 from common.errors import InputError
 from tests.analysis.guests import other_bpe, whole_pieces, with_bos
 from tests.analysis.text import SEQUENCE_LENGTH, Text
 
 
 def as_guest(study: Study, tokenizer: Any) -> Encoded:
-    return encode_study(study, tokenizer, Vocabulary(tokenizer))
+    return encode_study(study, tokenizer)
 
 
 def test_the_stores_own_tokens_stay_as_they_are(study: Study, text: Text) -> None:
-    encoded = encode_study(study, text.tokenizer, None)
+    encoded = encode_study(study)
     assert all((ours == theirs).all() for ours, theirs in zip(encoded.passages, study.passages, strict=True))
     np.testing.assert_array_equal(encoded.position_C, study.position_C)
     assert encoded.longest == SEQUENCE_LENGTH
@@ -27,7 +26,7 @@ def test_the_stores_own_tokens_stay_as_they_are(study: Study, text: Text) -> Non
 
 @pytest.mark.parametrize("tokenizer", [None, other_bpe()])
 def test_a_tree_holds_each_candidate_and_every_beginning_once(study: Study, text: Text, tokenizer: Any) -> None:
-    encoded = encode_study(study, text.tokenizer, None) if tokenizer is None else as_guest(study, tokenizer)
+    encoded = encode_study(study, tokenizer)
     shared = 0
     for unit, tree in zip(study.units, encoded.trees, strict=True):
         paths = []
@@ -36,11 +35,9 @@ def test_a_tree_holds_each_candidate_and_every_beginning_once(study: Study, text
             assert parent < node
             assert tree.depth_E[node] == len(paths[node])
         assert len({tuple(path) for path in paths}) == len(paths)
-        for candidate, leaf, nodes in zip(unit.candidates, tree.leaf_K, tree.nodes_K, strict=True):
+        for candidate, leaf in zip(unit.candidates, tree.leaf_K, strict=True):
             assert encoded.vocabulary.decode(paths[leaf]) == candidate.surface
-            assert [int(tree.token_E[node]) for node in nodes] == paths[leaf]
-            assert nodes[-1] == leaf
-        shared += sum(map(len, tree.nodes_K)) - len(paths)
+        shared += sum(len(paths[leaf]) for leaf in tree.leaf_K) - len(paths)
     assert shared > 0  # " ki" stands once for " kimu" and " kiki"
 
 
@@ -101,11 +98,11 @@ def test_candidates_that_a_guest_cannot_tell_from_the_quote_before_them_have_no_
 
 
 def test_the_longest_is_what_a_model_needs_positions_for(study: Study, text: Text) -> None:
-    encoded = encode_study(study, text.tokenizer, None)
+    encoded = encode_study(study)
     ends = [
-        encoded.position_C[place] + 1 + len(nodes)
+        encoded.position_C[place] + 1 + depth
         for place, unit in zip(study.place_M, study.unit_M, strict=True)
-        for nodes in encoded.trees[unit].nodes_K
+        for depth in encoded.trees[unit].depth_E
     ]
     short = replace(encoded, passages=tuple(ids[:1] for ids in encoded.passages))
     assert short.longest == max(ends)

@@ -11,13 +11,15 @@ from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 
 from analysis.compare.arms import find_arms, untrained_arm
-from analysis.compare.metric import VIEWS
 from analysis.compare.statistics import crossed_bootstrap
+from analysis.compare.temperature import VIEWS
 from analysis.show import style
+from analysis.synonyms.build_study import build_study
 from analysis.synonyms.compare import Comparison, compare
 from analysis.synonyms.figure import draw_synonyms
-from analysis.synonyms.measure_models import Settings, ask_all, open_data, plan
-from analysis.words.pair_scores import MIN_SIMILARITY
+from analysis.synonyms.measure_models import evaluate_arms, open_data
+from analysis.synonyms.options import Settings
+from analysis.words.pair_lists import MIN_SIMILARITY
 from tests.analysis.trained import write_pairs, write_training
 
 
@@ -34,10 +36,8 @@ def found(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     arms.append(untrained_arm(arms[0]))
     settings = Settings(str(write_pairs(folder)), MIN_SIMILARITY, None, contexts_per_word=6, min_contexts=5, seed=0)
     data = open_data(arms)
-    study = plan(data, settings)
-    asked = ask_all(arms, data, study, seed=0, progress=False)
-    measures = {label: one.measures for label, one in asked.items()}
-    return compare(study, arms, measures, {label: one.temperatures for label, one in asked.items()}, seed=0)
+    study = build_study(data, settings)
+    return compare(study, arms, evaluate_arms(arms, data, study, seed=0), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ def test_a_point_is_an_items_mean_over_contexts_and_seeds_and_filled_where_it_di
     tests = found.item_tests | {"bent": replace(found.item_tests["bent"], holm_P=holm_P)}
     with style.look():
         figure = draw_synonyms(replace(found, item_tests=tests))
-    item_M, asked_M = found.study.item_M, ~found.study.shuffled_M
+    item_M, own_M = found.study.item_M, found.study.own_M
     for axes, key, view in zip(points_below(figure, "bent"), ("log_odds", "auc"), ("matched", "raw"), strict=True):
         expected = []
         for item in range(len(found.study.items)):
-            chosen = asked_M & (item_M == item)
+            chosen = own_M & (item_M == item)
             of_arms = [
-                [found.measured[f"{arm}_seed{seed}"][key][VIEWS.index(view)][chosen] for seed in (0, 1)]
+                [found.results[f"{arm}_seed{seed}"].metrics[key][VIEWS.index(view)][chosen] for seed in (0, 1)]
                 for arm in ("plain", "bent")
             ]
             expected.append((*(np.mean(values, dtype=float) for values in of_arms), item == 0))
@@ -161,8 +161,8 @@ def test_all_arms_share_the_limits_of_a_row(figure: Any) -> None:
 
 def test_what_was_counted_is_said(found: Comparison, figure: Any) -> None:
     words = " ".join(text.get_text() for text in figure.findobj(Text))
-    asked = int((~found.study.shuffled_M).sum())
-    for part in ("Difference to plain (2 seeds)", "3 items,", "n = 3 items", f"{asked} contexts", "6 lemmas", "documents",
+    contexts = int(found.study.own_M.sum())
+    for part in ("Difference to plain (2 seeds)", "3 items,", "n = 3 items", f"{contexts} contexts", "6 lemmas", "documents",
                  "bent\n2 seeds", "untrained\n1 seed", "95% interval", "80% power", "matched: at the temperature"):  # fmt: skip
         assert part in words
     assert "antonyms" not in words  # the pairs have none
@@ -171,11 +171,11 @@ def test_what_was_counted_is_said(found: Comparison, figure: Any) -> None:
 
 def test_a_model_without_a_matched_view_gets_a_remark_and_the_other_views(found: Comparison) -> None:
     matched = np.arange(len(VIEWS))[:, None] == VIEWS.index("matched")
-    measured = {
-        label: {key: np.where(matched, np.nan, value_XM) for key, value_XM in measures.items()}
+    results = {
+        label: replace(one, metrics={key: np.where(matched, np.nan, value_XM) for key, value_XM in one.metrics.items()})
         if label.startswith("bent")
-        else measures
-        for label, measures in found.measured.items()
+        else one
+        for label, one in found.results.items()
     }
     nothing = crossed_bootstrap([], {"lemma": []}, seed=0)
     views = found.differences["bent"]["all"] | {
@@ -183,7 +183,7 @@ def test_a_model_without_a_matched_view_gets_a_remark_and_the_other_views(found:
     }
     differences = found.differences | {"bent": {"all": views}}
     with style.look():
-        figure = draw_synonyms(replace(found, measured=measured, differences=differences))
+        figure = draw_synonyms(replace(found, results=results, differences=differences))
     odds, auc = points_below(figure, "bent")
     assert [text.get_text() for text in odds.texts] == ["no temperature gives\nthe baseline's entropy"]
     assert sum(len(line.get_xdata()) for line in marks(auc)) == 3

@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analysis.synonyms import batching as module
-from analysis.synonyms.batching import plan_lots
-from analysis.synonyms.encode import Encoded, encode_study
+from analysis.synonyms import encode as module
+from analysis.synonyms.encode import Encoded, batches_of, encode_study
 from analysis.synonyms.hidden_states import Reader
 from analysis.synonyms.study import Study
 from common.errors import InputError
@@ -19,7 +18,7 @@ from tests.analysis.text import SEQUENCE_LENGTH, Text
 
 @pytest.fixture(scope="module")
 def encoded(study: Study, text: Text) -> Encoded:
-    return encode_study(study, text.tokenizer, None)
+    return encode_study(study)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,16 +29,16 @@ def test_states_are_those_of_plain_sequences(family: str, encoded: Encoded) -> N
     assert reader.takes_trees == (family not in READ_ONE_BY_ONE)
     rng = np.random.default_rng(0)
     with torch.inference_mode():
-        for lot in reader.lots():
-            h_RD = reader.states(lot)
+        for batch in reader.batches():
+            h_RD = reader.states(batch)
             logits_RV = reader.logits(h_RD)
             for row in rng.choice(len(h_RD), 25, replace=False):
                 path: list[int] = []
                 above = int(row)
-                while above >= lot.places:
-                    path.append(int(lot.token_N[above - lot.places]))
-                    above = int(lot.parent_N[above - lot.places])
-                place = lot.place_C[above]
+                while above >= batch.places:
+                    path.append(int(batch.token_N[above - batch.places]))
+                    above = int(batch.parent_N[above - batch.places])
+                place = batch.place_C[above]
                 before = encoded.passages[encoded.study.passage_C[place]][: encoded.position_C[place] + 1]
                 plain = torch.from_numpy(np.concatenate([before, path[::-1]]).astype(np.int64))[None]
                 torch.testing.assert_close(h_RD[row], model.base_model(plain).last_hidden_state[0, -1])
@@ -51,41 +50,41 @@ def test_trees_and_sequences_of_their_own_agree(family: str, encoded: Encoded) -
     reader = Reader(make_model(family, len(encoded.vocabulary)), encoded, "m")
     assert reader.takes_trees
     with torch.inference_mode():
-        for lot in reader.lots():
+        for batch in reader.batches():
             reader.takes_trees = True
-            in_trees = reader.states(lot)
+            in_trees = reader.states(batch)
             reader.takes_trees = False
-            torch.testing.assert_close(in_trees, reader.states(lot), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(in_trees, reader.states(batch), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("positions", "beside"), [(8192, 512), (1, 512), (100, 1), (300, 40)])
-def test_lots_hold_every_place_question_and_node_once(
+def test_batches_hold_every_place_query_and_node_once(
     encoded: Encoded, positions: int, beside: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SEQUENCE_POSITIONS", beside)
     study = encoded.study
-    lots = list(plan_lots(encoded, positions))
-    places = np.concatenate([lot.place_C for lot in lots])
-    questions = np.concatenate([lot.question_Q for lot in lots])
+    batches = list(batches_of(encoded, positions))
+    places = np.concatenate([batch.place_C for batch in batches])
+    queries = np.concatenate([batch.query_Q for batch in batches])
     assert sorted(places) == list(range(len(study.position_C)))
-    assert sorted(questions) == list(range(len(study.unit_M)))
-    for lot in lots:
-        np.testing.assert_array_equal(lot.place_C[lot.place_Q], study.place_M[lot.question_Q])
-        for index, question in enumerate(lot.question_Q):
-            tree = encoded.trees[study.unit_M[question]]
-            nodes = slice(lot.offset_Q[index], lot.offset_Q[index] + len(tree.token_E))
-            np.testing.assert_array_equal(lot.token_N[nodes], tree.token_E)
-            np.testing.assert_array_equal(lot.depth_N[nodes], tree.depth_E)
-            assert (lot.place_N[nodes] == lot.place_Q[index]).all()
+    assert sorted(queries) == list(range(len(study.unit_M)))
+    for batch in batches:
+        np.testing.assert_array_equal(batch.place_C[batch.place_Q], study.place_M[batch.query_Q])
+        for index, query in enumerate(batch.query_Q):
+            tree = encoded.trees[study.unit_M[query]]
+            nodes = slice(batch.offset_Q[index], batch.offset_Q[index] + len(tree.token_E))
+            np.testing.assert_array_equal(batch.token_N[nodes], tree.token_E)
+            np.testing.assert_array_equal(batch.depth_N[nodes], tree.depth_E)
+            assert (batch.place_N[nodes] == batch.place_Q[index]).all()
             first = tree.parent_E < 0
-            assert (lot.parent_N[nodes][first] == lot.place_Q[index]).all()
-            inner = lot.parent_N[nodes][~first] - lot.places - lot.offset_Q[index]
+            assert (batch.parent_N[nodes][first] == batch.place_Q[index]).all()
+            inner = batch.parent_N[nodes][~first] - batch.places - batch.offset_Q[index]
             np.testing.assert_array_equal(inner, tree.parent_E[~first])
-        for low, high in lot.sequences:
+        for low, high in batch.sequences:
             assert len(set(study.passage_C[low:high])) == 1
             sizes = [len(encoded.trees[u].token_E) for u in study.unit_M[np.isin(study.place_M, range(low, high))]]
             assert high - low == 1 or encoded.position_C[high - 1] + 1 + sum(sizes) <= beside
-    assert len(lots) == 1 or positions < 8192
+    assert len(batches) == 1 or positions < 8192
 
 
 def gpt2(size: int, positions: int = 64, cls: type[GPT2LMHeadModel] = GPT2LMHeadModel) -> GPT2LMHeadModel:
@@ -155,8 +154,8 @@ def test_the_model_stays_as_it_is(encoded: Encoded) -> None:
     body = model.base_model
     reader = Reader(model, encoded, "m")
     with torch.inference_mode():
-        for lot in reader.lots():
-            reader.logits(reader.states(lot))
+        for batch in reader.batches():
+            reader.logits(reader.states(batch))
     assert model.base_model is body
     assert not model.training
     assert before.keys() == model.state_dict().keys()

@@ -10,16 +10,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from analysis.synonyms import batching as lots
+from analysis.synonyms import encode, score
 from analysis.synonyms import hidden_states as states
-from analysis.synonyms import score
 from analysis.synonyms.encode import Encoded, encode_study
-from analysis.synonyms.score import Answers, answer
+from analysis.synonyms.hidden_states import Reader
+from analysis.synonyms.score import WordScores, score_words
 from analysis.synonyms.study import Candidate, Item, Role, Study, Unit, assemble
 from analysis.words.vocabulary import Vocabulary
 from common.errors import InputError
 from tests.analysis.guests import other_bpe, whole_pieces, with_bos
-from tests.analysis.models import FAMILIES, READ_ONE_BY_ONE, Naive, boundaries, make_model
+from tests.analysis.models import FAMILIES, Naive, boundaries, make_model
 from tests.analysis.text import Text
 
 TEMPERATURES = (1.0, 0.4, 3.0)
@@ -27,50 +27,49 @@ TEMPERATURES = (1.0, 0.4, 3.0)
 
 @pytest.fixture(scope="module")
 def encoded(study: Study, text: Text) -> Encoded:
-    return encode_study(study, text.tokenizer, None)
+    return encode_study(study)
 
 
 def check(
-    answers: Answers, encoded: Encoded, naive: Naive, tokenizer: Any, *, every: int = 1, spaced_only: bool = False
+    scores: WordScores, encoded: Encoded, naive: Naive, tokenizer: Any, *, every: int = 1, spaced_only: bool = False
 ) -> set[tuple[int, bool]]:
-    """Compare a question of every so-manieth unit with the definition; the (tokens, spaced) of the words compared."""
+    """Compare a query of every n-th unit with the definition; the (tokens, spaced) of the words compared."""
     study, seen = encoded.study, set()
-    for question in np.unique(study.unit_M, return_index=True)[1][::every]:
-        unit, place = study.units[study.unit_M[question]], study.place_M[question]
+    for query in np.unique(study.unit_M, return_index=True)[1][::every]:
+        unit, place = study.units[study.unit_M[query]], study.place_M[query]
         if spaced_only and not unit.spaced:
             continue
         context = encoded.passages[study.passage_C[place]][: encoded.position_C[place] + 1]
-        for index, candidate in enumerate(unit.candidates, start=answers.start_M[question]):
+        for index, candidate in enumerate(unit.candidates, start=scores.start_M[query]):
             word = tokenizer.encode(candidate.surface, add_special_tokens=False)
             seen.add((len(word), unit.spaced))
             for x, temperature in enumerate(TEMPERATURES):
                 expected = naive.log_p(context, word, temperature, spaced=unit.spaced)
-                assert answers.log_p_XA[x, index] == pytest.approx(expected, abs=1e-4)
-            assert answers.rank_A[index] == (naive.rank(context, word[0]) if len(word) == 1 else 0)
+                assert scores.log_p_XA[x, index] == pytest.approx(expected, abs=1e-4)
+            assert scores.rank_A[index] == (naive.rank(context, word[0]) if len(word) == 1 else 0)
         entropies = [naive.entropy(context, temperature) for temperature in TEMPERATURES]
-        np.testing.assert_allclose(answers.entropy_XM[:, question], entropies, atol=1e-4)
+        np.testing.assert_allclose(scores.entropy_XM[:, query], entropies, atol=1e-4)
     return seen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_words_probability_is_that_of_the_definition_in_float64(family: str, encoded: Encoded, text: Text) -> None:
     model = make_model(family, len(encoded.vocabulary))
-    answers = answer(model, encoded, TEMPERATURES, label="m", progress=False)
-    assert answers.takes_trees == (family not in READ_ONE_BY_ONE)
-    assert len(answers.start_M) == len(encoded.study.unit_M) + 1
+    scores = score_words(Reader(model, encoded, "m"), TEMPERATURES)
+    assert len(scores.start_M) == len(encoded.study.unit_M) + 1
     every = 1 if family in ("gpt2", "metric") else 3
-    seen = check(answers, encoded, Naive(model, boundaries(text.tokenizer)), text.tokenizer, every=every)
+    seen = check(scores, encoded, Naive(model, boundaries(text.tokenizer)), text.tokenizer, every=every)
     assert {(1, True), (2, True), (3, True), (2, False), (3, False)} <= seen
     assert every > 1 or (1, False) in seen
 
 
 @pytest.mark.parametrize("make_tokenizer", [other_bpe, with_bos])
-def test_a_guest_is_asked_the_same_words_in_its_own_tokens(make_tokenizer: Any, study: Study) -> None:
+def test_a_guest_scores_the_same_words_in_its_own_tokens(make_tokenizer: Any, study: Study) -> None:
     tokenizer = make_tokenizer()
-    encoded = encode_study(study, tokenizer, Vocabulary(tokenizer))
+    encoded = encode_study(study, tokenizer)
     model = make_model("llama", len(encoded.vocabulary), positions=128)
-    answers = answer(model, encoded, TEMPERATURES, label="m", progress=False)
-    seen = check(answers, encoded, Naive(model, boundaries(tokenizer)), tokenizer, every=2)
+    scores = score_words(Reader(model, encoded, "m"), TEMPERATURES)
+    seen = check(scores, encoded, Naive(model, boundaries(tokenizer)), tokenizer, every=2)
     assert {(2, True), (3, True), (2, False), (3, False)} <= seen
 
 
@@ -106,16 +105,16 @@ def test_all_spellings_and_no_word_make_one(spaced: bool) -> None:
     )
     model = make_model("gpt2", len(vocabulary))
     model.transformer.wte.weight.data *= 0.1  # a nearly flat distribution, in which words are short
-    answers = answer(model, encode_study(study, tokenizer, None), (1.0, 1.5), label="m", progress=False)
+    scores = score_words(Reader(model, encode_study(study), "m"), (1.0, 1.5))
     ends = np.array([token not in ("a", "b") for token in tokenizer.convert_ids_to_tokens(range(len(vocabulary)))])
     no_word = np.array(
         [token not in ("a", "b", "Ġa", "Ġb") for token in tokenizer.convert_ids_to_tokens(range(len(ends)))]
     )
     naive = Naive(model, ends)
     for x, temperature in enumerate((1.0, 1.5)):
-        for question, position in enumerate(positions):
+        for query, position in enumerate(positions):
             p_V = naive.log_distributions(ids[: position + 1], temperature)[-1].exp().numpy()
-            p_words = np.exp(answers.log_p_XA[x, answers.start_M[question] : answers.start_M[question + 1]])
+            p_words = np.exp(scores.log_p_XA[x, scores.start_M[query] : scores.start_M[query + 1]])
             assert (p_words > 0).all()
             nothing = p_V[no_word].sum() / p_V[ends].sum() if spaced else p_V[ends].sum()
             assert p_words.sum() + nothing == pytest.approx(1, abs=1e-5)
@@ -129,11 +128,11 @@ def test_how_places_are_gathered_changes_nothing(
     family: str, positions: int, beside: int, logits: int, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(family, len(encoded.vocabulary))
-    whole = answer(model, encoded, (1.0, 0.4), label="m", progress=False)
-    monkeypatch.setattr(states, "LOT_POSITIONS", positions)
-    monkeypatch.setattr(lots, "SEQUENCE_POSITIONS", beside)
+    whole = score_words(Reader(model, encoded, "m"), (1.0, 0.4))
+    monkeypatch.setattr(states, "BATCH_POSITIONS", positions)
+    monkeypatch.setattr(encode, "SEQUENCE_POSITIONS", beside)
     monkeypatch.setattr(score, "LOGITS", logits)
-    parts = answer(model, encoded, (1.0, 0.4), label="m", progress=False)
+    parts = score_words(Reader(model, encoded, "m"), (1.0, 0.4))
     np.testing.assert_allclose(parts.log_p_XA, whole.log_p_XA, atol=1e-5)
     np.testing.assert_allclose(parts.entropy_XM, whole.entropy_XM, atol=1e-5)
     np.testing.assert_array_equal(parts.rank_A, whole.rank_A)
@@ -144,22 +143,22 @@ def test_the_order_of_units_changes_nothing(encoded: Encoded, study: Study, text
     units = len(study.units)
     turned = replace(study, units=study.units[::-1], unit_M=units - 1 - study.unit_M)
     model = make_model("metric", len(encoded.vocabulary))
-    one = answer(model, encoded, (1.0,), label="m", progress=False)
-    other = answer(model, encode_study(turned, text.tokenizer, None), (1.0,), label="m", progress=False)
+    one = score_words(Reader(model, encoded, "m"), (1.0,))
+    other = score_words(Reader(model, encode_study(turned), "m"), (1.0,))
     np.testing.assert_allclose(one.log_p_XA, other.log_p_XA, atol=1e-5)
 
 
 def test_a_candidate_that_a_guest_cannot_encode_is_not_a_number_and_harms_no_other(study: Study) -> None:
     tokenizer = whole_pieces()
-    encoded = encode_study(study, tokenizer, Vocabulary(tokenizer))
+    encoded = encode_study(study, tokenizer)
     unknown = np.concatenate([encoded.trees[unit].leaf_K < 0 for unit in study.unit_M])
     model = make_model("gpt2", len(encoded.vocabulary), positions=128)
-    answers = answer(model, encoded, TEMPERATURES, label="m", progress=False)
+    scores = score_words(Reader(model, encoded, "m"), TEMPERATURES)
     assert 0 < unknown.sum() < len(unknown)
-    np.testing.assert_array_equal(np.isnan(answers.log_p_XA), np.tile(unknown, (len(TEMPERATURES), 1)))
-    assert (answers.rank_A[unknown] == 0).all()
-    assert np.isfinite(answers.entropy_XM).all()
-    check(answers, encoded, Naive(model, boundaries(tokenizer)), tokenizer, every=2, spaced_only=True)
+    np.testing.assert_array_equal(np.isnan(scores.log_p_XA), np.tile(unknown, (len(TEMPERATURES), 1)))
+    assert (scores.rank_A[unknown] == 0).all()
+    assert np.isfinite(scores.entropy_XM).all()
+    check(scores, encoded, Naive(model, boundaries(tokenizer)), tokenizer, every=2, spaced_only=True)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])
@@ -173,22 +172,22 @@ def test_places_at_which_no_candidate_can_be_encoded_are_passed_over(
     ]
     blank[0] = encoded.trees[0]
     model = make_model(family, len(encoded.vocabulary))
-    whole = answer(model, encoded, (1.0,), label="m", progress=False)
-    monkeypatch.setattr(states, "LOT_POSITIONS", 1)  # so that there are lots without any node
-    answers = answer(model, replace(encoded, trees=tuple(blank)), (1.0,), label="m", progress=False)
-    asked = np.repeat(encoded.study.unit_M == 0, np.diff(whole.start_M))
-    np.testing.assert_array_equal(np.isnan(answers.log_p_XA[0]), ~asked)
-    np.testing.assert_allclose(answers.log_p_XA[0, asked], whole.log_p_XA[0, asked], atol=1e-5)
-    np.testing.assert_allclose(answers.entropy_XM, whole.entropy_XM, atol=1e-5)
+    whole = score_words(Reader(model, encoded, "m"), (1.0,))
+    monkeypatch.setattr(states, "BATCH_POSITIONS", 1)  # so that there are batches without any node
+    scores = score_words(Reader(model, replace(encoded, trees=tuple(blank)), "m"), (1.0,))
+    known = np.repeat(encoded.study.unit_M == 0, np.diff(whole.start_M))
+    np.testing.assert_array_equal(np.isnan(scores.log_p_XA[0]), ~known)
+    np.testing.assert_allclose(scores.log_p_XA[0, known], whole.log_p_XA[0, known], atol=1e-5)
+    np.testing.assert_allclose(scores.entropy_XM, whole.entropy_XM, atol=1e-5)
 
 
 def test_a_vocabulary_padded_beyond_its_tokens_predicts_none_of_the_padding(encoded: Encoded) -> None:
     plain, padded = (make_model("metric", len(encoded.vocabulary)) for _ in range(2))
     padded.resize_token_embeddings(len(encoded.vocabulary) + 20)
-    answers = [answer(model, encoded, TEMPERATURES, label="m", progress=False) for model in (plain, padded)]
-    np.testing.assert_allclose(answers[0].log_p_XA, answers[1].log_p_XA, atol=1e-5)
-    np.testing.assert_array_equal(answers[0].rank_A, answers[1].rank_A)
-    np.testing.assert_allclose(answers[0].entropy_XM, answers[1].entropy_XM, atol=1e-5)
+    scores = [score_words(Reader(model, encoded, "m"), TEMPERATURES) for model in (plain, padded)]
+    np.testing.assert_allclose(scores[0].log_p_XA, scores[1].log_p_XA, atol=1e-5)
+    np.testing.assert_array_equal(scores[0].rank_A, scores[1].rank_A)
+    np.testing.assert_allclose(scores[0].entropy_XM, scores[1].entropy_XM, atol=1e-5)
 
 
 def sure_of_going_on(text: Text, height: float) -> GPT2LMHeadModel:
@@ -207,30 +206,30 @@ def test_a_place_where_hardly_a_word_can_begin_still_tells_words_apart(
 ) -> None:
     """exp(-400 / 0.4) is 0 in any floating-point number."""
     model = sure_of_going_on(text, height)
-    answers = answer(model, encoded, TEMPERATURES, label="m", progress=False)
-    assert np.isfinite(answers.log_p_XA).all()
+    scores = score_words(Reader(model, encoded, "m"), TEMPERATURES)
+    assert np.isfinite(scores.log_p_XA).all()
     study, naive = encoded.study, Naive(model, boundaries(text.tokenizer))
-    for question in range(0, len(study.unit_M), 40):
-        unit, place = study.units[study.unit_M[question]], study.place_M[question]
+    for query in range(0, len(study.unit_M), 40):
+        unit, place = study.units[study.unit_M[query]], study.place_M[query]
         context = encoded.passages[study.passage_C[place]][: encoded.position_C[place] + 1]
-        for index, candidate in enumerate(unit.candidates, start=answers.start_M[question]):
+        for index, candidate in enumerate(unit.candidates, start=scores.start_M[query]):
             word = text.tokenizer.encode(candidate.surface)
             for x, temperature in enumerate(TEMPERATURES):
                 expected = naive.log_p(context, word, temperature, spaced=unit.spaced)
-                assert answers.log_p_XA[x, index] == pytest.approx(expected, rel=1e-6, abs=2e-4)
+                assert scores.log_p_XA[x, index] == pytest.approx(expected, rel=1e-6, abs=2e-4)
 
 
-def test_a_temperature_that_was_not_found_has_no_answers(encoded: Encoded) -> None:
+def test_a_temperature_that_was_not_found_has_no_scores(encoded: Encoded) -> None:
     model = make_model("gpt2", len(encoded.vocabulary))
-    known = answer(model, encoded, (1.0,), label="m", progress=False)
-    answers = answer(model, encoded, (1.0, float("nan")), label="m", progress=False)
-    np.testing.assert_array_equal(answers.log_p_XA[0], known.log_p_XA[0])
-    assert np.isnan(answers.log_p_XA[1]).all()
-    assert np.isnan(answers.entropy_XM[1]).all()
+    alone = score_words(Reader(model, encoded, "m"), (1.0,))
+    scores = score_words(Reader(model, encoded, "m"), (1.0, float("nan")))
+    np.testing.assert_array_equal(scores.log_p_XA[0], alone.log_p_XA[0])
+    assert np.isnan(scores.log_p_XA[1]).all()
+    assert np.isnan(scores.entropy_XM[1]).all()
 
 
 def test_a_model_that_diverges_late_in_a_passage_is_refused(encoded: Encoded) -> None:
     model = make_model("gpt2", len(encoded.vocabulary))
     model.transformer.wpe.weight.data[15:] = float("nan")  # beyond what is looked at before
     with pytest.raises(InputError, match=r"^m: .* not finite; it has diverged"):
-        answer(model, encoded, (1.0,), label="m", progress=False)
+        score_words(Reader(model, encoded, "m"), (1.0,))

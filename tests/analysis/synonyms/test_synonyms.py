@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from analysis.compare.metric import VIEWS
+from analysis.compare.temperature import VIEWS
 from analysis.synonyms import __main__ as synonyms
-from analysis.synonyms.measures import KEYS
+from analysis.synonyms.metrics import KEYS
 from common.command import exit_status
 from common.errors import InputError
 from tests.analysis.corpus import PAIRS

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.synonyms import text_temperature as temperature
+from analysis.synonyms import measure_models
 from analysis.synonyms.encode import Encoded, encode_study
+from analysis.synonyms.hidden_states import Reader
+from analysis.synonyms.measure_models import TextCalibration
 from analysis.synonyms.study import Study
-from analysis.synonyms.text_temperature import TextCalibration
 from tests.analysis.made import constant_model
 from tests.analysis.models import make_model
 from tests.analysis.text import VOCABULARY, Text
@@ -22,17 +23,17 @@ KINDS = ("linear", "metric")
 
 @pytest.fixture(scope="module")
 def encoded(study: Study, text: Text) -> Encoded:
-    return encode_study(study, text.tokenizer, None)
+    return encode_study(study)
 
 
 @pytest.fixture(autouse=True)
 def the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the sample is every token, and a test need not know how it is drawn."""
-    monkeypatch.setattr(temperature, "TOKENS", 10**9)
+    monkeypatch.setattr(measure_models, "TOKENS", 10**9)
 
 
 def calibration(model: Any, encoded: Encoded) -> TextCalibration:
-    return TextCalibration(model, encoded, label="test", seed=0)
+    return TextCalibration(Reader(model, encoded, "test"), seed=0)
 
 
 class Naive:
@@ -125,7 +126,7 @@ def test_a_token_that_is_ruled_out_makes_nothing_undefined(encoded: Encoded) -> 
 
 def test_the_sample_is_bounded_and_the_same_for_every_model(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = calibration(constant_model(np.arange(VOCABULARY) / 100), encoded).nll()
-    monkeypatch.setattr(temperature, "TOKENS", 100)
+    monkeypatch.setattr(measure_models, "TOKENS", 100)
     one, other = (calibration(constant_model(np.arange(VOCABULARY) / 100 + shift), encoded).nll() for shift in (0, 5))
     assert one == pytest.approx(other, rel=1e-5)
     assert abs(one - whole) > 1e-3

@@ -23,7 +23,6 @@ def test_coinco_candidates_are_those_named_here_and_for_the_lemma_elsewhere(tmp_
             candidates=(("task", 4.0), ("goal", 2.0), ("hard job", 1.0), ("trip", 0.0)),
             lemma="mission",
             pos="n",
-            inflected=False,
         ),
         Substitution(
             item="9",
@@ -33,7 +32,6 @@ def test_coinco_candidates_are_those_named_here_and_for_the_lemma_elsewhere(tmp_
             candidates=(("task", 2.0), ("goal", 0.0), ("hard job", 0.0), ("trip", 0.0)),
             lemma="mission",
             pos="n",
-            inflected=True,
         ),
     )
 

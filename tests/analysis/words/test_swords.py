@@ -25,7 +25,6 @@ def test_swords_weights_are_the_share_of_true_and_the_text_before_the_target_is_
             candidates=(("big", 0.75), ("very large", 0.1), ("round", 0.0)),
             lemma="huge",
             pos="a",
-            inflected=False,
         ),
         Substitution(
             item="t:2",
@@ -35,28 +34,23 @@ def test_swords_weights_are_the_share_of_true_and_the_text_before_the_target_is_
             candidates=(("have", 1.0), ("borrow", 0.0)),
             lemma="owned",
             pos="v",
-            inflected=False,
         ),
     )
     assert found.left_out == {}
 
 
 @pytest.mark.parametrize(
-    ("extra", "lemmatized", "lemma", "inflected"),
+    ("extra", "lemma"),
     [
-        ({"coinco_lemma": "own"}, True, "own", True),
-        ([{"coinco": {"xml_attrs": {"lemma": "own"}}}], True, "own", True),
-        ({"coinco_lemma": "own"}, False, "own", False),
-        ({"coinco_lemma": "Owned"}, True, "Owned", False),
-        ({"other": 1}, True, "owned", False),
+        ({"coinco_lemma": "own"}, "own"),
+        ([{"coinco": {"xml_attrs": {"lemma": "own"}}}], "own"),
+        ({"coinco_lemma": "Owned"}, "Owned"),
+        ({"other": 1}, "owned"),
     ],
 )
-def test_swords_targets_are_inflected_where_their_lemma_is_known_and_candidates_are_lemmas(
-    tmp_path: Path, extra: Any, lemmatized: bool, lemma: str, inflected: bool
-) -> None:
-    data = swords("targets", "t:2", extra=extra) | {"substitutes_lemmatized": lemmatized}
-    item = load_substitutions(write(tmp_path, json.dumps(data))).items[1]
-    assert (item.lemma, item.inflected) == (lemma, inflected)
+def test_swords_targets_have_their_lemma_where_it_is_known(tmp_path: Path, extra: Any, lemma: str) -> None:
+    data = swords("targets", "t:2", extra=extra)
+    assert load_substitutions(write(tmp_path, json.dumps(data))).items[1].lemma == lemma
 
 
 def test_older_benchmarks_in_the_same_format_weigh_by_the_number_of_annotators(tmp_path: Path) -> None:

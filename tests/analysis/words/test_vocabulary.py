@@ -93,7 +93,6 @@ def test_words_are_counted_as_in_the_text_itself(text: Text) -> None:
     assert {"zyx", "kimu", "quicker"} <= set(found.count)
     for word, size in found.tokens.items():
         assert size == len(text.tokenizer.encode(f" {word}"))
-    assert found.total == len(re.findall(r" [A-Za-z]", whole))
 
 
 def test_a_word_cut_off_by_the_end_of_the_tokens_is_not_counted(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.synonyms.controls import Controls
-from analysis.synonyms.plan import MOST_CONTRASTS, HeldOut, plan_pairs, plan_substitutions, write
+from analysis.synonyms.build_study import (
+    MOST_CONTRASTS,
+    Controls,
+    HeldOut,
+    study_of_pairs,
+    study_of_substitutions,
+    write,
+)
 from analysis.synonyms.study import CONTROLS, SHUFFLED, Role, Study, Unit, reasons
 from analysis.words.pairs import Pair, PairList
 from analysis.words.substitutions import Substitution, SubstitutionList
@@ -21,10 +27,10 @@ from tests.analysis.text import COMMON, PAIRS, SEQUENCE_LENGTH, Text, documents,
 WRITTEN = [(spaced, capital) for spaced in (True, False) for capital in (False, True)]
 
 
-def plan(text: Text, pairs: PairList = PAIRS, **options: Any) -> Study:
+def build(text: Text, pairs: PairList = PAIRS, **options: Any) -> Study:
     options = {"min_contexts": 4, "end_of_text": text.end_of_text, **options}
     held_out = HeldOut(text.ids, text.starts, SEQUENCE_LENGTH, text.vocabulary)
-    return plan_pairs(pairs, text.vocabulary, Controls(text.words, lambda word: frozenset()), held_out, **options)
+    return study_of_pairs(pairs, text.vocabulary, Controls(text.words, lambda word: frozenset()), held_out, **options)
 
 
 def named(unit: Unit, role: Role) -> list[str]:
@@ -101,31 +107,31 @@ def test_a_split_shorter_than_a_window_and_a_window_shorter_than_a_word_are_refu
 # ----------------------------------------------------------------------------------------------------- units and roles
 
 
-def test_every_word_is_asked_at_each_of_its_places_beside_its_partner(text: Text) -> None:
-    study = plan(text)
+def test_every_word_is_predicted_at_each_of_its_places_beside_its_partner(text: Text) -> None:
+    study = build(text)
     assert [item.name for item in study.items] == [str(pair) for pair in PAIRS.synonyms]
-    own = ~study.shuffled_M
-    asked: Counter[tuple[str, str]] = Counter()
+    own = study.own_M
+    predicted: Counter[tuple[str, str]] = Counter()
     for unit in study.units:
         assert [candidate.role for candidate in unit.candidates[:2]] == [Role.WORD, Role.SYNONYM]
         assert unit.candidates[0].surface.strip().lower() == unit.lemma
         sizes = [len(text.vocabulary.tokens(candidate.surface) or ()) for candidate in unit.candidates]
         assert unit.single == (sizes[:2] == [1, 1])
         assert max(sizes) <= MAX_WORD_TOKENS
-    for question in np.flatnonzero(own):
-        unit, place = study.units[study.unit_M[question]], study.place_M[question]
+    for query in np.flatnonzero(own):
+        unit, place = study.units[study.unit_M[query]], study.place_M[query]
         index = study.passage_C[place] * SEQUENCE_LENGTH + study.position_C[place] + 1
         surface = unit.candidates[0].surface
         tokens = text.tokenizer.encode(surface)
         assert text.ids[index : index + len(tokens)].tolist() == tokens
-        asked[study.items[unit.item].name, surface] += 1
+        predicted[study.items[unit.item].name, surface] += 1
     for pair in PAIRS.synonyms:
         for word, partner in ((pair.word_a, pair.word_b), (pair.word_b, pair.word_a)):
             for written in WRITTEN:
                 surface = write(word, *written)
                 fits = len(text.tokenizer.encode(write(partner, *written))) <= MAX_WORD_TOKENS
                 expected = len(in_the_text(text, surface)) if fits else 0
-                assert asked[str(pair), surface] == expected
+                assert predicted[str(pair), surface] == expected
     assert {(unit.spaced, unit.candidates[0].surface.strip()[0].isupper()) for unit in study.units} == set(WRITTEN)
     np.testing.assert_array_equal(study.item_M, [study.units[u].item for u in study.unit_M])
     np.testing.assert_array_equal(study.single_M, [study.units[u].single for u in study.unit_M])
@@ -136,16 +142,16 @@ def test_every_word_is_asked_at_each_of_its_places_beside_its_partner(text: Text
 
 
 def test_places_are_in_order_and_none_is_there_twice(text: Text) -> None:
-    study = plan(text, PairList("test", (*PAIRS.synonyms, Pair("big", "house"))))  # a word in two pairs
+    study = build(text, PairList("test", (*PAIRS.synonyms, Pair("big", "house"))))  # a word in two pairs
     keys = list(zip(study.passage_C.tolist(), study.position_C.tolist(), strict=True))
     assert keys == sorted(set(keys))
     assert (np.diff(study.place_M) >= 0).all()
-    questions = list(zip(study.place_M, study.unit_M, strict=True))
-    assert len(questions) == len(set(questions))
+    queries = list(zip(study.place_M, study.unit_M, strict=True))
+    assert len(queries) == len(set(queries))
 
 
 def test_candidates_are_written_like_the_word(text: Text) -> None:
-    for unit in plan(text).units:
+    for unit in build(text).units:
         first = unit.candidates[0].surface
         for candidate in unit.candidates:
             assert candidate.surface.startswith(" ") == first.startswith(" ")
@@ -153,14 +159,14 @@ def test_candidates_are_written_like_the_word(text: Text) -> None:
 
 
 def test_antonyms_and_dissimilar_words_are_those_listed_with_the_word(text: Text) -> None:
-    units = {unit.candidates[0].surface: unit for unit in plan(text).units}
+    units = {unit.candidates[0].surface: unit for unit in build(text).units}
     assert named(units[" big"], Role.ANTONYM) == [" silver"]
     assert named(units[" big"], Role.REJECTED) == [" mumu"]
     assert named(units[" large"], Role.ANTONYM) == []
     assert named(units["Large"], Role.REJECTED) == ["Winter"]
     many = tuple(Pair("big", word) for word in COMMON[4 : 4 + MOST_CONTRASTS + 2])
     pairs = PairList("test", PAIRS.synonyms[:1], antonyms=many)
-    units = {unit.candidates[0].surface: unit for unit in plan(text, pairs).units}
+    units = {unit.candidates[0].surface: unit for unit in build(text, pairs).units}
     assert named(units[" big"], Role.ANTONYM) == [f" {word}" for word in COMMON[4 : 4 + MOST_CONTRASTS]]
 
 
@@ -170,7 +176,7 @@ def test_controls_are_the_synonyms_and_related_to_neither_word(text: Text) -> No
     controls = Controls(text.words, lambda word: frozenset())
     partners = {"large": {"big"}, "big": {"large", "stone", "paper", "river"}, "fast": {"quick"}, "quick": {"fast"}}
     seen = 0
-    for unit in plan(text, pairs).units:
+    for unit in build(text, pairs).units:
         word, synonym = (candidate.surface.strip() for candidate in unit.candidates[:2])
         if word in partners and synonym in partners and unit.spaced:
             related = {word, synonym} | partners[word] | partners[synonym]
@@ -181,10 +187,10 @@ def test_controls_are_the_synonyms_and_related_to_neither_word(text: Text) -> No
     assert seen == 4
 
 
-# ---------------------------------------------------------------------------------------------------- shuffled questions
+# ---------------------------------------------------------------------------------------------------- shuffled queries
 
 
-def test_shuffled_questions_are_at_places_of_unrelated_words_written_alike(text: Text) -> None:
+def test_shuffled_queries_are_at_places_of_unrelated_words_written_alike(text: Text) -> None:
     pairs = PairList("test", (*PAIRS.synonyms, Pair("large", "quick")))
     related = {
         "big": {"large"},
@@ -192,16 +198,18 @@ def test_shuffled_questions_are_at_places_of_unrelated_words_written_alike(text:
         "fast": {"quick"},
         "quick": {"fast", "large"},
     }
-    study = plan(text, pairs)
-    at_place = {place: study.units[unit] for place, unit, s in zip(*questions(study), strict=True) if not s}
+    study = build(text, pairs)
+    at_place = {place: study.units[unit] for place, unit, s in zip(*queries(study), strict=True) if not s}
     seen: Counter[int] = Counter()
-    for place, unit, shuffled in zip(*questions(study), strict=True):
+    for place, unit, shuffled in zip(*queries(study), strict=True):
         if shuffled:
-            asked, there = study.units[unit], at_place[place]
-            word, synonym = (candidate.surface.strip().lower() for candidate in asked.candidates[:2])
+            predicted, there = study.units[unit], at_place[place]
+            word, synonym = (candidate.surface.strip().lower() for candidate in predicted.candidates[:2])
             assert there.lemma not in {word, synonym} | related.get(word, set()) | related.get(synonym, set())
-            assert there.spaced == asked.spaced
-            assert there.candidates[0].surface.strip()[0].isupper() == asked.candidates[0].surface.strip()[0].isupper()
+            assert there.spaced == predicted.spaced
+            assert (
+                there.candidates[0].surface.strip()[0].isupper() == predicted.candidates[0].surface.strip()[0].isupper()
+            )
             seen[unit] += 1
     own = Counter(study.unit_M[~study.shuffled_M].tolist())
     for unit, number in own.items():
@@ -210,7 +218,7 @@ def test_shuffled_questions_are_at_places_of_unrelated_words_written_alike(text:
     assert max(seen.values()) == SHUFFLED
 
 
-def questions(study: Study) -> tuple[list[int], list[int], list[bool]]:
+def queries(study: Study) -> tuple[list[int], list[int], list[bool]]:
     return study.place_M.tolist(), study.unit_M.tolist(), study.shuffled_M.tolist()
 
 
@@ -218,7 +226,7 @@ def test_a_word_that_owns_most_places_is_shuffled_to_the_others(text: Text) -> N
     ids, starts = tokens_of(["the" + " big" * 200 + " fast river" * 10 + "."] * 2, text.tokenizer)
     held_out = HeldOut(ids, starts, SEQUENCE_LENGTH, text.vocabulary)
     controls = Controls(text.words, lambda word: frozenset())
-    study = plan_pairs(PAIRS, text.vocabulary, controls, held_out, end_of_text=text.end_of_text, min_contexts=4)
+    study = study_of_pairs(PAIRS, text.vocabulary, controls, held_out, end_of_text=text.end_of_text, min_contexts=4)
     big = next(i for i, unit in enumerate(study.units) if unit.candidates[0].surface == " big")
     shuffled = study.shuffled_M & (study.unit_M == big)
     fast = sum(study.units[u].lemma == "fast" for u in study.unit_M[~study.shuffled_M])
@@ -228,8 +236,8 @@ def test_a_word_that_owns_most_places_is_shuffled_to_the_others(text: Text) -> N
 # ------------------------------------------------------------------------------------------------------ seeds and limits
 
 
-def test_the_plan_depends_on_nothing_but_data_and_seed(text: Text) -> None:
-    first, again, other = (plan(text, contexts_per_word=7, seed=seed) for seed in (3, 3, 4))
+def test_a_study_depends_on_nothing_but_data_and_seed(text: Text) -> None:
+    first, again, other = (build(text, contexts_per_word=7, seed=seed) for seed in (3, 3, 4))
     for field in fields(Study):
         one, two = getattr(first, field.name), getattr(again, field.name)
         if isinstance(one, np.ndarray):
@@ -248,8 +256,8 @@ def places_of(study: Study, word: str) -> set[tuple[int, int]]:
 
 
 def test_the_places_of_a_word_are_drawn_from_all_ways_of_writing_it_and_are_its_own(text: Text) -> None:
-    everything, some = plan(text), plan(text, contexts_per_word=7, seed=3)
-    alone = plan(text, PairList("test", PAIRS.synonyms[:1]), contexts_per_word=7, seed=3)
+    everything, some = build(text), build(text, contexts_per_word=7, seed=3)
+    alone = build(text, PairList("test", PAIRS.synonyms[:1]), contexts_per_word=7, seed=3)
     for word in ("big", "large", "kimu"):
         assert len(places_of(some, word)) == 7
         assert places_of(some, word) <= places_of(everything, word)
@@ -258,10 +266,10 @@ def test_the_places_of_a_word_are_drawn_from_all_ways_of_writing_it_and_are_its_
 
 
 def test_pairs_without_support_are_named_with_the_reason(text: Text) -> None:
-    few = int((~plan(text, PairList("test", (Pair("kiki", "bigki"),)), min_contexts=1).shuffled_M).sum())
+    few = int((~build(text, PairList("test", (Pair("kiki", "bigki"),)), min_contexts=1).shuffled_M).sum())
     assert few > 0
     pairs = PairList("test", (*PAIRS.synonyms[:1], Pair("river", "zymurgy"), Pair("kiki", "bigki"), Pair("zyx", "big")))
-    study = plan(text, pairs, min_contexts=few + 1)
+    study = build(text, pairs, min_contexts=few + 1)
     assert [item.name for item in study.items] == ["big/large"]
     size = len(text.tokenizer.encode(" zymurgy"))
     assert [(entry.name, entry.kind, entry.reason) for entry in study.left_out] == [
@@ -274,7 +282,7 @@ def test_pairs_without_support_are_named_with_the_reason(text: Text) -> None:
     with pytest.raises(
         InputError, match=rf"none of the 3 pairs can be used \({counted}\); use a larger validation split"
     ):
-        plan(text, PairList("test", pairs.synonyms[1:]), min_contexts=few + 1)
+        build(text, PairList("test", pairs.synonyms[1:]), min_contexts=few + 1)
 
 
 def test_a_word_that_stands_only_where_its_synonym_has_no_room_is_left_out(text: Text) -> None:
@@ -284,7 +292,9 @@ def test_a_word_that_stands_only_where_its_synonym_has_no_room_is_left_out(text:
     controls = Controls(text.words, lambda word: frozenset())
     assert len(text.tokenizer.encode("Bigkikiki")) > MAX_WORD_TOKENS >= len(text.tokenizer.encode(" bigkikiki"))
     with pytest.raises(InputError, match="1: too few contexts"):
-        plan_pairs(PairList("test", (Pair("home", "bigkikiki"),)), text.vocabulary, controls, held_out, end_of_text=0)
+        study_of_pairs(
+            PairList("test", (Pair("home", "bigkikiki"),)), text.vocabulary, controls, held_out, end_of_text=0
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- substitutions
@@ -300,8 +310,8 @@ def item(name: str = "1", left: str = "The", **changes: Any) -> Substitution:
     return Substitution(item=name, left=left, **given)
 
 
-def ask(text: Text, *items: Substitution, sequence_length: int = SEQUENCE_LENGTH) -> Study:
-    return plan_substitutions(
+def build_substitutions(text: Text, *items: Substitution, sequence_length: int = SEQUENCE_LENGTH) -> Study:
+    return study_of_substitutions(
         substitutions(*items),
         text.vocabulary,
         Controls(text.words, lambda word: frozenset()),
@@ -311,8 +321,10 @@ def ask(text: Text, *items: Substitution, sequence_length: int = SEQUENCE_LENGTH
     )
 
 
-def test_a_substitution_is_asked_once_at_the_end_of_its_left_context(text: Text) -> None:
-    study = ask(text, item("1", "The stone"), item("2", "A river, a", document="e"), item("3", "The", lemma="Bigs"))
+def test_a_substitution_is_predicted_once_at_the_end_of_its_left_context(text: Text) -> None:
+    study = build_substitutions(
+        text, item("1", "The stone"), item("2", "A river, a", document="e"), item("3", "The", lemma="Bigs")
+    )
     assert not study.shuffled_M.any()
     assert study.place_M.tolist() == study.unit_M.tolist() == [0, 1, 2]
     for ids, position, left in zip(study.passages, study.position_C, ("The stone", "A river, a", "The"), strict=True):
@@ -329,7 +341,7 @@ def test_a_substitution_is_asked_once_at_the_end_of_its_left_context(text: Text)
 
 
 def test_substitutes_have_their_judges_weights_and_the_target_its_spelling(text: Text) -> None:
-    study = ask(text, item(), item("2", target="Big"), item("3", candidates=(("large", 1.0),)))
+    study = build_substitutions(text, item(), item("2", target="Big"), item("3", candidates=(("large", 1.0),)))
     for unit, make in zip(study.units[:2], (str, lambda word: word[0].upper() + word[1:]), strict=True):
         assert [(c.surface, c.role, c.weight) for c in unit.candidates[:5]] == [
             (f" {make('big')}", Role.WORD, 1.0),
@@ -347,7 +359,7 @@ def test_substitutes_have_their_judges_weights_and_the_target_its_spelling(text:
 
 def test_a_substitute_that_no_more_than_half_of_the_judges_accept_is_neither_accepted_nor_rejected(text: Text) -> None:
     shares = (("large", 0.6), ("kimu", 0.5), ("quick", 0.1), ("silver", 0.0))
-    (unit,) = ask(text, item(candidates=shares)).units
+    (unit,) = build_substitutions(text, item(candidates=shares)).units
     assert [(c.role, c.weight) for c in unit.candidates[1:5]] == [
         (Role.SYNONYM, 0.6),
         (Role.UNDECIDED, 0.5),
@@ -360,7 +372,7 @@ def test_a_substitute_that_no_more_than_half_of_the_judges_accept_is_neither_acc
 def test_a_long_left_context_is_cut_from_the_left(text: Text) -> None:
     left = documents(1, seed=9)[0]
     ids = text.tokenizer.encode(left)
-    study = ask(text, item(left=left))
+    study = build_substitutions(text, item(left=left))
     room = max(len(text.tokenizer.encode(c.surface)) for c in study.units[0].candidates)
     assert room > 2
     (passage,) = study.passages
@@ -368,20 +380,20 @@ def test_a_long_left_context_is_cut_from_the_left(text: Text) -> None:
     assert study.position_C[0] + 1 + room == SEQUENCE_LENGTH
 
 
-def test_substitution_items_that_cannot_be_asked_are_named_with_the_reason(text: Text) -> None:
+def test_substitution_items_that_cannot_be_used_are_named_with_the_reason(text: Text) -> None:
     rejected = item("2", candidates=(("silver", 0.0),))
     long = item("3", candidates=(("large", 1.0), ("zymurgical zymurgy", 1.0)))
-    study = ask(text, item(), rejected, long, sequence_length=12)
+    study = build_substitutions(text, item(), rejected, long, sequence_length=12)
     assert len(study.units) == 1
     found = {entry.name: (entry.kind, entry.reason) for entry in study.left_out}
     size = len(text.tokenizer.encode(" zymurgical zymurgy"))
     assert found["3"] == ("positions", f"a candidate of {size} tokens leaves no room in a window")
     assert found["2"][0] == "tokens"
     with pytest.raises(InputError, match="none of the 2 substitution items"):
-        ask(text, rejected, long, sequence_length=12)
+        build_substitutions(text, rejected, long, sequence_length=12)
 
 
 def test_an_item_at_the_beginning_of_a_text_is_predicted_from_an_end_of_text(text: Text) -> None:
-    study = ask(text, item(left=""))
+    study = build_substitutions(text, item(left=""))
     assert study.passages[0].tolist() == [text.end_of_text]
     assert study.position_C.tolist() == [0]

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analysis.synonyms.measures import KEYS, METRICS, Measures, measure
-from analysis.synonyms.score import Answers
+from analysis.synonyms.metrics import KEYS, METRICS, Values, compute_metrics
+from analysis.synonyms.score import WordScores
 from analysis.synonyms.study import Role, Study, Unit
-from tests.analysis.made import answers_of, study_of, unit
+from tests.analysis.made import scores_of, study_of, unit
 
 Floats = npt.NDArray[np.float64]
 W, S, C, A, R, U = Role
@@ -30,7 +30,7 @@ def mean(values: list[float]) -> float:
 
 
 def naive(unit: Unit, log_p: list[float], rank: list[int], entropy: float) -> dict[str, float]:
-    """The metrics of one question, each from what its definition says."""
+    """The metrics of one query, each from what its definition says."""
     of = {role: [i for i, each in enumerate(unit.candidates) if each.role == role] for role in Role}
     p = [math.exp(x) for x in log_p]
     joint = sum(p[i] for i in of[S])
@@ -70,8 +70,10 @@ def naive_gap(unit: Unit, log_p: list[float], accepted: list[int], rejected: lis
     return gained(sorted(gold, key=lambda i: (-log_p[i], gold[i]))) / gained(best)
 
 
-def ask(study: Study, log_p: dict[int, Floats], rank: dict[int, npt.NDArray[np.int64]]) -> tuple[Answers, Measures]:
-    """Answers with log p (X, K) and ranks (K,) for each question, and what is measured of them."""
+def evaluated(
+    study: Study, log_p: dict[int, Floats], rank: dict[int, npt.NDArray[np.int64]]
+) -> tuple[WordScores, Values]:
+    """Scores with log p (X, K) and ranks (K,) for each query, and their metrics."""
     numbers = iter(range(len(study.unit_M)))
 
     def fill(_: Unit) -> tuple[Floats, npt.NDArray[np.int64]]:
@@ -79,17 +81,17 @@ def ask(study: Study, log_p: dict[int, Floats], rank: dict[int, npt.NDArray[np.i
         return log_p[number], rank[number]
 
     entropy_XM = np.random.default_rng(9).uniform(0, 9, (len(log_p[0]), len(study.unit_M)))
-    answers = answers_of(study, fill, entropy_XM)
-    return answers, measure(study, answers)
+    scores = scores_of(study, fill, entropy_XM)
+    return scores, compute_metrics(study, scores)
 
 
-def expect(study: Study, answers: Answers, found: Measures) -> None:
-    """That every metric of every question is its naive definition, NaN included."""
+def expect(study: Study, scores: WordScores, found: Values) -> None:
+    """That every metric of every query is its naive definition, NaN included."""
     assert set(found) == set(KEYS)
-    for m, x in np.ndindex(len(study.unit_M), len(answers.log_p_XA)):
-        span = slice(answers.start_M[m], answers.start_M[m + 1])
-        log_p, rank = answers.log_p_XA[x, span].tolist(), answers.rank_A[span].tolist()
-        expected = naive(study.units[study.unit_M[m]], log_p, rank, float(answers.entropy_XM[x, m]))
+    for m, x in np.ndindex(len(study.unit_M), len(scores.log_p_XA)):
+        span = slice(scores.start_M[m], scores.start_M[m + 1])
+        log_p, rank = scores.log_p_XA[x, span].tolist(), scores.rank_A[span].tolist()
+        expected = naive(study.units[study.unit_M[m]], log_p, rank, float(scores.entropy_XM[x, m]))
         for key in KEYS:
             assert found[key][x, m] == pytest.approx(expected[key], rel=1e-6, abs=1e-30, nan_ok=True), (key, m, x)
 
@@ -100,8 +102,8 @@ def test_every_metric_is_its_definition_with_ties_and_without_some_roles() -> No
     sizes = [len(study.units[index].candidates) for index in study.unit_M]
     log_p = {m: -rng.integers(1, 9, (2, size)) / 2 for m, size in enumerate(sizes)}  # so few values that many tie
     rank = {m: rng.integers(0, 400, size) for m, size in enumerate(sizes)}  # 0: of more than one token
-    answers, found = ask(study, log_p, rank)
-    expect(study, answers, found)
+    scores, found = evaluated(study, log_p, rank)
+    expect(study, scores, found)
     plain_M = study.unit_M == 0
     absent = {key for key in KEYS if np.isnan(found[key][:, plain_M]).all()}
     assert absent == {"gap", "auc_antonym", "auc_rejected", "log_odds_antonym", "log_odds_rejected"}
@@ -113,8 +115,8 @@ def test_a_candidate_that_cannot_be_encoded_leaves_out_what_depends_on_it_alone(
         study = study_of(UNITS, [1])
         log_p_XK = -rng.uniform(1, 9, (2, len(UNITS[1].candidates)))
         log_p_XK[:, missing] = NAN
-        answers, found = ask(study, {0: log_p_XK}, {0: np.where(np.isnan(log_p_XK[0]), 0, 7)})
-        expect(study, answers, found)
+        scores, found = evaluated(study, {0: log_p_XK}, {0: np.where(np.isnan(log_p_XK[0]), 0, 7)})
+        expect(study, scores, found)
         assert np.isfinite(found["entropy"]).all()
         role = UNITS[1].candidates[missing].role
         assert np.isnan(found["log_odds"]).all() == (role in (S, C))
@@ -124,7 +126,7 @@ def test_a_candidate_that_cannot_be_encoded_leaves_out_what_depends_on_it_alone(
 @pytest.mark.parametrize("log_word", [0.0, -1e-9, 1e-7])
 def test_a_word_that_is_certain_leaves_no_share_and_everything_else_is_known(log_word: float) -> None:
     log_p_XK = np.concatenate([np.full((1, 1), log_word), -np.arange(20.0, 26.0)[None]], axis=1)
-    _, found = ask(study_of(UNITS, [0]), {0: log_p_XK}, {0: np.arange(1, 8)})
+    _, found = evaluated(study_of(UNITS, [0]), {0: log_p_XK}, {0: np.arange(1, 8)})
     assert np.isnan(found["share_synonym"]).all() and np.isnan(found["share_control"]).all()
     assert found["p_word"] == pytest.approx(1.0) and found["nll_word"] == pytest.approx(0.0, abs=1e-6)
     assert found["log_odds"] == pytest.approx(3.0)
@@ -133,9 +135,9 @@ def test_a_word_that_is_certain_leaves_no_share_and_everything_else_is_known(log
 
 def test_a_candidate_without_any_probability_is_the_least_probable() -> None:
     log_p_XK = np.array([[-1.0, -30.0, *[-np.inf] * 5]])
-    _, found = ask(study_of(UNITS, [0]), {0: log_p_XK}, {0: np.arange(1, 8)})
+    _, found = evaluated(study_of(UNITS, [0]), {0: log_p_XK}, {0: np.arange(1, 8)})
     assert found["auc"] == 1.0
-    _, found = ask(study_of(UNITS, [0]), {0: np.array([[-1.0, *[-np.inf] * 6]])}, {0: np.arange(1, 8)})
+    _, found = evaluated(study_of(UNITS, [0]), {0: np.array([[-1.0, *[-np.inf] * 6]])}, {0: np.arange(1, 8)})
     assert found["auc"] == 0.5
 
 
@@ -152,7 +154,7 @@ def test_a_temperature_changes_no_rank_and_raises_the_synonym_whatever_the_model
         logits_XV = z_V / np.array([[1.0], [2.0], [5.0]])
         log_p_XV = logits_XV - np.log(np.exp(logits_XV).sum(-1, keepdims=True))
         log_p[m], rank[m] = log_p_XV[:, chosen], 1 + (z_V > z_V[chosen, None]).sum(-1)
-    _, found = ask(study, log_p, rank)
+    _, found = evaluated(study, log_p, rank)
     for key in sorted(RANKS):
         np.testing.assert_array_equal(found[key][1], found[key][0])
         np.testing.assert_array_equal(found[key][2], found[key][0])

@@ -1,6 +1,6 @@
-"""What is computed from a model's answers: the metrics of every question.
+"""The metrics of every query, computed from a model's word scores, and distances of output embeddings.
 
-Shapes: M questions, n questions of one unit, K candidates, X temperatures (views).
+Shapes: M queries, n queries of one unit, K candidates, S candidates of some roles, X views.
 """
 
 from __future__ import annotations
@@ -11,39 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.compare.metric import Metric
-from analysis.compare.statistics import generalised_average_precision
+from analysis.compare.statistics import Floats, Ids, generalised_average_precision, ratio
 
 from .encode import Encoded
-from .score import Answers, Floats
+from .score import WordScores
 from .study import Role, Study
 
 _LEFT = 1e-6
-"""The least that a word must leave for a share of it to be known: probabilities come from sums in float32."""
+"""The least probability that the word must leave for a share of it to be defined: probabilities are sums in float32."""
 
+_AUC = "share of the controls that are less probable than the synonym; 0.5: no preference"
+_GAP = "generalised average precision of the ranking of accepted and rejected substitutes"
+_SHARE = f"p(synonym) / (1 - p(word)): share of what the word leaves, if that is more than {_LEFT}"
 METRICS = (
-    Metric(
-        "auc",
-        "rank AUC",
-        ".3f",
-        "share of the controls that are less probable than the synonym; 0.5: no preference",
-        True,
-    ),
+    Metric("auc", "rank AUC", ".3f", _AUC, True),
     Metric("auc_antonym", "AUC ant", ".3f", "the same against the word's antonyms", True),
     Metric("auc_rejected", "AUC rej", ".3f", "the same against rejected or dissimilar words", True),
-    Metric(
-        "gap", "GAP", ".3f", "generalised average precision of the ranking of accepted and rejected substitutes", True
-    ),
+    Metric("gap", "GAP", ".3f", _GAP, True),
     Metric("log10_rank", "lg rank", ".3f", "log10 of the synonym's rank among all tokens; single tokens only", True),
     Metric("log10_rank_control", "lg rank ctl", ".3f", "the same for the controls, mean", True),
     Metric("log_odds", "log-odds", ".3f", "ln p(synonym) minus the mean ln p(control), nats"),
     Metric("log_odds_antonym", "log-odds ant", ".3f", "the same against the antonyms"),
     Metric("log_odds_rejected", "log-odds rej", ".3f", "the same against rejected or dissimilar words"),
-    Metric(
-        "share_synonym",
-        "share syn",
-        ".2e",
-        f"p(synonym) / (1 - p(word)): share of what the word leaves, if that is more than {_LEFT}",
-    ),
+    Metric("share_synonym", "share syn", ".2e", _SHARE),
     Metric("share_control", "share ctl", ".2e", "the same for the controls, mean"),
     Metric("p_word", "p(word)", ".2e", "probability of the word that stands there"),
     Metric("p_synonym", "p(syn)", ".2e", "probability of its synonyms, together"),
@@ -53,34 +43,39 @@ METRICS = (
     Metric("nll_word", "NLL", ".3f", "-ln p(word), nats"),
 )
 KEYS = tuple(metric.key for metric in METRICS)
-Measures = dict[str, npt.NDArray[np.float32]]
-"""Of each metric: (X, M), NaN where a question has no such value."""
+Values = dict[str, npt.NDArray[np.float32]]
+"""By metric: (X, M), NaN where a query has no such value."""
 
 
-def measure(study: Study, answers: Answers) -> Measures:
-    """All metrics of all questions."""
-    views, questions = answers.entropy_XM.shape
-    found = {key: np.full((views, questions), np.nan, dtype=np.float32) for key in KEYS}
-    found["entropy"][:] = answers.entropy_XM
+def column(key: str, view: str) -> str:
+    """The name of a metric's column in a table that has all views."""
+    return key if view == "raw" else f"{key}_{view}"
+
+
+def compute_metrics(study: Study, scores: WordScores) -> Values:
+    """All metrics of all queries."""
+    shape = scores.entropy_XM.shape
+    found = {key: np.full(shape, np.nan, dtype=np.float32) for key in KEYS}
+    found["entropy"][:] = scores.entropy_XM
     order_M = np.argsort(study.unit_M, kind="stable")
     bounds = np.searchsorted(study.unit_M[order_M], np.arange(len(study.units) + 1))
     for index, unit in enumerate(study.units):
-        asked_n = order_M[bounds[index] : bounds[index + 1]]
-        if not len(asked_n):
+        query_n = order_M[bounds[index] : bounds[index + 1]]
+        if not len(query_n):
             continue
-        answer_nK = answers.start_M[asked_n][:, None] + np.arange(len(unit.candidates))
+        candidate_nK = scores.start_M[query_n][:, None] + np.arange(len(unit.candidates))
         role_K = np.array([candidate.role for candidate in unit.candidates])
-        log_p_XnK = answers.log_p_XA[:, answer_nK]
-        for key, value_Xn in _of_unit(log_p_XnK, answers.rank_A[answer_nK], role_K).items():
-            found[key][:, asked_n] = value_Xn
+        log_p_XnK = scores.log_p_XA[:, candidate_nK]
+        for key, value_Xn in _of_unit(log_p_XnK, scores.rank_A[candidate_nK], role_K).items():
+            found[key][:, query_n] = value_Xn
         weight_K = np.array([candidate.weight for candidate in unit.candidates])
         if (role_K == Role.REJECTED).any():
-            found["gap"][:, asked_n] = _gap(log_p_XnK, role_K, weight_K)
+            found["gap"][:, query_n] = _gap(log_p_XnK, role_K, weight_K)
     return found
 
 
-def _of_unit(log_p_XnK: Floats, rank_nK: npt.NDArray[np.int64], role_K: npt.NDArray[np.int64]) -> dict[str, Floats]:
-    """The metrics of the questions of one unit; (X, n) each, or broadcastable to it."""
+def _of_unit(log_p_XnK: Floats, rank_nK: Ids, role_K: Ids) -> dict[str, Floats]:
+    """The metrics of the queries of one unit; (X, n) each, or broadcastable to it."""
     log_word_Xn = log_p_XnK[..., 0]
     p_word_Xn = np.exp(log_word_Xn)
     left_Xn = -np.expm1(log_word_Xn)
@@ -116,34 +111,28 @@ def _auc(accepted_XnS: Floats, others_XnS: Floats) -> Floats:
     return mean
 
 
-def _gap(log_p_XnK: Floats, role_K: npt.NDArray[np.int64], weight_K: Floats) -> Floats:
+def _gap(log_p_XnK: Floats, role_K: Ids, weight_K: Floats) -> Floats:
     named = (role_K == Role.SYNONYM) | (role_K == Role.UNDECIDED)
     judged = named | (role_K == Role.REJECTED)
     gold_K = np.where(named, weight_K, 0.0)[judged]
-    views, asked = log_p_XnK.shape[:2]
-    values = [
-        [generalised_average_precision(log_p_XnK[x, n, judged], gold_K) for n in range(asked)] for x in range(views)
-    ]
-    return np.array(values)
+    return np.apply_along_axis(generalised_average_precision, -1, log_p_XnK[..., judged], gold_K)
 
 
-def _log10_rank(rank_nS: npt.NDArray[np.int64]) -> Floats:
+def _log10_rank(rank_nS: Ids) -> Floats:
     return np.where(rank_nS > 0, np.log10(np.maximum(rank_nS, 1)), np.nan)
 
 
 def _mean(values: Floats) -> Floats:
     """The mean over the last axis; NaN if it is empty or any value is NaN."""
-    if values.shape[-1] == 0:
-        return np.full(values.shape[:-1], np.nan)
-    mean: Floats = values.mean(-1)
+    mean: Floats = values.mean(-1) if values.shape[-1] else np.full(values.shape[:-1], np.nan)
     return mean
 
 
 def distance_ratios(model: Any, encoded: Encoded) -> Floats:
-    """(P,): ||w_word - w_synonym|| / mean ||w_word - w_control|| of the output embeddings; NaN where a word is not one token.
+    """(P,): ||w_word - w_synonym|| / mean ||w_word - w_control|| of the output embeddings; NaN if a word is not one token.
 
-    Below 1: synonyms lie nearer to each other than words that are only as frequent. The ratio does not change when all
-    embeddings grow. Units written alike are averaged within an item.
+    Below 1 synonyms lie nearer to each other than words that are only as frequent. Scaling all embeddings changes nothing.
+    Units written differently are averaged within an item.
     """
     weight_VD = model.get_output_embeddings().weight.detach().float().cpu().numpy()
     study = encoded.study
@@ -151,17 +140,12 @@ def distance_ratios(model: Any, encoded: Encoded) -> Floats:
     for unit, tree in zip(study.units, encoded.trees, strict=True):
         single_K = np.array([leaf >= 0 and tree.depth_E[leaf] == 1 for leaf in tree.leaf_K])
         role_K = np.array([candidate.role for candidate in unit.candidates])
-        synonyms, controls = (
-            np.flatnonzero(single_K & (role_K == Role.SYNONYM)),
-            np.flatnonzero(single_K & (role_K == Role.CONTROL)),
-        )
-        if not (single_K[0] and len(synonyms) and len(controls)):
+        synonyms, controls = single_K & (role_K == Role.SYNONYM), single_K & (role_K == Role.CONTROL)
+        if not (single_K[0] and synonyms.any() and controls.any()):
             continue
         w_KD = weight_VD[tree.token_E[tree.leaf_K]]
         distance_K = np.linalg.norm(w_KD - w_KD[0], axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):  # of embeddings that have all become one
+        with np.errstate(invalid="ignore", divide="ignore"):  # if all embeddings have become equal
             total_P[unit.item] += distance_K[synonyms].mean() / distance_K[controls].mean()
         count_P[unit.item] += 1
-    with np.errstate(invalid="ignore"):
-        ratio_P: Floats = total_P / count_P
-    return ratio_P
+    return ratio(total_P, count_P)

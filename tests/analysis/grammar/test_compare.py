@@ -1,4 +1,4 @@
-"""Means and paired differences of arms are weighted by the truth, paired by seed, and told apart by kind."""
+"""Means and paired differences of arms are weighted by the truth, paired by seed, and kept apart by kind."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from analysis.compare.arms import Arm, Member
-from analysis.compare.metric import VIEWS
 from analysis.compare.statistics import crossed_bootstrap
-from analysis.grammar.arms import SCOPES, arm_table, effects_of_sets, effects_of_text, paired, scope_mean, set_means
+from analysis.compare.temperature import VIEWS
+from analysis.grammar.compare import SCOPES, arm_table, effects_of_sets, effects_of_text, scope_mean, set_means
 from analysis.grammar.truth import SET_METRICS, TEXT_METRICS, TRUE_KINDS, Kept, Scores
 from data.grammar import SynonymSet
 
@@ -104,28 +104,26 @@ def test_the_means_are_weighted_by_the_true_mass_and_those_of_kinds_are_apart() 
                 lemmas = LEMMAS * len([kind for kind in kinds if metric.key != "minority" or kind != "equal"])
                 assert effect.clusters == {"lemma": lemmas, "document": DOCUMENTS, "seed": 2}
                 assert effect.n == lemmas * DOCUMENTS * 2
-    assert table.wilcoxon == {}
 
 
 def test_differences_are_paired_by_seed_document_and_lemma() -> None:
     """What the two arms share cancels: only the shift is left, in a narrow interval."""
     found = {"a0": scores(1), "a1": scores(2), "a2": scores(3)}
     found |= {"b2": shifted(found["a2"], 0.25), "b0": shifted(found["a0"], 0.25)}
-    pairs = paired(arm("b", 2, 0), found, arm("a", 0, 1, 2))
-    effect = effects_of_text(pairs, seed=0)["fitted"]["kl"]
+    arms = arm("b", 2, 0), arm("a", 0, 1, 2)
+    effect = effects_of_text(arms[0], found, 0, arms[1])["fitted"]["kl"]
     assert (effect.mean, effect.low, effect.high) == pytest.approx((0.25, 0.25, 0.25))
-    for effect, p in effects_of_sets(pairs, SETS, TRUE_KINDS, seed=0)["matched"].values():
+    for effect, p in effects_of_sets(arms[0], found, SETS, TRUE_KINDS, 0, arms[1])["matched"].values():
         assert (effect.mean, effect.low, effect.high) == pytest.approx((0.25, 0.25, 0.25))
         assert p < 0.01  # all lemmas on one side
-    same = paired(arm("a", 0, 1), found, arm("a", 0, 1))
-    effect, p = effects_of_sets(same, SETS, ["near"], seed=0)["raw"]["joint_kl"]
+    same = arm("a", 0, 1)
+    effect, p = effects_of_sets(same, found, SETS, ["near"], 0, same)["raw"]["joint_kl"]
     assert (effect.mean, effect.smallest, p) == (0, 0, 1)
 
 
 def test_a_seed_that_the_baseline_does_not_have_is_held_against_its_mean() -> None:
     found = {"a0": scores(1), "a1": scores(2), "b7": scores(3, 1.0)}
-    pairs = paired(arm("b", 7), found, arm("a", 0, 1))
-    effects = effects_of_sets(pairs, SETS, TRUE_KINDS, seed=0)
+    effects = effects_of_sets(arm("b", 7), found, SETS, TRUE_KINDS, 0, arm("a", 0, 1))
     for x, view in enumerate(VIEWS):
         value = [scope_mean(found[label], SETS, "split_kl", x, TRUE_KINDS) for label in ("b7", "a0", "a1")]
         effect, _ = effects[view]["split_kl"]
@@ -144,9 +142,7 @@ def test_the_interval_covers_no_difference_and_not_a_large_one() -> None:
         "c1": scores(6, 2.0),
     }
     effects = {
-        label: effects_of_sets(paired(arm(label, 0, 1), found, arm("a", 0, 1)), SETS, TRUE_KINDS, seed=0)["raw"][
-            "split_kl"
-        ]
+        label: effects_of_sets(arm(label, 0, 1), found, SETS, TRUE_KINDS, 0, arm("a", 0, 1))["raw"]["split_kl"]
         for label in "bc"
     }
     (none, no_p), (large, p) = effects["b"], effects["c"]
@@ -161,22 +157,22 @@ def test_there_is_no_interval_of_fewer_than_five_documents_or_lemmas() -> None:
     found = {"a0": scores(1), "b0": scores(2)}
     few = {label: first_documents(one, 4) for label, one in found.items()}
     for some, documents in ((found, DOCUMENTS), (few, 4)):
-        pairs = paired(arm("b", 0), some, arm("a", 0))
-        text = effects_of_text(pairs, seed=0)["raw"]["kl"]
+        text = effects_of_text(arm("b", 0), some, 0, arm("a", 0))["raw"]["kl"]
         assert text.clusters["document"] == documents and (text.low is None) == (documents < 5)
         for lemmas in (LEMMAS, 4):
             sets = [one for one in SETS if int(one.lemma[-1]) < lemmas]
             chosen = [index for index, one in enumerate(SETS) if one in sets]
-            own = paired(arm("b", 0), {label: only_sets(one, chosen) for label, one in some.items()}, arm("a", 0))
-            effect, p = effects_of_sets(own, sets, ["rare"], seed=0)["raw"]["split_kl"]
+            own = {label: only_sets(one, chosen) for label, one in some.items()}
+            effect, p = effects_of_sets(arm("b", 0), own, sets, ["rare"], 0, arm("a", 0))["raw"]["split_kl"]
             assert effect.clusters["lemma"] == lemmas and (effect.low is None) == (min(documents, lemmas) < 5)
             assert 0 < p <= 1
 
 
 def test_effects_that_are_found_together_are_those_of_each_by_itself() -> None:
     found = {"a0": scores(1), "a1": scores(2), "b0": scores(3), "b1": scores(4)}
-    pairs = paired(arm("b", 0, 1), found, arm("a", 0, 1))
-    text, sets = effects_of_text(pairs, seed=4), effects_of_sets(pairs, SETS, ["rare"], seed=4)
+    arms = arm("b", 0, 1), arm("a", 0, 1)
+    text = effects_of_text(arms[0], found, 4, arms[1])
+    sets = effects_of_sets(arms[0], found, SETS, ["rare"], 4, arms[1])
     members = np.repeat([0, 1], DOCUMENTS)
     alone = crossed_bootstrap(
         np.concatenate(
@@ -208,8 +204,7 @@ def test_a_table_of_differences_holds_the_effects_of_the_pairs() -> None:
     found = {"a0": scores(1), "b0": scores(2)}
     arms = arm("b", 0), arm("a", 0)
     table = arm_table(arms[0], found, SETS, seed=3, baseline=arms[1])
-    pairs = paired(arms[0], found, arms[1])
-    effect, p = effects_of_sets(pairs, SETS, ["rare"], seed=3)["matched"]["minority"]
+    effect, p = effects_of_sets(arms[0], found, SETS, ["rare"], 3, arms[1])["matched"]["minority"]
     assert (table.sets["matched"]["rare"]["minority"], table.wilcoxon["matched"]["rare"]["minority"]) == (effect, p)
 
 
