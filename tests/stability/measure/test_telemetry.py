@@ -14,7 +14,7 @@ from model.chunked import SAMPLING
 from optim.optimizers import build_optimizer
 from record.metrics import METRICS, describe, table
 from stability.measure.norms import parameter_groups
-from stability.measure.weight import weight_histogram, weight_quantile
+from stability.measure.telemetry import weight_histogram, weight_quantile
 from training.build import build_telemetry
 
 RAW = {
