@@ -1,13 +1,10 @@
 """Choose the text that is held out for validation.
 
 Every document has a place in [0, 1), by a hash of its text, and those below ``data.validation_fraction`` are held out:
-copies share a split, and adding text moves no other text. With few or unequal documents this may miss the fraction by far.
-Where documents may be cut (files and rows, not docstrings or the grammar), up to WEIGHED_BYTES are therefore weighed in
-tokens first, and the border is put where the share is nearest to the fraction. If that is still FAR off, the document at
-the border is cut in two, at a line end or between words, and its end held out.
-
-Neighbouring pieces of a long document (data/readers.py) may be in different splits, so a validation loss is that of new
-text by known authors, not of new books.
+copies share a split, and adding text moves no other text. Where documents may be cut (files and rows), up to WEIGHED_BYTES
+are weighed in tokens first, and the border is put where the share is nearest to the fraction; if that is still FAR off, the
+document at the border is cut in two and its end held out. Neighbouring pieces of a long document may be in different
+splits, so a validation loss is that of new text by known authors, not of new books.
 """
 
 import bisect

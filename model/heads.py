@@ -1,15 +1,9 @@
 """Output heads: from hidden states to one logit per token of the vocabulary.
 
-A head splits its work so that a loss can process the tokens in chunks and never hold N x V logits:
-
-- ``features(h_ND)``   token side, once: f_ND
-- ``classes()``        vocabulary side, once: the other tensors that ``logits`` needs
-- ``logits(f_CD, *classes)``   logits of a chunk, *up to a constant per token*
-- ``shift(f_ND)``      that constant
-- ``target_logits``    true logits of the targets, computed exactly
-
-All of it runs outside autocast. Matrices enter the product in the compute dtype (bfloat16 under bf16 autocast); norms,
-distances and results are float32, computed from the same rounded values.
+A head splits its work into ``features`` (token side, once), ``classes`` (vocabulary side, once), ``logits`` of a chunk of
+tokens up to a constant per token, that constant (``shift``), and exact ``target_logits``, so that a loss never holds N x V
+logits. All of it runs outside autocast: matrices enter the product in the compute dtype, while norms, distances and results
+are float32, computed from the same rounded values.
 
 Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
 """

@@ -39,16 +39,14 @@ def build(table: dict[str, Any], choice: dict[str, Any], *arguments: Any) -> Any
 
 
 class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
-    """Body, head and objective behind the transformers interface.
+    """Body, head and objective behind the transformers interface; with a linear head and cross-entropy it equals the stock
+    model.
 
-    ``lm_head`` is an output module whose ``weight`` is the input embedding itself if tied, so saving, loading, generation
-    and sharded training treat it like any other model's.
-
-    With a linear head, cross-entropy and the same weights it equals the stock model, except that (1) what a stock model
-    does between its last hidden state and its logits belongs to the head here: Gemma 2's ``final_logit_softcapping`` is
-    ``soft_cap``, while the logit scales of Cohere and Granite and auxiliary losses of experts are left out; and (2) logits
-    are always float32. The Trainer's own label smoothing averages over all columns, where padding of the vocabulary is
-    -inf: use the objective's ``label_smoothing`` instead.
+    ``lm_head`` is an output module whose ``weight`` is the input embedding itself if tied, so that saving, loading,
+    generation and sharding work as usual. What a stock model does to its logits belongs to the head here: Gemma 2's
+    ``final_logit_softcapping`` is ``soft_cap``; the logit scales of Cohere and Granite and auxiliary losses of experts are
+    left out. Logits are always float32, and -inf for padding of the vocabulary, which the Trainer's own label smoothing
+    would average over: use the objective's.
     """
 
     config_class = SwapHeadConfig

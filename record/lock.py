@@ -18,10 +18,9 @@ LOCK_FILE = ".lock"
 def run_lock(directory: Path) -> Iterator[str]:
     """Hold the lock of a run directory within the block; yields what the lock file says of its holder.
 
-    The system releases the lock when the process ends, so a lock file left by a killed run blocks nobody. It is a POSIX
-    record lock, which network file systems support and child processes do not inherit. A directory that was created for it
-    and stays empty is removed. Raises :class:`InputError` if another process holds the lock or the directory cannot be
-    written.
+    A POSIX record lock: released by the system when the process ends, known to network file systems, not inherited by
+    children. A directory that was created for it and stays empty is removed. Raises :class:`InputError` if the lock is held
+    or cannot be taken.
     """
     path = directory / LOCK_FILE
     try:

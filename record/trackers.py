@@ -1,8 +1,7 @@
 """Experiment trackers: TensorBoard, W&B and Accelerate's others, which receive the rows of metrics.jsonl as they are
 written.
 
-A run takes rows back when it rewinds and when it resumes from an earlier checkpoint. TensorBoard can purge them. The others
-cannot (W&B and SwanLab drop the repeated steps, trackio, MLflow and DVCLive keep both), so there the steps from the
+TensorBoard can purge rows that a rewind or a resumed run takes back. The others cannot, so there the steps from the
 checkpoint on go to a new run of the tracker: within each tracker run, every step appears once. Only the main process has
 trackers.
 """

@@ -34,8 +34,8 @@ class Watch:
         self.detector, self.signals = detector, signals
         self.restore(None, step=0)
 
-    def restore(self, state: list[dict[str, Any]] | None, step: int) -> None:
-        """Continue from what :meth:`state` returned after ``step``; None: from the start."""
+    def restore(self, state: list[dict[str, Any]] | None, step: int, undecided: Sequence[dict[str, Any]] = ()) -> None:
+        """Continue from what :meth:`state` returned after ``step`` (None: from the start), and from undecided alarms."""
         if state is None:
             self.detectors = [make_detector(self.detector, signal) for signal in self.signals]
             self.detectors.append(make_detector("stall", "loss/nll"))
@@ -47,15 +47,11 @@ class Watch:
             # Non-finite numbers are stored as strings.
             self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         self.alarms: list[Alarm] = []
-        self.carried: list[Alarm] = []
+        self.carried = [Alarm(**alarm) for alarm in undecided]
 
     def state(self) -> list[dict[str, Any]]:
         """The detectors' state as JSON, for a checkpoint."""
         return [detector.state() for detector in self.detectors]
-
-    def carry(self, alarms: Sequence[dict[str, Any]]) -> None:
-        """Take over alarms on which a stopped run had not decided."""
-        self.carried = [Alarm(**alarm) for alarm in alarms]
 
     def look(self, rows: list[Row], drew: Callable[[int], int], *, diverged_since: int | None = None) -> None:
         """Feed the detectors and report each spike that has ended. ``drew`` maps a step to its batch. ``alarms`` are then

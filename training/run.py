@@ -247,8 +247,7 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
         lambda: asdict(back) if (back := last_rewind(run.directory, run.step)) else None, run.accelerator.device
     )
     run.rewind = RewindEvent(**found) if found else None
-    run.watch.restore(detectors, run.step)
-    run.watch.carry(alarms)
+    run.watch.restore(detectors, run.step, alarms)
     run.bar.n = run.bar.initial = run.bar.last_print_n = run.step
 
 

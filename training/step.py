@@ -45,7 +45,7 @@ def training_step(run: Run, step: int) -> None:
             )
             # Gradients are averaged over ranks, hence the factor. Once ``alive`` is NaN there are no more updates.
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
-            run.telemetry.add_losses(out.losses)
+            run.telemetry.losses.append(out.losses)
     run.watchdog.moved(step, "update")
     run.recorder.add(host, update(run, step))
     run.step = step
@@ -88,7 +88,7 @@ def probe_attention(run: Run) -> None:
     model = run.bare_model()
     with only_looking(model), attention_probe(model.model) as layers:
         model(input_ids=run.probe_BT, logits_to_keep=1, use_cache=False)
-    run.telemetry.add_attention(layers)
+    run.telemetry.attention = list(layers)
 
 
 def refuse_unreached(run: Run) -> None:

@@ -1,12 +1,8 @@
-"""The default spike rule; docs/mathematics.md, section 4, derives it.
+"""The default spike rule, derived in docs/mathematics.md, section 4.
 
-1. *Expected level*: a robust line in log(1 + step) through the last values, plus the bias of its recent forecasts. 2.
-*Noise*: the clipped standard deviation of those forecast errors. 3. *Evidence*: a one-sided CUSUM of the sigmas above the
-level; a single value opens a spike only if it is farther out than any error on record by a factor. 4. *Frozen history*:
-nothing enters the history while there is evidence or an open spike. 5. *Creep*: a loss whose median has risen far above its
-lowest is in a spike from there on.
-
-Norms and update sizes are judged by their logarithm, since the noise of a gradient norm is multiplicative.
+A value's sigmas above a robust line through the last values add evidence in a one-sided CUSUM; a single value opens a spike
+only far beyond all errors on record. The history is frozen while there is evidence or an open spike, and a loss whose level
+has crept up is in a spike too. Norms and update sizes are judged by their logarithm, since their noise is multiplicative.
 """
 
 import copy

@@ -1,9 +1,8 @@
 """Precursors of a spike: other signals that were out of their usual range when it began.
 
-Some 60 signals are checked, so the rule is strict: a signal counts if it is out of range at the spike's first step, with
-two values of more than 5 sigmas on the same side since ``first_step``, or one of more than 15. It is back in range after
-two values in a row. Range and sigmas are those of baseline.py, two-sided, with the history frozen during an excursion. A
-drift that the line can follow is no excursion.
+A signal counts if it is out of range at the spike's first step, with two values of more than 5 sigmas on the same side
+since ``first_step``, or one of more than 15 (strict, since some 60 signals are checked). It is back in range after two
+values in a row. Range and sigmas are those of baseline.py, two-sided, with the history frozen during an excursion.
 """
 
 import math

@@ -8,7 +8,7 @@ Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P param
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +53,9 @@ class Telemetry:
         self.last_hidden: tuple[Any, Any] = (None, None)
         """The hidden states measured last, and their norms (N,)."""
         self.losses: list[TokenLosses] = []
+        """Of the step's micro-batches; filled in from outside."""
         self.attention: list[dict[str, Tensor]] = []
+        """Filled in by a probe of the attention: by layer, {"logit_max": (), "entropy": ()}."""
         self.step_values: dict[str, Tensor] = {}
 
     def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
@@ -75,14 +77,6 @@ class Telemetry:
         handles.append(final_norm.register_forward_pre_hook(keep("hidden_norm/pre_final")))
         handles.append(final_norm.register_forward_hook(keep("hidden_norm/final")))
         return handles
-
-    def add_losses(self, losses: TokenLosses) -> None:
-        """Add the losses of one micro-batch."""
-        self.losses.append(losses)
-
-    def add_attention(self, layers: Sequence[dict[str, Tensor]]) -> None:
-        """Add what an attention probe found in each layer: {"logit_max": (), "entropy": ()}. May be empty."""
-        self.attention = list(layers)
 
     @torch.no_grad()
     def before_update(self) -> Tensor:
