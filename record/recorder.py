@@ -45,12 +45,11 @@ class Recorder:
         """Write a file of the run directory atomically, creating the directory."""
         if self.writes:
             self.directory.mkdir(parents=True, exist_ok=True)
-            # Without a process number in its name: the run's next process replaces what a killed one has left.
-            temporary = self.directory / f".{name}.tmp"
-            replace_file(self.directory / name, temporary, lambda file: file.write(text.encode()))
+            self._replace(name, text)
 
-    def _write_rows(self, name: str, rows: Iterable[Row]) -> None:
-        self.write_text(name, "".join(json_line(row) + "\n" for row in rows))
+    def _replace(self, name: str, text: str) -> None:
+        # Without a process number in its name: the run's next process replaces what a killed one has left.
+        replace_file(self.directory / name, self.directory / f".{name}.tmp", lambda file: file.write(text.encode()))
 
     def status(self, status: str, step: int, reason: str = "") -> None:
         """Write status.json: running, finished, diverged, preempted or failed."""
@@ -79,7 +78,7 @@ class Recorder:
             file.seek(0, os.SEEK_END)
             if self._size is not None and file.tell() != self._size:
                 raise OSError(errno.ESTALE, "deleted or changed by another program", str(path))
-            file.writelines(json_line(row) + "\n" for row in rows)
+            file.write(_text_of(rows))
             self._size = file.tell()
 
     def event(self, event: str, written_at: int, **fields: Any) -> None:
@@ -97,7 +96,7 @@ class Recorder:
             return
         before = [row for row in read_rows(self.directory / name) if row["rewind"] != number]
         after = [row | {"rewind": number} for row in self._rows_after(step)]
-        self._write_rows(name, [*before, *after[::-1]])
+        self._replace(name, _text_of([*before, *after[::-1]]))
 
     def _rows_after(self, step: int) -> Iterator[Row]:
         rows = (row for _, row in rows_backwards(self.directory / "metrics.jsonl"))
@@ -113,7 +112,7 @@ class Recorder:
             self._size = next((end for end, row in rows_backwards(metrics) if row["step"] <= step), 0)
             os.truncate(metrics, self._size)
         kept = [row for row in read_rows(events) if row["written_at"] <= step or row["event"] in ABOUT_PROCESSES]
-        self._write_rows(events.name, kept)
+        self._replace(events.name, _text_of(kept))
 
     def sync(self) -> None:
         """Flush all rows and events to disk, as is done before a checkpoint is written."""
@@ -121,3 +120,7 @@ class Recorder:
             for name in ("metrics.jsonl", "events.jsonl"):
                 if (path := self.directory / name).exists():
                     flush_to_disk(path)
+
+
+def _text_of(rows: Iterable[Row]) -> str:
+    return "".join(json_line(row) + "\n" for row in rows)
