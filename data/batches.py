@@ -7,13 +7,18 @@ one if batches are skipped.
 Shapes: B sequences of a batch over all ranks, R = B / W rows of one rank, T positions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 """Target of a position that does not count."""
@@ -123,6 +128,8 @@ def _windows(split_ids: np.ndarray, sequence_length: int) -> np.ndarray:
 
 
 def _inputs_and_targets(windows_RT: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch  # the rest of data/ is used without it
+
     x_RT, y_RT = (
         torch.from_numpy(part.astype(np.int64, order="C")) for part in (windows_RT[:, :-1], windows_RT[:, 1:])
     )

@@ -1,5 +1,7 @@
 """Build a store: read the corpus once, train or load a tokenizer, encode and split the documents."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import itertools
@@ -9,11 +11,10 @@ from array import array
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from common.errors import InputError
 from common.files import sha256_of
@@ -21,6 +22,9 @@ from common.files import sha256_of
 from .corpora import Corpus, DataConfig, batched
 from .split import Document, by_hash, by_weight
 from .tokenizer import encoder_of, fingerprint, train_bpe, vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"

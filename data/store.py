@@ -9,6 +9,8 @@ The key is a hash of the corpus's and the tokenizer's identity: a changed source
 never tokenised again. A store is built in a sibling folder and renamed when complete.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import shutil
@@ -16,11 +18,10 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import InputError, note
 from common.files import digest_of, flush_to_disk, sha256_of
@@ -30,6 +31,9 @@ from .corpora import DataConfig
 from .kinds import make_corpus
 from .split import is_near
 from .tokenizer import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
 """Version of the file layout and of how whole documents are split; raise it with any change to either."""
@@ -75,6 +79,8 @@ class TokenStore:
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer whose ids the store holds."""
+        from transformers import AutoTokenizer  # two seconds
+
         return AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True, trust_remote_code=False)
 
 

@@ -1,17 +1,21 @@
 """The synonym grammar as a corpus: documents are generated when they are read."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from data.corpora import CORPORA, Corpus, DataConfig
 
 from .grammar import Grammar
 from .vocabulary import grammar_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 RULES_VERSION = 1
 """Version of how documents are drawn from the tables; raise it with any change."""

@@ -1,16 +1,20 @@
 """The tokens of the synonym grammar, one for each word form, and their tokenizer."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from data.tokenizer import END_OF_TEXT, wrapped
 
 from . import lexicon
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 UNKNOWN = "<|unknown|>"
 """Id 1: any word outside the grammar. It never occurs in the corpus."""
@@ -64,6 +68,8 @@ def ids(texts: Iterable[str]) -> npt.NDArray[np.int64]:
 def grammar_tokenizer() -> PreTrainedTokenizerFast:
     """A transformers tokenizer with one token for each word form; the grammar's text survives encoding and decoding. Any
     other word becomes UNKNOWN."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
     tokenizer = Tokenizer(models.WordLevel(_id_of(), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
