@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -229,29 +228,13 @@ class _Rows:
 
 
 def _packed(rows: Sequence[Row], start: int) -> dict[tuple[str, ...], tuple[list[int], bytes]] | None:
-    """Indices (from ``start``) and packed values of the rows, by their keys; None if a value is not a number that fits a
-    float."""
-    try:
-        return _packed_by(len, rows, start)  # faster than by the keys themselves, and usually enough
-    except KeyError:
-        return _packed_by(tuple, rows, start)
-
-
-def _packed_by(
-    group_of: Callable[[Row], Any], rows: Sequence[Row], start: int
-) -> dict[tuple[str, ...], tuple[list[int], bytes]] | None:
-    """The same, with rows grouped by ``group_of``. Raises KeyError if rows of a group have different keys."""
-    groups: dict[Any, list[int]] = {}
-    for place, group in enumerate(map(group_of, rows)):
-        groups.setdefault(group, []).append(place)
+    """Indices (from ``start``) and packed values of the rows, by their keys; None if a value is not a number a float can hold."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows, start):
+        alike.setdefault(tuple(row), []).append(place)
     packed = {}
-    for places in groups.values():
-        alike = [rows[place] for place in places]
-        keys = tuple(alike[0])
-        if len(keys) > 1:
-            values: list[Any] = list(chain.from_iterable(map(itemgetter(*keys), alike)))
-        else:
-            values = [row[key] for row in alike for key in keys]
+    for keys, places in alike.items():
+        values = list(chain.from_iterable([rows[place - start].values() for place in places]))
         kinds = set(map(type, values))
         if str in kinds:
             values = [NON_FINITE.get(value.lower(), value) if type(value) is str else value for value in values]
@@ -259,7 +242,7 @@ def _packed_by(
         if not kinds <= {int, float}:
             return None
         try:
-            packed[keys] = [start + place for place in places], struct.pack(f"{len(values)}d", *values)
+            packed[keys] = places, struct.pack(f"{len(values)}d", *values)
         except (struct.error, OverflowError):  # an integer of 400 digits
             return None
     return packed
