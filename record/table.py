@@ -7,7 +7,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
 
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) for each line; an unparsable last line is torn and skipped."""
-    for numbers, objects in _objects(path, together=False):  # orjson makes floats of integers beyond 64 bits
+    for numbers, objects in _objects(path, json.loads):  # orjson makes floats of integers beyond 64 bits
         yield from zip(numbers, objects, strict=True)
 
 
@@ -92,14 +92,17 @@ def number_of(value: Any) -> float | None:
         return None
 
 
-def _objects(path: Path, together: bool = True) -> Iterator[tuple[Sequence[int], list[Row]]]:
+def _objects(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> Iterator[tuple[Sequence[int], list[Row]]]:
     """The lines of a file, block by block: their numbers and objects."""
     first = 1
     for lines, ended in _blocks(path):
         numbers: Sequence[int] = range(first, first + len(lines))
         first += len(lines)
-        rows = _parsed_together(lines) if together else []
-        if not rows:
+        try:
+            rows = list(map(parse, lines))
+        except (ValueError, RecursionError):
+            rows = []
+        if set(map(type, rows)) != {dict}:
             found = {number: _parsed(line) for number, line in zip(numbers, lines, strict=True) if line.strip()}
             torn = [number for number, row in found.items() if not isinstance(row, dict)]
             if torn and not (ended and torn == [numbers[-1]]):
@@ -120,19 +123,6 @@ def _blocks(path: Path) -> Iterator[tuple[list[bytes], bool]]:
         raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _parsed_together(lines: list[bytes]) -> list[Row]:
-    """The objects of lines that each hold one, without another in it; empty if one does not. Parsed as one array: half the
-    time. That no object spans two lines follows from the braces, one at the start of each."""
-    joined = b"[" + b",".join(lines) + b"]"
-    if joined.count(b"{") != len(lines) or not all(map(bytes.startswith, lines, repeat(b"{"))):
-        return []
-    try:
-        rows: list[Row] = orjson.loads(joined)
-    except ValueError:
-        return []
-    return rows if len(rows) == len(lines) and set(map(type, rows)) == {dict} else []
 
 
 def _parsed(line: bytes) -> Any:
