@@ -39,9 +39,9 @@ from pydantic import Field
 from analysis.show.tables import terminal_table
 from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_PREEMPTED, ArgumentParser, exit_status
 from common.errors import InputError
-from common.files import last_row
 from common.processes import ending, last_lines
 from common.section import Place, Section
+from record.rows import last_row
 
 ROOT = Path(__file__).parent
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -26,8 +26,9 @@ import psutil
 
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
-from common.files import last_row, strict
+from common.files import strict
 from common.processes import ending, last_lines
+from record.rows import last_row
 from record.table import Table, json_lines, read_table
 
 # Without torch: the peak memory of a child process is at least that of this process when it was started.

@@ -1,1 +1,1 @@
-"""What every room uses: errors and exit statuses, files, seeds, imports, other processes."""
+"""Shared helpers: errors and exit statuses, files, seeds, imports, child processes."""

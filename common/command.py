@@ -1,10 +1,5 @@
-"""The commands of the project: their arguments, and how they end.
-
-Every command runs its body through :func:`exit_status`, so that a mistake in a configuration, a path or a file is told in one
-line, with exit status 2 and no traceback.
-"""
-
-from __future__ import annotations
+"""Command-line arguments and exit statuses. Every command runs its body through :func:`exit_status`, so that a mistake in a
+configuration, a path or a file is reported in one line, with exit status 2 and no traceback."""
 
 import argparse
 import os
@@ -26,9 +21,10 @@ EXIT_INTERRUPTED = 130
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with a home directory for a leading ``~`` (a shell puts none into ``--out=~/results``).
+    """argparse's parser, which also expands a leading ``~`` to the home directory (a shell does not in
+    ``--out=~/results``).
 
-    ``--option=--`` is refused: before Python 3.13 argparse drops that value and hands on an empty list.
+    ``--option=--`` is refused: before Python 3.13 argparse drops that value and returns an empty list.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -36,10 +32,10 @@ class ArgumentParser(argparse.ArgumentParser):
         self.register("type", None, _argument)
         self.register("type", Path, lambda text: Path(_argument(text)))
 
-    def parse_known_args(  # type: ignore[override]  # parse_args comes here; the overloads of its namespace are one
+    def parse_known_args(  # type: ignore[override]  # parse_args calls this
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Argparse's, which all its other ways of parsing come through."""
+        """As in argparse, where every way of parsing ends up here."""
         given = list(sys.argv[1:] if args is None else args)
         for argument in given[: given.index("--")] if "--" in given else given:
             option, _, value = argument.partition("=")
@@ -56,7 +52,8 @@ def _argument(text: str) -> str:
 
 
 def exit_status(body: Callable[[], int | None]) -> int:
-    """Run ``body`` and return its exit status; an :class:`InputError` is printed to stderr, a line a problem, and gives 2."""
+    """Run ``body`` and return its exit status; an :class:`InputError` is printed to stderr, one line per problem, and gives
+    2."""
     try:
         status = body() or EXIT_FINISHED
         sys.stdout.flush()

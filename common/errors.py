@@ -1,24 +1,18 @@
-"""Errors a user can cause, and the one place where they become an exit status.
-
-Every command of the project runs its body through :func:`exit_status`, so that a mistake in a configuration, a path or a
-file is told in one line each, with exit status 2 and no traceback.
-"""
-
-from __future__ import annotations
+"""Errors that a user can cause (:func:`common.command.exit_status` turns them into an exit status) and notes to the user."""
 
 import os
 import sys
 from collections.abc import Sequence
 
 LONGEST_LINE = 2000
-"""Characters of a problem that are told; of a longer one, a value of somebody else's file in it, the middle is left out."""
+"""Most characters of a problem that are printed; the middle of a longer one (it may quote a value from a file) is cut."""
 
 
 class InputError(Exception):
-    """One or more mistakes in what the user gave: each problem is one line that names the key, file or value and the mend.
+    """One or more mistakes in the user's input: one line each, naming the key, file or value and what to do about it.
 
-    What a problem quotes may be anything: line ends become spaces, and what does not print is told by its code, so that no
-    file can move a terminal's cursor.
+    A problem may quote anything, so line ends become spaces and unprintable characters are escaped: no file can move the
+    terminal's cursor.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -27,7 +21,7 @@ class InputError(Exception):
 
 
 def one_line(problem: str) -> str:
-    """What a terminal can be told of any text: on one line, not endlessly long, and of characters that print."""
+    """Any text made fit for a terminal: one line, of limited length, printable characters only."""
     line = " ".join(problem.splitlines())
     if len(line) > LONGEST_LINE:
         half = LONGEST_LINE // 2
@@ -36,7 +30,7 @@ def one_line(problem: str) -> str:
 
 
 def note(text: str) -> None:
-    """Tell the user, on stderr, what is no mistake but may not be what was meant. Of several ranks the first one tells."""
+    """Print to stderr something that is no mistake but may not be what was meant. Of several ranks only the first prints."""
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         return
     print(f"note: {one_line(text)}", file=sys.stderr)

@@ -1,19 +1,17 @@
-"""Processes that are started: how one ended, and what it said last."""
-
-from __future__ import annotations
+"""Child processes: how one ended, and its last lines of output."""
 
 import re
 import signal
 from pathlib import Path
 
 LAST_BYTES = 1 << 16
-"""Of what a process has said, the end in which its last lines are looked for."""
+"""How much of the end of a log is searched for its last lines."""
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""How a terminal is told to move its cursor or to change its colours."""
+"""Terminal control sequences: cursor movement, colours."""
 
 
 def ending(returncode: int) -> str:
-    """How a process ended that did not finish, in words. ``returncode``: as :mod:`subprocess` gives it."""
+    """Describe in words how a process failed. ``returncode`` is as :mod:`subprocess` gives it."""
     if returncode >= 0:
         return f"failed with status {returncode}"
     names = {number.value: number.name for number in signal.Signals}
@@ -22,10 +20,8 @@ def ending(returncode: int) -> str:
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
-    """The last ``count`` lines in ``log``, from its byte ``start`` on, as they stood on a terminal in the end.
-
-    Of a progress bar, which draws itself over and over in one line, that is how it was drawn last. Empty lines are left out.
-    """
+    """The last ``count`` non-empty lines of ``log`` after byte ``start``, as a terminal would show them in the end. Of a
+    progress bar, which redraws one line over and over, that is its last state."""
     if not log.is_file():
         return []
     with log.open("rb") as file:

@@ -1,10 +1,8 @@
-"""Kinds by name: classes with a frozen dataclass ``Options``, registered by the project or by a plug-in file.
+"""Registries: classes with a frozen dataclass ``Options``, registered by name by the project or by a plug-in file.
 
-A kind is one class in one file. Registering it makes its name a value of the configuration, and the fields of its ``Options``
-become keys beside it, checked against their types as every other key is. ``python -m configs.list`` shows all kinds.
+Registering a class makes its name a ``kind`` in the configuration, and the fields of its ``Options`` become type-checked
+keys beside it. ``python -m configs.list`` shows all kinds.
 """
-
-from __future__ import annotations
 
 import functools
 import json
@@ -20,20 +18,18 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Registry(dict[str, Any]):
-    """The classes of one sort, by kind. ``section`` is the configuration key that chooses among them."""
+    """The classes of one sort by kind. ``section`` is the configuration key that selects one."""
 
     def __init__(self, section: str) -> None:
         super().__init__()
         self.section = section
 
     def register(self, kind: str) -> Callable[[T], T]:
-        """Class decorator: make ``<section>.kind: <kind>`` build this class.
-
-        Raises ValueError for a name that is taken, or that is not of lower-case letters, digits and underscores.
-        """
+        """Class decorator: make ``<section>.kind: <kind>`` build this class. Raises ValueError for a name that is taken or
+        is not made of lower-case letters, digits and underscores."""
         if not _NAME.fullmatch(kind):
             raise ValueError(
-                f"{kind!r} is no name of a kind: lower-case letters, digits and underscores, as in my_kind"
+                f"{kind!r} cannot name a kind: use lower-case letters, digits and underscores, as in my_kind"
             )
 
         def add(cls: T) -> T:
@@ -48,13 +44,14 @@ class Registry(dict[str, Any]):
 
 
 def checked_options(cls: Any, options: dict[str, Any]) -> Any:
-    """``cls.Options`` of these values, defaults filled in. Raises pydantic.ValidationError for whatever does not fit."""
-    # Through JSON, because strict validation reads JSON types as they are and Python's more narrowly.
+    """Build ``cls.Options`` from these values, with defaults filled in. Raises pydantic.ValidationError for what does not
+    fit."""
+    # Through JSON: strict validation takes JSON's types as they are, but Python's more narrowly.
     return _adapter(cls).validate_json(json.dumps(options))
 
 
 def plain_options(cls: Any, checked: Any) -> dict[str, Any]:
-    """Checked options as JSON has them: what config.yaml and checkpoints hold, and compare equal to."""
+    """Checked options as plain JSON values, as config.yaml and checkpoints store them."""
     plain: dict[str, Any] = _adapter(cls).dump_python(checked, mode="json")
     return plain
 

@@ -1,6 +1,4 @@
-"""What the sections of a configuration are made of: strict, immutable, and open where a ``kind`` decides about the keys."""
-
-from __future__ import annotations
+"""Base classes and types of configuration sections: strict and immutable; a ``kind`` may add keys of its own."""
 
 from typing import Annotated, Any
 
@@ -9,22 +7,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from .files import at_home
 
 MOST = 1 << 40
-"""No count is larger: a step times the largest batch is still a 64-bit number, and no run takes so many steps."""
+"""Upper limit of every count, so that a step times the largest batch size still fits 64 bits."""
 FLOAT32_MAX = 3.4e38
-"""The largest number that an optimizer in float32 can be given."""
+"""Upper limit of numbers passed to an optimizer that works in float32."""
 LONGEST_FILE_NAME = 255
 """Bytes of a file's or folder's name on the usual file systems."""
 LONGEST_PATH = 4095
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, strict about unknown keys, no number read out of a string or out of a boolean."""
+    """Base of all sections: immutable, no unknown keys, no numbers parsed from strings or booleans."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Choice(BaseModel):
-    """A section whose ``kind`` names a registered class; its further keys are that class's options (common/registry.py)."""
+    """A section whose ``kind`` names a registered class; its other keys are that class's options (common/registry.py)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
@@ -32,7 +30,7 @@ class Choice(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the kind: all keys that the section itself does not declare."""
+        """The kind's own options: all keys that the section does not declare itself."""
         return dict(self.model_extra or {})
 
 
@@ -41,7 +39,7 @@ def _plain(text: str) -> str:
         raise ValueError("must not be empty")
     unprintable = [character for character in text if not character.isprintable()]
     if unprintable:
-        raise ValueError(f"holds {unprintable[0]!r}, which does not print")
+        raise ValueError(f"contains the unprintable character {unprintable[0]!r}")
     return text
 
 
@@ -54,13 +52,13 @@ def _path(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_plain)]
-"""Text of at least one character, all of which print: names, patterns, keys."""
+"""Non-empty text of printable characters: names, patterns, keys."""
 Place = Annotated[Text, AfterValidator(at_home), AfterValidator(_path)]
-"""A file, a folder or a name on the hub; a leading ``~`` becomes the home directory."""
+"""A file, a folder or a name on the hub; a leading ``~`` is expanded."""
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
+    """Flatten nested dictionaries into one with dotted keys."""
     items: dict[str, Any] = {}
     for key, value in tree.items():
         items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,6 +1,4 @@
-"""One named random stream per purpose, all derived from the run's seed."""
-
-from __future__ import annotations
+"""Random streams: one per purpose, all derived from the run's seed."""
 
 import hashlib
 

@@ -1,1 +1,1 @@
-"""Text to tokens to batches: corpora say where text comes from, the store keeps its tokens, batches read them."""
+"""Text to tokens to batches: corpora provide documents, the store keeps their tokens, batches read them."""

@@ -1,8 +1,8 @@
-"""Batches as a pure function of (seed, number, rank, world size): no loader state, nothing to restore.
+"""Batches as a pure function of (seed, batch number, rank, world size): there is no loader state to restore.
 
-Sequences are the windows of T + 1 tokens at multiples of T. Each epoch is a permutation of all of them, drawn from the
-seed and the epoch's number; a batch is the next B of that endless row, and each rank takes an equal part of it. Step n
-draws batch n, or a later one when batches are skipped.
+Sequences are windows of T + 1 tokens at multiples of T. Each epoch is a permutation of them, drawn from the seed and the
+epoch; batch n is the n-th group of B in that endless order, split evenly over the ranks. Step n draws batch n, or a later
+one if batches are skipped.
 
 Shapes: B sequences of a batch over all ranks, R = B / W rows of one rank, T positions.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""The target of a position that does not count."""
+"""Target of a position that does not count."""
 
 
 def batch_number(step: int, skipped: Iterable[Sequence[int]]) -> int:
-    """Which batch (from 1) a step draws when the batches of the ranges ``skipped``, [first, last], are left out."""
+    """The batch (from 1) that a step draws when the ranges ``skipped``, [first, last], are left out."""
     batch, counted_to = step, 0
     for first, last in sorted((first, last) for first, last in skipped):
         new = range(max(first, counted_to + 1), last + 1)  # ranges may overlap
@@ -36,17 +36,8 @@ def batch_number(step: int, skipped: Iterable[Sequence[int]]) -> int:
 
 
 class Batches:
-    """The training batches of one rank.
-
-    Args:
-        split_ids: token ids, 1-D.
-        sequence_length: T.
-        batch_size: B, a multiple of ``world_size``.
-        seed: of the order of the sequences.
-
-    Raises:
-        InputError: if B is no multiple of the world size, or the split is too short for one sequence.
-    """
+    """The training batches of one rank: sequences of T tokens from the 1-D ``split_ids``, in an order drawn from ``seed``.
+    Raises InputError if ``batch_size`` is not a multiple of the world size, or the split is too short for one sequence."""
 
     def __init__(
         self,
@@ -76,11 +67,11 @@ class Batches:
 
     @property
     def sequences_per_epoch(self) -> int:
-        """How many sequences the split holds; an epoch visits each once."""
+        """Number of sequences in the split; an epoch visits each once."""
         return len(self._windows_ST)
 
     def sequences(self, batch: int) -> np.ndarray:
-        """Return the indices (int64, shape R) of this rank's sequences in a batch; batches count from 1."""
+        """Indices (R,), int64, of this rank's sequences in a batch; batches count from 1."""
         first = (batch - 1) * self._batch_size + self._rank * self._rows
         epoch_R, place_R = np.divmod(np.arange(first, first + self._rows), self.sequences_per_epoch)
         epochs = range(int(epoch_R[0]), int(epoch_R[-1]) + 1)
@@ -92,7 +83,7 @@ class Batches:
         return generator.permutation(self.sequences_per_epoch)
 
     def at(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (x_RT, y_RT), int64, of a batch (counted from 1): what this rank feeds, and the tokens that follow."""
+        """(x_RT, y_RT), int64, of a batch (counted from 1): inputs of this rank, and the next tokens."""
         return _inputs_and_targets(self._windows_ST[self.sequences(batch)])
 
 
@@ -105,11 +96,11 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (x_RT, y_RT), int64, R = ``rows_per_batch`` or less: this rank's part of the first ``sequences`` windows.
+    """(x_RT, y_RT), int64, R at most ``rows_per_batch``: this rank's share of the first ``sequences`` windows.
 
-    The parts of all ranks cover each window once and have the same shapes, so that sharded models may communicate in
-    every forward pass: a rank that is short of a window repeats one with all targets -100. A split that holds fewer
-    than ``sequences`` windows is taken whole. Raises InputError, at the call, for a split without one window.
+    All ranks get the same shapes, so that sharded models can communicate in every forward pass: a rank that is short of a window
+    repeats the last one with all targets -100. A split with fewer windows is taken whole. Raises InputError, at the call, for a
+    split without a window.
     """
     windows_ST = _windows(split_ids, sequence_length)[:sequences]
     if len(windows_ST) == 0:
@@ -118,21 +109,19 @@ def evaluation_batches(
             f"sequence of data.sequence_length={sequence_length}; hold out more"
         )
     share = -(-len(windows_ST) // world_size)
-    return _evaluation_rows(windows_ST, range(rank * share, (rank + 1) * share), rows_per_batch)
+    starts = range(rank * share, (rank + 1) * share, rows_per_batch)
+    own = (np.arange(start, min(start + rows_per_batch, (rank + 1) * share)) for start in starts)
+    return (_evaluation_rows(windows_ST, index_R) for index_R in own)
 
 
-def _evaluation_rows(
-    windows_ST: np.ndarray, own: range, rows_per_batch: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for start in range(own.start, own.stop, rows_per_batch):
-        index_R = np.arange(start, min(start + rows_per_batch, own.stop))
-        x_RT, y_RT = _inputs_and_targets(windows_ST[np.minimum(index_R, len(windows_ST) - 1)])
-        y_RT[index_R >= len(windows_ST)] = IGNORED
-        yield x_RT, y_RT
+def _evaluation_rows(windows_ST: np.ndarray, index_R: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    x_RT, y_RT = _inputs_and_targets(windows_ST[np.minimum(index_R, len(windows_ST) - 1)])
+    y_RT[index_R >= len(windows_ST)] = IGNORED
+    return x_RT, y_RT
 
 
 def _windows(split_ids: np.ndarray, sequence_length: int) -> np.ndarray:
-    """Return the view (S, T + 1) of all windows of T + 1 tokens that start at multiples of T."""
+    """View (S, T + 1) of the windows of T + 1 tokens at multiples of T."""
     if len(split_ids) <= sequence_length:
         return np.empty((0, sequence_length + 1), split_ids.dtype)
     return sliding_window_view(split_ids, sequence_length + 1)[::sequence_length]

@@ -1,9 +1,8 @@
-"""How a store is made: one reading of the corpus, a tokenizer trained or loaded, the documents encoded and split."""
+"""Build a store: read the corpus once, train or load a tokenizer, encode and split the documents."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -12,7 +11,6 @@ from array import array
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import sha256_of
 
-from .corpora import Corpus, DataConfig
+from .corpora import Corpus, DataConfig, batched
 from .split import Document, by_hash, by_weight
 from .tokenizer import encoder_of, fingerprint, train_bpe, vocabulary_size
 
@@ -31,14 +29,12 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
 _BATCH_CHARACTERS = 4 << 20
-"""Text encoded at once: enough documents for every core, some tens of megabytes of memory."""
+"""Characters encoded at once: enough documents for every core, some tens of megabytes of memory."""
 
 
 def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[str, Any], *, progress: bool) -> None:
-    """Fill ``folder`` with the store of a configuration; the manifest comes last.
-
-    Documents of white space only are left out. Raises InputError for a corpus that cannot be read or is too small.
-    """
+    """Fill ``folder`` with a configuration's store; the manifest is written last. Documents of only white space are
+    skipped. Raises InputError for a corpus that cannot be read or is too small."""
     stream: Iterator[str] = (text for text in corpus.documents(progress=progress) if text.strip())
     spool = folder / "documents.jsonl"
     tokenizer = corpus.tokenizer()
@@ -52,8 +48,7 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     fraction = data.validation_fraction
     if corpus.may_be_cut:
-        encode = functools.partial(_encode_one, tokenizer)
-        assigned = by_weight(documents, fraction, encode)
+        assigned = by_weight(documents, fraction, lambda text: next(_encoded(tokenizer, [text], None)))
     else:
         assigned = by_hash(documents, fraction)
     splits, text_sha256 = _write_splits(folder, assigned, dtype, fraction)
@@ -71,18 +66,17 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
         "vocab_size": vocab_size,
         "eos_id": tokenizer.eos_token_id,
         "tokenizer_sha256": fingerprint(tokenizer),
-        "versions": _versions("numpy", "tokenizers", "transformers"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "tokenizers", "transformers")},
+        },
     }
-    text = json.dumps(manifest, indent=1)  # in ASCII, because the name of a file need not be Unicode
+    text = json.dumps(manifest, indent=1)  # in ASCII, since file names need not be Unicode
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _versions(*packages: str) -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
 def _write_spool(spool: Path, documents: Iterable[str]) -> int:
-    """Write documents a line each; return how many. The source is read once, the file as often as needed."""
+    """Write documents one per line; returns how many. The source is read once, the spool as often as needed."""
     count = 0
     with spool.open("w", encoding="utf-8") as handle:
         for text in documents:
@@ -103,7 +97,7 @@ def _encoded(
     """Yield the documents encoded, on all cores, until the source or the token budget ends."""
     encoder = encoder_of(tokenizer)
     tokens = 0
-    for texts in _batches(documents):
+    for texts in batched(documents, len, _BATCH_CHARACTERS):
         for text, encoding in zip(texts, encoder.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             raw = text.encode()
             ids = np.array([*encoding.ids, tokenizer.eos_token_id], np.uint32)
@@ -113,36 +107,15 @@ def _encoded(
                 return
 
 
-def _encode_one(tokenizer: PreTrainedTokenizerFast, text: str) -> Document:
-    return next(_encoded(tokenizer, [text], None))
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-# ---------------------------------------------------------------------------------------- splits
-
-
 def _write_splits(
     folder: Path, documents: Iterable[tuple[Document, bool]], dtype: np.dtype, fraction: float
 ) -> tuple[dict[str, dict[str, Any]], str]:
-    """Write both splits; return documents, tokens, bytes and hash of each, and the hash of the whole text.
-
-    The hash of the text is the SHA-256 of the documents' SHA-256 digests, in order.
-    """
+    """Write both splits; returns documents, tokens, bytes and hash of each, and the hash of the whole text. The hash of the
+    text is the SHA-256 of the documents' SHA-256 digests, in order."""
     text_hash = hashlib.sha256()
     with contextlib.ExitStack() as stack:
-        train, validation = (stack.enter_context(_SplitWriter(folder, name, dtype, fraction)) for name in SPLITS)
+        writers = [_SplitWriter(folder, name, dtype, fraction) for name in SPLITS]
+        train, validation = (stack.enter_context(contextlib.closing(writer)) for writer in writers)
         for document, held_out in documents:
             text_hash.update(document.sha256)
             (validation if held_out else train).add(document)
@@ -160,10 +133,8 @@ def _write_splits(
 
 
 class _SplitWriter:
-    """Writes one split, and keeps back until the end the document nearest to the border with the other.
-
-    That one can still change sides if the other split stays empty, as happens with few documents.
-    """
+    """Writes one split, but holds back the document nearest to the border with the other split. With few documents the
+    other split may stay empty; that document then moves there."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, border: float) -> None:
         self.name = name
@@ -176,14 +147,10 @@ class _SplitWriter:
         self._starts = array("q")
         self._ids_file = folder / f"{name}.bin"
         self._starts_file = folder / f"{name}_documents.npy"
-
-    def __enter__(self) -> _SplitWriter:
         self._handle = self._ids_file.open("wb")
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Complete the files."""
         if self._kept_back is not None:
             self._write(self._kept_back)
         self._handle.close()
@@ -201,7 +168,7 @@ class _SplitWriter:
         self._kept_back = nearer
 
     def take(self) -> Document:
-        """Take out the document nearest to the border."""
+        """Remove and return the document nearest to the border."""
         document, self._kept_back = self._kept_back, None
         assert document is not None, "a split that has documents has kept one back"
         self.documents -= 1
@@ -214,7 +181,7 @@ class _SplitWriter:
         self._handle.write(document.ids.astype(self._dtype).tobytes())
 
     def summary(self) -> dict[str, Any]:
-        """Return documents, tokens, bytes of text and the SHA-256 of the file of token ids, once it is closed."""
+        """Documents, tokens, bytes of text and SHA-256 of the file of token ids, once it is closed."""
         return {
             "documents": self.documents,
             "tokens": self._tokens,

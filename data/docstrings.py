@@ -1,11 +1,9 @@
-"""The English in one Python source file: its docstrings, read with ``ast`` and never imported.
+"""Extract the docstrings of a Python source file with ``ast``, without importing it.
 
-Run as a script this file is a worker of :mod:`data.pydoc`: a JSON list of paths on stdin, a JSON line a file on stdout.
-It imports the standard library only, so that a worker starts in some 30 ms and never loads torch. (A process pool would
-run the caller's ``__main__`` once more in each worker, or fork a process that already has threads.)
+Run as a script it is a worker of :mod:`data.pydoc`: a JSON list of paths on stdin, one JSON line per file on stdout. It
+imports only the standard library, so a worker starts in some 30 ms. (A process pool would run the caller's ``__main__``
+again in each worker, or fork a process that has threads.)
 """
-
-from __future__ import annotations
 
 import ast
 import gc
@@ -18,20 +16,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MINIMUM_CHARACTERS = 20
-"""Shorter docstrings ("See above.") carry no English worth a training token."""
+"""Shorter docstrings ("See above.") are not worth training on."""
 
 _ATTACHES_DOCSTRING = re.compile(r"_?add_(docstr|newdoc)")
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
-"""The fields of a syntax tree that hold statements; expressions hold no docstrings, and to skip them saves much time."""
+"""Fields of a syntax tree that hold statements; expressions hold no docstrings, and skipping them saves much time."""
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def read_docstrings(path: Path) -> list[list[str]] | None:
-    """Return the documents of one source file, each a list of cleaned docstrings in source order.
+    """The documents of one source file, each a list of cleaned docstrings in source order; None if it cannot be parsed.
 
-    A file is one document, except ``pydoc_data/topics.py``, where each topic of the language reference is one.
-    Docstrings attached by call (``add_docstr(obj, "...")``, ``add_newdoc(place, name, "...")``) belong to the file.
-    Returns None for a file that is not Python this interpreter can parse (templates, old dialects, undecodable text).
+    A file is one document, except ``pydoc_data/topics.py``, where each topic of the language reference is one. Docstrings
+    attached by call (``add_docstr(obj, "...")``, ``add_newdoc(place, name, "...")``) belong to the file.
     """
     try:
         with warnings.catch_warnings():
@@ -46,12 +43,12 @@ def read_docstrings(path: Path) -> list[list[str]] | None:
 
 
 def _is_english(text: str) -> bool:
-    """True for a text long enough to keep that UTF-8 can hold (an escape may put half a surrogate pair in it)."""
+    """Whether a text is long enough to keep and valid in UTF-8 (an escape may put half a surrogate pair in it)."""
     return len(text.strip()) >= MINIMUM_CHARACTERS and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _raw_docstrings(tree: ast.Module) -> Iterator[tuple[int, int, str]]:
-    """Yield (line, column, text) of each docstring and each docstring attached by call, in no particular order."""
+    """Yield (line, column, text) of each docstring, also of those attached by call, in any order."""
     blocks: list[ast.AST] = [tree]
     while blocks:
         node = blocks.pop()
@@ -69,7 +66,7 @@ def _raw_docstrings(tree: ast.Module) -> Iterator[tuple[int, int, str]]:
 
 
 def _attached(call: ast.Call) -> Iterator[tuple[int, int, str]]:
-    """Yield the texts of one docstring-attaching call; of a formatted or concatenated text its constant parts."""
+    """Yield the texts in a call that attaches docstrings; of a formatted or concatenated text its constant parts."""
     function = call.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     if not _ATTACHES_DOCSTRING.match(name):
@@ -86,7 +83,7 @@ def _attached(call: ast.Call) -> Iterator[tuple[int, int, str]]:
 
 
 def _string_constants(tree: ast.AST) -> list[str]:
-    """Return the string constants below ``tree`` in source order: no dictionary's keys, no method's arguments."""
+    """The string constants below ``tree`` in source order, without dictionary keys and method arguments."""
     if isinstance(tree, ast.Constant):
         return [tree.value] if isinstance(tree.value, str) else []
     children: Iterable[ast.AST] = ast.iter_child_nodes(tree)
@@ -98,8 +95,8 @@ def _string_constants(tree: ast.AST) -> list[str]:
 
 
 def main() -> None:
-    """Read paths from stdin, write what each file holds to stdout, one JSON line a file, in the same order."""
-    gc.disable()  # a syntax tree has no cycles, and looking for them takes a third of the time
+    """Read paths from stdin and write what each file holds to stdout, one JSON line per file, in the same order."""
+    gc.disable()  # syntax trees have no cycles, and looking for them takes a third of the time
     for path in json.load(sys.stdin):
         print(json.dumps(read_docstrings(Path(path))))
 

@@ -1,16 +1,13 @@
-"""A dataset on the Hugging Face hub as a corpus, streamed up to a token budget.
+"""A dataset on the Hugging Face hub as a corpus, streamed up to a token budget. A folder with a copy of a dataset
+repository is read in place, without a connection."""
 
-A folder that holds a copy of a dataset repository is read in place and needs no connection.
-"""
-
-from __future__ import annotations
-
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from tqdm import tqdm
@@ -23,17 +20,14 @@ from .corpora import CORPORA, DataConfig, ProseCorpus, ProseOptions
 from .reachable import PROBE_SECONDS, check_hub_reachable
 from .readers import RULES_VERSION, pieces, text_of
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
-OTHERWISE = "download it elsewhere and use data.kind=text"
+ALTERNATIVE = "download it elsewhere and use data.kind=text"
 
 
 @CORPORA.register("hub")
 class HubCorpus(ProseCorpus):
     """A dataset on the Hugging Face hub, streamed into the store up to a token budget, in the dataset's order.
 
-    A row is a document, a long one in pieces.
+    A row is a document, or several if it is long.
     """
 
     may_be_cut = True
@@ -47,13 +41,13 @@ class HubCorpus(ProseCorpus):
         split: Text = "train"
         """Split of the dataset."""
         revision: Text | None = None
-        """Branch, tag or commit; if null, what was newest when the store was built."""
+        """Branch, tag or commit; null means the newest when the store was built."""
         text_field: Text = "text"
         """The column that holds the text."""
         max_tokens: Annotated[int, Field(ge=1000, le=MOST)]
         """Stop reading after this many tokens."""
         tokenizer_documents: Annotated[int, Field(ge=1, le=MOST)] = 50_000
-        """How many documents the BPE is trained on when ``vocab_size`` is given."""
+        """Number of documents the BPE is trained on if ``vocab_size`` is given."""
 
     def __init__(self, options: Options, data: DataConfig) -> None:
         super().__init__(options, data)
@@ -62,10 +56,8 @@ class HubCorpus(ProseCorpus):
         self._commit: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return name, configuration, split, revision and budgets; for a local copy the hashes of its files as well.
-
-        Without a revision the dataset is taken as it was when the store was built, so that a store can be used offline.
-        """
+        """Name, configuration, split, revision and budgets; for a local copy also the hashes of its files. Without a
+        revision the store keeps the dataset as it was when the store was built, so that it can be used offline."""
         fields = ["dataset", "config", "split", "revision", "text_field", "max_tokens"]
         if self.options.vocab_size is not None:
             fields.append("tokenizer_documents")
@@ -81,58 +73,47 @@ class HubCorpus(ProseCorpus):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return the dataset's name and the commit it was read at (None for a cache or a local copy)."""
+        """The dataset's name and the commit that was read (None for a cache or a local copy)."""
         return {"dataset": self.options.dataset, "commit": self._commit}
 
     def documents(self, *, progress: bool) -> Iterator[str]:
-        """Yield the rows' texts. Raises InputError for an unreachable hub, an unknown dataset, split or column."""
-        field = self.options.text_field
-        dataset = self._open()
-        rows: Iterable[dict[str, Any]] = tqdm(dataset, desc="reading", unit="row", disable=not progress)
-        for number, row in enumerate(self._guarded(rows), start=1):
-            if field not in row:
-                columns = ", ".join(row)
-                raise InputError(
-                    f"data.dataset={self.options.dataset}: no column {field!r}; set data.text_field to one of: {columns}"
-                )
-            yield from pieces(text_of(row[field], field, f"data.dataset={self.options.dataset}: row {number}"))
+        """Yield the rows' texts. Raises InputError for an unreachable hub, or an unknown dataset, split or column."""
+        from datasets import load_dataset  # two seconds, not needed if the store exists
 
-    def _open(self) -> IterableDataset:
-        from datasets import load_dataset  # two seconds that a store already built need not spend
-
-        data = self.options
+        data, place = self.options, f"data.dataset={self.options.dataset}"
         if not Path(data.dataset).is_dir():
-            check_hub_reachable(f"data.dataset={data.dataset}", OTHERWISE)
-        try:
+            check_hub_reachable(place, ALTERNATIVE)
+        with _named(place):
             self._commit = self._commit_on_hub()
             revision = self._commit or data.revision
-            return load_dataset(data.dataset, data.config, split=data.split, revision=revision, streaming=True)
-        except _transport_errors() + (OSError, ValueError, RuntimeError) as error:
-            raise self._problem(error) from None
+            rows = load_dataset(data.dataset, data.config, split=data.split, revision=revision, streaming=True)
+            for number, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=not progress), start=1):
+                if data.text_field not in row:
+                    columns = ", ".join(row)
+                    raise InputError(
+                        f"{place}: no column {data.text_field!r}; set data.text_field to one of: {columns}"
+                    )
+                yield from pieces(text_of(row[data.text_field], data.text_field, f"{place}: row {number}"))
 
     def _commit_on_hub(self) -> str | None:
-        """Return the commit the revision stands for now; None for what is read from this machine."""
+        """The commit that the revision now stands for; None for a cache or a local copy."""
         from huggingface_hub import HfApi, constants
 
         if constants.HF_HUB_OFFLINE or Path(self.options.dataset).is_dir():
             return None
         return HfApi().dataset_info(self.options.dataset, revision=self.options.revision, timeout=PROBE_SECONDS).sha
 
-    def _guarded(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        from datasets.exceptions import DatasetsError
 
-        try:
-            yield from rows
-        except _transport_errors() + (OSError, ValueError, DatasetsError) as error:
-            raise self._problem(error) from None
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Turn the libraries' errors, of a broken connection for example, into an InputError that names the dataset."""
+    from datasets.exceptions import DatasetsError
 
-    def _problem(self, error: Exception) -> InputError:
-        reason = " ".join(str(error).split())
-        way_out = f"; {OTHERWISE}" if isinstance(error, ConnectionError) else ""
-        return InputError(f"data.dataset={self.options.dataset}: {reason}{way_out}")
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises for time-outs and broken connections: its HTTP library's, whichever that is."""
+    # Of the HTTP library that the hub's client uses, whichever that is.
     names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
-    return tuple(importlib.import_module(name).HTTPError for name in names)
+    transport = tuple(importlib.import_module(name).HTTPError for name in names)
+    try:
+        yield
+    except (*transport, OSError, ValueError, RuntimeError, DatasetsError) as error:
+        alternative = f"; {ALTERNATIVE}" if isinstance(error, ConnectionError) else ""
+        raise InputError(f"{place}: {' '.join(str(error).split())}{alternative}") from None

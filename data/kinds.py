@@ -1,6 +1,4 @@
-"""The project's own corpora: importing this module registers them all, and :func:`make_corpus` makes any."""
-
-from __future__ import annotations
+"""The project's own corpora: importing this module registers them, and :func:`make_corpus` makes any corpus."""
 
 from common.registry import checked_options
 
@@ -14,7 +12,7 @@ __all__ = ["CORPORA", "GrammarCorpus", "HubCorpus", "PydocCorpus", "TextCorpus",
 
 
 def make_corpus(data: DataConfig) -> Corpus:
-    """Return the corpus of a configuration. Raises InputError when its paths match nothing."""
+    """The corpus of a configuration. Raises InputError if its paths match nothing."""
     cls = CORPORA[data.kind]
     corpus: Corpus = cls(checked_options(cls, data.options), data)
     return corpus

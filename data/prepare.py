@@ -1,9 +1,5 @@
-"""Build the token store of a configuration, or find it built, and say what it holds.
-
-python -m data.prepare --config FILE [key.sub=value ...]
-"""
-
-from __future__ import annotations
+"""Build a configuration's token store, or find it, and summarise it. python -m data.prepare --config FILE [key.sub=value
+...]"""
 
 from common.command import ArgumentParser, exit_status
 from common.errors import one_line
@@ -12,7 +8,7 @@ from .store import TokenStore, open_store
 
 
 def summary(store: TokenStore) -> str:
-    """Return a few lines for a reader: where the store is and what is in it."""
+    """A few lines: where the store is, and what is in it."""
     manifest = store.manifest
     tokens = len(store.train.ids) + len(store.validation.ids)
     lines = [
@@ -49,7 +45,7 @@ def _sources(manifest: dict) -> list[str]:
 
 
 def main() -> None:
-    """Read the command line and the configuration, open the store, print its summary."""
+    """Command line; see the module's docstring."""
     from configs.load import load_config
 
     parser = ArgumentParser(prog="python -m data.prepare", description="Build the token store of a recipe.")

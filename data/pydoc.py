@@ -1,10 +1,8 @@
-"""The default corpus: the docstrings of the Python standard library and of the packages named in requirements.txt.
+"""The default corpus: docstrings of the Python standard library and of the packages in requirements.txt.
 
-Real technical English on every machine that can run the project, with nothing downloaded. The packages are found on
-``sys.path`` and their sources read in place by :mod:`data.docstrings`, so none of them is imported.
+It gives real technical English on every machine that can run the project, without a download. Packages are found on
+``sys.path`` and their sources read by :mod:`data.docstrings`, without importing them.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -29,15 +27,15 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.processes import ending
 from common.section import MOST
-from data.corpora import CORPORA, DataConfig, ProseCorpus, ProseOptions
 
 from . import docstrings
+from .corpora import CORPORA, DataConfig, ProseCorpus, ProseOptions, batched
 
 RULES_VERSION = 1
-"""Version of the rules here and in data/docstrings.py; raise it with any change to what they extract."""
+"""Version of the extraction rules here and in data/docstrings.py; raise it with any change to them."""
 
 STANDARD_LIBRARY = "python"
-"""The name under which the standard library goes among the packages."""
+"""Name of the standard library among the packages."""
 
 PACKAGES = (
     "accelerate",
@@ -57,10 +55,10 @@ PACKAGES = (
     "tqdm",
     "transformers",
 )
-"""The packages of requirements.txt, by their one name for import and distribution; any not installed is left out."""
+"""The packages of requirements.txt whose import and distribution names agree; missing ones are skipped."""
 
 REPEATED_PARAGRAPH_CHARACTERS = 60
-"""A paragraph this long is kept once: repeated argument descriptions fill a tenth of these packages' docstrings."""
+"""Longer paragraphs are kept once: repeated argument descriptions are a tenth of these docstrings."""
 
 _LEFT_OUT_FOLDERS = frozenset(
     {
@@ -71,11 +69,11 @@ _LEFT_OUT_FOLDERS = frozenset(
 )
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 _CHUNK_BYTES = 2_000_000
-"""Source that one worker process reads: half a second of work, so that its start hardly counts."""
+"""Source that one worker reads: half a second of work, against which its start hardly counts."""
 
 
 class SourceFile(NamedTuple):
-    """A source file and the package and relative path it goes by."""
+    """A source file, its package and its path in the package."""
 
     package: str
     name: str
@@ -94,7 +92,7 @@ class PydocCorpus(ProseCorpus):
     @dataclass(frozen=True)
     class Options(ProseOptions):
         max_documents: Annotated[int, Field(ge=10, le=MOST)] | None = None
-        """Use only this many documents, the files taken by the hash of their names; all of them if not given."""
+        """Use only this many documents, selected by a hash of the file names; null means all."""
 
     def __init__(self, options: Options, data: DataConfig, packages: Mapping[str, Path] | None = None) -> None:
         super().__init__(options, data)
@@ -106,7 +104,7 @@ class PydocCorpus(ProseCorpus):
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return the extraction rules' version, the packages' versions and the number of documents asked for."""
+        """Version of the extraction rules, the packages' versions and the number of documents."""
         return {
             "kind": "pydoc",
             "rules": RULES_VERSION,
@@ -115,11 +113,11 @@ class PydocCorpus(ProseCorpus):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return version, files, files that did not parse, documents and bytes of each package."""
+        """Version, files, unparsable files, documents and bytes of each package."""
         return {"packages": self._counts}
 
     def documents(self, *, progress: bool) -> Iterator[str]:
-        """Yield a document a source file: its docstrings that were not seen before, joined by blank lines."""
+        """Yield one document per source file: its docstrings that are new, joined by blank lines."""
         files = [file for package, place in self._packages.items() for file in source_files(package, place)]
         if self._max_documents is not None:
             files.sort(key=lambda file: hashlib.sha256(f"{file.package}/{file.name}".encode()).digest())
@@ -147,10 +145,10 @@ class PydocCorpus(ProseCorpus):
 
 
 def installed_packages() -> dict[str, Path]:
-    """Return name -> folder (or module file) of the standard library and of those PACKAGES that are installed."""
+    """Name -> folder (or module file) of the standard library and of the installed PACKAGES."""
     found = {STANDARD_LIBRARY: Path(sysconfig.get_path("stdlib"))}
     for name in PACKAGES:
-        spec = importlib.machinery.PathFinder.find_spec(name)  # searches sys.path and runs no code of the package
+        spec = importlib.machinery.PathFinder.find_spec(name)  # searches sys.path without running the package
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)
             found[name] = origin.parent if origin.name == "__init__.py" else origin
@@ -158,7 +156,7 @@ def installed_packages() -> dict[str, Path]:
 
 
 def version(package: str) -> str | None:
-    """Return the version of an installed distribution, of Python for the standard library, None for other names."""
+    """Version of a distribution, of Python for the standard library, None for other names."""
     if package == STANDARD_LIBRARY:
         return platform.python_version()
     try:
@@ -168,7 +166,7 @@ def version(package: str) -> str | None:
 
 
 def source_files(package: str, place: Path) -> list[SourceFile]:
-    """Return the source files below ``place``, sorted by relative path, without tests and vendored code."""
+    """The source files below ``place``, sorted by relative path, without tests and vendored code."""
     if place.is_file():
         return [SourceFile(package, place.name, place, place.stat().st_size)]
     files = []
@@ -187,17 +185,15 @@ def _is_test(name: str) -> bool:
 
 
 class _Unseen:
-    """Passes on each docstring, and each long paragraph, the first time it comes; white space makes no difference."""
+    """Filters out repeated docstrings and long paragraphs, ignoring white space."""
 
     def __init__(self) -> None:
         self._docstrings: set[bytes] = set()
         self._paragraphs: set[bytes] = set()
 
     def part(self, docstring: str) -> str:
-        """Return what of a docstring is prose and new; empty if too little of it is.
-
-        Paragraphs that open with a doctest prompt are code and its output, not prose, and go.
-        """
+        """The prose in a docstring that is new; empty if that is too little. Paragraphs that start with a doctest prompt
+        are dropped."""
         if not _add(self._docstrings, docstring):
             return ""
         kept = [paragraph for paragraph in _PARAGRAPH_BREAK.split(docstring) if self._is_wanted(paragraph)]
@@ -211,7 +207,7 @@ class _Unseen:
 
 
 def _add(seen: set[bytes], text: str) -> bool:
-    """Note a text by a hash that ignores white space; True if it was not noted before."""
+    """Record a text by a hash that ignores white space; True if it is new."""
     key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
     before = len(seen)
     seen.add(key)
@@ -219,27 +215,14 @@ def _add(seen: set[bytes], text: str) -> bool:
 
 
 def _extract(files: Sequence[SourceFile]) -> Generator[tuple[SourceFile, list[list[str]] | None]]:
-    """Yield each file with what read_docstrings finds in it, in order, read by as many processes as there are cores."""
-    chunks = list(_chunks(files))
-    executor = ThreadPoolExecutor(max_workers=os.cpu_count())  # its threads only wait for their worker process
+    """Yield each file with what read_docstrings finds in it, in order, using one process per core."""
+    chunks = list(batched(files, lambda file: file.size, _CHUNK_BYTES))
+    executor = ThreadPoolExecutor(max_workers=os.cpu_count())  # its threads only wait for worker processes
     try:
         for chunk, found in zip(chunks, executor.map(_read_chunk, chunks), strict=True):
             yield from zip(chunk, found, strict=True)
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _chunks(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
-    chunk: list[SourceFile] = []
-    size = 0
-    for file in files:
-        chunk.append(file)
-        size += file.size
-        if size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _read_chunk(chunk: Sequence[SourceFile]) -> list[list[list[str]] | None]:

@@ -1,6 +1,4 @@
-"""Whether the Hugging Face hub can be reached: said in seconds, where the libraries retry for half a minute."""
-
-from __future__ import annotations
+"""Whether the Hugging Face hub can be reached, within seconds (the libraries retry for half a minute)."""
 
 import threading
 import urllib.error
@@ -11,13 +9,9 @@ from common.errors import InputError
 PROBE_SECONDS = 5.0
 
 
-def check_hub_reachable(wanted: str, otherwise: str) -> None:
-    """Raise InputError within PROBE_SECONDS if the hub does not answer; in offline mode, where caches do, ask nothing.
-
-    Args:
-        wanted: the key and value that ask for the hub, for the message.
-        otherwise: what to do without it, for the message.
-    """
+def check_hub_reachable(wanted: str, alternative: str) -> None:
+    """Raise InputError within PROBE_SECONDS if the hub does not answer; do nothing in offline mode, where caches are used.
+    ``wanted`` (the key and value that need the hub) and ``alternative`` (what to do without it) are for the message."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -29,7 +23,7 @@ def check_hub_reachable(wanted: str, otherwise: str) -> None:
     prober.join(PROBE_SECONDS)
     if not answered.is_set():
         raise InputError(
-            f"{wanted}: {constants.ENDPOINT} does not answer; {otherwise}, "
+            f"{wanted}: {constants.ENDPOINT} does not answer; {alternative}, "
             "or set HF_HUB_OFFLINE=1 and HF_HOME to a cache that holds it"
         )
 
@@ -38,8 +32,7 @@ def _probe(address: str, answered: threading.Event) -> None:
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310 - the hub's own address
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        answered.set()  # a refusal is an answer
-    except OSError:
-        return
+    except OSError as error:
+        if not isinstance(error, urllib.error.HTTPError):  # a refusal is an answer
+            return
     answered.set()

@@ -1,8 +1,8 @@
-"""Files as documents: .txt, .json, .jsonl and .parquet, each also gzipped, read as streams.
+"""Read files as documents: .txt, .json, .jsonl and .parquet, each also gzipped, as streams.
 
-In a .txt file a document is the whole file, in .jsonl a line, in .json an object of the array (or a line, as often under
-that name), in .parquet a row. A document longer than WHOLE_DOCUMENT_CHARACTERS is several: pieces that end at a blank line,
-so that a held-out share of a few books needs no whole book. Line ends become "\\n" and a byte order mark is dropped.
+A document is a whole .txt file, a line of .jsonl, an object of the array in .json (or a line, as is common), or a row of
+.parquet. A document over WHOLE_DOCUMENT_CHARACTERS is cut into pieces at blank lines, so that holding out a share of a few
+books takes no whole book. Line ends become "\\n" and a byte order mark is dropped.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import pyarrow
 
 RULES_VERSION = 2
-"""Version of the rules by which files and rows become documents, and of how documents that may be cut are split between
-training and validation (data/split.py); raise it with any change to either."""
+"""Version of how files and rows become documents, and of how documents that may be cut are split (data/split.py); raise it
+with any change to either."""
 
 WHOLE_DOCUMENT_CHARACTERS = 64 * 1024
-"""A longer document is cut into pieces."""
+"""Longer documents are cut into pieces."""
 PIECE_CHARACTERS = 16 * 1024
 """A piece ends at the first blank line after this many characters ..."""
 LONGEST_PIECE_CHARACTERS = 32 * 1024
-"""... or, where no blank line comes, at the first line end after this many (a line longer than this is cut)."""
+"""... or, without one, at the first line end after this many (a longer line is cut)."""
 
 _JSON_KINDS = {
     dict: "an object",
@@ -48,7 +48,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def format_of(path: Path) -> str:
-    """Return the suffix that says how to read a file, in lower case and without .gz."""
+    """The suffix that determines how to read a file, in lower case and without .gz."""
     return (path.with_suffix("") if _is_packed(path) else path).suffix.lower()
 
 
@@ -57,17 +57,15 @@ def _is_packed(path: Path) -> bool:
 
 
 def read_documents(path: Path, field: str) -> Iterator[str]:
-    """Yield the documents of a file; ``field`` is the key or column that holds the text.
-
-    Raises InputError naming the file, and line or row, for what is not the text it claims to be.
-    """
+    """Yield the documents of a file; ``field`` is the key or column that holds the text. Raises InputError naming the file,
+    and line or row, for invalid content."""
     read = _READERS[format_of(path)]
     with readable(path):
         yield from read(path, field)
 
 
 def text_of(value: Any, field: str, place: str) -> str:
-    """Return the text that a row holds as ``field``. Raises InputError naming the place if it is none."""
+    """The text that a row holds as ``field``. Raises InputError naming the place if it is not text."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -88,7 +86,7 @@ def _kind_of(value: Any) -> str:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Yield a text whole, or a long one in pieces."""
+    """Yield a text whole, or in pieces if it is long."""
     if len(text) <= WHOLE_DOCUMENT_CHARACTERS:
         yield text
     else:
@@ -105,12 +103,9 @@ def _pieces(lines: TextIO) -> Iterator[str]:
     yield piece.strip("\n")
 
 
-# ---------------------------------------------------------------------------------------- files
-
-
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file (undecodable text, a torn archive, no access) into an InputError naming it."""
+    """Turn errors in reading a file (undecodable text, a torn archive, no access) into an InputError naming it."""
     try:
         yield
     except UnicodeDecodeError:
@@ -120,7 +115,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _first_undecodable(path: Path) -> str:
-    """Return where the first byte stands that is not UTF-8."""
+    """Where the first byte is that is not UTF-8."""
     offset = 0
     with _open_bytes(path) as handle:
         for number, line in enumerate(handle, start=1):
@@ -140,7 +135,7 @@ def _open_bytes(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _open_seekable(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading here and there; a gzipped one allows that only unpacked, to a temporary file."""
+    """Open a file for random access; a gzipped one is first unpacked to a temporary file."""
     if not _is_packed(path):
         with path.open("rb") as handle:
             yield handle
@@ -149,9 +144,6 @@ def _open_seekable(path: Path) -> Iterator[BinaryIO]:
         shutil.copyfileobj(packed, unpacked)
         unpacked.seek(0)
         yield unpacked
-
-
-# ---------------------------------------------------------------------------------------- formats
 
 
 def _read_txt(path: Path, _field: str) -> Iterator[str]:
@@ -197,7 +189,7 @@ def _read_json(path: Path, field: str) -> Iterator[str]:
 
 
 def _json_rows(path: Path, content: str) -> Iterator[Any]:
-    """Yield the values of an array one by one, or the one value that ``content`` is."""
+    """Yield the values of an array one by one, or the one value in ``content``."""
     at = _after_space(content, 0)
     if not content.startswith("[", at):
         yield _parsed(f"{path}: row 1", _DECODER.decode, content)
@@ -224,7 +216,7 @@ def _after_space(content: str, at: int) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_int=float)
-"""Numbers are of no interest here, and an int of more than 4,300 digits is an error."""
+"""Numbers are irrelevant here, and an int of more than 4,300 digits would be an error."""
 
 
 def _parsed(place: str, decode: Callable[..., Any], *arguments: Any) -> Any:
@@ -246,7 +238,7 @@ def _text_in_row(row: Any, field: str, place: str) -> str:
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[str]:
-    import pyarrow  # a store already built need not wait for it
+    import pyarrow  # not needed if the store exists
     from pyarrow import parquet
 
     row = 0
@@ -255,7 +247,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
             table = parquet.ParquetFile(handle)
             _check_column(path, field, table.schema_arrow)
             for batch in table.iter_batches(batch_size=256, columns=[field]):
-                # As bytes, whatever the column's type is: each row is decoded, and told, by itself.
+                # As bytes, whatever the column's type, so that an error names its row.
                 for raw in batch.column(field).cast(pyarrow.large_binary()).to_pylist():
                     row += 1
                     if raw is None:

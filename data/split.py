@@ -1,18 +1,11 @@
-"""Which text is held out for validation.
+"""Choose the text that is held out for validation.
 
-Every document has a place in [0, 1), by a hash of its text; those below ``data.validation_fraction`` are held out. So
-copies of a document share a split, and text that is added moves no other from one split to the other.
-
-With few documents, or unequal ones, this can miss the fraction by far. Files and rows may be cut (docstrings and the
-grammar's documents stay whole), so up to WEIGHED_BYTES of them are weighed first, in tokens. If the share is not NEAR the
-fraction, the border is put where the share comes nearest to it. If that is still FAR off, the document at the border is
-cut in two and its end held out, at a line end or between words, alike for all its copies: one short text is enough.
-
-Neighbouring pieces of a long document (data/readers.py) may be in different splits, but share no text. Only the ends of
-pieces of 16 Ki characters and more touch, so a validation loss is that of new text by known authors, not of new books.
+Every document has a place in [0, 1), by a hash of its text, and those below ``data.validation_fraction`` are held out:
+copies share a split, and adding text moves no other text. Where documents may be cut (files and rows), up to WEIGHED_BYTES
+are weighed in tokens first, and the border is put where the share is nearest to the fraction; if that is still FAR off, the
+document at the border is cut in two and its end held out. Neighbouring pieces of a long document may be in different
+splits, so a validation loss is that of new text by known authors, not of new books.
 """
-
-from __future__ import annotations
 
 import bisect
 import itertools
@@ -24,21 +17,20 @@ from typing import NamedTuple
 import numpy as np
 
 NEAR = 1.25
-"""A share within this factor of the fraction is the fraction asked for."""
+"""A share within this factor of the fraction is accepted."""
 FAR = 2.0
-"""No document is cut where whole ones come within this factor of the fraction."""
+"""No document is cut if whole ones come within this factor of the fraction."""
 WEIGHED_BYTES = 32 << 20
-"""A larger corpus is not weighed: it has some 500 documents at least, none over 64 Ki characters, and is more than memory
-should hold."""
+"""A larger corpus is not weighed: it has some 500 documents or more, and may not fit in memory."""
 
 _LONGEST_WORD = 32
 _BOUNDARIES = ((re.compile(r"\n+"), 0), (re.compile(r"\s+"), _LONGEST_WORD))
-"""Where a document is cut, the best first, if it comes within an eighth of what is held out or within so many characters;
-between any two characters of what is longer than a word if there is neither."""
+"""Where a document is cut, best first: within an eighth of the held-out length, or within so many characters; if there is
+neither, between any two characters of a text longer than a word."""
 
 
 class Document(NamedTuple):
-    """An encoded document: its text, its tokens with the end token, the SHA-256 and the size of its UTF-8 text."""
+    """An encoded document: text, tokens with the end token, and SHA-256 and size of its UTF-8 text."""
 
     text: str
     ids: np.ndarray
@@ -47,24 +39,24 @@ class Document(NamedTuple):
 
     @property
     def place(self) -> float:
-        """Where the document stands in [0, 1), by its text."""
+        """Position in [0, 1), by a hash of the text."""
         return int.from_bytes(self.sha256[:8]) / 2**64
 
 
 def is_near(share: float, fraction: float, factor: float = NEAR) -> bool:
-    """Whether a share is the fraction, give or take the factor."""
+    """Whether a share is the fraction, within the factor."""
     return fraction / factor <= share <= fraction * factor
 
 
 def by_hash(documents: Iterable[Document], border: float) -> Iterator[tuple[Document, bool]]:
-    """Yield each document with whether it is held out: whether its place is below the border."""
+    """Pair each document with whether it is held out: whether its place is below the border."""
     return ((document, document.place < border) for document in documents)
 
 
 def by_weight(
     documents: Iterable[Document], fraction: float, encode: Callable[[str], Document]
 ) -> Iterator[tuple[Document, bool]]:
-    """Yield each document, or the two parts of one that is cut, with whether it is held out, as the module says."""
+    """Pair each document, or both parts of one that is cut, with whether it is held out; see the module's docstring."""
     weighed: list[Document] = []
     size = 0
     rest = iter(documents)
@@ -92,7 +84,7 @@ def _fitted(
     best = min(borders, key=lambda border: abs(held_out[border] - wanted), default=0)
     if best in borders and is_near(held_out[best], wanted, FAR):
         return by_hash(documents, places[best])
-    whole = bisect.bisect_right(held_out, wanted) - 1  # so many places fit in as a whole; the next is that to cut
+    whole = bisect.bisect_right(held_out, wanted) - 1  # number of whole places that fit; the next one is cut
     cut = places[whole]
     text = next(document.text for document in documents if document.place == cut)
     parts = _cut(text, (wanted - held_out[whole]) / weights[cut])
@@ -105,7 +97,7 @@ def _fitted(
 
 
 def _cut(text: str, share: float) -> tuple[str, str] | None:
-    """Return a text in two parts, the second about ``share`` of it; None for a mere word."""
+    """A text in two parts, the second about ``share`` of it; None for a single word."""
     length = max(1, round(share * len(text)))
     at = len(text) - length
     for boundary, least in _BOUNDARIES:

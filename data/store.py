@@ -3,10 +3,10 @@
     <cache_dir>/<key>/train.bin, validation.bin       token ids, uint16 or uint32, little-endian
                       train_documents.npy, ...        int64: where each document starts
                       tokenizer/                      in the transformers format
-                      manifest.json                   what it was made from, and hashes of what it holds
+                      manifest.json                   what it was made from, and hashes of its contents
 
-The key is a hash of the corpus's identity and the tokenizer's: a source that changed is another store, and one that did
-not is never tokenised again. A store is built in a sibling folder and renamed when complete: it is whole or absent.
+The key is a hash of the corpus's and the tokenizer's identity: a changed source is another store, and an unchanged one is
+never tokenised again. A store is built in a sibling folder and renamed when complete.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
-"""Version of the files' layout and of the rule by which whole documents are split; raise it with any change to either."""
+"""Version of the file layout and of how whole documents are split; raise it with any change to either."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The tokens of one split, 1-D and on disk, and the int64 index in them of each document's first token."""
+    """The tokens of one split, 1-D and memory-mapped, and the int64 index of each document's first token."""
 
     ids: np.memmap
     document_starts: np.ndarray
@@ -59,11 +59,11 @@ class TokenStore:
     eos_id: int
 
     def manifest_hash(self) -> str:
-        """Return the SHA-256 of the manifest, which holds the hashes of everything else."""
+        """SHA-256 of the manifest, which holds the hashes of everything else."""
         return digest_of(self.manifest)
 
     def verify(self) -> None:
-        """Raise InputError naming the file whose content is not what was written. Reads all tokens once."""
+        """Raise InputError naming a file whose content has changed since it was written. Reads all tokens once."""
         for name in SPLITS:
             file = self.path / f"{name}.bin"
             if sha256_of(file) != self.manifest["splits"][name]["sha256"]:
@@ -78,19 +78,17 @@ class TokenStore:
             )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer whose ids the store holds."""
+        """The tokenizer whose ids the store holds."""
         from transformers import AutoTokenizer  # two seconds
 
         return AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True, trust_remote_code=False)
 
 
 def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
-    """Open the store of a configuration, building it first if its source or tokenizer is new.
+    """Open a configuration's store, building it first if its source or tokenizer is new.
 
-    Any number of processes may call this at once: one builds, the others wait for it.
-
-    Raises:
-        InputError: for a source that cannot be read, too little text for two splits, or a store that was damaged since.
+    Any number of processes may call this at once: one builds, the others wait. Raises InputError for a source that cannot
+    be read, too little text for two splits, or a damaged store.
     """
     corpus = make_corpus(data)
     identity = {
@@ -100,26 +98,21 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
         "validation_fraction": data.validation_fraction,
     }
     path = Path(data.cache_dir) / digest_of(identity)[:16]
-    if progress:
-        _note_all(corpus.remarks)
+    for remark in corpus.remarks if progress else ():
+        note(remark)
     if not path.exists():
         _create(path, lambda folder: build_store(folder, data, corpus, identity, progress=progress))
     store = read_store(path)
     if progress:
-        _note_all(_share_remarks(store, data.validation_fraction))
+        _note_share(store, data.validation_fraction)
     return store
 
 
-def _note_all(remarks: Iterable[str]) -> None:
-    for remark in remarks:
-        note(remark)
-
-
-def _share_remarks(store: TokenStore, fraction: float) -> Iterator[str]:
-    """Yield a line if the share that is held out is not the one asked for."""
+def _note_share(store: TokenStore, fraction: float) -> None:
+    """Tell the user if the share held out is not the one requested."""
     held_out, tokens = len(store.validation.ids), len(store.train.ids) + len(store.validation.ids)
     if not is_near(held_out / tokens, fraction):
-        yield (
+        note(
             f"data.validation_fraction={fraction:g}: {held_out / tokens:.2g} is held out ({held_out:,} of {tokens:,} tokens, "
             f"{len(store.validation.document_starts):,} of {store.manifest['documents']:,} documents); the documents are too "
             "few, or too unequal, for the share asked for"
@@ -127,7 +120,7 @@ def _share_remarks(store: TokenStore, fraction: float) -> Iterator[str]:
 
 
 def read_store(path: Path) -> TokenStore:
-    """Open the store in a folder. Raises InputError naming the file that is missing or not of the manifest's size."""
+    """Open the store in a folder. Raises InputError naming a file that is missing or does not match the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -157,18 +150,15 @@ def _read_split(path: Path, name: str, manifest: dict[str, Any]) -> Split:
     return Split(np.memmap(ids_file, dtype=dtype, mode="r"), starts)
 
 
-# ---------------------------------------------------------------------------------------- whole or absent
-
-
 def _create(path: Path, build: Callable[[Path], None]) -> None:
-    """Let ``build`` fill a folder that becomes ``path`` once complete, unless another process was quicker."""
+    """Let ``build`` fill a folder and rename it to ``path`` when complete, unless another process was faster."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if path.exists():
                 return
             _remove_remains(path.parent, held=path)
-            folder = _building(path)
+            folder = path.with_suffix(".building")
             try:
                 folder.mkdir()
                 build(folder)
@@ -183,17 +173,13 @@ def _create(path: Path, build: Callable[[Path], None]) -> None:
         raise InputError(f"data.cache_dir={path.parent}: the store cannot be written: {error}") from None
 
 
-def _building(path: Path) -> Path:
-    return path.with_suffix(".building")
-
-
 def _lock_of(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(path.with_suffix(".lock"))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a store; the system releases it when its holder dies."""
+    """Hold a store's lock; the system releases it if the process dies."""
     lock = _lock_of(path)
     try:
         lock.acquire(blocking=False)
@@ -207,7 +193,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove_remains(cache_dir: Path, held: Path) -> None:
-    """Remove the folders of killed builds: those whose lock nobody holds, and that of ``held``, which we hold."""
+    """Remove folders of killed builds: those whose lock is free, and that of ``held``, whose lock we hold."""
     for remains in cache_dir.glob("*.building"):
         store = remains.with_suffix("")
         with contextlib.suppress(filelock.Timeout), contextlib.ExitStack() as stack:

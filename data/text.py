@@ -1,9 +1,5 @@
-"""Local files as a corpus: which files they are, and by what they are known to be unchanged.
-
-data/readers.py has the formats, and the rules by which files become documents.
-"""
-
-from __future__ import annotations
+"""Local files as a corpus: which files they are, and by what they are known to be unchanged. data/readers.py has the
+formats, and the rules by which files become documents."""
 
 import contextlib
 import glob
@@ -28,16 +24,16 @@ from .readers import RULES_VERSION, SUFFIXES, format_of, read_documents, readabl
 
 _FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file (.gz may follow)"
 _SETTLED_SECONDS = 2
-"""A file changed more recently than this may change again within one tick of its clock, so its time proves nothing."""
-_SUFFIXES_TOLD = 5
+"""A file changed more recently may change again within one tick of its clock, so its time proves nothing."""
+_SUFFIXES_LISTED = 5
 
 
 class TextFile(NamedTuple):
-    """A file of the corpus. It is ``settled`` if its time of modification was old enough to know it by when hashed."""
+    """A file of the corpus, ``settled`` if its modification time was old enough when it was hashed to identify it."""
 
     path: str
     real_path: str
-    """The same with all links followed."""
+    """The path with links resolved."""
     size: int
     mtime_ns: int
     settled: bool
@@ -48,7 +44,7 @@ class TextFile(NamedTuple):
 class TextCorpus(ProseCorpus):
     """Local files: .txt, .json, .jsonl, .parquet, each also gzipped. A document over 64 Ki characters is cut into pieces.
 
-    The documents come in the order of ``data.paths``, sorted within a folder or glob.
+    Documents come in the order of ``data.paths``, sorted within a folder or glob.
     """
 
     may_be_cut = True
@@ -56,7 +52,7 @@ class TextCorpus(ProseCorpus):
     @dataclass(frozen=True, kw_only=True)
     class Options(ProseOptions):
         paths: Annotated[list[Place], Field(min_length=1)]
-        """Files, folders (searched recursively, links followed) and globs. What is found and not read is told."""
+        """Files, folders (searched recursively, links followed) and globs. Files found but not read are reported."""
         text_field: Text = "text"
         """The column or key that holds the text, for .json, .jsonl and .parquet."""
 
@@ -69,7 +65,7 @@ class TextCorpus(ProseCorpus):
         self._files = [_identify(path, known) for path in paths]
 
     def identity(self) -> dict[str, Any]:
-        """Return name, size and SHA-256 of each file (no folders: the same files elsewhere are the same corpus)."""
+        """Name, size and SHA-256 of each file (no folders: the same files elsewhere are the same corpus)."""
         names = [Path(file.path).name for file in self._files]
         structured = any(format_of(Path(name)) != ".txt" for name in names)
         return {
@@ -80,11 +76,11 @@ class TextCorpus(ProseCorpus):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return the files with the sizes and times by which the next run recognises them without hashing."""
+        """The files with sizes and times, by which the next run recognises them without hashing."""
         return {"files": [file._asdict() for file in self._files]}
 
     def documents(self, *, progress: bool) -> Iterator[str]:
-        """Yield the documents. Raises InputError naming file and line for what is not the text it claims to be."""
+        """Yield the documents. Raises InputError naming file and line for invalid content."""
         total = sum(file.size for file in self._files)
         with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=not progress) as bar:
             for file in self._files:
@@ -93,14 +89,11 @@ class TextCorpus(ProseCorpus):
                 bar.update(file.size)
 
 
-# ---------------------------------------------------------------------------------------- which files
-
-
 def find_files(patterns: list[str], cache_dir: Path) -> tuple[list[Path], list[str]]:
-    """Return the absolute paths that files, folders and globs name, each file once, and a line for what is not read.
+    """Absolute paths named by files, folders and globs, each file once, and a line for each pattern with unread files.
 
-    A file's format is told by the name it is found under, which need not be that of the file a link leads to. The token
-    stores in ``cache_dir`` are nobody's text. Raises InputError for a pattern that names no file, and for links to nothing.
+    A file's format follows from the name it is found under, which may differ from a link's target. Token stores in
+    ``cache_dir`` are skipped. Raises InputError for a pattern that names no file, and for broken links.
     """
     found: dict[str, Path] = {}
     left_out: dict[str, list[Path]] = {}
@@ -114,14 +107,14 @@ def find_files(patterns: list[str], cache_dir: Path) -> tuple[list[Path], list[s
         left_out[pattern] = [path for path in paths if format_of(path) not in SUFFIXES]
     remarks = []
     for pattern, paths in left_out.items():
-        unread = [path for path in paths if os.path.realpath(path) not in found]  # a link may give one a readable name
-        if unread:
+        # Another link may give a file a readable name.
+        if unread := [path for path in paths if os.path.realpath(path) not in found]:
             remarks.append(f"data.paths: {pattern}: not read, being no {_FORMATS}: {_counted(unread)}")
     return list(found.values()), remarks
 
 
 def _paths_of(pattern: str, cache_dir: Path) -> list[Path]:
-    """Return what a file, folder or glob of ``data.paths`` names: anything but folders."""
+    """What a file, folder or glob of ``data.paths`` names, except folders."""
     place = Path(pattern)
     if place.is_dir():
         return paths_below(place, cache_dir)
@@ -132,7 +125,7 @@ def _paths_of(pattern: str, cache_dir: Path) -> list[Path]:
 
 
 def _glob(pattern: str, cache_dir: Path) -> Iterator[str]:
-    """Yield what a glob matches; its ``**`` goes through links too, into each folder once (glob's own, into loops)."""
+    """Yield what a glob matches; unlike glob's own, ``**`` follows links, into each folder once."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from glob.glob(str(Path(pattern)))  # noqa: PTH207 - absolute globs
@@ -142,7 +135,7 @@ def _glob(pattern: str, cache_dir: Path) -> Iterator[str]:
     for top in glob.glob(str(before)):  # noqa: PTH207
         for folder, _ in folders_below(Path(top), cache_dir):
             if any(part.startswith(".") for part in folder.relative_to(top).parts):
-                continue  # as glob has it
+                continue  # as glob does
             if after.parts:
                 yield from _glob(str(Path(glob.escape(str(folder))) / after), cache_dir)
             else:
@@ -152,18 +145,18 @@ def _glob(pattern: str, cache_dir: Path) -> Iterator[str]:
 def _no_match(pattern: str, paths: list[Path]) -> str:
     if Path(pattern).is_file():
         return f"is no {_FORMATS}"
-    told = f"matches no {_FORMATS}"
+    text = f"matches no {_FORMATS}"
     if paths:
-        told += f", only {_counted(paths)}"
+        text += f", only {_counted(paths)}"
     literal = next((str(place) for place in (Path(pattern), *Path(pattern).parents) if place.is_dir()), "")
     wildcard = next((part for part in Path(pattern).parts if "[" in part), None)
     if wildcard is not None and wildcard in Path(literal).parts:
-        told += f"; brackets are a wildcard in a glob: write {glob.escape(wildcard)} for the folder {wildcard}"
-    return told
+        text += f"; brackets are a wildcard in a glob: write {glob.escape(wildcard)} for the folder {wildcard}"
+    return text
 
 
 def _real_path(path: Path) -> str:
-    """Return the path with all links followed. Raises InputError if no file is there."""
+    """The path with links resolved. Raises InputError if there is no file."""
     if not path.is_file():
         leads = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "is no regular file"
         raise InputError(f"data.paths: {path} {leads}; restore or remove it")
@@ -171,29 +164,22 @@ def _real_path(path: Path) -> str:
 
 
 def _counted(paths: Iterable[Path]) -> str:
-    """Return how many files of which kinds these are: "3 x .md, 2 x without suffix"."""
-    counts = Counter(_kind_told(path) for path in paths)
-    told = [f"{count} x {kind}" for kind, count in counts.most_common(_SUFFIXES_TOLD)]
-    if len(counts) > _SUFFIXES_TOLD:
-        told.append("...")
-    return ", ".join(told)
+    """How many files of which kinds these are: "3 x .md, 2 x without suffix"."""
+    counts = Counter(_suffix_of(path) for path in paths)
+    more = ["..."] if len(counts) > _SUFFIXES_LISTED else []
+    return ", ".join([f"{count} x {kind}" for kind, count in counts.most_common(_SUFFIXES_LISTED)] + more)
 
 
-def _kind_told(path: Path) -> str:
+def _suffix_of(path: Path) -> str:
     if not path.exists():
         return "broken link"
     packed = path.suffix.lower() == ".gz"
     return (format_of(path) if packed else "") + path.suffix or "without suffix"
 
 
-# ---------------------------------------------------------------------------------------- known by their hash
-
-
 def _known_files(cache_dir: Path) -> dict[str, TextFile]:
-    """Return real path -> file as recorded by the stores built so far, to spare the hashing of files that did not change.
-
-    A file is taken for unchanged when path, size and time of modification are what they were.
-    """
+    """Real path -> file as recorded by existing stores, so that unchanged files need no hashing. A file counts as unchanged
+    if path, size and modification time are the same."""
     known = {}
     for manifest in sorted(cache_dir.glob("*/manifest.json")):
         # A damaged manifest spares nothing.
@@ -207,8 +193,7 @@ def _identify(path: Path, known: dict[str, TextFile]) -> TextFile:
     status = path.stat()
     real_path = os.path.realpath(path)
     before = known.get(real_path)
-    unchanged = before is not None and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns)
-    if before is not None and before.settled and unchanged:
+    if before and before.settled and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
         return before._replace(path=str(path))
     settled = time.time_ns() - status.st_mtime_ns > _SETTLED_SECONDS * 10**9
     with readable(path):

@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on the corpus, one that exists already, or one that the corpus brings."""
+"""Tokenizers: a byte-level BPE trained on the corpus, an existing tokenizer, or one that the corpus brings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-"""The one special token of a trained BPE, id 0: it ends every document and opens every generation."""
+"""The special token of a trained BPE, id 0: it ends every document and starts every generation."""
 
 MODEL_MAX_LENGTH = 1 << 20
-"""The longest sequence the configuration allows; the model, not the tokenizer, knows the length it was trained with."""
+"""The longest sequence the configuration allows: the model, not the tokenizer, knows its training length."""
 
 _TOKENIZER_FILES = (
     "added_tokens.json",
@@ -35,7 +35,7 @@ _USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
 
 
 def tokenizer_identity(name: str | None, vocab_size: int | None) -> dict[str, Any]:
-    """Return, as JSON, what determines the tokenizer besides the corpus; InputError for a path without a tokenizer."""
+    """What determines the tokenizer besides the corpus, as JSON; InputError for a path without a tokenizer."""
     if name is None:
         return {"bpe": vocab_size}
     place = Path(name)
@@ -52,13 +52,9 @@ def tokenizer_identity(name: str | None, vocab_size: int | None) -> dict[str, An
 
 
 def train_bpe(documents: Iterator[str], vocab_size: int, *, progress: bool) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of exactly ``vocab_size`` tokens; every text survives encoding and decoding unchanged.
-
-    Raises:
-        InputError: if the documents hold too little text for so many tokens.
-    """
+    """Train a byte-level BPE of exactly ``vocab_size`` tokens; any text survives encoding and decoding unchanged. Raises
+    InputError if the documents hold too little text for so many tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast  # two seconds, needed by builds only
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,21 +70,26 @@ def train_bpe(documents: Iterator[str], vocab_size: int, *, progress: bool) -> P
         raise InputError(
             f"data.vocab_size={vocab_size}: the corpus yields only {bpe.get_vocab_size()} tokens; lower it or add text"
         )
+    return wrapped(bpe)
+
+
+def wrapped(tokenizer: Tokenizer, **tokens: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of this project's in the transformers format; END_OF_TEXT begins and ends every text."""
+    from transformers import PreTrainedTokenizerFast  # two seconds, needed by builds only
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         bos_token=END_OF_TEXT,
         model_max_length=MODEL_MAX_LENGTH,
         clean_up_tokenization_spaces=False,
+        **tokens,
     )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load a tokenizer from a folder, a tokenizer.json or the hub, as it is.
-
-    Raises:
-        InputError: if there is none, if it is not backed by the tokenizers library, or if no token of it ends a text.
-    """
+    """Load a tokenizer from a folder, a tokenizer.json or the hub, as it is. Raises InputError if there is none, it is not
+    backed by the tokenizers library, or it has no end-of-text token."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place = Path(name)
@@ -107,22 +108,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"data.tokenizer={name}: {type(tokenizer).__name__} has no tokenizer.json; convert it first")
     if tokenizer.eos_token_id is None:
-        tokenizer.eos_token = _end_token(tokenizer, name)
+        tokenizer.eos_token = next((token for token in _USUAL_END_TOKENS if token in tokenizer.get_vocab()), None)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"data.tokenizer={name}: names no end-of-text token; give a folder whose tokenizer_config.json sets eos_token"
+        )
     return tokenizer
 
 
-def _end_token(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
-    vocabulary = tokenizer.get_vocab()
-    for token in _USUAL_END_TOKENS:
-        if token in vocabulary:
-            return token
-    raise InputError(
-        f"data.tokenizer={name}: names no end-of-text token; give a folder whose tokenizer_config.json sets eos_token"
-    )
-
-
 def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """Return a tokenizer for corpus text: whole documents, in which a written-out special token is mere text."""
+    """A tokenizer for corpus text: whole documents, in which the text of a special token is ordinary text."""
     from tokenizers import Tokenizer
 
     encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -133,10 +128,10 @@ def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return how many ids the tokenizer may give, added tokens and gaps included: the largest id plus one."""
+    """Number of ids the tokenizer may return, added tokens and gaps included: the largest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the SHA-256 of the tokenizer's JSON: equal fingerprints encode equally."""
+    """SHA-256 of the tokenizer's JSON: equal fingerprints encode equally."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

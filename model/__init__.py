@@ -1,4 +1,4 @@
-"""A transformers body, a head and an objective behind the transformers interface. Knows nothing of the rest of the project."""
+"""A transformers body, a head and an objective behind the transformers interface. Imports nothing else of the project."""
 
 import warnings
 from collections.abc import Iterable
@@ -15,42 +15,19 @@ from .objectives import Objective, TokenLogits
 from .registry import register_head, register_objective
 from .zoo import HEADS, OBJECTIVES, LinearHead, MetricHead
 
-__all__ = [
-    "HEADS",
-    "OBJECTIVES",
-    "AffineHead",
-    "Head",
-    "LinearHead",
-    "MetricHead",
-    "Objective",
-    "SwapHeadConfig",
-    "SwapHeadForCausalLM",
-    "SwapHeadOutput",
-    "TokenLogits",
-    "attend_causally",
-    "attention_probe",
-    "blocks",
-    "final_norm",
-    "load_model",
-    "new_model",
-    "register_head",
-    "register_objective",
-]
-
 AutoConfig.register("swap_head", SwapHeadConfig)
 AutoModelForCausalLM.register(SwapHeadConfig, SwapHeadForCausalLM)
-# A saved checkpoint carries these files, so that it loads without the project (with trust_remote_code on the reader's side).
+# Saved checkpoints carry a copy of these files, so that they load without the project (with trust_remote_code).
 SwapHeadConfig.register_for_auto_class()
 SwapHeadForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 
 def load_model(checkpoint: str | Path, *, local_files_only: bool = True, body_only: bool = False) -> PreTrainedModel:
-    """A model of this project, or any transformers causal LM, from a checkpoint: float32, evaluation mode.
+    """Load this project's model, or any transformers causal LM, from a checkpoint: float32, evaluation mode.
 
-    Never runs code that the checkpoint carries. Raises ValueError, naming them, if the checkpoint lacks weights of the model
-    (``body_only``: of its body), or has them in another shape: transformers only warns and leaves such weights random. A
-    checkpoint of this project must not hold any other weights either; of somebody else's model, which may carry parts that are
-    not used here, a warning names them.
+    Never runs code from the checkpoint. Raises ValueError naming weights that are missing or have another shape
+    (``body_only``: only those of the body), which transformers would leave random with a warning. A checkpoint of this
+    project must not hold other weights either; for other models a warning names them.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
@@ -58,14 +35,14 @@ def load_model(checkpoint: str | Path, *, local_files_only: bool = True, body_on
         local_files_only=local_files_only,
         trust_remote_code=False,
         use_safetensors=True,
-        ignore_mismatched_sizes=True,  # told below
+        ignore_mismatched_sizes=True,  # reported below
         output_loading_info=True,
     )
-    model, told = loaded
+    model, info = loaded
     needed = f"{model.base_model_prefix}." if body_only else ""
-    missing = [key for key in told["missing_keys"] if key.startswith(needed)]
-    reshaped = [key for key, *_ in told["mismatched_keys"] if key.startswith(needed)]
-    unknown = told["unexpected_keys"]
+    missing = [key for key in info["missing_keys"] if key.startswith(needed)]
+    reshaped = [key for key, *_ in info["mismatched_keys"] if key.startswith(needed)]
+    unknown = info["unexpected_keys"]
     surplus = f"weights that are not the model's: {_some(unknown)}"
     problems = [f"missing weights: {_some(missing)}"] if missing else []
     problems += [f"weights of another shape: {_some(reshaped)}"] if reshaped else []
@@ -78,6 +55,6 @@ def load_model(checkpoint: str | Path, *, local_files_only: bool = True, body_on
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
-    """The first names in order, and how many there are if there are more."""
+    """The first names in order, and their number if there are more."""
     ordered = sorted(names)
     return ", ".join(ordered[:most]) + (f", ... ({len(ordered)} in all)" if len(ordered) > most else "")

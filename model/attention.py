@@ -1,9 +1,5 @@
-"""How the body attends: without reading the device while it trains, and looked into now and then.
-
-Shapes: B sequences, H heads, Q query positions, K key positions, d width of a head.
-"""
-
-from __future__ import annotations
+"""How the body attends: without device synchronisation in training, and with a probe that measures attention logits.
+Shapes: B sequences, H heads, Q query positions, K key positions, d width of a head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +13,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 CAUSAL = "causal"
 QUERIES = 256
-"""A probe looks at no more query positions of a sequence than this, evenly spaced, so that long ones stay affordable."""
+"""A probe looks at no more query positions of a sequence than this, evenly spaced, to bound its cost."""
 
 _PROBED: list[dict[str, Tensor]] = []
 
 
 def attend_causally(body: nn.Module, sequence_length: int) -> bool:
-    """Let the body attend to all earlier positions without a mask; False, and nothing changed, where it would not do so.
+    """Let the body attend causally without a mask; returns False and changes nothing if it would attend differently.
 
-    transformers makes its masks after looking whether sequences are packed, which reads the device once in every forward
-    pass. Sequences here are never padded or packed, so a body whose layers all attend to everything before them in
-    ``sequence_length`` positions needs no mask. For training and whole sequences only: not for generation. From then on the
-    body raises ValueError where it is given a mask of padding, or a cache, which it would not look at.
+    transformers checks for packed sequences before it builds a mask, which synchronises with the device in every forward
+    pass. Sequences here are never padded or packed, so a body whose layers all attend to the whole past of
+    ``sequence_length`` positions needs no mask. For training only: afterwards the body raises ValueError for a padding mask
+    or a cache, which it would ignore.
     """
     config: Any = body.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -38,11 +34,11 @@ def attend_causally(body: nn.Module, sequence_length: int) -> bool:
     if not (usual and everything and kinds <= {"full_attention", "sliding_attention"}):
         return False
     config._attn_implementation = CAUSAL
-    body.register_forward_pre_hook(_refuse_what_is_not_looked_at, with_kwargs=True)
+    body.register_forward_pre_hook(_refuse_mask_and_cache, with_kwargs=True)
     return True
 
 
-def _refuse_what_is_not_looked_at(body: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_mask_and_cache(body: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     mask = kwargs.get("attention_mask")
     if (mask is not None and mask.ndim == 2) or kwargs.get("past_key_values") is not None:
         raise ValueError(
@@ -52,11 +48,11 @@ def _refuse_what_is_not_looked_at(body: nn.Module, arguments: tuple[Any, ...], k
 
 @contextmanager
 def attention_probe(body: nn.Module) -> Iterator[list[dict[str, Tensor]]]:
-    """Within it, every layer of ``body`` that attends appends its statistics to the list.
+    """Within the block, every attention layer of ``body`` appends its statistics to the yielded list.
 
-    Each is {"logit_max": (), "entropy": ()}: the largest attention logit (after scaling and masking) and the mean entropy of
-    the attention weights in nats, over heads and queries. The list stays empty for bodies that do not attend through
-    transformers' attention interface. Compiled bodies run uncompiled within it.
+    Each is {"logit_max": (), "entropy": ()}: the largest attention logit (after scaling and masking) and the mean entropy
+    of the attention weights in nats, over heads and queries. The list stays empty for bodies that do not use transformers'
+    attention interface. Compiled bodies run uncompiled within the block.
     """
     config: Any = body.config
     usual = config._attn_implementation
@@ -79,10 +75,8 @@ def attention_statistics(
     scaling: float,
     softcap: float | None = None,
 ) -> dict[str, Tensor]:
-    """Largest logit and mean entropy (nats) of causal attention, in float32. ``mask`` is boolean or additive; None: causal.
-
-    At most QUERIES query positions are looked at, the last one always among them.
-    """
+    """Largest logit and mean entropy (nats) of causal attention, in float32. ``mask`` is boolean, additive or None
+    (causal). Uses at most QUERIES query positions, always including the last."""
     length = query_BHQd.shape[2]
     positions_Q = torch.arange(length - 1, -1, -max(1, -(-length // QUERIES)), device=query_BHQd.device)
     z_BHQK = query_BHQd[:, :, positions_Q].float() @ key_BHKd.float().transpose(2, 3) * scaling
@@ -99,10 +93,6 @@ def attention_statistics(
     return {"logit_max": z_BHQK.max(), "entropy": torch.special.entr(p_BHQK).sum(-1).mean()}
 
 
-def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
 def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     groups = query.shape[1] // key.shape[1]  # queries may share keys
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -112,7 +102,7 @@ def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register(CAUSAL, _causal)
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 AttentionInterface.register(f"{CAUSAL}_probe", _probe)
 AttentionInterface.register("sdpa_probe", _probe)
 AttentionMaskInterface.register("sdpa_probe", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -1,14 +1,12 @@
-"""The loss over a vocabulary, walked through in chunks of tokens.
+"""The loss over a vocabulary, in chunks of tokens.
+
+The gradient is computed in the forward pass, chunk by chunk, and only scaled in the backward pass, so that only C x V
+logits exist at any time, never N x V. For a loss l(z_y, L, mean z) per token (objectives.py), the gradient with respect to
+the logits is dl/dL * exp(z_k - L) + dl/dmean / V for k != y, and dl/dz_y + dl/dmean / V for k = y. It is kept factored
+(:class:`LogitGradient`), so that only the matrix products remain.
 
 Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width.
-
-The gradient is computed in the forward pass, chunk by chunk, and only scaled in the backward pass: at any time C x V
-logits exist, never N x V. For a loss l(z_y, L, mean z) per token (see objectives.py), the gradient with respect to the
-logits is  dl/dL * exp(z_k - L) + dl/dmean / V  for k != y  and  dl/dz_y + dl/dmean / V  for k = y. It is kept in factors
-(:class:`LogitGradient`), so that the matrix products are all that follows: no further pass over the chunk.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -25,18 +23,15 @@ from .rows import negatives
 
 IGNORE_INDEX = -100
 MAX_ROWS = {"cpu": 512, "cuda": 4096}
-"""Most tokens of a chunk: where the matrix products are near their full speed (RESULTS.md; on CUDA not measured)."""
+"""Most tokens of a chunk: where matrix products are near full speed (RESULTS.md; not measured on CUDA)."""
 MAX_BYTES = 1 << 30
 """Most bytes of a chunk's logits."""
 SAMPLING = 16
-"""The spread and the entropies of the logits take extra reads of them: they are measured on every 16th token."""
+"""Spread and entropies of the logits need extra passes over them, so they are measured on every 16th token."""
 
 
 def chunk_rows(tokens: int, vocabulary: int, device: str) -> int:
-    """Tokens of a chunk: as many as the products need for their speed, but a fifth of all if that is not too few.
-
-    Chunks are of equal size, so that none is a small remainder.
-    """
+    """Tokens of a chunk: a fifth of all, within the limits set by speed and memory. All chunks have nearly the same size."""
     most = max(1, min(MAX_ROWS.get(device, MAX_ROWS["cuda"]), MAX_BYTES // (4 * vocabulary)))
     rows = min(most, max(128, math.ceil(tokens / 5)))
     return math.ceil(tokens / math.ceil(tokens / rows)) if tokens else 1
@@ -44,20 +39,20 @@ def chunk_rows(tokens: int, vocabulary: int, device: str) -> int:
 
 @dataclass
 class TokenLosses:
-    """Sums (over valid tokens) and per-token values of one batch. Only ``objective_sum`` is differentiable."""
+    """Sums over valid tokens and per-token values of a batch. Only ``objective_sum`` is differentiable."""
 
     objective_sum: Tensor
-    """Sum of the objective over the valid tokens, ()."""
+    """Sum of the objective over valid tokens, ()."""
     nll_sum: Tensor
-    """Sum of -log P_y in nats over the valid tokens, ()."""
+    """Sum of -log P_y in nats over valid tokens, ()."""
     objective_N: Tensor
-    """The objective of each token. Where valid_N is 0 it means nothing."""
+    """Objective per token; meaningless where valid_N is 0."""
     nll_N: Tensor
-    """-log P_y of each token, likewise."""
+    """-log P_y per token; meaningless where valid_N is 0."""
     valid_N: Tensor
     """1.0 where the token counts, 0.0 where its label was -100."""
     statistics: dict[str, Tensor]
-    """Per-token quantities (N,) by metric name; empty unless asked for. Where valid_N is 0 they mean nothing."""
+    """Per-token quantities (N,) by metric name; empty unless requested. Meaningless where valid_N is 0."""
     sampled: dict[str, Tensor]
     """The same for every SAMPLING-th token."""
 
@@ -77,9 +72,8 @@ def chunked_loss(
 ) -> TokenLosses:
     """Loss of hidden states h_ND against targets y_N (-100 is ignored) under a head and an objective.
 
-    With ``statistics``, quantities of the logits come along from the same pass. Gradients flow to h_ND and to the
-    parameters of the head; weight gradients are summed in float32. ``rows`` is the size of a chunk, by default
-    :func:`chunk_rows`.
+    ``statistics`` adds quantities of the logits from the same pass. Gradients flow to h_ND and to the head's parameters;
+    weight gradients are summed in float32. ``rows`` is the size of a chunk, by default :func:`chunk_rows`.
     """
     return head(h_ND, lambda head, f_ND: loss_of_features(head, objective, f_ND, y_N, statistics, rows))
 
@@ -93,7 +87,7 @@ def loss_of_features(
     statistics: bool = False,
     rows: int | None = None,
 ) -> TokenLosses:
-    """The same from the head's features of the hidden states. Called by way of the head (:meth:`Head.forward`)."""
+    """The same from the head's features of the hidden states. Call it through the head (:meth:`Head.forward`)."""
     rows = rows or chunk_rows(y_N.shape[0], head.n_classes, f_ND.device.type)
     shift_N = head.shift(f_ND)
     if objective.shift_invariant:
@@ -120,11 +114,12 @@ class _ChunkedLoss(torch.autograd.Function):
         shift_N: Tensor,
         *classes: Tensor,
     ) -> tuple[Any, ...]:
+        """Losses and statistics of all chunks; with ``with_gradient`` also the gradients, kept for the backward pass."""
         valid_N = (y_N != IGNORE_INDEX).to(shift_N.dtype)
-        y_N = y_N.masked_fill(y_N == IGNORE_INDEX, 0)  # any other that is no class is refused where logits are gathered
+        y_N = y_N.masked_fill(y_N == IGNORE_INDEX, 0)  # any other invalid class fails where logits are gathered
         vocabulary = head.vocabulary(classes, f_ND.dtype, with_gradient)
         if with_gradient:
-            # float16 could not hold what only the factor of the backward pass, a loss scale, lifts above its smallest number.
+            # Not float16: before the backward pass applies the loss scale, gradients may be below its smallest number.
             dtype = shift_N.dtype if f_ND.dtype == torch.float16 else f_ND.dtype
             df_ND, dshift_N = torch.empty_like(f_ND, dtype=dtype), torch.empty_like(shift_N)
         pieces: list[dict[str, Tensor]] = []
@@ -149,20 +144,21 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Any, ...]:
+        """Scale the stored gradients. They are handed over, so a second backward pass needs retain_graph=True."""
         gradients = ctx.gradients
         if gradients is None:
             raise RuntimeError("the loss's gradient is used a second time; the first time lacks retain_graph=True")
-        if torch._C._autograd._get_current_graph_task_keep_graph():  # private, but what AOTAutograd itself asks
+        if torch._C._autograd._get_current_graph_task_keep_graph():  # private, but AOTAutograd uses it too
             gradients = [g.clone() for g in gradients]
         else:
-            # The only reference goes to autograd, which then need not copy: no second weight gradient exists.
+            # Autograd gets the only reference and need not copy: no second weight gradient exists.
             ctx.gradients = None
         df_ND, *others = (g.mul_(d_objective) for g in gradients)
         return None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
 
 
 class _Chunk:
-    """The logits of C tokens and what follows from them."""
+    """The logits of C tokens, and the loss and gradient computed from them."""
 
     def __init__(
         self,
@@ -179,10 +175,8 @@ class _Chunk:
         self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
     def evaluate(self, sampled: slice | None) -> dict[str, Tensor]:
-        """The objective's value and the logits' few numbers per token; with ``sampled``, more of them for those tokens.
-
-        Uses up the logits and leaves the exponentials of the negatives.
-        """
+        """The objective and a few numbers per token; with ``sampled``, more of them for those tokens. Overwrites the logits
+        with the exponentials of the negatives."""
         bias_V, y_C1 = self.vocabulary.bias_V, self.y_C[:, None]
         z_C = self.z_CV.gather(1, y_C1).squeeze(1) + self.shift_C
         true_C = self.head.target_logits(
@@ -206,10 +200,8 @@ class _Chunk:
         return raw
 
     def _sample(self, z_SV: Tensor, sampled: slice, true_C: Tensor, mean_C: Tensor) -> dict[str, Tensor]:
-        """Variance of the logits of the sampled tokens, and entropy of their negatives; uses up ``z_SV``, their logits.
-
-        Logits drift far from 0 together and may be all but one for sure: nothing is a difference of large numbers here.
-        """
+        """Variance of the sampled tokens' logits ``z_SV``, which are overwritten, and entropy of their negatives. Logits
+        may drift far from 0 together and all but one may vanish, so nothing here is a difference of large numbers."""
         y_S1, shift_S, max_S = self.y_C[sampled, None], self.shift_C[sampled], self.negatives.max_C[sampled]
         mean_S = mean_C[sampled] - shift_S
         z_SV.scatter_(1, y_S1, (true_C[sampled] - shift_S)[:, None]).sub_(mean_S[:, None])
@@ -222,14 +214,14 @@ class _Chunk:
         return {"variance": variance_S, "entropy_negatives": entropy_S.to(z_SV.dtype)}
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the summed loss with respect to features (C, D) and shift (C,); those of the classes are added up."""
+        """Gradients of the summed loss for features (C, D) and shift (C,); those of the classes are accumulated."""
         leaves = (self.t.true, self.t.negatives, self.t.mean)
         d_true_C, d_negatives_C, d_mean_C = torch.autograd.grad(
             self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
         )
         weights_CV, total_C = self.negatives.weights_CV, self.negatives.total_C
-        # The target's gradient becomes one more weight of its row. Where that of the negatives is 0 and the target's is not,
-        # a scale far below rounding stands for 0.
+        # The target's gradient becomes one more weight of its row. If that of the negatives is 0 but the target's is not, a scale
+        # far below rounding stands for 0.
         most = 1e4 if weights_CV.dtype == torch.float16 else 1e25
         scale_C = d_negatives_C / total_C
         least_C = d_true_C.abs() / most
@@ -252,10 +244,10 @@ def _statistics(
         **head.statistics(t.true),
     }
     true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]
-    # P and Q share the same renormalised negatives, so the entropy of these is all that takes a pass over the vocabulary.
+    # P and Q share the renormalised negatives, so only their entropy takes a pass over the vocabulary.
     entropy_negatives_S = raw["entropy_negatives"]
     sampled = {
-        "logit/std": raw["variance"].clamp(min=0).sqrt(),  # of equal logits it is 0 but for rounding
+        "logit/std": raw["variance"].clamp(min=0).sqrt(),  # rounding may make it negative
         "entropy/p": _mixture_entropy(true_S - negatives_S, entropy_negatives_S),
     }
     if head.bounded or objective.uses_weight:
@@ -265,7 +257,7 @@ def _statistics(
 
 
 def _mixture_entropy(log_odds_true: Tensor, entropy_negatives: Tensor) -> Tensor:
-    """Entropy in nats of: the target with probability sigmoid(log_odds), else one of the negatives."""
+    """Entropy in nats of the target with probability sigmoid(log_odds), else one of the negatives."""
     size = log_odds_true.abs()
-    binary = F.softplus(-size) + size * torch.sigmoid(-size)  # both positive, whichever of the two is nearly sure
+    binary = F.softplus(-size) + size * torch.sigmoid(-size)  # both terms positive, so nothing cancels
     return binary + torch.sigmoid(-log_odds_true) * entropy_negatives

@@ -1,7 +1,5 @@
-"""The vocabulary's side of one evaluation of the loss: what chunks of tokens meet, and where their gradients add up.
-
-Shapes: C tokens of one chunk, V vocabulary, D width.
-"""
+"""The vocabulary side of one evaluation of the loss: logits of chunks of tokens, and accumulated class gradients. Shapes: C
+tokens of one chunk, V vocabulary, D width."""
 
 from __future__ import annotations
 
@@ -20,24 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class LogitGradient:
-    """Gradient of C tokens' losses with respect to their logits, in factors: scale_C1 * weights_CV + uniform_C1."""
+    """Gradient of C tokens' losses with respect to their logits, factored: scale_C1 * weights_CV + uniform_C1."""
 
     weights_CV: Tensor
     scale_C: Tensor
     uniform_C: Tensor | None = None
-    """What every class of a token gets."""
+    """Added to every class of a token."""
 
     def dense(self) -> Tensor:
-        """The gradient (C, V) itself, in float32; in the place of the weights where these are float32."""
+        """The gradient (C, V) itself, in float32; overwrites the weights if these are float32."""
         dz_CV = self.weights_CV.to(self.scale_C.dtype).mul_(self.scale_C[:, None])
         return dz_CV if self.uniform_C is None else dz_CV.add_(self.uniform_C[:, None])
 
 
 class Classes:
-    """Class tensors of any head; their gradients by autograd, which evaluates the chunk's logits a second time."""
+    """Class tensors of any head; their gradients by autograd, which evaluates each chunk's logits a second time."""
 
     bias_V: Tensor | None = None
-    """What is yet to be added to each row of ``logits``."""
+    """Still to be added to each row of ``logits``."""
 
     def __init__(self, head: Head, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
         self.head = head
@@ -48,7 +46,7 @@ class Classes:
         self.gradients = [total[: len(t)] for total, t in zip(self.padded_gradients, real, strict=False)]
 
     def logits(self, f_CD: Tensor) -> Tensor:
-        """Logits (C, V) of a chunk up to a constant per token and ``bias_V``. Those of the last chunk may be overwritten."""
+        """Logits (C, V) of a chunk up to a constant per token and ``bias_V``. May overwrite those of the last chunk."""
         return self.head.logits(f_CD, *self.tensors)
 
     def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
@@ -56,7 +54,7 @@ class Classes:
         return z_CV.mean(1)
 
     def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
-        """Add the gradients of the class tensors and return that of ``f_CD``. Uses up ``gradient``."""
+        """Add to the gradients of the class tensors; returns that of ``f_CD``. Overwrites ``gradient``."""
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (f_CD, *self.tensors)]
             z_CV = self.head.logits(*leaves)
@@ -71,7 +69,7 @@ class Classes:
 
 
 class AffineClasses(Classes):
-    """Classes of a head with logits f @ A.T + b, where A is the first class tensor: matrix products are all a chunk costs."""
+    """Classes of a head with logits f @ A.T + b, A being the first class tensor: a chunk costs only matrix products."""
 
     head: AffineHead
 
@@ -80,11 +78,12 @@ class AffineClasses(Classes):
         self.bias_V = self.b_V = head.offsets(*self.tensors)
         self.db_V = tensors[0].new_zeros(len(self.tensors[0]))
         self.buffer_CV: Tensor | None = None
-        # Sums over tokens of what every class gets alike, for A and for b; None as long as there is nothing.
+        # Sums over tokens of the gradient that all classes share, for A (None until there is any) and for b.
         self.uniform_D: Tensor | None = None
         self.uniform = tensors[0].new_zeros(())
 
     def logits(self, f_CD: Tensor) -> Tensor:
+        """f @ A.T in one reused buffer; b stays in ``bias_V``."""
         if self.buffer_CV is None:  # the first chunk is the largest
             self.buffer_CV = product(f_CD, self.tensors[0].T)
             return self.buffer_CV
@@ -96,11 +95,12 @@ class AffineClasses(Classes):
         return self.tensors[0].mean(0, dtype=self.db_V.dtype), 0.0 if self.b_V is None else self.b_V.mean()
 
     def mean_logits(self, f_CD: Tensor, z_CV: Tensor) -> Tensor:
-        # The mean of an affine function needs the mean class only, not a pass over the logits.
+        """From the mean class, without a pass over the logits."""
         mean_D, mean_b = self.mean_class
         return f_CD.to(mean_D.dtype) @ mean_D + mean_b
 
     def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
+        """As in the base class, by matrix products alone."""
         weights_CV, scale_C1 = gradient.weights_CV, gradient.scale_C[:, None]
         df_CD = product(weights_CV, self.tensors[0]).mul_(scale_C1)
         if f_CD.dtype == self.db_V.dtype:
@@ -108,7 +108,7 @@ class AffineClasses(Classes):
             if self.b_V is not None:
                 self.db_V.addmv_(weights_CV.T, gradient.scale_C)
         else:
-            # In half precision small scales would round to 0, so the largest is brought to 1. Sums are float32.
+            # Scaled to a largest of 1, since small scales would round to 0 in half precision. Sums are float32.
             largest = gradient.scale_C.abs().amax().clamp(min=torch.finfo(self.db_V.dtype).tiny)
             scale_C1 = (scale_C1 / largest).to(f_CD.dtype)
             self.gradients[0].addcmul_(product(weights_CV.T, f_CD * scale_C1), largest)
@@ -122,6 +122,7 @@ class AffineClasses(Classes):
         return df_CD
 
     def finish(self) -> list[Tensor]:
+        """Also adds the shared gradient and what follows from the gradient of b."""
         if self.uniform_D is not None:
             self.gradients[0] += self.uniform_D
         if self.b_V is not None:
@@ -130,7 +131,7 @@ class AffineClasses(Classes):
 
 
 class SoftCappedClasses(AffineClasses):
-    """The same where logits z become c tanh(z / c); holds a second buffer as large as the chunk, for the slopes."""
+    """The same for logits c tanh(z / c); needs a second buffer as large as the chunk, for the slopes."""
 
     def __init__(self, head: AffineHead, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
         super().__init__(head, tensors, dtype, with_gradient)
@@ -138,6 +139,7 @@ class SoftCappedClasses(AffineClasses):
         self.slope_CV: Tensor | None = None
 
     def logits(self, f_CD: Tensor) -> Tensor:
+        """The capped logits; keeps their slopes."""
         assert self.head.soft_cap is not None
         z_CV = super().logits(f_CD)
         z_CV = z_CV if self.b_V is None else z_CV.add_(self.b_V)
@@ -151,6 +153,7 @@ class SoftCappedClasses(AffineClasses):
         return z_CV.mean(1)
 
     def accumulate(self, gradient: LogitGradient, f_CD: Tensor) -> Tensor:
+        """As in the base class, after multiplying by the slopes."""
         assert self.slope_CV is not None
         slope_CV = self.slope_CV[: len(f_CD)]
         if gradient.uniform_C is None:

@@ -1,20 +1,16 @@
 """The transformers configuration of a body with a swapped head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 
 class SwapHeadConfig(PreTrainedConfig):
-    """A decoder's own configuration (``text_config``) plus the head and the objective by kind and options.
-
-    ``n_classes`` is the number of tokens that can be predicted: all of the vocabulary, unless it ends in padding.
-    """
+    """A decoder's own configuration (``text_config``) plus the kind and options of head and objective. ``n_classes`` is the
+    number of tokens that can be predicted: the whole vocabulary, unless it ends in padding."""
 
     model_type = "swap_head"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (the shape transformers asks for)
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (as transformers requires)
 
     def __init__(
         self,
@@ -27,7 +23,7 @@ class SwapHeadConfig(PreTrainedConfig):
         if isinstance(text_config, dict):
             fields = dict(text_config)
             text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        # transformers builds a configuration without arguments to find out what differs from the defaults.
+        # transformers builds one without arguments to find what differs from the defaults.
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("gpt2")
         self.head = dict(head or {"kind": "linear"})
         self.objective = dict(objective or {"kind": "ce"})

@@ -1,7 +1,5 @@
 """The linear head: the usual unembedding."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,9 +1,5 @@
-"""The metric head: logits by distance to the token embeddings.
-
-Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
-"""
-
-from __future__ import annotations
+"""The metric head: logits by distance to the token embeddings. Shapes: N tokens, C tokens of one chunk, V vocabulary, D
+width."""
 
 import math
 import warnings
@@ -21,16 +17,16 @@ from .registry import register_head
 Normalization = Literal["none", "layernorm", "batchnorm"]
 CentroidInit = Literal["normal", "small_uniform", "unit"]
 SCALES = (1e-6, 1e6)
-"""Between which a given g of the metric head must lie, far beyond what is of use on either side: the squares of 2 g h are then
-numbers of float32 for hidden states of any length from 1e-11 to 1e12."""
+"""Limits of a given g, far beyond any useful value: the squares of 2 g h stay within float32 for lengths of h from 1e-11 to
+1e12."""
 
 
 @register_head("metric")
 class MetricHead(AffineHead):
     """z_k = -g ||h - w_k||^2: logits from squared Euclidean distances to the token embeddings (docs/mathematics.md).
 
-    Evaluated as f @ w_k + b_k + shift with f = 2 g h, b_k = -g ||w_k||^2, shift = -g ||h||^2: one matrix product, the
-    shift kept out of it. The target's logit is computed from the difference h - w_y itself and never positive.
+    Evaluated as f @ w_k + b_k + shift with f = 2 g h, b_k = -g ||w_k||^2 and shift = -g ||h||^2: one matrix product,
+    without the shift. The target's logit is computed from h - w_y itself and is never positive.
     """
 
     bounded = True
@@ -47,8 +43,8 @@ class MetricHead(AffineHead):
         centroid_norm: Normalization = "none"
         """The same for the embeddings as centroids: per row (layernorm) or per dimension over the vocabulary (batchnorm)."""
         init: CentroidInit = "normal"
-        """Centroids at the start: normal = as the body initialises embeddings; small_uniform = U(-1/D, 1/D) (tip 1);
-        unit = random directions of length 1."""
+        """Initial centroids: normal = as the body initialises embeddings; small_uniform = U(-1/D, 1/D) (tip 1); unit =
+        random directions of length 1."""
 
         def __post_init__(self) -> None:
             if not isinstance(self.scale, str) and not SCALES[0] <= self.scale <= SCALES[1]:
@@ -77,7 +73,7 @@ class MetricHead(AffineHead):
 
     @torch.no_grad()
     def reset_weight(self) -> None:
-        """Initialise ``weight`` as ``options.init`` says; "normal" leaves the body's own initialisation."""
+        """Initialise ``weight`` as ``options.init`` says; "normal" keeps the body's initialisation."""
         if self.options.init == "small_uniform":
             nn.init.uniform_(self.weight, -1 / self.weight.shape[1], 1 / self.weight.shape[1])
         elif self.options.init == "unit":
@@ -95,7 +91,7 @@ class MetricHead(AffineHead):
         elif self.batch_norm is not None:
             h_ND = self.batch_norm(h_ND)
         doubled = 2 * self.scale()
-        # At the linear-equivalent scale the features are the hidden states: no copy of them.
+        # At the linear-equivalent scale the features are the hidden states: avoid a copy.
         return h_ND.to(dtype) if self.log_scale is None and doubled == 1.0 else (doubled * h_ND).to(dtype)
 
     def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -1,24 +1,18 @@
 """Output heads: from hidden states to one logit per token of the vocabulary.
 
+A head splits its work into ``features`` (token side, once), ``classes`` (vocabulary side, once), ``logits`` of a chunk of
+tokens up to a constant per token, that constant (``shift``), and exact ``target_logits``, so that a loss never holds N x V
+logits. All of it runs outside autocast: matrices enter the product in the compute dtype, while norms, distances and results
+are float32, computed from the same rounded values.
+
 Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
-
-A head splits its work so that a loss can walk over the tokens in chunks and never hold N x V logits:
-
-- ``features(h_ND)``   token side, once: f_ND
-- ``classes()``        vocabulary side, once: the tensors that ``logits`` needs beside the features
-- ``logits(f_CD, *classes)``   the logits of a chunk *up to a constant per token*
-- ``shift(f_ND)``      that constant: what to add to the logits of a token to get its true logits
-- ``target_logits``    the true logit of each token's target, computed exactly
-
-All of it runs outside autocast. Matrices enter the matrix product in the compute dtype (bfloat16 under bf16 autocast);
-norms, distances and results are float32, computed from the same rounded values that enter the product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +20,14 @@ from torch import Tensor, nn
 from .classes import AffineClasses, Classes, SoftCappedClasses
 from .precision import compute_dtype, product, wide_dtype
 
-T = TypeVar("T")
-
 
 class Head(nn.Module):
-    """Base of all heads. ``weight`` (V, D) is what is tied to the input embedding when ``options.tied`` is true.
-
-    A new head defines ``logits`` at least; ``features``, ``classes``, ``shift`` and ``target_logits`` have defaults that
-    suit a head whose logits need no constant per token. See docs/adding-your-own.md.
-    """
+    """Base of all heads. ``weight`` (V, D) is tied to the input embedding if ``options.tied``. A new head must define
+    ``logits``; the defaults of the other methods suit a head without a constant per token. See docs/adding-your-own.md."""
 
     bounded = False
-    """Whether logits are at most 0, reached where the hidden state equals the class vector: then TFSD's weight is in [0, 1)."""
+    """Whether logits are at most 0, reached where the hidden state equals the class vector: then TFSD's weight is in [0,
+    1)."""
 
     @dataclass(frozen=True)
     class Options:
@@ -49,13 +39,13 @@ class Head(nn.Module):
         self.options = options
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.n_classes = vocab_size
-        """Rows of ``weight`` that are classes. Those after them only pad the vocabulary; they are never predicted."""
+        """Rows of ``weight`` that are classes; the others pad the vocabulary and are never predicted."""
 
     def reset_parameters(self) -> None:
-        """Initialise what is the head's own, beside ``weight``, which starts like an embedding of the body."""
+        """Initialise the head's own parameters; ``weight`` starts like an embedding of the body."""
 
     def reset_weight(self) -> None:
-        """Initialise ``weight`` anew in a model that has just been made, if it is not to start like an embedding of the body."""
+        """Re-initialise ``weight`` of a new model, if it is not to start like an embedding of the body."""
 
     def features(self, h_ND: Tensor, dtype: torch.dtype) -> Tensor:
         """Token side of the logits, in the compute dtype."""
@@ -63,52 +53,40 @@ class Head(nn.Module):
 
     def classes(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Vocabulary side of the logits, in the parameters' dtype (at least float32); ``dtype`` is the compute dtype.
-
-        Tensors with as many rows as ``weight`` have one per class: rows that only pad the vocabulary are cut off them.
-        """
+        Tensors with as many rows as ``weight`` have one per class; rows that pad the vocabulary are cut off."""
         return (self.weight.to(wide_dtype(self.weight.dtype)),)
 
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
-        """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32.
-
-        A parameter that is read here, and not in ``features`` or ``classes``, gets no gradient.
-        """
+        """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32. A
+        parameter that is read here, rather than in ``features`` or ``classes``, gets no gradient."""
         raise TypeError(f"{type(self).__name__} must define logits()")
 
     def shift(self, f_ND: Tensor) -> Tensor:
-        """The constant (N,) which ``logits`` leaves out for each token."""
+        """The constant (N,) that ``logits`` leaves out for each token."""
         return torch.zeros(f_ND.shape[0], dtype=wide_dtype(f_ND.dtype), device=f_ND.device)
 
     def target_logits(self, f_CD: Tensor, y_C: Tensor, z_C: Tensor, *classes: Tensor) -> Tensor:
-        """True logits (C,) of the targets; by default ``z_C``, those among the chunk's logits. Needs no gradient."""
+        """True logits (C,) of the targets; by default ``z_C``, gathered from the chunk's logits. Needs no gradient."""
         return z_C
 
     def vocabulary(self, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> Classes:
-        """What chunks of tokens meet, made once per evaluation from what ``classes`` returned."""
+        """The vocabulary side of one evaluation, from what ``classes`` returned."""
         return Classes(self, tensors, dtype, with_gradient)
 
     def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
-        """Per-token quantities (N,) for telemetry which only this head has, by metric name; from the true targets' logits."""
+        """The head's own telemetry (N,) by metric name, from the true targets' logits."""
         return {}
 
-    @overload
-    def forward(self, h: Tensor) -> Tensor: ...
-
-    @overload
-    def forward(self, h: Tensor, then: Callable[[Head, Tensor], T]) -> T: ...
-
     def forward(self, h: Tensor, then: Callable[[Head, Tensor], Any] | None = None) -> Any:
-        """True logits (..., V) in float32 of hidden states (..., D), or what ``then(head, f_ND)`` makes of their features.
-
-        The loss comes through here too: what wraps a module, or holds its weights elsewhere, sees only calls of it.
-        """
+        """True logits (..., V) in float32 of hidden states (..., D), or ``then(head, f_ND)`` of their features. The loss
+        goes through here too, since wrappers and sharding act only when the module itself is called."""
         dtype = compute_dtype(h)
         with torch.autocast(h.device.type, enabled=False):
             f_ND = self.features(h.reshape(-1, h.shape[-1]), dtype)
             return self.true_logits(f_ND.view(*h.shape[:-1], f_ND.shape[-1])) if then is None else then(self, f_ND)
 
     def true_logits(self, f: Tensor) -> Tensor:
-        """True logits (..., V) in float32 of features (..., D'). For generation and probes; our training never calls it."""
+        """True logits (..., V) in float32 of features (..., D'). For generation and probes; not used in training."""
         f_ND = f.reshape(-1, f.shape[-1])
         classes = tuple(c.to(f.dtype) if c.dim() == 2 else c for c in self.classes(f.dtype))
         shift_N = self.shift(f_ND)
@@ -118,7 +96,7 @@ class Head(nn.Module):
 
 
 class AffineHead(Head):
-    """A head whose chunk logits are f @ A.T + b: ``classes()`` begins with A, and ``offsets`` makes b, if there is one."""
+    """A head with chunk logits f @ A.T + b: ``classes()`` starts with A, and ``offsets`` computes b, if any."""
 
     soft_cap: float | None = None
     """Logits z become soft_cap * tanh(z / soft_cap)."""
@@ -128,7 +106,7 @@ class AffineHead(Head):
         return None
 
     def add_offset_gradients(self, db_V: Tensor, classes: tuple[Tensor, ...], gradients: list[Tensor]) -> None:
-        """Add to ``gradients``, those of ``classes``, what follows from the gradient of b."""
+        """Add to ``gradients``, those of ``classes``, the part that follows from the gradient of b."""
 
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
         z_CV, b_V = product(f_CD, classes[0].T), self.offsets(*classes)

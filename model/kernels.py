@@ -20,7 +20,7 @@ except ImportError:  # Triton comes with CUDA builds of torch only
     triton = None
 
 BLOCK = 4096
-"""Columns in flight per row."""
+"""Columns processed at once per row."""
 
 
 def triton_available() -> bool:
@@ -31,10 +31,10 @@ def triton_available() -> bool:
 def masked_softmax(
     z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax of ``z_CV + bias_V`` over all columns but the target ``y_C`` of each row, in ``dtype``.
+    """Softmax of ``z_CV + bias_V`` over all columns except each row's target ``y_C``, in ``dtype``.
 
-    Returns the probabilities (C, V), 0 at the target and written over ``z_CV`` where the dtype is the same; their sums (1);
-    the largest logit and the log-sum-exp of each row (C,).
+    Returns the probabilities (C, V), 0 at the target and overwriting ``z_CV`` if the dtype is the same; their sums (1); and
+    each row's largest logit and log-sum-exp (C,).
     """
     rows, columns = z_CV.shape
     weights_CV = z_CV if dtype == z_CV.dtype else torch.empty_like(z_CV, dtype=dtype)

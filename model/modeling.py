@@ -1,9 +1,5 @@
-"""A causal language model: any transformers decoder as body, with a head and an objective of this project.
-
-Shapes: B batch, T positions, N = B*T tokens, V vocabulary, D width.
-"""
-
-from __future__ import annotations
+"""A causal language model: any transformers decoder as body, with a head and an objective of this project. Shapes: B batch,
+T positions, N = B*T tokens, V vocabulary, D width."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +21,14 @@ from .zoo import HEADS, OBJECTIVES
 
 @dataclass
 class SwapHeadOutput(CausalLMOutputWithPast):
-    """What transformers models return, and ``losses`` where ``skip_logits`` asks for them in the place of logits."""
+    """A transformers model output, plus ``losses`` if ``skip_logits`` requests them instead of logits."""
 
     losses: TokenLosses | None = None
     """The sums and per-token values behind ``loss``."""
 
 
 def build(table: dict[str, Any], choice: dict[str, Any], *arguments: Any) -> Any:
-    """The registered class named by ``choice["kind"]``, built from ``arguments`` and its options; KeyError if unknown."""
+    """Build the class registered as ``choice["kind"]`` from ``arguments`` and its options; KeyError if unknown."""
     options = dict(choice)
     kind = options.pop("kind")
     if kind not in table:
@@ -43,16 +39,14 @@ def build(table: dict[str, Any], choice: dict[str, Any], *arguments: Any) -> Any
 
 
 class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
-    """Body, head and objective behind the transformers interface.
+    """Body, head and objective behind the transformers interface; with a linear head and cross-entropy it equals the stock
+    model.
 
-    ``lm_head`` is a real output module whose ``weight`` is the input embedding itself when tied, so that saving, loading,
-    generation and sharded training treat it as they treat any other model's.
-
-    With a linear head, cross-entropy and the same weights it is the stock model, but for two things. What a stock model has
-    between its last hidden state and its logits belongs to the head here, and is there only if the head has it: Gemma 2's
-    ``final_logit_softcapping`` is ``soft_cap``; the logit scale of Cohere and Granite and the auxiliary loss of experts are
-    left out. And logits are float32 whatever the weights are. The Trainer's own label smoothing averages over all columns of the
-    logits, and padding of the vocabulary is -inf there: with padding, use the objective's ``label_smoothing`` instead.
+    ``lm_head`` is an output module whose ``weight`` is the input embedding itself if tied, so that saving, loading,
+    generation and sharding work as usual. What a stock model does to its logits belongs to the head here: Gemma 2's
+    ``final_logit_softcapping`` is ``soft_cap``; the logit scales of Cohere and Granite and auxiliary losses of experts are
+    left out. Logits are always float32, and -inf for padding of the vocabulary, which the Trainer's own label smoothing
+    would average over: use the objective's.
     """
 
     config_class = SwapHeadConfig
@@ -66,7 +60,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         text = config.text_config
         self.model = AutoModel.from_config(text)
-        # The width of what the head gets: OPT's hidden_size, for one, need not be that of its last hidden states.
+        # Not hidden_size: OPT's, for one, need not be the width of its last hidden states.
         width = self.model.get_input_embeddings().weight.shape[1]
         self.lm_head: Head = build(HEADS, config.head, width, text.vocab_size)
         self.lm_head.n_classes = config.n_classes
@@ -94,13 +88,13 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             self.lm_head.bias = new_embeddings.bias
 
     def _get_resized_lm_head(self, old_lm_head: nn.Module, *args: Any, **kwargs: Any) -> nn.Linear:
-        plain = nn.Linear(1, 1)  # all that transformers resizes
+        plain = nn.Linear(1, 1)  # the only class transformers can resize
         plain.weight, plain.bias = old_lm_head.weight, getattr(old_lm_head, "bias", None)  # type: ignore[assignment]
         resized: nn.Linear = super()._get_resized_lm_head(plain, *args, **kwargs)
         return resized
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers; all of ``new_num_tokens`` are then classes, and what is padded beyond them is not."""
+        """As in transformers; all ``new_num_tokens`` become classes, padding beyond them does not."""
         embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if new_num_tokens is not None:
             self.lm_head.n_classes = self.config.n_classes = new_num_tokens
@@ -122,13 +116,13 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         statistics: bool = False,
         **kwargs: Any,
     ) -> SwapHeadOutput:
-        """Logits (B, T, V) in float32, and with ``labels`` (B, T) or ``shift_labels`` (B, T) the loss.
+        """Logits (B, T, V) in float32, and with ``labels`` or ``shift_labels`` (B, T) the loss.
 
-        ``labels`` are shifted inside, ``shift_labels`` are the targets of each position as they stand; -100 is ignored.
-        ``loss`` is the objective's sum over tokens divided by ``num_items_in_batch`` when that is given, else the mean over
-        the valid tokens. ``logits_to_keep``: only the last so many positions (or those positions), 0 for all; the loss is
-        over all. ``skip_logits``: where there is a loss, no logits are formed, and ``losses`` has what it is made of; with
-        ``statistics`` also what telemetry says of the logits. Anything else goes to the body.
+        ``labels`` are shifted here, ``shift_labels`` are each position's target; -100 is ignored. ``loss`` is the objective
+        summed over tokens, divided by ``num_items_in_batch`` if given, else by the number of valid tokens.
+        ``logits_to_keep``: only that many last positions (or those positions), 0 for all; the loss always covers all.
+        ``skip_logits``: if there is a loss, return ``losses`` instead of logits, with telemetry of the logits if
+        ``statistics``. Other arguments go to the body.
         """
         # What transformers looks for in a signature decides what it does: position_ids for padded generation, no second
         # name with "label" in it for the Trainer's evaluation, no cache_position.
@@ -169,7 +163,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     def _losses(
         self, h_BTD: Tensor, y_BT: Tensor, keep: slice | Tensor | None, statistics: bool
     ) -> tuple[TokenLosses, Tensor | None]:
-        """The losses against the targets ``y_BT``, and the logits of the positions ``keep``, from one set of features."""
+        """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
@@ -179,12 +173,12 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         return self.lm_head(h_BTD, both)
 
 
-# By this list of names the Trainer knows whose labels its label smoothing has to shift, and a pipeline whom it knows.
+# The Trainer looks up here whose labels to shift for label smoothing, and pipelines which models they support.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SwapHeadConfig.model_type] = SwapHeadForCausalLM.__name__
 
 
 def new_model(config: SwapHeadConfig, seed: int) -> SwapHeadForCausalLM:
-    """A freshly initialised model in which the body's weights depend on ``seed`` alone, not on the head or the objective."""
+    """A newly initialised model whose body depends on ``seed`` alone, not on the head or the objective."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SwapHeadForCausalLM(config)
@@ -193,7 +187,7 @@ def new_model(config: SwapHeadConfig, seed: int) -> SwapHeadForCausalLM:
 
 
 def blocks(body: nn.Module) -> nn.ModuleList:
-    """The stack of transformer blocks of a decoder: its longest ModuleList. Raises AttributeError when it has none."""
+    """The stack of transformer blocks of a decoder: its longest ModuleList. Raises AttributeError if it has none."""
     stacks = [m for m in body.modules() if isinstance(m, nn.ModuleList)]
     if not stacks:
         raise AttributeError(f"{type(body).__name__} has no stack of transformer blocks")
@@ -201,7 +195,7 @@ def blocks(body: nn.Module) -> nn.ModuleList:
 
 
 def final_norm(body: nn.Module) -> nn.Module:
-    """The normalisation after the last block: the last one beside the stack of blocks. AttributeError when there is none."""
+    """The normalisation after the last block: the last one beside the stack of blocks. AttributeError if there is none."""
     stack = blocks(body)
     parent = next(m for m in body.modules() if stack in m.children())
     norms = [m for name, m in parent.named_children() if "norm" in type(m).__name__.lower() or "norm" in name]

@@ -1,7 +1,5 @@
 """Cross-entropy, with label smoothing and z-loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,7 +15,7 @@ class CrossEntropy(Objective):
     @dataclass(frozen=True)
     class Options:
         label_smoothing: float = 0.0
-        """e: share of the target that is spread over the vocabulary."""
+        """e: share of the target spread over the vocabulary."""
         z_loss: float = 0.0
         """Coefficient of (log Z)^2."""
 

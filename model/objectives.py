@@ -1,11 +1,9 @@
-"""Training objectives: what a token's loss is, given its logits.
+"""Training objectives: a token's loss as a function of its logits.
 
-Every objective here, and any that asks only how the target compares with the rest, is a function of three numbers per
-token (:class:`TokenLogits`). Its gradient with respect to V logits then follows from the chain rule on those three, so an
-objective never sees an N x V tensor and is written as ordinary differentiable code on vectors of length N.
+An objective that only asks how the target compares with the rest is a function of three numbers per token
+(:class:`TokenLogits`). Its gradient for V logits follows by the chain rule, so it never needs an N x V tensor and is
+ordinary differentiable code on vectors.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenLogits:
-    """What an objective may use of the logits z of each of N tokens with target y; all (N,), differentiable."""
+    """What an objective may use of the logits z of N tokens with target y; all (N,), differentiable."""
 
     true: Tensor
     """z_y"""
     negatives: Tensor
     """L = log sum_{k != y} exp(z_k)"""
     mean: Tensor
-    """mean over k of z_k; filled in only for objectives with ``uses_mean``"""
+    """mean over k of z_k; only set for objectives with ``uses_mean``"""
 
 
 def negative_log_likelihood(t: TokenLogits) -> Tensor:
@@ -38,10 +36,8 @@ def log_partition(t: TokenLogits) -> Tensor:
 
 
 def tfsd_weight(t: TokenLogits) -> Tensor:
-    """c = Q_y (1 - exp(z_y)) with Q_y = 1/(1+S), S = exp(L): the factor by which TFSD scales the gradient of CE.
-
-    In [0, 1) for a head whose logits are at most 0 (docs/mathematics.md, section 2).
-    """
+    """c = Q_y (1 - exp(z_y)) with Q_y = 1/(1+S), S = exp(L): the factor by which TFSD scales the gradient of CE. In [0, 1)
+    for a head whose logits are at most 0 (docs/mathematics.md, section 2)."""
     return -torch.sigmoid(-t.negatives) * torch.expm1(t.true)
 
 
@@ -51,9 +47,10 @@ class Objective:
     uses_mean = False
     """Whether ``loss`` reads ``TokenLogits.mean``."""
     uses_weight = False
-    """Whether the TFSD weight takes part in the loss."""
+    """Whether the loss uses the TFSD weight."""
     shift_invariant = False
-    """Whether a constant added to all logits of a token has no gradient; that of the rounding is then not computed."""
+    """Whether adding a constant to all logits of a token changes nothing; its gradient, mere rounding, is then not
+    computed."""
 
     @dataclass(frozen=True)
     class Options:

@@ -1,27 +1,23 @@
-"""Which dtype what is computed in. Shapes: C tokens of one chunk, V vocabulary, D width."""
-
-from __future__ import annotations
+"""Which dtype to compute in. Shapes: C tokens of one chunk, V vocabulary, D width."""
 
 import torch
 from torch import Tensor
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype for sums, norms and losses over values of ``dtype``: float32, or float64 for float64."""
+    """Dtype for sums, norms and losses over values of ``dtype``: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def compute_dtype(h: Tensor) -> torch.dtype:
-    """The dtype of matrix products on ``h``: autocast's where autocast is on, else that of ``h``."""
+    """Dtype of matrix products on ``h``: autocast's if autocast is on, else that of ``h``."""
     device = h.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b as float32 (float64 for float64 inputs), whatever the inputs' dtype; in ``out`` if given.
-
-    Of half-precision inputs the sum itself is handed over on CUDA, outside autograd; elsewhere its rounded value.
-    """
+    """a @ b as float32 (float64 for float64 inputs), whatever the inputs' dtype; in ``out`` if given. For half-precision
+    inputs the result is the unrounded sum on CUDA, outside autograd; elsewhere its rounded value."""
     wide = wide_dtype(a.dtype)
     if a.dtype == wide:
         return torch.mm(a, b, out=out)

@@ -1,8 +1,5 @@
-"""Heads and objectives by name.
-
-A head or an objective is a class with a nested frozen dataclass ``Options``; registering it makes ``head.kind`` or
-``objective.kind`` accept its name, and its options become configuration keys of the run.
-"""
+"""Registries of heads and objectives. Each is a class with a nested frozen dataclass ``Options``; registering it makes
+``head.kind`` or ``objective.kind`` accept its name, and its options become configuration keys."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ T = TypeVar("T", bound=type)
 def _register(table: dict[str, T], kind: str) -> Callable[[T], T]:
     def add(cls: T) -> T:
         known = table.get(kind)
-        # The same class may come twice under two module names: from the project and from a checkpoint's own copy.
+        # A class may come twice, from the project and from a checkpoint's copy of it.
         if known is not None and known.__qualname__ != cls.__qualname__:
             raise ValueError(f"{kind!r} is already registered by {known.__module__}.{known.__qualname__}")
         table[kind] = cls
@@ -32,10 +29,10 @@ def _register(table: dict[str, T], kind: str) -> Callable[[T], T]:
 
 
 def register_head(kind: str) -> Callable[[type[Head]], type[Head]]:
-    """Class decorator: make ``head.kind: <kind>`` build this head. Raises ValueError when the name is taken."""
+    """Class decorator: make ``head.kind: <kind>`` build this head. Raises ValueError if the name is taken."""
     return _register(HEADS, kind)
 
 
 def register_objective(kind: str) -> Callable[[type[Objective]], type[Objective]]:
-    """Class decorator: make ``objective.kind: <kind>`` build this objective. Raises ValueError when the name is taken."""
+    """Class decorator: make ``objective.kind: <kind>`` build this objective. Raises ValueError if the name is taken."""
     return _register(OBJECTIVES, kind)

@@ -1,12 +1,10 @@
-"""What happens to each row of logits between the matrix products: exp(z - max), the target left out.
+"""The work on each row of logits between the matrix products: exp(z - max) without the target.
+
+It is bound by memory bandwidth, so each row should be read once. On CPU all steps run on a block of rows that fits a core's
+cache; on CUDA a Triton kernel does it (kernels.py).
 
 Shapes: C tokens of one chunk, V vocabulary.
-
-Elementwise work is bound by memory, so a row should come from memory once. On CPU a block of rows small enough for a core's
-cache goes through all steps before the next; on CUDA one Triton kernel holds a row (kernels.py).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -14,28 +12,26 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 1 << 20
-"""Logits per thread that go through all steps together on CPU: they fit a core's second-level cache, with room to spare."""
+"""Logits per thread processed together on CPU: they fit a core's second-level cache, with room to spare."""
 
 
 @dataclass
 class Negatives:
-    """The logits of all classes but the target, as exponentials of each row."""
+    """The logits of all classes except the target, as exponentials of each row."""
 
     weights_CV: Tensor
     """exp(z_k - L) times ``total_C``; 0 at the target."""
     total_C: Tensor
     """Row sums of the weights."""
     max_C: Tensor
-    """The largest logit but the target's."""
+    """The largest logit other than the target's."""
     logsumexp_C: Tensor
     """L = log sum_{k != y} exp(z_k)"""
 
 
 def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype) -> Negatives:
-    """The exponentials of ``z_CV + bias_V`` without the targets ``y_C``, in ``dtype``. Uses up ``z_CV``.
-
-    The target is masked before the sum: subtracting exp(z_y) from the full sum afterwards would cancel.
-    """
+    """The exponentials of ``z_CV + bias_V`` without the targets ``y_C``, in ``dtype``. Overwrites ``z_CV``. The target is
+    masked before the sum: subtracting exp(z_y) afterwards would cancel."""
     if z_CV.is_cuda and z_CV.dtype == torch.float32:
         from .kernels import masked_softmax, triton_available
 
@@ -55,6 +51,6 @@ def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dty
         torch.sum(z_RV.sub_(max_C1[block]).exp_(), 1, out=total_C[block])
     max_C, logsumexp_C = max_C1.squeeze(1), total_C.log() + max_C1.squeeze(1)
     if dtype != z_CV.dtype:
-        # Probabilities: what half precision cannot tell from 0 is then what matters least.
+        # As probabilities, so that half precision rounds only the least important ones to 0.
         return Negatives(z_CV.div_(total_C[:, None]).to(dtype), torch.ones_like(total_C), max_C, logsumexp_C)
     return Negatives(z_CV, total_C, max_C, logsumexp_C)

@@ -1,6 +1,4 @@
-"""The project's own heads and objectives: importing this module registers them all."""
-
-from __future__ import annotations
+"""The project's own heads and objectives: importing this module registers them."""
 
 from .head_linear import LinearHead
 from .head_metric import MetricHead

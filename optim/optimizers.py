@@ -1,4 +1,4 @@
-"""Optimizers, and the section of a configuration that chooses one."""
+"""Optimizers, and the configuration section that selects one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIMIZERS = Registry("optimizer")
 
 
 class OptimizerConfig(Choice):
-    """The optimizer with its own keys, its learning rate over the run, and clipping."""
+    """The optimizer with its own keys, the learning-rate schedule, and clipping."""
 
     kind: str = "adamw"
     lr: float = Field(gt=0, le=FLOAT32_MAX)
@@ -27,16 +27,17 @@ class OptimizerConfig(Choice):
     warmup_steps: int = Field(default=0, ge=0, le=MOST)
     """Steps of linear warm-up from 0 to the peak."""
     schedule: Choice = Choice(kind="cosine")
-    """How the rate falls after the warm-up."""
+    """How the rate falls after warm-up."""
     clip_norm: float | None = Field(default=1.0, gt=0, le=FLOAT32_MAX)
-    """Largest global gradient norm, as the intervention clip_norm keeps it; null switches clipping off."""
+    """Largest global gradient norm, enforced by the intervention clip_norm; null disables clipping."""
 
 
 class Optimizer:
-    """Makes a torch optimizer. It must leave parameters and state alone where ``found_inf`` is 1, as torch's fused ones do."""
+    """Builds a torch optimizer, which must leave parameters and state alone where ``found_inf`` is 1, as torch's fused ones
+    do."""
 
     moments: ClassVar[tuple[str, ...]] = ()
-    """The tensors of its state, one a parameter, that an update is made of; watched for values that are not finite."""
+    """Names of its per-parameter state tensors that an update uses; watched for non-finite values."""
 
     @dataclass(frozen=True)
     class Options:
@@ -52,7 +53,7 @@ class Optimizer:
 
 @OPTIMIZERS.register("adamw")
 class AdamW(Optimizer):
-    """Fused AdamW; weight decay acts on matrices (embeddings among them), not on gains, biases and the learned scale."""
+    """Fused AdamW; weight decay applies to matrices (embeddings included), not to gains, biases and the learned scale."""
 
     moments = ("exp_avg", "exp_avg_sq")
 

@@ -1,6 +1,4 @@
-"""Learning-rate schedules: after the warm-up, a factor of the peak rate as a function of the step alone."""
-
-from __future__ import annotations
+"""Learning-rate schedules: after warm-up, a factor of the peak rate that depends on the step alone."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ SCHEDULES = Registry("optimizer.schedule")
 
 
 class Schedule:
-    """The rate after the warm-up as a factor of its peak."""
+    """The rate after warm-up as a factor of its peak."""
 
     @dataclass(frozen=True)
     class Options:

@@ -1,1 +1,1 @@
-"""The processes of a launch: how they start, talk, notice that one is gone, and stop."""
+"""The processes of a launch: starting them, collectives, detecting a lost rank, stopping."""

@@ -1,6 +1,4 @@
-"""Collectives that do nothing on one rank."""
-
-from __future__ import annotations
+"""Collectives that do nothing on a single rank."""
 
 import contextlib
 import json
@@ -26,21 +24,21 @@ def rank() -> int:
 
 
 def all_reduce(values: Tensor, operation: str) -> None:
-    """ "sum" or "max" over ranks, in place. All ranks call it."""
+    """Reduce ``values`` over ranks in place; ``operation`` is sum or max. All ranks call it."""
     if world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
 
 
 @contextlib.contextmanager
 def only_looking(model: nn.Module) -> Iterator[None]:
-    """Forward passes that leave no trace in ``model``: no gradients, and what they gathered of sharded parameters is let go.
+    """Run forward passes that leave no trace in ``model``: no gradients, and gathered parameters are resharded afterwards.
 
-    FSDP2 keeps its last groups gathered after a forward pass because a backward pass should follow: until then the model's
-    parameters are not those that the optimizer holds. All ranks call it.
+    After a forward pass FSDP2 keeps its last groups gathered for the backward pass that normally follows; until then the
+    model's parameters are not those the optimizer holds. All ranks call it.
     """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if sharded:
-        for buffer in model.buffers():  # running statistics: DDP has those of rank 0 everywhere
+        for buffer in model.buffers():  # running statistics: under DDP all ranks have those of rank 0
             dist.broadcast(buffer, src=0)
     model.eval()
     try:
@@ -53,25 +51,23 @@ def only_looking(model: nn.Module) -> Iterator[None]:
 
 
 def from_main(find: Callable[[], Any], device: torch.device) -> Any:
-    """What ``find`` returns on the main process, on all ranks: anything that JSON holds. All ranks call it.
-
-    What the main process raises is told there; the other ranks raise an :class:`InputError` without a line.
-    """
+    """Call ``find`` on the main process and return its (JSON) result on all ranks. All ranks call it. If ``find`` raises,
+    the main process raises that error, and the others an :class:`InputError` without a message."""
     if world_size() == 1:
         return find()
-    told = {"found": None, "failed": True}
+    answer = {"found": None, "failed": True}
     try:
         if rank() == 0:
-            told = {"found": find(), "failed": False}
+            answer = {"found": find(), "failed": False}
     finally:  # the others learn of a failure before it ends the main process
-        told = _broadcast(told, device)
-    if told["failed"]:
+        answer = _broadcast(answer, device)
+    if answer["failed"]:
         raise InputError()
-    return told["found"]
+    return answer["found"]
 
 
 def _broadcast(value: Any, device: torch.device) -> Any:
-    """The main process's ``value``, as JSON."""
+    """The main process's ``value``, as JSON: what comes over the network is never unpickled."""
     text = json.dumps(value).encode()
     size = torch.tensor([len(text)], device=device)
     dist.broadcast(size, src=0)

@@ -1,6 +1,4 @@
-"""Starting Accelerate, and refusing launches that would not do what they look like."""
-
-from __future__ import annotations
+"""Start Accelerate, and refuse launches that would not do what they appear to."""
 
 import os
 from datetime import timedelta
@@ -18,20 +16,17 @@ from common.errors import InputError, note
 from .launch_variables import check_launch_variables
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""The dtype of matrix products by Accelerate's mixed_precision; parameters are float32 everywhere."""
+"""Dtype of matrix products by Accelerate's mixed_precision; parameters are always float32."""
 
 
 def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) -> accelerate.Accelerator:
-    """Accelerate for this launch: the processes that were started are the ones that work together.
-
-    Raises InputError for what :mod:`ranks.launch_variables` refuses, for a launch whose ranks do not see each other or that
-    shards in a way that is not this project's, for a device that cannot be used, and for fp16 on a CPU.
-    """
+    """Create the Accelerator for this launch. Raises InputError for launch variables that :mod:`ranks.launch_variables`
+    refuses, ranks that do not find each other, unsupported sharding, a device that cannot be used, and fp16 on a CPU."""
     check_launch_variables()
     try:
         accelerator = accelerate.Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
-            # Connections outlast the watchdog, which knows whom to name.
+            # Longer than the watchdog, which can name the missing rank.
             kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=connection_timeout(stall_seconds))],
         )
         torch.zeros((), device=accelerator.device)
@@ -54,42 +49,42 @@ def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) 
         raise InputError(f"train.batch_size: {batch_size} sequences do not divide over {started} processes")
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("train.precision: fp16 needs a GPU (its gradients must be scaled); use fp32 or bf16 on a CPU")
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision) and accelerator.is_main_process:
-        note(f"launch: mixed_precision={asked} has no effect; the run's own is train.precision={precision}")
+    requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if requested not in ("no", precision) and accelerator.is_main_process:
+        note(f"launch: mixed_precision={requested} has no effect; the run's own is train.precision={precision}")
     return accelerator
 
 
 def connection_timeout(stall_seconds: float) -> timedelta:
-    """How long a collective may wait before torch itself ends it."""
+    """Time after which torch itself aborts a collective."""
     return timedelta(seconds=stall_seconds + 600)
 
 
 def _shard(accelerator: accelerate.Accelerator) -> None:
-    """FSDP2 where the launch asks for it: on CPUs too, and with parameters and gradients in float32 as under DDP."""
+    """Set up FSDP2 if the launch requests it: on CPUs too, with parameters and gradients in float32 as under DDP."""
     state = accelerator.state
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not asked or state.distributed_type == DistributedType.NO:
+    requested = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not requested or state.distributed_type == DistributedType.NO:
         return
     if state.distributed_type == DistributedType.MULTI_CPU:
         if torch.accelerator.is_available():
             raise InputError(
                 "launch: FSDP2 on CPUs would put its shards on the GPU that is here; set CUDA_VISIBLE_DEVICES="
             )
-        # Accelerate leaves CPUs out of the launches that it shards; all that it does for the others works for them.
+        # Accelerate does not shard on CPUs, but everything it does elsewhere works there too.
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
         state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if not accelerator.is_fsdp2:
         raise InputError("launch: sharding needs FSDP2; set fsdp_version: 2 in the launch file, or FSDP_VERSION=2")
-    # Accelerate's policy would have norms, residual stream, loss and sums of gradients in the compute dtype. Autocast is to
-    # mean the same sharded or not: see autocast_sharded().
+    # Accelerate's policy would put norms, residual stream, loss and gradient sums in the compute dtype; autocast_sharded()
+    # makes autocast mean the same with and without sharding.
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 def autocast_sharded(accelerator: accelerate.Accelerator, model: nn.Module) -> None:
-    """Have a model that was prepared sharded compute as Accelerate has every other compute: under autocast, if any."""
+    """Run a sharded model's forward pass under autocast, as Accelerate does for every other model."""
     if accelerator.is_fsdp2 and accelerator.mixed_precision in COMPUTE_DTYPES:
         dtype = COMPUTE_DTYPES[accelerator.mixed_precision]
-        # Without autocast's cache, which would keep a copy of each gathered parameter until the end of the forward pass.
+        # No weight cache: it would keep a copy of each gathered parameter until the end of the forward pass.
         autocast = torch.autocast(accelerator.device.type, dtype, cache_enabled=False)
         model.forward = autocast(model.forward)

@@ -1,15 +1,13 @@
-"""The environment variables of a launch: the ones that this project does not support are refused before anything reads them.
+"""Check the environment variables of a launch before anything else reads them.
 
-``accelerate launch`` passes its options and Accelerate's default configuration file on as environment variables. Some of them
-change the model or its training without the recipe saying so (compilation, DeepSpeed, gradient accumulation), and a mistyped one
-makes Accelerate end in a traceback, in one case at import. So this module imports neither torch nor Accelerate.
+``accelerate launch`` passes its options and its default configuration file on as environment variables. Some of them change
+the model or its training without the recipe saying so (compilation, DeepSpeed, gradient accumulation), and a mistyped one
+ends in a traceback, in one case at import: so this module imports neither torch nor Accelerate.
 """
-
-from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from common.errors import InputError
 
@@ -44,46 +42,36 @@ _UNSUPPORTED_WITH_FSDP = {
     "FSDP_ACTIVATION_CHECKPOINTING": "set train.gradient_checkpointing=true instead of fsdp_activation_checkpointing",
 }
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What the processes of one launch find each other by."""
+"""How the processes of one launch find each other."""
 
 
 def check_launch_variables() -> None:
-    """Raise :class:`InputError` with every environment variable of the launch that this project cannot go by."""
+    """Raise :class:`InputError` naming every environment variable of the launch that is not supported."""
     problems = launch_problems(os.environ)
     if problems:
         raise InputError(*(f"launch: {problem}" for problem in problems))
 
 
 def launch_problems(environment: Mapping[str, str]) -> list[str]:
-    """One line for each variable that is malformed, that is missing, or that asks for what is not supported."""
+    """One line for each variable that is malformed, missing or asks for something unsupported."""
     sharded = _is_true(environment, "ACCELERATE_USE_FSDP")
     booleans = _BOOLEANS + (_FSDP_BOOLEANS if sharded else ())
     unsupported = _UNSUPPORTED | (_UNSUPPORTED_WITH_FSDP if sharded else {})
-    return [
-        *_malformed_booleans(environment, booleans),
-        *_not_literally_true(environment),
-        *(f"{name}={environment[name]}: {why}" for name, why in unsupported.items() if _is_true(environment, name)),
-        *_other_settings(environment, sharded),
-        *_rendezvous_problems(environment),
+    problems = [
+        f"{name}={environment[name]}: must be true or false; unset it or correct it"
+        for name in booleans
+        if name in environment and environment[name].lower() not in _TRUE | _FALSE
     ]
+    if sharded and environment["ACCELERATE_USE_FSDP"].lower() != "true":  # any other spelling means no to Accelerate
+        problems.append(f"ACCELERATE_USE_FSDP={environment['ACCELERATE_USE_FSDP']}: write true")
+    problems += [
+        f"{name}={environment[name]}: {why}" for name, why in unsupported.items() if _is_true(environment, name)
+    ]
+    return [*problems, *_other_settings(environment, sharded), *_rendezvous_problems(environment)]
 
 
 def _is_true(environment: Mapping[str, str], name: str) -> bool:
     return environment.get(name, "").lower() in _TRUE
-
-
-def _malformed_booleans(environment: Mapping[str, str], names: Iterable[str]) -> list[str]:
-    return [
-        f"{name}={environment[name]}: must be true or false; unset it or correct it"
-        for name in names
-        if name in environment and environment[name].lower() not in _TRUE | _FALSE
-    ]
-
-
-def _not_literally_true(environment: Mapping[str, str]) -> list[str]:
-    """Accelerate shards where this variable is "true", and takes every other spelling for no."""
-    value = environment.get("ACCELERATE_USE_FSDP", "false")
-    return [f"ACCELERATE_USE_FSDP={value}: write true"] if value.lower() in _TRUE - {"true"} else []
 
 
 def _other_settings(environment: Mapping[str, str], sharded: bool) -> list[str]:
@@ -102,7 +90,7 @@ def _other_settings(environment: Mapping[str, str], sharded: bool) -> list[str]:
     level = environment.get("ACCELERATE_LOG_LEVEL")
     if level is not None and level.upper() not in logging.getLevelNamesMapping():
         known = ", ".join(name.lower() for name in logging.getLevelNamesMapping())
-        problems.append(f"ACCELERATE_LOG_LEVEL={level}: no level of logging; there are {known}")
+        problems.append(f"ACCELERATE_LOG_LEVEL={level}: no logging level; choose one of {known}")
     ignored = environment.get("FSDP_IGNORED_MODULES")
     if sharded and ignored:
         problems.append(f"FSDP_IGNORED_MODULES={ignored}: all modules are sharded; remove fsdp_ignored_modules")
@@ -110,7 +98,7 @@ def _other_settings(environment: Mapping[str, str], sharded: bool) -> list[str]:
 
 
 def _rendezvous_problems(environment: Mapping[str, str]) -> list[str]:
-    """What is wrong with the place of this process among those of its launch; nothing if it is the only one."""
+    """What is wrong with this process's rank and addresses; nothing for a single process."""
     problems, numbers = [], {}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         if name in environment:
@@ -123,7 +111,7 @@ def _rendezvous_problems(environment: Mapping[str, str]) -> list[str]:
         return problems
     if numbers.get("LOCAL_WORLD_SIZE", 1) < 1:
         return [f"LOCAL_WORLD_SIZE={numbers['LOCAL_WORLD_SIZE']}: must be at least 1"]
-    # On CPUs Accelerate fills in what a launch of one process a machine need not state.
+    # On CPUs Accelerate fills in what a launch with one process per machine need not set.
     filled_in = "LOCAL_RANK" not in environment and _is_true(environment, "ACCELERATE_USE_CPU")
     needed = [name for name in _RENDEZVOUS if not (filled_in and name in ("LOCAL_RANK", "MASTER_PORT"))]
     missing = [name for name in needed if not environment.get(name)]

@@ -1,6 +1,4 @@
-"""Stopping a run at a step boundary, on all ranks at the same one, when a scheduler or a person asks for it."""
-
-from __future__ import annotations
+"""Stop a run on request at a step boundary, the same one on all ranks."""
 
 import contextlib
 import signal
@@ -15,34 +13,34 @@ import torch.distributed as dist
 from .collectives import world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What a scheduler sends before it kills, what it can be asked to send earlier, and a person's Ctrl-C."""
+"""What a scheduler sends before it kills a job, what it can be told to send earlier, and Ctrl-C."""
 
 
 @dataclass
 class StopFlag:
-    """The name of the signal that asked this process to stop, if any has."""
+    """Name of the signal that requested a stop; None so far."""
 
     signal: str | None = None
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """While inside, one of :data:`SIGNALS` sets the flag that is yielded; a second one of its kind acts as usual.
+    """Within the block, the first of :data:`SIGNALS` sets the yielded flag; a second one of the same kind acts as usual.
 
-    A SIGINT that was ignored stays so: a shell starts what runs in the background of a script like that, so that the Ctrl-C
-    which ends the script, or another job, does not end it. Who sends one of the others means this run.
+    A SIGINT that was ignored before stays ignored: a shell starts background jobs of a script that way, so that Ctrl-C for
+    the script does not end them. The other signals are always meant for this run.
     """
     flag = StopFlag()
     usual = {number: signal.getsignal(number) for number in SIGNALS}
     if usual[signal.SIGINT] is signal.SIG_IGN:
         del usual[signal.SIGINT]
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         flag.signal = signal.Signals(number).name
         signal.signal(number, usual[signal.Signals(number)])
 
     for number in usual:
-        signal.signal(number, ask)
+        signal.signal(number, request)
     try:
         yield flag
     finally:
@@ -51,34 +49,34 @@ def stop_signals() -> Iterator[StopFlag]:
 
 
 class StopVote:
-    """Whether any rank was asked to stop: agreed upon at every step without waiting for it.
+    """Agreement of all ranks on whether to stop, at every step, without waiting for it.
 
-    Each step starts a tiny reduction on the processors and reads the one that the step before started, so that several ranks
-    stop one step after the signal. One process needs no agreement and stops at once. All ranks make and ask it alike.
+    Each step starts a tiny reduction on the CPU and reads the result of the one before, so several ranks stop one step
+    after the signal; a single process stops at once. All ranks must call it equally often.
     """
 
     def __init__(self, timeout: timedelta) -> None:
-        # On the processors also where the work is on GPUs: asking must not wait for these.
+        # gloo on GPUs too: the vote must not wait for the devices.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self._cast: tuple[dist.Work, torch.Tensor] | None = None
 
-    def __call__(self, asked: bool) -> bool:
-        """Take in whether this rank was asked, at the end of a step; whether all ranks stop now."""
+    def __call__(self, requested: bool) -> bool:
+        """Vote at the end of a step: whether this rank was signalled. Returns whether all ranks stop now."""
         if self._group is None:
-            return asked
+            return requested
         stops = False
         if self._cast is not None:
             work, value = self._cast
             work.wait()
             stops = bool(value.item())
-        value = torch.tensor(float(asked))
+        value = torch.tensor(float(requested))
         work = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None, "an asynchronous reduction gives a handle"
+        assert work is not None, "an asynchronous reduction returns a handle"
         self._cast = (work, value)
         return stops
 
     def close(self) -> None:
-        """Wait for what is on its way: at the end, when all ranks have voted equally often."""
+        """Wait for the last reduction, once all ranks have voted equally often."""
         if self._cast is not None:
             self._cast[0].wait()
             self._cast = None

@@ -1,1 +1,1 @@
-"""The run directory: what is written while a run goes on, and how it is read afterwards."""
+"""The run directory: writing it during a run, and reading it afterwards."""

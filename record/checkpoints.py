@@ -1,12 +1,9 @@
 """Checkpoints: complete or absent, never partial.
 
-A checkpoint directory is a transformers model directory (safetensors, tokenizer, the model's own code) with
-optimizer.safetensors, trainer_state.json and a list of all files' checksums beside it. It is written under another name,
-flushed to disk and renamed.
-Random streams need no state: each is a function of the seed and the step.
+A checkpoint is a transformers model directory (safetensors, tokenizer, the model's code) plus optimizer.safetensors,
+trainer_state.json and a manifest of checksums. It is written under a temporary name, flushed to disk and renamed. Random
+streams need no state: each is a function of the seed and the step.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -32,41 +29,33 @@ from .integrity import MANIFEST_FILE, write_manifest
 
 STATE_FILE = "trainer_state.json"
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
-"""A folder with none of them never was a checkpoint; one whose manifest lists weights that are gone is a damaged one."""
+"""A folder without any of them never was a checkpoint; one whose manifest lists missing weights is damaged."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _INTERVENTIONS_FILE = "interventions.safetensors"
-"""Written only where an intervention has a state."""
+"""Written only if an intervention has state."""
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 _NAME = re.compile(r"step_(\d{8,})")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run directory, oldest first; whether their files are whole, ``integrity.damage`` says.
-
-    Left out are links, which a run could neither delete nor replace, and folders that it would have called otherwise.
-    """
+    """The complete checkpoints of a run directory, oldest first; ``integrity.damage`` checks whether their files are
+    intact. Skips links, which a run could neither delete nor replace, and names that a run would not give."""
     folder = run / "checkpoints"
     named = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
     found = [p for p in named if p == checkpoint_at(run, step_of(p)) and not p.is_symlink()]
-    return sorted((p for p in found if _looks_complete(p)), key=step_of)
-
-
-def _looks_complete(folder: Path) -> bool:
-    return (folder / STATE_FILE).is_file() and any((folder / name).is_file() for name in _MODEL_FILES)
+    complete = [p for p in found if (p / STATE_FILE).is_file() and any((p / name).is_file() for name in _MODEL_FILES)]
+    return sorted(complete, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written, read off its name."""
+    """The step after which a checkpoint was written, from its name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def model_tensors(model: nn.Module, bare: nn.Module) -> dict[str, Tensor]:
-    """The weights of ``model`` by the names that ``bare``, the model inside whatever wraps it, has for them.
-
-    They are whole and on the CPU also when sharded; a tied weight comes under its first name alone. All ranks call it; the main
-    process gets the tensors, the others nothing.
-    """
+    """The weights of ``model`` by their names in ``bare``, the model without wrappers. They are unsharded and on the CPU; a
+    tied weight appears once, under its first name. All ranks call it; only the main process gets the tensors."""
     weights: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
@@ -81,10 +70,8 @@ def model_tensors(model: nn.Module, bare: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as ``<parameter>.<slot>``, whole and on the CPU also when sharded.
-
-    All ranks call it; the main process gets the tensors, the others nothing.
-    """
+    """The optimizer's state as ``<parameter>.<slot>``, unsharded and on the CPU. All ranks call it; only the main process
+    gets the tensors."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
     state: dict[str, dict[str, Tensor]] = nested.get("state", {})
@@ -92,7 +79,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def checkpoint_at(run: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` is, or would be."""
+    """Path of the checkpoint of ``step``."""
     return run / "checkpoints" / f"step_{step:08d}"
 
 
@@ -120,8 +107,8 @@ def write_checkpoint(
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         _publish(temporary, final)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its space back
-        # What the libraries written in Rust make of an error of the system: an exception of their own, with its number.
+        shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
+        # Libraries in Rust turn system errors into exceptions of their own, which quote the number.
         if not isinstance(error, OSError) and (number := _SYSTEM_ERROR.search(str(error))):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from error
         raise
@@ -129,7 +116,7 @@ def write_checkpoint(
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Give the folder its name once all of it is on the disk."""
+    """Flush the folder to disk, then give it its final name."""
     mask = os.umask(0)
     os.umask(mask)
     for path in temporary.iterdir():
@@ -143,25 +130,21 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a checkpoint that cannot be used, so that nothing begins from it any more."""
+    """Rename an unusable checkpoint, so that nothing starts from it any more."""
     aside = checkpoint.with_name(f"{checkpoint.name}.rejected")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
 
 
 def checkpoint_before(run: Path, step: int, every: int = 1) -> Path | None:
-    """The newest complete checkpoint from which ``step`` can be taken again: that of an earlier step. None: the start.
-
-    Only those of multiples of ``every`` count.
-    """
+    """The newest complete checkpoint before ``step``, from those at multiples of ``every``; None means the start."""
     earlier = [path for path in list_checkpoints(run) if step_of(path) < step and step_of(path) % every == 0]
     return earlier[-1] if earlier else None
 
 
 def prune(run: Path, keep: int, before: Collection[int] = (), every: int = 1) -> None:
-    """Delete all checkpoints but these: the newest one and, of those of multiples of ``every``, the newest ``keep``, the one with
-    the lowest validation NLL, and the last one earlier than each step of ``before``.
-    """
+    """Delete all checkpoints except the newest and, of those at multiples of ``every``: the newest ``keep``, the one with
+    the lowest validation NLL, and the last one before each step of ``before``."""
     checkpoints = list_checkpoints(run)
     due = [path for path in checkpoints if step_of(path) % every == 0]
     scores = {path: score for path in due if (score := _validation_nll(path)) is not None}
@@ -173,7 +156,7 @@ def prune(run: Path, keep: int, before: Collection[int] = (), every: int = 1) ->
 
 
 def _validation_nll(checkpoint: Path) -> float | None:
-    """None also where the state cannot be read: an old checkpoint that is damaged is no reason to end the run."""
+    """None also if the state cannot be read: a damaged old checkpoint must not end the run."""
     try:
         score: float | None = read_state(checkpoint)["validation_nll"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -182,15 +165,15 @@ def _validation_nll(checkpoint: Path) -> float | None:
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint. It is renamed first: a directory that is half deleted must not look like a checkpoint."""
+    """Delete a checkpoint. It is renamed first: a half-deleted directory must not look like a checkpoint."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)  # what a killed run may have left
+    shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)  # a file that somebody reads may stay on a network's disk; see tidy_up
+    shutil.rmtree(doomed, ignore_errors=True)  # on a network disk a file that is open may remain; see tidy_up
 
 
 def tidy_up(run: Path) -> None:
-    """Remove what a killed run left half written or half deleted. Main process only, before it writes."""
+    """Remove what a killed run left half-written or half-deleted. Main process only, before it writes."""
     folder = run / "checkpoints"
     for leftover in folder.iterdir() if folder.is_dir() else ():
         if _LEFTOVER.fullmatch(leftover.name):
@@ -198,19 +181,19 @@ def tidy_up(run: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """trainer_state.json of a checkpoint."""
+    """A checkpoint's trainer_state.json."""
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     return state
 
 
 def intervention_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The state of the interventions in a checkpoint; empty where they have none."""
+    """The interventions' state in a checkpoint; empty if they have none."""
     path = checkpoint / _INTERVENTIONS_FILE
     return load_file(path) if path.exists() else {}
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the optimizer's state, for whatever sharding the model has now. Hyperparameters stay the configuration's."""
+    """Restore the optimizer's state for the model's current sharding. Hyperparameters stay as configured."""
     nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(checkpoint / _OPTIMIZER_FILE).items():

@@ -1,6 +1,4 @@
-"""What a run ran on: versions, hardware and launch shape, for environment.json."""
-
-from __future__ import annotations
+"""Versions, hardware and launch shape of a run, for environment.json."""
 
 import importlib.metadata
 import platform

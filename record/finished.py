@@ -1,9 +1,8 @@
-"""Reading what a run has left: its configuration, metrics, events, status and checkpoints."""
-
-from __future__ import annotations
+"""Read a run directory: configuration, metrics, events, status and checkpoints."""
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,29 +19,28 @@ from common.errors import InputError
 from .table import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What train_lm.py accepts as the name of a run."""
+"""What train_lm.py accepts as a run's name."""
 _SPIKE_STEPS = ("start_step", "peak_step", "end_step")
 _SPIKE_NUMBERS = ("height", "sigmas")
-
 _STEP_DIRECTORY = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read whole."""
+    """The contents of one run directory."""
 
     path: Path
     name: str
     config: dict[str, Any]
     metrics: pd.DataFrame
-    """Float64 columns indexed by step (ascending). NaN where a step has no value; see :attr:`non_finite`."""
+    """Float64 columns indexed by step, ascending. NaN where a step has no value; see :attr:`non_finite`."""
     non_finite: dict[str, npt.NDArray[np.int64]]
-    """For each metric, the steps at which the run wrote NaN or an infinity (as opposed to writing nothing)."""
+    """For each metric, the steps at which the run wrote NaN or an infinity (rather than nothing)."""
     events: list[dict[str, Any]]
     status: dict[str, Any]
 
     def series(self, key: str) -> pd.Series:
-        """The values the run has written for ``key``, NaN and infinities among them; empty if it has written none."""
+        """The values written for ``key``, NaN and infinities included; empty if there are none."""
         if key not in self.metrics:
             return pd.Series(dtype="float64", index=pd.Index([], dtype="int64", name="step"))
         values, steps = self.metrics[key].to_numpy(), self.metrics.index
@@ -52,7 +50,7 @@ class Run:
         return pd.Series(values[written], steps[written], name=key)
 
     def value(self, key: str, step: int) -> float | None:
-        """What the run wrote for ``key`` at ``step``, NaN and infinities included; None if it wrote nothing."""
+        """The value written for ``key`` at ``step``, NaN and infinities included; None if there is none."""
         if step not in self.metrics.index:
             return None
         if key == "step":
@@ -61,11 +59,11 @@ class Run:
         return None if math.isnan(value) and step not in self.non_finite.get(key, ()) else value
 
     def spikes(self, signal: str) -> list[dict[str, Any]]:
-        """The spike events found on ``signal``."""
+        """The spike events on ``signal``."""
         return [event for event in self.events if event.get("event") == "spike" and event.get("signal") == signal]
 
     def setting(self, section: str, key: str) -> Any:
-        """``config[section][key]``, or None if the configuration does not have it."""
+        """``config[section][key]``, or None."""
         values = self.config.get(section)
         return values.get(key) if isinstance(values, dict) else None
 
@@ -73,11 +71,9 @@ class Run:
 def load_run(path: str | Path) -> Run:
     """Read a run directory, or the run that a checkpoint directory belongs to.
 
-    config.yaml, metrics.jsonl (at least one complete row) and status.json must be there; events.jsonl need not be.
-    A torn last line of a .jsonl file is left out. Several rows of a step are one
-    (:func:`record.table.read_table`).
-
-    Raises :class:`InputError`, one line, if something is missing or cannot be read.
+    Requires config.yaml, status.json and metrics.jsonl with at least one complete row; events.jsonl is optional. Several
+    rows of one step are merged (:func:`record.table.read_table`). Raises :class:`InputError`, one line, if something cannot
+    be read.
     """
     directory = run_directory(path)
     config = read_config(directory)
@@ -95,7 +91,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run directory. Raises :class:`InputError`, one line, if it cannot be read."""
+    """A run directory's configuration. Raises :class:`InputError`, one line, if it cannot be read."""
     path = run_file(run, "config.yaml")
     try:
         config = yaml.safe_load(_read_text(path))
@@ -107,7 +103,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def run_file(run: Path, name: str) -> Path:
-    """The path of one of a run's own files. Raises :class:`InputError` for a link that leads out of the run directory."""
+    """Path of one of a run's files. Raises :class:`InputError` for a link that leads out of the run directory."""
     path = run / name
     if path.is_symlink() and not is_within(path, run):
         raise InputError(f"{path} is a link that leads out of the run directory; put the file itself there")
@@ -115,7 +111,7 @@ def run_file(run: Path, name: str) -> Path:
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Whether ``path``, all links followed, lies in ``folder``."""
+    """Whether ``path``, with links resolved, lies in ``folder``."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a link that leads to itself
@@ -123,41 +119,29 @@ def is_within(path: Path, folder: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether ``path`` is a file; False for what no file can be called."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    """Whether ``path`` is a file; False for impossible names, for which ``Path.is_file`` raises."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # no name that a directory can have
-        return False
+def _as_directory(path: str | Path) -> Path:
+    if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises for impossible names)
+        raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
+    return Path(path)
 
 
 def run_directory(path: str | Path) -> Path:
-    """The run directory that ``path`` is, or that the checkpoint directory ``path`` belongs to."""
-    path = Path(path)
-    if not _is_directory(path):
-        raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
+    """The run directory that ``path`` is, or that the checkpoint ``path`` belongs to."""
+    path = _as_directory(path)
     for candidate in (path, path.absolute().parent.parent):
-        if (candidate / "config.yaml").is_file():
+        if (candidate / "config.yaml").is_file() and (candidate == path or _is_checkpoint(path)):
             return candidate
-        if not _is_checkpoint(path):
-            break
     raise InputError(f"{path} has no config.yaml and belongs to no run; give a directory that train_lm.py has written")
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory that ``path`` is, or the last complete checkpoint of the run directory ``path``.
-
-    Complete means config.json and weights in safetensors. Raises :class:`InputError` if there is none.
-    """
-    path = Path(path)
-    if not _is_directory(path):
-        raise InputError(f"{path} is not a directory; give a run directory or a checkpoint directory")
+    """The checkpoint ``path``, or the last complete checkpoint of the run directory ``path``. Complete means config.json
+    and weights in safetensors. Raises :class:`InputError` if there is none."""
+    path = _as_directory(path)
     if _is_checkpoint(path):
         return path
     found = checkpoints_of(path)
@@ -170,7 +154,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
-    """Step and directory of each complete checkpoint of a run directory, by step; links to elsewhere are left out."""
+    """(step, directory) of each complete checkpoint of a run, by step; links to elsewhere are skipped."""
     folder = run / "checkpoints"
     found = []
     for entry in folder.iterdir() if folder.is_dir() else ():
@@ -181,7 +165,7 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
 
 
 def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """What trainer_state.json in a checkpoint directory says; empty if there is none that can be read."""
+    """A checkpoint's trainer_state.json; empty if it cannot be read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -190,7 +174,7 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def unique_labels(names: Sequence[str], paths: Sequence[str | Path]) -> list[str]:
-    """A label for each arm: its name, or its path where arms share a name, numbered where they share the path too."""
+    """A label for each run: its name, or its path if names coincide, numbered if paths coincide too."""
     base = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [
         label if label not in base[:index] else f"{label} ({base[:index].count(label) + 1})"
@@ -199,7 +183,7 @@ def unique_labels(names: Sequence[str], paths: Sequence[str | Path]) -> list[str
 
 
 def load_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
-    """Read several runs, keyed by unique label in the order given; all problems are reported at once."""
+    """Read several runs, keyed by unique label in the order given; reports all problems at once."""
     runs: list[Run] = []
     problems: list[str] = []
     for path in paths:
@@ -215,11 +199,11 @@ def load_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
 def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int64]]]:
     """Read metrics.jsonl: (float64 columns indexed by step, steps with non-finite values for each metric).
 
-    Raises :class:`InputError` naming file and line for a torn line that is not the last, a row without a step, or a
-    value that is not a number.
+    Raises :class:`InputError` naming file and line for a torn line that is not the last, a row without a step or a value
+    that is not a number.
     """
     table = read_table(path)
-    # Each column stays where it is: joined, all of them would be in memory twice.
+    # No copy: consolidating the columns would need twice the memory.
     return pd.DataFrame(table.columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
 
 
@@ -254,10 +238,8 @@ def _name_of(run: Path, config: dict[str, Any]) -> str:
 
 
 def _event(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
-    """One event as it is used: of a spike, steps are whole numbers and the other numbers are numbers.
-
-    Raises :class:`InputError` naming the line and the key of one that is not.
-    """
+    """Check an event: a spike's steps must be whole numbers, its height and sigmas numbers. Raises :class:`InputError`
+    naming the line and the key."""
     if not isinstance(row.get("event"), str):
         raise InputError(f"{path} line {number} has no text under 'event'; remove the line")
     if row["event"] != "spike":

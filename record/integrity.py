@@ -1,6 +1,4 @@
-"""Whether the files of a checkpoint are those that were written: a list of their sizes and SHA-256 sums beside them."""
-
-from __future__ import annotations
+"""Whether a checkpoint's files are as they were written, by a manifest of their sizes and SHA-256 sums."""
 
 import json
 from pathlib import Path
@@ -12,7 +10,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file of ``folder`` in its manifest.json."""
+    """Write manifest.json, which lists every file of ``folder``."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
@@ -27,7 +25,7 @@ def _text(files: dict[str, Any]) -> str:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the first file that is not as it was written; None if every file of the manifest is whole."""
+    """What is wrong with the first file that is not as it was written; None if all are intact."""
     try:
         text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
         files: dict[str, Any] = json.loads(text)["files"]

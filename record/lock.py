@@ -1,6 +1,4 @@
-"""One writer for a run directory: a lock that does not outlive its process, however that ends."""
-
-from __future__ import annotations
+"""A lock on a run directory, so that it has one writer; it never outlives its process."""
 
 import contextlib
 import fcntl
@@ -18,12 +16,11 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def run_lock(directory: Path) -> Iterator[str]:
-    """Hold the lock of a run directory while inside, which is told what the lock says of its holder; a directory that is made
-    for it and stays empty goes again.
+    """Hold the lock of a run directory within the block; yields what the lock file says of its holder.
 
-    The system gives the lock back when the process ends, so a lock file that a killed run left behind refuses nobody. It is a
-    record lock, which network file systems know too and a child process does not inherit.
-    Raises :class:`InputError` if another process holds it, or the directory cannot be written.
+    A POSIX record lock: released by the system when the process ends, known to network file systems, not inherited by
+    children. A directory that was created for it and stays empty is removed. Raises :class:`InputError` if the lock is held
+    or cannot be taken.
     """
     path = directory / LOCK_FILE
     try:
@@ -32,16 +29,16 @@ def run_lock(directory: Path) -> Iterator[str]:
         descriptor = _acquire(path)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another output_dir") from None
-    # In containers another launch may have the same number and the same host.
+    # In containers another launch may have the same process number and host name.
     holder = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "launch": secrets.token_hex(8)})
     try:
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        with contextlib.suppress(OSError):  # a full disk: the lock still holds
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder.encode(), 0)
         yield holder
     finally:
-        with contextlib.suppress(OSError):  # a folder that was deleted, or can only be read by now
-            path.unlink()  # before the lock is given back: who waits for it finds another file, and tries again
+        with contextlib.suppress(OSError):  # the folder is gone or read-only by now
+            path.unlink()  # before the lock is released: whoever waits finds a new file and tries again
         os.close(descriptor)
         with contextlib.suppress(OSError):  # not empty
             for folder in new:
@@ -49,10 +46,8 @@ def run_lock(directory: Path) -> Iterator[str]:
 
 
 def held_by(directory: Path) -> str:
-    """What the lock says of its holder, or of the one that was killed with it; nothing if it cannot be read.
-
-    The holder itself must not ask: to close any descriptor of a file gives back all the record locks that a process has on it.
-    """
+    """What the lock file says of its holder, or of one that was killed; empty if it cannot be read. The holder must not
+    call it: closing any descriptor of the file releases all record locks that the process has on it."""
     try:
         return (directory / LOCK_FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -60,7 +55,7 @@ def held_by(directory: Path) -> str:
 
 
 def _acquire(path: Path) -> int:
-    """A descriptor of the lock file that is there now, with the lock on it."""
+    """A descriptor of the current lock file, with the lock on it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -79,7 +74,7 @@ def _acquire(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
-        os.close(descriptor)  # its holder has just ended and taken the file away
+        os.close(descriptor)  # its holder has just ended and removed the file
 
 
 def _holder(descriptor: int) -> str:
@@ -87,4 +82,4 @@ def _holder(descriptor: int) -> str:
         facts = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(facts['process'])} on {facts['host']}"
     except (ValueError, KeyError, TypeError):
-        return "another process"  # that has not written its name yet
+        return "another process"  # one that has not written its name yet

@@ -1,24 +1,21 @@
-"""The one list of metric names: unit, reduction over tokens and ranks, meaning.
+"""All metric names with unit, reduction over tokens and ranks, and meaning.
 
-``<group>`` stands for embedding, layer_NN, norm or head; ``<kind>`` for an intervention; ``NN`` for a block's index, from 00.
-``python -m record.metrics`` prints the list as the table in docs/metrics.md.
+``<group>`` stands for embedding, layer_NN, norm or head; ``<kind>`` for an intervention; ``NN`` for a block's index, from
+00. ``python -m record.metrics`` prints the list as the table in docs/metrics.md.
 """
-
-from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 Reduction = Literal["mean", "max", "same", "host"]
-"""mean, max: over all tokens of the step, on all ranks, whose target is not ignored; of hidden states, over all tokens. same:
-already equal on all ranks (synchronised gradients, replicated parameters). host: known without a measurement, or measured on
-the main process."""
+"""mean, max: over all tokens of the step on all ranks, without ignored targets (hidden states: over all tokens). same:
+already equal on all ranks (synchronised gradients, replicated parameters). host: known or measured on the main process."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the list."""
+    """A metric's entry in the list."""
 
     name: str
     unit: str
@@ -28,50 +25,50 @@ class Metric:
 
 METRICS = (
     Metric("step", "1", "host", "optimizer steps taken, from 1"),
-    Metric("tokens", "tokens", "host", "tokens fed up to and including this step, those with ignored targets among them"),
+    Metric("tokens", "tokens", "host", "tokens up to and including this step, those with ignored targets included"),
     Metric("lr", "1", "host", "learning rate of this step"),
-    Metric("data/batch", "1", "host", "place of this step's batch in the order of batches: the step, unless some are skipped"),
-    Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable over all heads and objectives"),
+    Metric("data/batch", "1", "host", "index of this step's batch: the step itself, unless batches are skipped"),
+    Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable across heads and objectives"),
     Metric("loss/objective", "nats/token", "mean", "the objective that is minimised"),
     Metric("validation/nll", "nats/token", "mean", "loss/nll on the fixed validation set, after this step's update"),
-    Metric("validation/objective", "nats/token", "mean", "loss/objective there, after this step's update"),
+    Metric("validation/objective", "nats/token", "mean", "loss/objective on it, after this step's update"),
     Metric("grad_norm/total", "nats", "same", "L2 norm of the whole gradient, before clipping"),
     Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping"),
     Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update"),
-    Metric("update_rms/<group>", "1", "same", "root mean square of the change the optimizer's step made"),
+    Metric("update_rms/<group>", "1", "same", "root mean square of the update"),
     Metric("hidden_norm/layer_NN/mean", "1", "mean", "L2 norm of the residual stream after block NN"),
     Metric("hidden_norm/layer_NN/max", "1", "max", "the same, largest token"),
     Metric("hidden_norm/pre_final/mean", "1", "mean", "L2 norm of the residual stream before the last normalisation"),
     Metric("hidden_norm/pre_final/max", "1", "max", "the same, largest token"),
-    Metric("hidden_norm/final/mean", "1", "mean", "L2 norm after the last normalisation, as the head gets it"),
+    Metric("hidden_norm/final/mean", "1", "mean", "L2 norm after the last normalisation, the head's input"),
     Metric("hidden_norm/final/max", "1", "max", "the same, largest token"),
-    Metric("embedding_norm/mean", "1", "same", "L2 norm of the output embeddings, not normalised, mean over the vocabulary"),
+    Metric("embedding_norm/mean", "1", "same", "L2 norm of the output embeddings, unnormalised, mean over the vocabulary"),
     Metric("embedding_norm/max", "1", "same", "the same, largest row"),
     Metric("logit/max", "nats", "max", "largest logit of any token"),
     Metric("logit/mean", "nats", "mean", "mean logit over the vocabulary"),
     Metric("logit/std", "nats", "mean", "standard deviation of the logits over the vocabulary, on every 16th token"),
     Metric("logit/logsumexp", "nats", "mean", "log partition function"),
     Metric("entropy/p", "nats", "mean", "entropy of the predicted distribution P, on every 16th token"),
-    Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid, as normalised"),
+    Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid, after normalisation"),
     Metric("tfsd/weight_mean", "1", "mean", "c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of CE"),
     Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 0.12% from 1e-16 on"),
     Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),
     Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q, on every 16th token"),
     Metric("attention/logit_max", "nats", "max", "largest attention logit of up to 256 queries of fixed validation sequences"),
-    Metric("attention/entropy", "nats", "mean", "entropy of the attention weights there, over layers, heads and queries"),
+    Metric("attention/entropy", "nats", "mean", "entropy of the attention weights, over layers, heads and queries"),
     Metric("attention/layer_NN/logit_max", "nats", "max", "attention/logit_max of one layer"),
     Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
     Metric("intervention/<kind>/scale", "1", "same", "factor by which the intervention multiplied the gradient"),
-    Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention left the update out, else 0"),
-    Metric("throughput/tokens_per_second", "tokens/s", "host", "on all ranks between transfers; evaluation, checkpoints apart"),
-    Metric("memory/peak_bytes", "bytes", "host", "largest since the main process began: allocated on its GPU, else resident"),
+    Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention skipped the update, else 0"),
+    Metric("throughput/tokens_per_second", "tokens/s", "host", "over all ranks, without evaluation and checkpoints"),
+    Metric("memory/peak_bytes", "bytes", "host", "peak since the main process started: allocated on its GPU, else resident"),
 )  # fmt: skip
 
 _PATTERNS: dict[str, tuple[re.Pattern[str], Metric]] = {}
 
 
 def declare(*metrics: Metric) -> None:
-    """Make metrics known, those of a plug-in for example. Raises ValueError for a name that means something else already."""
+    """Add metrics to the list, for example a plug-in's. Raises ValueError for a name that already means something else."""
     for metric in metrics:
         if _PATTERNS.get(metric.name, (None, metric))[1] != metric:
             raise ValueError(f"the metric {metric.name!r} is declared twice, with different meanings")
@@ -83,7 +80,7 @@ declare(*METRICS)
 
 
 def describe(name: str) -> Metric:
-    """The entry that covers ``name``. Raises KeyError for a name that is not on the list."""
+    """The entry that covers ``name``. Raises KeyError if there is none."""
     name = re.sub(r"^(intervention/\w+)-\d+/", r"\1/", name)  # the second one of a kind is called kind-2
     for pattern, metric in _PATTERNS.values():
         if pattern.fullmatch(name):

@@ -1,6 +1,4 @@
-"""Rows of .jsonl files, one at a time: written as strict JSON, read from either end."""
-
-from __future__ import annotations
+"""Rows of .jsonl files one at a time: written as strict JSON, read from either end."""
 
 import itertools
 import json
@@ -16,12 +14,13 @@ Row = dict[str, Any]
 
 
 def json_line(row: Row) -> str:
-    """One strict-JSON line; floats that are not finite become strings."""
+    """One line of strict JSON; non-finite floats become strings."""
     return json.dumps(strict(row), allow_nan=False)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The objects of a .jsonl file; a torn last line (a killed writer) is left out. Raises ValueError for any other bad line."""
+    """All rows of a .jsonl file; a torn last line (of a killed writer) is skipped. Raises ValueError for any other bad
+    line."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):
@@ -36,10 +35,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def rows_backwards(path: Path) -> Iterator[tuple[int, Row]]:
-    """The rows of a .jsonl file from the last one back, each with the place in the file where its line ends.
-
-    A torn last line is left out. Reads no more of the file than is asked for. Raises ValueError for any other bad line.
-    """
+    """The rows of a .jsonl file from the last one back, each with the file position where its line ends. Reads only as much
+    as is consumed. A torn last line is skipped; raises ValueError for any other bad line."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
@@ -51,6 +48,7 @@ def rows_backwards(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def drop_torn_line(path: Path) -> None:
+    """Cut off an unfinished last line."""
     if path.exists() and path.stat().st_size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             whole = text.rfind(b"\n") + 1
@@ -58,8 +56,13 @@ def drop_torn_line(path: Path) -> None:
             os.truncate(path, whole)
 
 
+def last_row(path: Path) -> Row | None:
+    """The last complete row of a file that may still be written to; None if there is none. Raises ValueError for a bad line."""
+    return next((row for _, row in rows_backwards(path)), None)
+
+
 def rows_up_to(path: Path, step: int, count: int) -> list[Row]:
-    """The last ``count`` rows of metrics.jsonl that are not after ``step``, oldest first."""
+    """The last ``count`` rows of metrics.jsonl up to ``step``, oldest first."""
     wanted = (row for _, row in rows_backwards(path) if row["step"] <= step)
     return list(itertools.islice(wanted, count))[::-1]
 

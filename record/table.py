@@ -1,4 +1,4 @@
-"""Rows of numbers from .jsonl files, as columns."""
+"""Read .jsonl files of numeric rows into columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,30 @@ Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
 NON_FINITE = {sign + word: float(sign + word) for sign in ("", "+", "-") for word in ("nan", "inf", "infinity")}
-"""The numbers that strict JSON has no literal for, by the words that stand for them in files, in lower case."""
+"""Numbers that strict JSON cannot express, by the lower-case words used for them in files."""
 
 LAST_STEP = 2**63 - 1
-"""Steps are 64-bit numbers."""
+"""Steps are 64-bit integers."""
 LARGEST = 3.5e38
 """A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
 KEYS_NAMED = 12
-"""Keys of a row without a step that are told."""
+"""Most keys listed for a row without a step."""
 BLOCK_BYTES = 2**17
-"""Read at once: hundreds of lines, whose objects fit in a core's cache. Eight times as much takes half as long again."""
+"""Bytes read at once: hundreds of lines, whose objects fit a core's cache. Eight times as much takes 1.5 times as long."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file: columns over ascending steps, each step once."""
+    """All rows of a file as columns over ascending steps, each step once."""
 
     steps: Steps
     columns: dict[str, Floats]
     """NaN where a step has no value; see ``non_finite``."""
     non_finite: dict[str, Steps]
-    """For each metric that has some, the steps at which NaN or an infinity was written (as opposed to nothing)."""
+    """For metrics that have some: the steps at which NaN or an infinity was written (rather than nothing)."""
 
     def written(self, key: str) -> npt.NDArray[np.bool_]:
-        """At which of the steps ``key`` was written, as NaN or an infinity too."""
+        """Mask of the steps at which ``key`` was written, NaN and infinities included."""
         there: npt.NDArray[np.bool_] = ~np.isnan(self.columns[key])
         if key in self.non_finite:
             there[np.searchsorted(self.steps, self.non_finite[key])] = True
@@ -53,14 +53,14 @@ class Table:
 
 
 def read_table(path: Path, *, foreign: bool = False) -> Table:
-    """Read a file of rows; several rows of one step are one, a torn last line is left out.
+    """Read a file of rows; rows of the same step are merged, a torn last line is skipped.
 
-    Many logs have training and evaluation of a step in two rows; a run that was killed may have a step twice. So of each key
-    the last row that has a value for it counts: NaN is a value, null is none.
+    Many logs have training and evaluation metrics of a step in two rows, and a run that was killed may repeat a step: for
+    each key the last row with a value counts (NaN is a value, null is not).
 
-    A ``foreign`` file may have values that are no numbers, which are passed over, and steps such as 5.0. Raises
-    :class:`InputError` naming file and line or step for a torn line that is not the last, a row without a whole step, a
-    number that no metric can have and, unless ``foreign``, a value that is no number; and for a file without rows.
+    In a ``foreign`` file non-numeric values are ignored and steps such as 5.0 accepted. Raises :class:`InputError` naming
+    file and line or step for a torn line that is not the last, a row without an integer step, a number no metric can have,
+    a non-numeric value (unless ``foreign``), and a file without rows.
     """
     rows = _Rows(path, foreign)
     for numbers, objects in _objects(path):
@@ -69,19 +69,19 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) for each line; a last line that does not parse is torn and left out."""
+    """(line number from 1, object) for each line; an unparsable last line is torn and skipped."""
     for numbers, objects in _objects(path, json.loads):  # orjson makes floats of integers beyond 64 bits
         yield from zip(numbers, objects, strict=True)
 
 
 def refuse_special(path: Path) -> None:
-    """A pipe or a device in a file's place would be waited for, or read, without end."""
+    """Raise InputError for a pipe or a device, which could block or never end."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a file; restore it or start the run again")
 
 
 def number_of(value: Any) -> float | None:
-    """The number that ``value`` is or spells; None for anything else, and for an integer beyond any float."""
+    """The number that ``value`` is or spells; None for anything else, and for an integer too large for a float."""
     if isinstance(value, str):
         return NON_FINITE.get(value.lower())
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -92,11 +92,8 @@ def number_of(value: Any) -> float | None:
         return None
 
 
-# ----------------------------------------------------------------------------------------------------------------- lines
-
-
 def _objects(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> Iterator[tuple[Sequence[int], list[Row]]]:
-    """The lines of a file, a block at once: their numbers and their objects."""
+    """The lines of a file, block by block: their numbers and objects."""
     first = 1
     for lines, ended in _blocks(path):
         numbers: Sequence[int] = range(first, first + len(lines))
@@ -116,7 +113,7 @@ def _objects(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> Iterat
 
 
 def _blocks(path: Path) -> Iterator[tuple[list[bytes], bool]]:
-    """Some lines of a file at once, and whether it ends with them."""
+    """Blocks of lines of a file, and whether each is the last."""
     refuse_special(path)
     try:
         with path.open("rb") as file:
@@ -129,39 +126,27 @@ def _blocks(path: Path) -> Iterator[tuple[list[bytes], bool]]:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line says; None if it is no JSON, not even with what Python writes beyond it: NaN, integers of 400 digits."""
+    """The value of a line as Python's json reads it (NaN, integers of 400 digits); None if it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
-
-
-@dataclass
-class _Alike:
-    """Rows that have values for the same keys."""
-
-    places: array[int] = field(default_factory=lambda: array("q"))
-    """Of each, which of all rows of the file it is, from 0."""
-    values: bytearray = field(default_factory=bytearray)
-    """Row by row, as float64."""
-
-
 class _Rows:
-    """The rows of a file so far, by their keys: a run writes the same ones at every step, but for a few steps with more."""
+    """The rows so far, grouped by keys: a run writes the same keys at nearly every step."""
 
     def __init__(self, path: Path, foreign: bool) -> None:
         self.path = path
         self.foreign = foreign
         self.steps = array("q")
-        self.alike: dict[tuple[str, ...], _Alike] = {}
+        self.alike: dict[tuple[str, ...], tuple[array[int], bytearray]] = {}
+        """By keys: index of each row among all rows of the file, from 0; and the values, row by row, as float64."""
         self.names: dict[str, None] = {}
-        """Of all columns, in the order in which they come in the file."""
+        """Of all columns, in order of appearance."""
 
     def add(self, numbers: Sequence[int], rows: Sequence[Row]) -> None:
-        """Add rows, by the numbers of their lines. Raises :class:`InputError` for one that :func:`read_table` refuses."""
+        """Add rows with their line numbers. Raises :class:`InputError` for a row that :func:`read_table` refuses."""
         start = len(self.steps)
         self.steps += self._steps_of(numbers, rows)
         packed = _packed(rows, start)
@@ -169,10 +154,11 @@ class _Rows:
             packed = _packed(list(map(self._numbers, rows, self.steps[start:])), start) or {}
         for keys, (places, values) in packed.items():
             if keys not in self.alike:
-                self.alike[keys] = _Alike()
+                self.alike[keys] = array("q"), bytearray()
                 self.names |= dict.fromkeys(key for key in keys if key != "step")
-            self.alike[keys].places.fromlist(places)
-            self.alike[keys].values += values
+            known_places, known_values = self.alike[keys]
+            known_places.fromlist(places)
+            known_values += values
 
     def _steps_of(self, numbers: Sequence[int], rows: Sequence[Row]) -> array[int]:
         steps: list[Any] = [row.get("step") for row in rows]
@@ -181,7 +167,7 @@ class _Rows:
         return array("q", [_step(self.path, *row, self.foreign) for row in zip(numbers, rows, strict=True)])
 
     def _numbers(self, row: Row, step: int) -> Row:
-        """What of a row is a number; null is nothing, and so is any other value in a foreign file."""
+        """The numbers of a row; null means no value, and so does any non-number in a foreign file."""
         numbers = {}
         for name, value in row.items():
             found = value if type(value) is float else number_of(value)
@@ -191,12 +177,12 @@ class _Rows:
             if found is not None:
                 numbers[name] = found
             elif value is not None:
-                told = f"{name} is {_shown(value)}, not a number"
-                raise InputError(f"{self.path} step {step}: {told}; correct or remove the row")
+                problem = f"{name} is {_shown(value)}, not a number"
+                raise InputError(f"{self.path} step {step}: {problem}; correct or remove the row")
         return numbers
 
     def table(self) -> Table:
-        """Columns of all rows, in which the rows of a step are one."""
+        """Columns of all rows, with the rows of a step merged."""
         if not self.steps:
             raise InputError(f"{self.path} has no complete row; wait until the run has taken a step, or start it again")
         written = np.frombuffer(self.steps, dtype=np.int64)
@@ -208,8 +194,8 @@ class _Rows:
             infinite = ~np.isfinite(values)
             huge = np.flatnonzero((np.abs(values) > LARGEST) & ~infinite)
             if huge.size:
-                told = f"{name} is {values[huge[0]]:g}, more than a float32 can hold"
-                raise InputError(f"{self.path} step {written[huge[0]]}: {told}; correct or remove the row")
+                problem = f"{name} is {values[huge[0]]:g}, more than a float32 can hold"
+                raise InputError(f"{self.path} step {written[huge[0]]}: {problem}; correct or remove the row")
             odd = infinite & there
             if not ascending:  # of a step that was written twice, the last assignment stays
                 own, rows, odd_rows = place[there], values, odd
@@ -221,18 +207,18 @@ class _Rows:
         return Table(steps, columns, non_finite)
 
     def _column(self, name: str) -> tuple[npt.NDArray[np.bool_], Floats]:
-        """For each row of the file, whether it has a value for ``name``, and which."""
+        """Mask of the rows that have a value for ``name``, and the values."""
         there, values = np.zeros(len(self.steps), dtype=bool), np.full(len(self.steps), np.nan)
-        for keys, alike in self.alike.items():
+        for keys, (known_places, known_values) in self.alike.items():
             if name in keys:
-                places = np.frombuffer(alike.places, dtype=np.int64)
+                places = np.frombuffer(known_places, dtype=np.int64)
                 there[places] = True
-                values[places] = np.frombuffer(alike.values)[keys.index(name) :: len(keys)]
+                values[places] = np.frombuffer(known_values)[keys.index(name) :: len(keys)]
         return there, values
 
 
 def _packed(rows: Sequence[Row], start: int) -> dict[tuple[str, ...], tuple[list[int], bytes]] | None:
-    """Places (the first is ``start``) and values of the rows, by their keys; None if a value is no number that a float holds."""
+    """Indices (from ``start``) and packed values of the rows, by their keys; None if a value is not a number a float can hold."""
     alike: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows, start):
         alike.setdefault(tuple(row), []).append(place)
@@ -257,17 +243,17 @@ def _step(path: Path, number: int, row: Row, foreign: bool) -> int:
     whole = type(step) is int or (foreign and isinstance(step, float) and step.is_integer())
     if step is not None and whole and 0 <= step <= LAST_STEP:
         return int(step)
-    told, mend = f"has {_shown(step)} under 'step'", "write a whole number there"
+    problem, remedy = f"has {_shown(step)} under 'step'", "write a whole number there"
     if "step" not in row:
-        told, mend = "has no 'step'", "number the rows"
+        problem, remedy = "has no 'step'", "number the rows"
         if row:
-            told += f", only {', '.join(list(row)[:KEYS_NAMED])}"
-            mend = "rename the key that counts the steps to step"
-    raise InputError(f"{path} line {number} {told}; {mend}, or remove the line")
+            problem += f", only {', '.join(list(row)[:KEYS_NAMED])}"
+            remedy = "rename the key that counts the steps to step"
+    raise InputError(f"{path} line {number} {problem}; {remedy}, or remove the line")
 
 
 def _shown(value: Any) -> str:
-    """A value of a row for an error; what may be nested deeper than can be written is told by its kind."""
+    """A value quoted in an error; lists and objects, which may be nested too deeply to write, only by type."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return json.dumps(value)[:80]

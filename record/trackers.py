@@ -1,12 +1,10 @@
-"""Experiment trackers: TensorBoard, W&B and the others of Accelerate, told the rows of metrics.jsonl as they are written.
+"""Experiment trackers: TensorBoard, W&B and Accelerate's others, which receive the rows of metrics.jsonl as they are
+written.
 
-A run takes rows back: when it rewinds, and when it goes on from a checkpoint after it was killed. TensorBoard can be told so.
-The others cannot, and of a step that comes again W&B and SwanLab drop the row, trackio, MLflow and DVCLive keep both: there the
-steps from that checkpoint on belong to a new run of the tracker's. So in each of a tracker's runs every step stands once.
-Only the main process has trackers.
+TensorBoard can purge rows that a rewind or a resumed run takes back. The others cannot, so there the steps from the
+checkpoint on go to a new run of the tracker: within each tracker run, every step appears once. Only the main process has
+trackers.
 """
-
-from __future__ import annotations
 
 import contextlib
 import itertools
@@ -28,18 +26,18 @@ from .recorder import Recorder
 from .rows import Row
 
 STATE = "trackers.json"
-"""The file of the run directory that says which of a tracker's runs is this run's last: its Part, by the tracker's name."""
+"""File of the run directory with each tracker's last Part."""
 CONTINUED = ("wandb", "trackio", "comet_ml", "swanlab", "dvclive")
-"""Trackers whose run a later process can go on with, by a name that is given to it here."""
+"""Trackers that let a later process continue a run, by an id assigned here."""
 TOLD_ALL = ("wandb",)
-"""Trackers whose new run gets the rows before the checkpoint too: what is logged there waits for no disk and no network. (A
-process that is killed takes rows along that W&B has not written yet, among them some that came before the checkpoint.)"""
+"""Trackers whose new run also gets the rows before the checkpoint, because logging is cheap there. (A killed process loses
+rows that W&B has not written yet, among them some from before the checkpoint.)"""
 EVENT_FILES = "events.out.tfevents."
 
 
 @dataclass(frozen=True)
 class Title:
-    """What the trackers of a run are told about it: project, name and settings by dotted key."""
+    """What trackers display about a run: project, name and settings by dotted key."""
 
     project: str
     group: str
@@ -48,23 +46,23 @@ class Title:
 
 @dataclass(frozen=True)
 class Part:
-    """Steps of a run, one after the other, that a tracker shows as one run of its own."""
+    """Consecutive steps of a run that a tracker shows as one run of its own."""
 
     number: int
     """From 1."""
     after: int
-    """The step before its first one."""
+    """The step before its first."""
     id: str
     told: int | None = None
-    """Its last step, once it has been closed in order."""
+    """Its last step, if it was closed properly."""
 
     def name(self, run_name: str) -> str:
-        """What the tracker calls it."""
+        """Its name in the tracker."""
         return run_name if self.number == 1 else f"{run_name}-{self.number}-back-to-{self.after}"
 
 
 def refuse_unready(trackers: Sequence[str]) -> None:
-    """Raise InputError for trackers that are unknown, not installed, or where nobody is logged in. Main process only."""
+    """Raise InputError for trackers that are unknown, not installed or not logged in. Main process only."""
     known = sorted(str(name) for name in tracking.LOGGER_TYPE_TO_CLASS)
     available = [str(name) for name in tracking.get_available_trackers()]
     problems = []
@@ -80,15 +78,15 @@ def refuse_unready(trackers: Sequence[str]) -> None:
 
 
 def _log_in_to_wandb() -> None:
-    # Otherwise it would be asked for, or missed, only after all text has been tokenised.
+    # Now rather than after all text has been tokenised.
     import wandb
 
     try:
         if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled"):
-            wandb.login()  # asks where somebody can answer
+            wandb.login()  # prompts on a terminal
     except (wandb.Error, ValueError, OSError) as error:
         raise InputError(
-            f"trackers: wandb: {_told(error)}; mend that, set WANDB_MODE=offline, or leave wandb out"
+            f"trackers: wandb: {_described(error)}; mend that, set WANDB_MODE=offline, or leave wandb out"
         ) from error
 
 
@@ -99,55 +97,55 @@ class Trackers:
         self.names, self.title, self.recorder, self.say = names, title, recorder, say
         self.open: dict[str, GeneralTracker] = {}
         self.parts: dict[str, Part] = {}
-        self.told = 0
-        """The last step that they are told, or that they go on after."""
+        self.step = 0
+        """The last step that was logged or that logging resumes after."""
 
     def start(self, step: int) -> None:
-        """Open all trackers for the steps after ``step``. Raises InputError that names the one that does not start."""
+        """Open all trackers for the steps after ``step``. Raises InputError naming the one that fails to start."""
         if not (self.names and self.recorder.writes):
             return
-        self.parts, self.told = _read_parts(self.recorder.directory / STATE), step
-        # TensorBoard comes last: it leaves a file, and a run that is refused leaves none.
+        self.parts, self.step = _read_parts(self.recorder.directory / STATE), step
+        # TensorBoard last: it creates a file, and a refused run must leave none.
         for name in sorted(dict.fromkeys(self.names), key="tensorboard".__eq__):
             try:
                 self._open(name)
             except Exception as error:
                 for tracker in self.open.values():
-                    with contextlib.suppress(Exception):  # the first failure is what is told
+                    with contextlib.suppress(Exception):  # the first failure is the one reported
                         tracker.finish()
                 raise InputError(
-                    f"trackers: {name} does not start: {_told(error)}; mend that, or leave {name} out"
+                    f"trackers: {name} does not start: {_described(error)}; mend that, or leave {name} out"
                 ) from error
         self._write_parts()
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Tell all trackers rows that metrics.jsonl has."""
-        self.told = rows[-1]["step"]
+        """Send rows that are in metrics.jsonl to all trackers."""
+        self.step = rows[-1]["step"]
         for name, tracker in list(self.open.items()):
             self._attempt(name, partial(_log, tracker, rows))
 
     def go_back(self, step: int) -> None:
-        """Tell all trackers that the rows after ``step`` are taken back, before they are."""
+        """Announce that the rows after ``step`` are about to be taken back."""
         names = self._close_all()
-        self.told = step
+        self.step = step
         for name in names:
             self._attempt(name, partial(self._open, name))
         if names:
             self._write_parts()
 
     def finish(self) -> None:
-        """Close all trackers: what they were told is with them when this returns."""
+        """Close all trackers, which flushes what was logged."""
         closed = self._close_all()
-        self.parts |= {name: replace(self.parts[name], told=self.told) for name in closed if name in self.parts}
+        self.parts |= {name: replace(self.parts[name], told=self.step) for name in closed if name in self.parts}
         if closed:
             self._write_parts()
 
     def _open(self, name: str) -> None:
         last = self.parts.get(name)
         if name != "tensorboard":
-            self.parts[name] = _next_part(name, last, self.told)
+            self.parts[name] = _next_part(name, last, self.step)
         part = self.parts.get(name)
-        tracker = make_tracker(name, self.title, self.recorder.directory, part, self.told)
+        tracker = make_tracker(name, self.title, self.recorder.directory, part, self.step)
         tracker.start()
         self.open[name] = tracker
         settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.title.settings.items()}
@@ -156,23 +154,25 @@ class Trackers:
             return
         tracker.store_init_configuration(settings)
         if name in TOLD_ALL and part is not None and (last is None or part.id != last.id):
-            _log(tracker, _rows_until(self.recorder.directory / "metrics.jsonl", self.told))
+            _log(tracker, _rows_until(self.recorder.directory / "metrics.jsonl", self.step))
 
     def _close_all(self) -> list[str]:
-        """The names of those that could be closed."""
+        """Close all; returns the names of those that closed without error."""
         closed = [name for name, tracker in list(self.open.items()) if self._attempt(name, tracker.finish)]
         self.open.clear()
         return closed
 
     def _attempt(self, name: str, do: Callable[[], Any]) -> bool:
-        """Whether ``do`` worked; if not, the run goes on without this tracker, and says so."""
+        """Whether ``do`` worked; if not, say so and continue without this tracker."""
         try:
             do()
-        except Exception as error:  # noqa: BLE001 - whatever libraries raise: no run ends because it is not watched
+        except Exception as error:  # noqa: BLE001 - a failing tracker must not end the run
             self.open.pop(name, None)
             where = self.recorder.directory / "metrics.jsonl"
-            self.recorder.event("tracker_failed", self.told, step=self.told, tracker=name, reason=_told(error))
-            self.say(f"{name} fails and gets no more rows of this process: {_told(error)}; all of them are in {where}")
+            self.recorder.event("tracker_failed", self.step, step=self.step, tracker=name, reason=_described(error))
+            self.say(
+                f"{name} fails and gets no more rows of this process: {_described(error)}; all of them are in {where}"
+            )
             return False
         return True
 
@@ -183,10 +183,8 @@ class Trackers:
 
 
 def make_tracker(name: str, title: Title, directory: Path, part: Part | None, step: int) -> GeneralTracker:
-    """Accelerate's tracker, not yet started, for the steps after ``step``. Only TensorBoard has no ``part``.
-
-    Local files go to the run directory, ``directory``.
-    """
+    """Accelerate's tracker, not yet started, for the steps after ``step``. Only TensorBoard has no ``part``. Local files go
+    to the run directory, ``directory``."""
     tracker = tracking.LOGGER_TYPE_TO_CLASS[name]
     if part is None:
         _put_in_order(directory)
@@ -216,10 +214,10 @@ def make_tracker(name: str, title: Title, directory: Path, part: Part | None, st
 
 
 def _next_part(name: str, last: Part | None, step: int) -> Part:
-    """The part that the steps after ``step`` belong to: the last one, if that was closed with no step that comes again."""
+    """The part for the steps after ``step``: the last one, if it can be continued there without repeating a step."""
     if last is None:
         return Part(1, step, secrets.token_hex(16))
-    if name in CONTINUED and last.told == step:  # not if it was left out for some steps: they would be missing there
+    if name in CONTINUED and last.told == step:  # not if it misses some steps
         return replace(last, told=None)
     return Part(last.number + 1, step, secrets.token_hex(16))
 
@@ -235,10 +233,8 @@ def _read_parts(path: Path) -> dict[str, Part]:
 
 
 def _put_in_order(directory: Path) -> None:
-    """See to it that TensorBoard reads the next event file last: it goes by their names, which begin with the second.
-
-    They would be out of order after a clock that was put back, and within one second.
-    """
+    """Make sure TensorBoard reads the next event file last: it sorts names, which begin with the time in seconds. They
+    would be out of order after the clock was set back, or within one second."""
     files = sorted(directory.glob(f"{EVENT_FILES}*"))
     if files and files[-1].name >= f"{EVENT_FILES}{int(time.time()):010d}":
         for number, file in enumerate(files):
@@ -247,7 +243,7 @@ def _put_in_order(directory: Path) -> None:
 
 
 def _write_settings(writer: Any, settings: dict[str, Any]) -> None:
-    """Tell TensorBoard the configuration: as add_hparams() does, but not as another run in another folder."""
+    """Send TensorBoard the configuration as add_hparams() does, but without a run folder of its own."""
     from torch.utils.tensorboard.summary import hparams
 
     experiment, session, _ = hparams(settings, {})
@@ -256,12 +252,12 @@ def _write_settings(writer: Any, settings: dict[str, Any]) -> None:
 
 
 def _rows_until(path: Path, step: int) -> Iterator[Row]:
-    """The rows up to ``step``, one after the other: they are too many to have in memory."""
+    """The rows up to ``step``, read one at a time to save memory."""
     if step == 0:
         return
     with path.open(encoding="utf-8") as lines:
         for row in itertools.takewhile(lambda row: row["step"] <= step, map(json.loads, lines)):
-            # Numbers that JSON has no literal for are written as words.
+            # Non-finite numbers are stored as strings.
             yield {key: float(value) if isinstance(value, str) else value for key, value in row.items()}
 
 
@@ -270,5 +266,5 @@ def _log(tracker: GeneralTracker, rows: Iterable[Row]) -> None:
         tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")

@@ -1,1 +1,1 @@
-"""What is watched in a run, and what is done about it."""
+"""Monitoring a run for instabilities, provoking them, and intervening."""

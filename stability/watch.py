@@ -1,6 +1,4 @@
-"""Watching a run's rows as they arrive: divergence and spikes, told in events.jsonl and on the terminal."""
-
-from __future__ import annotations
+"""Watch a run's rows as they arrive, and report divergence and spikes in events.jsonl and on the terminal."""
 
 import math
 import shlex
@@ -18,11 +16,11 @@ from stability.detect.events import Alarm, Event, Spike
 from stability.detect.precursors import LOOK_BACK, precursors
 
 TENSORS_TOLD = 20
-"""Names of tensors in an event, at most: after one bad token all gradients are bad."""
+"""Most tensor names in an event: after one bad token all gradients are bad."""
 
 
 class Watch:
-    """Looks at every row once, in order. ``say`` prints a line for people (on the main process)."""
+    """Sees every row once, in order. ``say`` prints a line on the main process."""
 
     def __init__(
         self,
@@ -36,8 +34,8 @@ class Watch:
         self.detector, self.signals = detector, signals
         self.restore(None, step=0)
 
-    def restore(self, state: list[dict[str, Any]] | None, step: int) -> None:
-        """Go on exactly from what :meth:`state` returned after ``step``; None: from the start."""
+    def restore(self, state: list[dict[str, Any]] | None, step: int, undecided: Sequence[dict[str, Any]] = ()) -> None:
+        """Continue from what :meth:`state` returned after ``step`` (None: from the start), and from undecided alarms."""
         if state is None:
             self.detectors = [make_detector(self.detector, signal) for signal in self.signals]
             self.detectors.append(make_detector("stall", "loss/nll"))
@@ -46,24 +44,18 @@ class Watch:
         self.recent: deque[Row] = deque(maxlen=LOOK_BACK)
         if step > 0:
             rows = rows_up_to(self.recorder.directory / "metrics.jsonl", step, LOOK_BACK)
-            # Numbers that JSON has no literal for are written as words.
+            # Non-finite numbers are stored as strings.
             self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         self.alarms: list[Alarm] = []
-        self.carried: list[Alarm] = []
+        self.carried = [Alarm(**alarm) for alarm in undecided]
 
     def state(self) -> list[dict[str, Any]]:
-        """JSON state of the detectors for a checkpoint."""
+        """The detectors' state as JSON, for a checkpoint."""
         return [detector.state() for detector in self.detectors]
 
-    def carry(self, alarms: Sequence[dict[str, Any]]) -> None:
-        """Take over alarms that a run which was stopped had not decided about."""
-        self.carried = [Alarm(**alarm) for alarm in alarms]
-
     def look(self, rows: list[Row], drew: Callable[[int], int], *, diverged_since: int | None = None) -> None:
-        """Feed the detectors; report each spike that has ended. ``drew``: the batch that a step drew.
-
-        ``alarms`` are then the spikes among these rows, over or not, and the steps from ``diverged_since`` to the last row.
-        """
+        """Feed the detectors and report each spike that has ended. ``drew`` maps a step to its batch. ``alarms`` are then
+        the spikes among these rows, over or not, and the steps from ``diverged_since`` to the last row."""
         self.alarms, self.carried = self.carried, []
         for row in rows:
             self.recent.append(row)
@@ -77,11 +69,11 @@ class Watch:
             self.alarms.append(Alarm("non_finite", diverged_since, rows[-1]["step"], math.inf))
 
     def overflowed(self, step: int) -> None:
-        """Raise the alarm about a step that was sound itself and whose update was not."""
+        """Add an alarm for a step whose update, rather than the step itself, produced something not finite."""
         self.alarms.append(Alarm("non_finite", step, step, math.inf))
 
     def first_steps(self, highest: int) -> list[int]:
-        """First steps of the ``highest`` spikes of the run so far, and of those going on: where a replay may want to begin."""
+        """First steps of the run's ``highest`` spikes and of open ones: where a replay may want to begin."""
         events = [e for e in read_rows(self.recorder.directory / "events.jsonl") if e["event"] == "spike"]
         events.sort(key=lambda e: float(e["sigmas"]), reverse=True)
         return [e["start_step"] for e in events[:highest]] + [
@@ -92,7 +84,7 @@ class Watch:
         """Report what is still open at the end of the run."""
         for detector in self.detectors:
             for found in detector.finish():
-                # A run that is killed now and goes on from a checkpoint of this very step reports it again.
+                # step + 1: a run killed now that resumes from a checkpoint of this step reports it again.
                 self._report(found, written_at=step + 1, drew=drew)
 
     def _report(self, found: Event, written_at: int, drew: Callable[[int], int]) -> None:
@@ -118,15 +110,10 @@ class Watch:
         self.say(f"{found}\n  what happened? {command}")
 
     def report_divergence(self, row: Row, tensors: Sequence[str], ranks: Sequence[int], *, updated: bool) -> None:
-        """Write the event and the status of a run that ended because something was not finite at the step of ``row``.
-
-        ``tensors``: what the vitals name, of any number; ``ranks``: those on which it began, as far as that is known;
-        ``updated``: whether it was the step's own update that made it so.
-        """
+        """Write event and status of a run that ended because something was not finite at the step of ``row``. ``tensors``:
+        names from the vitals; ``ranks``: where it began, if known; ``updated``: whether the step's own update did it."""
         signals = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        state = [
-            name for name in tensors if not name.startswith("gradient of ")
-        ]  # a cause; a gradient may be its effect
+        state = [name for name in tensors if not name.startswith("gradient of ")]  # gradients may be the effect
         first = next(iter([*state, *signals, *tensors]), "a value")
         where = f" on rank {', '.join(map(str, ranks))}" if ranks and not state else ""
         step = row["step"]
@@ -148,7 +135,7 @@ class Watch:
 
 
 def replay_command(run: Path, step: int) -> str:
-    """The command that replays ``step`` of a run and explains it."""
+    """The command that replays and explains ``step`` of a run."""
     return shlex.join(
         ["python", "-m", "analysis.replay", str(run), "--step", str(step), "--out", f"{run}/replay_{step}"]
     )

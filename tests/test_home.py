@@ -64,7 +64,7 @@ def test_names_on_the_hub_stay_as_they_are(home: Path) -> None:
 def test_the_home_of_a_user_and_of_nobody(home: Path) -> None:
     user = pwd.getpwuid(os.getuid())
     assert load_config(RECIPE, [f"output_dir=~{user.pw_name}/runs"]).output_dir == f"{user.pw_dir.rstrip('/')}/runs"
-    problem = "~no_such_user is nobody's home here; if it is a file's name, write ./~no_such_user/x"
+    problem = "~no_such_user is no home directory here; if it is a file's name, write ./~no_such_user/x"
     for key in ("output_dir", "data.cache_dir"):
         with pytest.raises(InputError, match=f"^{re.escape(f'{key}: {problem}')}$"):
             load_config(RECIPE, [f"{key}=~no_such_user/x"])
@@ -85,7 +85,7 @@ def test_every_path_of_a_command_line_is_expanded(home: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(["run", "--out=~no_such_user"])
     assert ended.value.code == 2
-    problem = "~no_such_user is nobody's home here; if it is a file's name, write ./~no_such_user"
+    problem = "~no_such_user is no home directory here; if it is a file's name, write ./~no_such_user"
     assert capsys.readouterr().err.endswith(f"command: error: argument --out: {problem}\n")
 
 

@@ -261,7 +261,7 @@ def test_two_of_one_kind_are_two():
 
 
 BAD = {
-    "a name that is none": ('INTERVENTIONS.register("z-clip")', "no name of a kind"),
+    "a name that is none": ('INTERVENTIONS.register("z-clip")', "cannot name a kind"),
     "a name that is taken": (
         'INTERVENTIONS.register("clip_norm")(type("ClipNorm", (Intervention,), {}))',
         "is already registered",

@@ -1,38 +1,27 @@
 """Real runs of train_lm.py: what they write, that they repeat, resume, stop and diverge as the README says."""
 
-import gc
 import json
 import math
 import os
 import re
 import signal
-import traceback
-import weakref
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoTokenizer
 
 from common.command import EXIT_DIVERGED, EXIT_PREEMPTED
 from common.errors import InputError
 from configs.load import load_config
-from configs.schema import OptimizerConfig
 from data.batches import evaluation_batches
 from data.store import open_store
 from model import load_model
-from optim.optimizers import build_optimizer, learning_rate
-from ranks.launch import start_accelerator
 from record.checkpoints import list_checkpoints, read_state
 from record.metrics import describe
 from train_lm import train
-from training.build import build_model
-from training.evaluate import evaluate
-from training.run import build_run, go_to
-from training.step import training_step
 
 from .conftest import ROOT, events_of, rows_of
 
@@ -65,40 +54,6 @@ def linear(workspace, tmp_path_factory):
     status, run = trained(workspace / "tiny.yaml", f"output_dir={tmp_path_factory.mktemp('linear')}", *arm)
     assert status == 0
     return run
-
-
-def built(recipe, *overrides):
-    """A run of tiny.yaml at its start, in this process, with nothing written."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
-    return build_run(
-        config,
-        start_accelerator("fp32", batch_size=config.train.batch_size, stall_seconds=60.0),
-        Path(config.output_dir) / config.name,
-        None,
-        writes=False,
-    )
-
-
-def test_going_back_keeps_no_second_model_in_memory(recipe):
-    """Under mixed precision the model refers to itself, so that only the garbage collector lets it go."""
-    run = built(recipe, "train.precision=bf16")
-    old = weakref.ref(run.bare_model())
-    gc.disable()
-    try:
-        go_to(run, None)
-        assert old() is None
-    finally:
-        gc.enable()
-
-
-def test_neither_training_nor_evaluation_forms_logits(recipe):
-    run, outputs = built(recipe), []
-    run.bare_model().register_forward_hook(lambda module, arguments, output: outputs.append(output))
-    training_step(run, 1)
-    evaluate(run)
-    assert len(outputs) == 3
-    assert all(out.logits is None and out.losses is not None for out in outputs)
 
 
 def weights(run):
@@ -171,6 +126,19 @@ def test_the_last_checkpoint_is_the_model_whose_validation_nll_was_recorded(plai
     assert read_state(checkpoint)["validation_nll"] == rows_of(plain)[-1]["validation/nll"]
 
 
+def test_the_tokenizer_of_a_checkpoint_pads_once_it_has_a_padding_token(plain):
+    """As docs/running.md says: a padded batch continues as its texts do alone."""
+    checkpoint = list_checkpoints(plain)[-1]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, padding_side="left")
+    assert tokenizer.pad_token is None
+    tokenizer.pad_token = tokenizer.eos_token
+    assert "set `tokenizer.pad_token = tokenizer.eos_token`" in (ROOT / "docs" / "running.md").read_text()
+    model, texts = load_model(checkpoint), ["The sum", "What the function returns"]
+    continued = lambda batch: model.generate(**batch, max_new_tokens=6, do_sample=False)[:, -6:].tolist()  # noqa: E731
+    together = continued(tokenizer(texts, padding=True, return_tensors="pt"))
+    assert together == [continued(tokenizer([text], return_tensors="pt"))[0] for text in texts]
+
+
 def test_the_same_configuration_gives_the_same_metrics_to_the_bit(start):
     runs = [start(f"name={name}", "body.resid_pdrop=0.1")[1] for name in ("first", "second")]
     assert rows_of(runs[0]) == rows_of(runs[1])
@@ -216,16 +184,16 @@ def test_options_that_must_not_change_the_run(option, plain, start):
 
 def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(start, tmp_path, monkeypatch):
     """A real signal, dropout on; then the same command again: rows and weights equal an unbroken run's."""
-    import train_lm
+    import training.loop
 
-    overrides, usual = ("train.steps=60", "body.resid_pdrop=0.1", "checkpoint.every=30"), train_lm.training_step
+    overrides, usual = ("train.steps=60", "body.resid_pdrop=0.1", "checkpoint.every=30"), training.loop.training_step
 
     def signalled(run, number):
         if number == 42:
             signal.raise_signal(signal.SIGTERM)
         usual(run, number)
 
-    monkeypatch.setattr(train_lm, "training_step", signalled)
+    monkeypatch.setattr(training.loop, "training_step", signalled)
     assert start(*overrides, "name=broken")[0] == EXIT_PREEMPTED
     monkeypatch.undo()
     stopped = json.loads((tmp_path / "broken" / "status.json").read_text())
@@ -269,57 +237,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(start):
         assert all(bool(v.isfinite().all()) for v in load_file(checkpoint / "model.safetensors").values())
 
 
-class HostReads(TorchDispatchMode):
-    """Records every operation that brings a number to the host; for the methods which torch does not dispatch see below."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if "_local_scalar_dense" in str(function) or "aten.equal" in str(function) or "nonzero" in str(function):
-            self.found.append("".join(traceback.format_stack(limit=12)))
-        return function(*arguments, **(keywords or {}))
-
-
-def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
-    """A whole training step: attention probe, two micro-batches, clipping, update, telemetry; and a transfer at the end."""
-    run = built(recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1")
-    training_step(run, 1)
-    with HostReads() as reads:
-        for method in ("tolist", "cpu", "numpy", "item"):
-            usual = getattr(torch.Tensor, method)
-
-            def counted(self, *arguments, usual=usual, **keywords):
-                reads.found.append("".join(traceback.format_stack(limit=12)))
-                return usual(self, *arguments, **keywords)
-
-            monkeypatch.setattr(torch.Tensor, method, counted)
-        bool(torch.ones(()))
-        torch.ones(2).tolist()
-        assert len(reads.found) == 2, "the check itself must see reads"
-        reads.found.clear()
-        training_step(run, 2)
-        assert reads.found == []
-        rows = run.recorder.transfer().rows
-        assert len(reads.found) == 1, "one transfer for all steps"
-    assert [row["step"] for row in rows] == [1, 2]
-    assert "attention/layer_01/logit_max" in rows[1]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: its driver tells of every wait")
-def test_a_step_does_not_wait_for_the_gpu(recipe, monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    run = built(recipe, "name=unwaiting", "train.micro_batch_size=4", "telemetry.attention_every=1")
-    training_step(run, 1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        training_step(run, 2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert [row["step"] for row in run.recorder.transfer().rows] == [1, 2]
-
-
 def test_probing_attention_does_not_disturb_the_run(start):
     """Dropout on: the probe must not draw from its stream either. Results without the probe are the same to the bit."""
     dropout = "body.attn_pdrop=0.1"
@@ -337,41 +254,6 @@ def test_probing_attention_does_not_disturb_the_run(start):
     assert_same_weights(weights(probed), weights(plain))
     every_seventh = start("name=seventh", dropout, "telemetry.attention_every=7")[1]
     assert [r["step"] for r in rows_of(every_seventh) if "attention/logit_max" in r] == [7, 14, 21, 28]
-
-
-def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
-    """With one flush for many steps, the steps after the bad one must not move the parameters either."""
-    run = built(recipe, "name=guarded")
-    for step in (1, 2):
-        training_step(run, step)
-    bias = run.model.model.h[0].mlp.c_fc.bias
-    sound = bias.detach().clone()
-    bias.data[3] = math.inf
-
-    def state():
-        moments = [v for slots in run.optimizer.optimizer.state.values() for v in slots.values()]
-        return [t.detach().clone() for t in (*run.model.parameters(), *moments)]
-
-    before = state()
-    training_step(run, 3)
-    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    bias.data.copy_(sound)  # sound again, but the run is over all the same
-    before = state()
-    training_step(run, 4)
-    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    rows, healthy = run.recorder.transfer()
-    assert [r["step"] for r in rows[:healthy]] == [1, 2]
-    assert run.vitals.names()[0] == "parameter of model.h.0.mlp.c_fc.bias"
-
-
-def test_the_optimizer_decays_matrices_and_nothing_else(start, recipe):
-    config = load_config(recipe["path"], ["head.scale=learned"])
-    model = build_model(config, vocab_size=500, special_id=0)
-    names = {id(p): name for name, p in model.named_parameters()}
-    groups = [{names[id(p)] for p in g["params"]} for g in build_optimizer(model, config.optimizer).param_groups]
-    assert sorted([*groups[0], *groups[1]]) == sorted(names.values())
-    assert {"model.wte.weight", "model.wpe.weight", "model.h.0.attn.c_attn.weight"} <= groups[0]
-    assert {"lm_head.log_scale", "model.ln_f.weight", "model.h.0.attn.c_attn.bias"} <= groups[1]
 
 
 def test_an_error_in_mid_run_is_in_the_status(start, tmp_path, monkeypatch):
@@ -510,20 +392,6 @@ def test_a_broken_plugin_is_one_line(start, tmp_path):
     (tmp_path / "mine.py").write_text("import nowhere_at_all\n")
     with pytest.raises(InputError, match=r"mine\.py: ModuleNotFoundError: No module named 'nowhere_at_all'"):
         start(f"plugins=[{tmp_path}/mine.py]")
-
-
-@pytest.mark.parametrize("schedule", [{"kind": "cosine"}, {"kind": "wsd", "decay_fraction": 0.3}, {"kind": "constant"}])
-def test_learning_rate_schedules(schedule):
-    config = OptimizerConfig.model_validate({"lr": 2.0, "warmup_steps": 10, "schedule": schedule})
-    rates = [learning_rate(config, 100, step) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([0.2 * s for s in range(1, 11)])
-    assert max(rates) == pytest.approx(2.0)
-    assert all(a >= b - 1e-12 for a, b in pairwise(rates[9:]))
-    last = {"cosine": 0.2, "wsd": 0.0, "constant": 2.0}[schedule["kind"]]
-    assert rates[-1] == pytest.approx(last)
-    if schedule["kind"] == "wsd":
-        assert rates[:70][-1] == 2.0
-        assert rates[84] == pytest.approx(1.0)
 
 
 def test_compiled_training_agrees_with_eager(start):

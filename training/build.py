@@ -1,6 +1,4 @@
-"""Building a model, its optimizer and its instruments from a configuration."""
-
-from __future__ import annotations
+"""Build a model, its optimizer and its telemetry from a configuration."""
 
 import math
 from pathlib import Path
@@ -19,10 +17,8 @@ from stability.measure.telemetry import Telemetry
 
 
 def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHeadConfig:
-    """The configuration of a run's model, its body new or (``body.checkpoint``) that of an existing checkpoint.
-
-    Raises InputError when the checkpoint cannot be read or its vocabulary is smaller than the tokenizer's.
-    """
+    """The configuration of a run's model, with a new body or (``body.checkpoint``) that of an existing checkpoint. Raises
+    InputError if the checkpoint cannot be read or its vocabulary is smaller than the tokenizer's."""
     if config.body.checkpoint is None:
         multiple = config.body.pad_vocab_to_multiple_of
         padded = math.ceil(vocab_size / multiple) * multiple
@@ -48,7 +44,7 @@ def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHea
 
 
 def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
-    """A new model, its body new too or that of an existing checkpoint."""
+    """A new model, with a new body or that of an existing checkpoint."""
     model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
     if config.body.checkpoint is not None:
         try:
@@ -60,7 +56,7 @@ def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
 
 
 def load_weights(checkpoint: Path) -> Any:
-    """The model of a run's checkpoint. Raises InputError if its weights are not exactly the model's."""
+    """The model in a run's checkpoint. Raises InputError if its weights are not exactly the model's."""
     try:
         return load_model(checkpoint)
     except (OSError, ValueError, SafetensorError) as error:
@@ -69,7 +65,7 @@ def load_weights(checkpoint: Path) -> Any:
 
 
 def prepare_model(config: RunConfig, model: Any) -> Any:
-    """The model as the configuration wants it trained."""
+    """Prepare the model for training as configured."""
     model.train()
     attend_causally(model.model, config.data.sequence_length)
     if config.train.gradient_checkpointing:
@@ -82,7 +78,7 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
 
 
 def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
-    """The instruments, on the model inside whatever wraps it."""
+    """Telemetry on the bare model."""
     tied = config.head.options.get("tied", True)
     assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
         "the launch broke the tied embedding"

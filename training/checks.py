@@ -1,6 +1,4 @@
-"""What is refused before a run is built: a checkpoint, a tokenizer, tokens or a size that cannot be used."""
-
-from __future__ import annotations
+"""Checks before a run is built: a checkpoint, a tokenizer, tokens or a size that cannot be used."""
 
 import math
 import re
@@ -25,7 +23,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def check_body(config: RunConfig) -> None:
-    """Raise InputError, before any text is read, if the checkpoint that the body comes from cannot be used."""
+    """Raise InputError, before any text is read, if ``body.checkpoint`` cannot be used."""
     place = config.body.checkpoint
     if place is None:
         return
@@ -33,11 +31,11 @@ def check_body(config: RunConfig) -> None:
         raise InputError(f"body.checkpoint: {place}: no such folder")
     if checkpoints := list_checkpoints(Path(place)):
         raise InputError(f"body.checkpoint: {place} is a run; name one of its checkpoints, as {checkpoints[-1]}")
-    model_config(config, vocab_size=1, special_id=0)  # the tokens are not known yet; what is said of them comes later
+    model_config(config, vocab_size=1, special_id=0)  # the real vocabulary is checked later
 
 
 def check_tokenizer(config: RunConfig, store: TokenStore) -> None:
-    """Raise InputError if the checkpoint that the body comes from has another tokenizer than the text."""
+    """Raise InputError if ``body.checkpoint`` has another tokenizer than the text."""
     place = config.body.checkpoint
     if place is None or not (Path(place) / "tokenizer.json").is_file():
         return
@@ -50,7 +48,7 @@ def check_tokenizer(config: RunConfig, store: TokenStore) -> None:
 
 
 def check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -> tuple[int, str]:
-    """Parameters of the model, and the memory it needs, in words. Raises InputError if it cannot fit. Main process only."""
+    """Number of parameters, and memory needed, in words. Raises InputError if it cannot fit. Main process only."""
     need = need_of(
         config,
         vocabulary,
@@ -63,7 +61,7 @@ def check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -
 
 
 def refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | None) -> None:
-    """Raise InputError if the tokens were damaged, or are not those of the run that is gone on with."""
+    """Raise InputError if the tokens are damaged, or differ from those of the run being resumed."""
     store.verify()
     if checkpoint is not None and read_state(checkpoint)["data"] != store.manifest_hash():
         raise InputError(
@@ -73,10 +71,10 @@ def refuse_other_tokens(store: TokenStore, directory: Path, checkpoint: Path | N
 
 
 def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
-    """Raise InputError for an optimizer that does not leave everything alone where ``found_inf`` is 1.
+    """Raise InputError for an optimizer that changes anything when ``found_inf`` is 1.
 
-    No guard against numbers that are not finite would hold, and no intervention could skip a step. Tried on two parameters: one
-    step that is to be skipped and one that is not must come to what the second alone comes to.
+    Guards against non-finite numbers and interventions that skip steps rely on it. Tried on a tiny layer: a skipped step
+    followed by a real one must give the same result as the real one alone.
     """
     found = []
     for skipped in (0, 1):

@@ -1,6 +1,4 @@
-"""What is due after a step: a pure function of the step, the configuration and whether somebody asked the run to stop."""
-
-from __future__ import annotations
+"""What to do after a step: a pure function of the step, the configuration and whether a stop was requested."""
 
 from dataclasses import dataclass
 
@@ -11,23 +9,22 @@ from configs.schema import RunConfig
 class Due:
     """What the loop does after a step, before the next one."""
 
-    look: bool
-    """Bring the buffered rows to the host, write them and look at them."""
+    flush: bool
+    """Bring the buffered rows to the host, write and inspect them."""
     evaluate: bool
-    """Evaluate on the validation set."""
     keep: bool
     """Write a checkpoint, if the state is fit to be kept."""
     decide: bool
-    """Let interventions act on what was seen. Not where only a stop makes the run look: an unbroken run would not have looked."""
+    """Let interventions act on the rows. Not if only a stop caused the flush: an uninterrupted run would not have flushed."""
     stop: bool
-    """End after this step, as asked from outside."""
+    """End after this step, as requested by a signal."""
 
 
-def due_after(step: int, config: RunConfig, *, stop_asked: bool) -> Due:
+def due_after(step: int, config: RunConfig, *, stop_requested: bool) -> Due:
     """What is due after ``step``."""
     last = step == config.train.steps
     checkpoint = last or step % config.checkpoint.every == 0
     evaluate = checkpoint or step % config.train.eval_every == 0
     decide = evaluate or step % config.telemetry.flush_every == 0
-    stop = stop_asked and not last
-    return Due(look=decide or stop, evaluate=evaluate, keep=checkpoint or stop, decide=decide, stop=stop)
+    stop = stop_requested and not last
+    return Due(flush=decide or stop, evaluate=evaluate, keep=checkpoint or stop, decide=decide, stop=stop)

@@ -1,39 +1,33 @@
 """Both ends of a run: what it writes before its first step, and how it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 import sys
-from typing import TYPE_CHECKING
 
 from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_STORAGE
 from configs.recipe import dump_config
+from ranks.stop import StopVote
+from record.checkpoints import list_checkpoints, set_aside, tidy_up
+from record.environment import environment
 
-if TYPE_CHECKING:
-    from ranks.stop import StopVote
-
-    from .resume import ResumePoint
-    from .run import Run
+from .resume import ResumePoint
+from .run import Run
 
 
 def open_run_directory(run: Run, point: ResumePoint) -> None:
-    """Write what describes the run, and drop the rows that it will write again."""
-    from record.checkpoints import tidy_up
-    from record.environment import environment
-
-    from .resume import set_rejected_aside
-
+    """Write the files that describe the run, and drop the rows that it will write again."""
     config, recorder, accelerator = run.config, run.recorder, run.accelerator
     accelerator.wait_for_everyone()  # all have read the directory
-    facts = environment(accelerator.num_processes, accelerator.device, config.train.precision)
-    facts["sharded"] = accelerator.is_fsdp2
-    facts["parameters"] = sum(p.numel() for p in run.telemetry.parameters)
     path = run.store.path.resolve()
-    facts["data"] = {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()}
+    facts = environment(accelerator.num_processes, accelerator.device, config.train.precision) | {
+        "sharded": accelerator.is_fsdp2,
+        "parameters": sum(p.numel() for p in run.telemetry.parameters),
+        "data": {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()},
+    }
     if accelerator.is_main_process:
-        set_rejected_aside(point, run.directory)
+        for rejected in point.rejected:
+            set_aside(run.directory / "checkpoints" / rejected["checkpoint"])
         tidy_up(run.directory)
     recorder.write_text("config.yaml", dump_config(config))
     recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
@@ -51,9 +45,7 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
 
 
 def storage_failed(run: Run, error: OSError) -> int:
-    """Say what the disk refused and where the same command goes on; returns the exit status."""
-    from record.checkpoints import list_checkpoints
-
+    """Report the disk error and where the same command will resume; returns the exit status."""
     checkpoints = list_checkpoints(run.directory)
     after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "the start"
     reason = f"{error.filename or run.directory}: {error.strerror} at step {run.step}"
@@ -64,39 +56,36 @@ def storage_failed(run: Run, error: OSError) -> int:
     return EXIT_STORAGE
 
 
-# -------------------------------------------------------------------------------------------------------- after the last step
-
-
 def finished(run: Run, vote: StopVote) -> int:
-    """All steps are taken."""
+    """End a run whose steps are all taken."""
     steps = run.config.train.steps
     run.watch.finish(steps, run.batch_number)
     run.recorder.status("finished", steps)
-    _end(run, vote)
+    _close(run, vote)
     nll = math.nan if run.validation_nll is None else run.validation_nll
     run.accelerator.print(f"finished: validation NLL {nll:.4f} nats/token; {run.directory}")
     return EXIT_FINISHED
 
 
 def diverged(run: Run, vote: StopVote) -> int:
-    """Something was not finite, and nothing is left to do about it."""
+    """End a run in which something is not finite and no intervention is left to try."""
     run.watch.finish(run.step, run.batch_number)
     run.watch.report_divergence(run.rows[-1], run.vitals.names(), run.vitals.ranks(), updated=run.spoilt)
-    _end(run, vote)
+    _close(run, vote)
     return EXIT_DIVERGED
 
 
-def preempted(run: Run, vote: StopVote, asked: str) -> int:
-    """Somebody asked the run to stop; ``asked``: the signal's name."""
+def preempted(run: Run, vote: StopVote, signal: str) -> int:
+    """End a run that was asked to stop by a signal, given by name."""
     step = run.step
-    run.recorder.event("preempted", step, step=step, signal=asked)
-    run.recorder.status("preempted", step, f"stopped by {asked}; the same command goes on")
-    run.watch.say(f"stopped by {asked} after step {step}; the same command goes on")
-    _end(run, vote)
+    run.recorder.event("preempted", step, step=step, signal=signal)
+    run.recorder.status("preempted", step, f"stopped by {signal}; the same command goes on")
+    run.watch.say(f"stopped by {signal} after step {step}; the same command goes on")
+    _close(run, vote)
     return EXIT_PREEMPTED
 
 
-def _end(run: Run, vote: StopVote) -> None:
+def _close(run: Run, vote: StopVote) -> None:
     """Close trackers and connections. All ranks call it."""
     vote.close()
     run.accelerator.wait_for_everyone()

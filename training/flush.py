@@ -1,25 +1,23 @@
-"""Bringing buffered steps to the host, and looking at them."""
-
-from __future__ import annotations
+"""Bring buffered steps to the host, evaluate, write the rows and inspect them."""
 
 import time
-from typing import TYPE_CHECKING
 
-from .evaluate import evaluate
+import torch
 
-if TYPE_CHECKING:
-    from .run import Run
+from data.batches import evaluation_batches
+from ranks.collectives import all_reduce, only_looking
+from record.environment import peak_memory_bytes
+
+from .run import Run
 
 
 def flush(run: Run, evaluation_due: bool) -> None:
-    """Bring the buffered steps over, evaluate, write and look at them: they are then ``run.rows``."""
-    from record.environment import peak_memory_bytes
-
+    """Bring the buffered steps over, evaluate if that is due, write and inspect them; they are then ``run.rows``."""
     run.watchdog.moved(run.step, "transfer")
     transferred, healthy = run.recorder.transfer()
     speed = len(transferred) * run.tokens_per_step / (time.perf_counter() - run.began)
     run.diverged = healthy < len(transferred)
-    rows = transferred[: healthy + 1]  # what came after the bad step saw no update and means nothing
+    rows = transferred[: healthy + 1]  # steps after the bad one made no update and mean nothing
     for row in rows:
         row["throughput/tokens_per_second"] = speed
         row["memory/peak_bytes"] = peak_memory_bytes(run.accelerator.device)
@@ -28,14 +26,34 @@ def flush(run: Run, evaluation_due: bool) -> None:
     run.rows = rows
     run.validation_nll = rows[-1].get("validation/nll")
     run.recorder.write_rows(rows)
-    run.watch.look(
-        rows, run.batch_number, diverged_since=diverged_since(run, rows[-1]["step"]) if run.diverged else None
-    )
+    since = None
+    if run.diverged:  # the step before is to blame if it was its update that made something not finite
+        since = rows[-1]["step"] - any(not name.startswith("gradient of ") for name in run.vitals.names())
+    run.watch.look(rows, run.batch_number, diverged_since=since)
     run.trackers.log(rows)
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
 
 
-def diverged_since(run: Run, step: int) -> int:
-    """The first step to blame for what was not finite at ``step``: the one before, if that one's update had made it so."""
-    return step - any(not name.startswith("gradient of ") for name in run.vitals.names())
+def evaluate(run: Run) -> dict[str, float]:
+    """NLL and objective on the fixed validation set; uses no random stream."""
+    config, accelerator = run.config, run.accelerator
+    batches = evaluation_batches(
+        run.store.validation.ids,
+        config.data.sequence_length,
+        config.train.eval_sequences,
+        config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes),
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    model = run.bare_model()
+    sums = torch.zeros(3, device=accelerator.device)
+    with only_looking(model):
+        for x_BT, y_BT in batches:
+            run.watchdog.moved(run.step, "evaluation")
+            inputs = {"input_ids": x_BT.to(accelerator.device), "shift_labels": y_BT.to(accelerator.device)}
+            losses = model(**inputs, skip_logits=True, use_cache=False).losses
+            sums += torch.stack([losses.nll_sum, losses.objective_sum, losses.valid_N.sum()])
+    all_reduce(sums, "sum")
+    nll, objective, count = sums.tolist()
+    return {"validation/nll": nll / count, "validation/objective": objective / count}

@@ -1,9 +1,7 @@
-"""Whether a run directory is new, finished, or to be gone on with, and from where."""
-
-from __future__ import annotations
+"""Whether a run directory is new, finished or to be resumed, and from which checkpoint."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from configs.body import unstated_sizes
 from configs.kinds import check_kinds
 from configs.load import load_config
 from configs.schema import RunConfig
-from record.checkpoints import checkpoint_at, list_checkpoints, read_state, set_aside, step_of
+from record.checkpoints import list_checkpoints, read_state, step_of
 from record.integrity import damage
 from record.rows import read_rows, rows_backwards
 
@@ -28,35 +26,25 @@ FREE_KEYS = (
     "train.micro_batch_size",
     "train.stall_seconds",
 )
-"""What may change between a run and its continuation: none of it changes the curves, or only by rounding.
-(Where there is dropout, its draws depend on the micro-batches as they do on the number of ranks.)"""
+"""Keys that may change when a run is resumed: they do not change the curves, or only by rounding. (With dropout, its random
+numbers depend on the micro-batches, as on the number of ranks.)"""
 REWIND_KEYS = ("checkpoint", "telemetry.flush_every")
-"""Those of them that do change what a run with interventions does."""
+"""Those that do change a run with interventions."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where to begin: after a step whose checkpoint there is, at the start (0), or nowhere because the run is finished."""
+    """Where to begin: at the checkpoint of a step, at the start (0), or nowhere because the run is finished."""
 
     step: int = 0
     finished: bool = False
     rejected: list[dict[str, str]] = field(default_factory=list)
     """Newer checkpoints that cannot be used: {"checkpoint": its name, "problem": why}."""
 
-    def checkpoint(self, directory: Path) -> Path | None:
-        """The checkpoint of ``step`` in the run directory; None for the start."""
-        return checkpoint_at(directory, self.step) if self.step else None
-
-    def to_json(self) -> dict[str, Any]:
-        """For the other ranks: ``ResumePoint(**json)`` is this one again."""
-        return asdict(self)
-
 
 def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
-    """Look at the run directory. Main process only.
-
-    Raises InputError for what ``resume`` forbids and for a run or a checkpoint of another configuration.
-    """
+    """Inspect the run directory. Main process only. Raises InputError for what ``resume`` forbids, and for a run or a
+    checkpoint with another configuration."""
     status_file, checkpoints = directory / "status.json", list_checkpoints(directory)
     if config.resume == "never" and (status_file.exists() or checkpoints):
         raise InputError(f"{directory}: holds a run already; choose another name, or resume=auto to go on with it")
@@ -64,8 +52,12 @@ def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
         raise InputError(f"{directory}: resume=must, but there is no complete checkpoint to go on from")
     if not status_file.exists() and not checkpoints:
         return ResumePoint()
-    _refuse_other_configuration(config, directory)
-    _read_events(directory)
+    before = load_config(directory / "config.yaml", recorded=True).model_dump()
+    _refuse_changes(config, before, f"the run in {directory}")
+    try:
+        read_rows(directory / "events.jsonl")
+    except ValueError as error:
+        raise InputError(f"{error}; delete that line, or choose another name") from None
     if status_file.exists() and _read_status(status_file) == "finished":
         return ResumePoint(config.train.steps, finished=True)
     return _newest_whole(config, directory)
@@ -75,14 +67,16 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
     rejected: list[dict[str, str]] = []
     rows_lost = False
     for checkpoint in reversed(list_checkpoints(directory)):
-        damaged = damage(checkpoint) or _other_step(checkpoint)
+        damaged = damage(checkpoint)
+        if damaged is None and (step := read_state(checkpoint)["step"]) != step_of(checkpoint):
+            damaged = f"it was written after step {step}"
         problem = damaged or _missing_rows(directory, step_of(checkpoint))
         if problem is None:
             state = read_state(checkpoint)
             where = f"the checkpoint {checkpoint.name} in {directory}"
-            # With what has been added to the schema since.
+            # With the keys that the schema has gained since.
             before = check_kinds(RunConfig.model_validate(state["config"]), recorded=True).model_dump()
-            _refuse_differing(config, before, where, also_free=("name",))
+            _refuse_changes(config, before, where, also_free=("name",))
             return ResumePoint(state["step"], rejected=rejected)
         rejected.append({"checkpoint": checkpoint.name, "problem": problem})
         rows_lost = rows_lost or damaged is None
@@ -91,25 +85,13 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
             f"{directory / 'metrics.jsonl'}: its rows end before the first whole checkpoint; restore it, or choose another name"
         )
     if rejected and config.resume == "must":
-        told = "; ".join(f"{each['checkpoint']}: {each['problem']}" for each in rejected)
-        raise InputError(f"{directory}: resume=must, but no checkpoint can be used ({told})")
+        reasons = "; ".join(f"{each['checkpoint']}: {each['problem']}" for each in rejected)
+        raise InputError(f"{directory}: resume=must, but no checkpoint can be used ({reasons})")
     return ResumePoint(rejected=rejected)
 
 
-def set_rejected_aside(point: ResumePoint, directory: Path) -> None:
-    """Rename the checkpoints that cannot be used. Main process only."""
-    for each in point.rejected:
-        set_aside(directory / "checkpoints" / each["checkpoint"])
-
-
-def _other_step(checkpoint: Path) -> str | None:
-    """What is wrong with a whole checkpoint that somebody has renamed."""
-    step = read_state(checkpoint)["step"]
-    return None if step == step_of(checkpoint) else f"it was written after step {step}"
-
-
 def _missing_rows(directory: Path, step: int) -> str | None:
-    """What a checkpoint lacks if metrics.jsonl does not reach its step: a run that went on there would have a gap."""
+    """What is wrong with a checkpoint if metrics.jsonl ends before its step: the resumed run would have a gap."""
     path = directory / "metrics.jsonl"
     try:
         last = next((row["step"] for _, row in rows_backwards(path)), 0)
@@ -120,13 +102,6 @@ def _missing_rows(directory: Path, step: int) -> str | None:
     return f"the rows of steps {last + 1} to {step} are missing in metrics.jsonl" if last < step else None
 
 
-def _read_events(directory: Path) -> None:
-    try:
-        read_rows(directory / "events.jsonl")
-    except ValueError as error:
-        raise InputError(f"{error}; delete that line, or choose another name") from None
-
-
 def _read_status(path: Path) -> str:
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["status"])
@@ -134,12 +109,7 @@ def _read_status(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error}); restore it, or choose another name") from None
 
 
-def _refuse_other_configuration(config: RunConfig, directory: Path) -> None:
-    before = load_config(directory / "config.yaml", recorded=True).model_dump()
-    _refuse_differing(config, before, f"the run in {directory}")
-
-
-def _refuse_differing(config: RunConfig, other: dict[str, Any], where: str, also_free: tuple[str, ...] = ()) -> None:
+def _refuse_changes(config: RunConfig, other: dict[str, Any], where: str, also_free: tuple[str, ...] = ()) -> None:
     before, now = flat(other), flat(config.model_dump())
     if config.body.model_type is not None and before.get("body.model_type") == config.body.model_type:
         # An older run may have left sizes to transformers.

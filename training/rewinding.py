@@ -1,32 +1,26 @@
-"""Going back before a spike."""
-
-from __future__ import annotations
+"""Rewinding the run to before a spike."""
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from record.rewinds import GoingBack
+from ranks.collectives import from_main
+from record.checkpoints import checkpoint_at, set_aside
+from record.integrity import damage
+from record.rewinds import ABANDONED, RewindEvent, take_back
+from stability.intervene.rewind import decide
 
-    from .run import Run
+from .run import Run, go_to
 
 
 def rewind(run: Run) -> bool:
-    """Go back before what was just seen, if the configuration asks for that; whether it did."""
-    from ranks.collectives import from_main
-    from record.checkpoints import checkpoint_at
-    from record.rewinds import ABANDONED, GoingBack, take_back
-
-    from .run import go_to
-
+    """Go back to before what was just seen, if an intervention requests it; returns whether the run went back."""
     accelerator = run.accelerator
-    # Decided in one place: a network's disk may show the ranks different folders.
-    told = from_main(lambda: asdict(back) if (back := whole_way_back(run)) else None, accelerator.device)
-    if told is None:
+    # Decided on the main process: a network disk may show each rank different folders.
+    found = from_main(lambda: asdict(back) if (back := _decided(run)) else None, accelerator.device)
+    if found is None:
         return False
-    back = GoingBack(**told)
-    run.trackers.go_back(back.to_step)  # first: killed in between, a tracker has a run too many and no step twice
+    back = RewindEvent(**found)
+    run.trackers.go_back(back.to_step)  # first: if the run is killed in between, no tracker has a step twice
     if accelerator.is_main_process:
         take_back(run.recorder, back)
     accelerator.wait_for_everyone()
@@ -39,12 +33,8 @@ def rewind(run: Run) -> bool:
     return True
 
 
-def whole_way_back(run: Run) -> GoingBack | None:
-    """Where the run goes back to: to a checkpoint that is whole; those that are not are set aside. Main process only."""
-    from record.checkpoints import checkpoint_at, set_aside
-    from record.integrity import damage
-    from stability.intervene.rewind import decide
-
+def _decided(run: Run) -> RewindEvent | None:
+    """The rewind to make, to an intact checkpoint; damaged ones are set aside. Main process only."""
     skipped, every = run.config.data.skip_steps, run.config.checkpoint.every
     wishes = [i.on_alarms(run.watch.alarms) for i in run.interventions.values()]
     while True:

@@ -1,9 +1,5 @@
-"""A run: everything that train_lm.py's loop holds on to, built at the start of the run or at one of its checkpoints.
-
-Resuming, rewinding and replaying are one thing here: :func:`go_to` a checkpoint, and take steps.
-"""
-
-from __future__ import annotations
+"""A run: the state of the training loop, built at the start of the run or at one of its checkpoints. Resuming, rewinding
+and replaying are the same here: :func:`go_to` a checkpoint, and take steps."""
 
 import functools
 from collections.abc import Mapping
@@ -31,7 +27,7 @@ from ranks.watchdog import Watchdog
 from record.checkpoints import intervention_tensors, load_optimizer, read_state
 from record.lock import held_by
 from record.recorder import Recorder
-from record.rewinds import GoingBack, last_rewind
+from record.rewinds import RewindEvent, last_rewind
 from record.rows import Row
 from record.trackers import Title, Trackers
 from stability.intervene.base import Intervention, make_interventions
@@ -48,7 +44,7 @@ from .memory import LEAST_VOCABULARY
 
 @dataclass
 class Run:
-    """A run in this process. ``directory`` is where its rows, events and checkpoints are."""
+    """A run in this process. ``directory`` holds its rows, events and checkpoints."""
 
     config: RunConfig
     directory: Path
@@ -59,48 +55,49 @@ class Run:
     watch: Watch
     bar: Any
     probe_BT: Tensor
-    """The validation sequences whose attention is probed: the same on all ranks, however many there are."""
+    """Validation sequences whose attention is probed: the same on all ranks, however many there are."""
     watchdog: Watchdog
     trackers: Trackers
     stresses: list[Stress]
-    # From here on: what go_to() sets.
+    # Set by go_to(), from here on:
     model: nn.Module
     """As prepared for the launch: possibly wrapped."""
     optimizer: AcceleratedOptimizer
     telemetry: Telemetry
     vitals: Vitals
     alive: Tensor
-    """A device scalar: 1, and NaN from the first step on at which something was not finite."""
+    """Device scalar: 1, and NaN from the first step on at which something was not finite."""
     interventions: dict[str, Intervention] = field(default_factory=dict)
-    """By name, in the order of the configuration."""
+    """By name, in the configuration's order."""
     step: int = 0
     """Optimizer steps taken."""
     diverged: bool = False
-    """Whether something was not finite at the last step that came to the host."""
+    """Whether something was not finite at the last step that was flushed."""
     spoilt: bool = False
-    """Whether the last step's own update made something that is kept not finite."""
+    """Whether the last step's own update made parameters or moments not finite."""
     rows: list[Row] = field(default_factory=list)
-    """The rows that came to the host last; a run that diverges does so at the last of them."""
-    rewind: GoingBack | None = None
+    """The rows flushed last; a run that diverges does so at the last of them."""
+    rewind: RewindEvent | None = None
     """The last rewind."""
     validation_nll: float | None = None
-    """Of the last row, if that was an evaluation's."""
+    """Of the last row, if it was evaluated."""
     reached: bool = False
-    """Whether gradients have been seen to reach all parameters of the head."""
+    """Whether all parameters of the head are known to get gradients."""
     began: float = 0.0
-    """Clock time at which the steps since the last transfer began; evaluation and checkpoints come before it."""
+    """Clock time at which the steps since the last flush began; excludes evaluation and checkpoints."""
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens over all ranks."""
         return self.config.train.batch_size * self.config.data.sequence_length
 
     @property
     def skipped(self) -> list[list[int]]:
-        """The ranges of batches that are left out: by the configuration and by rewinds."""
+        """Ranges of skipped batches, from the configuration and from rewinds."""
         return [*self.config.data.skip_steps, *(self.rewind.skipped if self.rewind else [])]
 
     @property
-    def decides(self) -> bool:
+    def may_rewind(self) -> bool:
         """Whether an intervention may take the run back."""
         return any(intervention.decides() for intervention in self.interventions.values())
 
@@ -109,7 +106,7 @@ class Run:
         return batch_number(step, self.skipped)
 
     def bare_model(self) -> Any:
-        """The model inside whatever the launch wrapped it in."""
+        """The model without the launch's wrappers."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
@@ -125,8 +122,8 @@ def build_run(
 ) -> Run:
     """A run at ``checkpoint``, or at its start.
 
-    Only if ``writes``, and on the main process, does it write to ``directory``. ``launch``: what the directory's lock says while
-    it is this launch's. For a replay: ``store``, the tokens, if not those that the configuration leads to now.
+    ``writes``: whether the main process writes to ``directory``. ``launch``: the content of the directory's lock while this
+    launch holds it. ``store``: for a replay, the tokens if they are not those the configuration now leads to.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -134,7 +131,7 @@ def build_run(
     if checkpoint is None:
         from_main(lambda: check_body(config), accelerator.device)
     if store is None:
-        # Once before the text is tokenised, when a given tokenizer's size is not known yet.
+        # A first check before the text is tokenised, when the size of a given tokenizer is not known yet.
         least = config.data.options.get("vocab_size") or (1 if config.body.checkpoint else LEAST_VOCABULARY)
         from_main(lambda: check_memory(config, least, accelerator), accelerator.device)
         store = open_store(config.data, progress=main_process)
@@ -169,11 +166,11 @@ def build_run(
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
     probe_BT = next(probe)[0].to(accelerator.device)
-    # After all that may be mistaken, which would be told in the bar's line.
+    # After every check, so that no error message lands in the bar's line.
     bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
     watchdog = Watchdog(
         config.train.stall_seconds,
-        tell=functools.partial(_record_lost_ranks, accelerator, directory, launch),
+        report=functools.partial(_record_lost_ranks, accelerator, directory, launch),
         stacks=directory / f"stalled_rank_{rank}.txt",
         device=accelerator.device,
     )
@@ -189,7 +186,7 @@ def build_run(
 def _record_lost_ranks(
     accelerator: Accelerator, directory: Path, launch: str, step: int, line: str, missing: list[int]
 ) -> None:
-    """The first of the ranks that are left writes what happened, unless the run has been started again in the meantime."""
+    """The first remaining rank records the loss, unless the run has been restarted in the meantime."""
     left = [r for r in range(accelerator.num_processes) if r not in missing] or [0]
     mine = launch and (accelerator.is_main_process or held_by(directory) == launch)
     if accelerator.process_index == left[0] and mine:
@@ -199,10 +196,10 @@ def _record_lost_ranks(
 
 
 def go_to(run: Run, checkpoint: Path | None) -> None:
-    """Bring ``run`` to ``checkpoint`` (None: to its start), whatever it has become since. All ranks call it."""
-    del run.model, run.optimizer, run.telemetry, run.vitals  # before the new ones need their memory
+    """Bring ``run`` to ``checkpoint`` (None: to its start), whatever its state. All ranks call it."""
+    del run.model, run.optimizer, run.telemetry, run.vitals  # free their memory for the new ones
     run.accelerator.free_memory()
-    clear_device_cache(garbage_collection=True)  # Accelerate collects before it lets its own references go
+    clear_device_cache(garbage_collection=True)  # Accelerate collects garbage before it drops its own references
     trainable = _trainable(run.config, run.accelerator, run.store, checkpoint)
     run.model, run.optimizer, run.telemetry, run.vitals, run.alive = trainable
     _restore(run, checkpoint)
@@ -211,7 +208,7 @@ def go_to(run: Run, checkpoint: Path | None) -> None:
 def _trainable(
     config: RunConfig, accelerator: Accelerator, store: TokenStore, checkpoint: Path | None
 ) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Vitals, Tensor]:
-    """Model and optimizer as prepared for the launch, their telemetry and vitals, and the flag that they are alive."""
+    """Model and optimizer as prepared for the launch, telemetry and vitals on them, and the ``alive`` flag."""
     model = load_weights(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
     check_optimizer(config.optimizer, accelerator.device)
@@ -225,14 +222,14 @@ def _trainable(
 
 
 def interventions_of(config: RunConfig) -> dict[str, Intervention]:
-    """All interventions of a configuration; ``optimizer.clip_norm`` is short for the first."""
+    """All interventions of a configuration; ``optimizer.clip_norm`` is shorthand for a first one."""
     limit = config.optimizer.clip_norm
     clipping = [] if limit is None else [Choice.model_validate({"kind": "clip_norm", "max_norm": limit})]
     return make_interventions([*clipping, *config.interventions])
 
 
 def _restore(run: Run, checkpoint: Path | None) -> None:
-    """All that steps change, as it was at ``checkpoint``, or as it is at the start; the model is there already."""
+    """Restore everything that steps change, except the model, to ``checkpoint`` or to the start."""
     run.step, run.validation_nll, run.diverged, run.spoilt = 0, None, False, False
     run.interventions = interventions_of(run.config)
     for stress in run.stresses:
@@ -246,21 +243,22 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
         alarms = state["alarms"]
         if run.accelerator.scaler is not None:
             run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
-    back = from_main(lambda: _as_json(last_rewind(run.directory, run.step)), run.accelerator.device)
-    run.rewind = GoingBack(**back) if back else None
-    run.watch.restore(detectors, run.step)
-    run.watch.carry(alarms)
+    found = from_main(
+        lambda: asdict(back) if (back := last_rewind(run.directory, run.step)) else None, run.accelerator.device
+    )
+    run.rewind = RewindEvent(**found) if found else None
+    run.watch.restore(detectors, run.step, alarms)
     run.bar.n = run.bar.initial = run.bar.last_print_n = run.step
 
 
 def _acts_now(run: Run, stress: Stress) -> bool:
-    """Whether a stress acts at the step that is being taken."""
+    """Whether a stress acts at the current step."""
     step = run.step + 1
     return stress.acts(step, run.batch_number(step))
 
 
 def interventions_state(run: Run) -> dict[str, Tensor]:
-    """The state of all interventions as ``<name>.<key>``: copies, whole also where sharded. All ranks call it."""
+    """The state of all interventions as ``<name>.<key>``: copies, whole even if sharded. All ranks call it."""
     return {
         f"{name}.{key}": full(t.detach()).clone(memory_format=torch.contiguous_format)
         for name, intervention in run.interventions.items()
@@ -269,13 +267,9 @@ def interventions_state(run: Run) -> dict[str, Tensor]:
 
 
 def load_interventions(run: Run, tensors: Mapping[str, Tensor]) -> None:
-    """Go on from what :func:`interventions_state` returned."""
+    """Restore what :func:`interventions_state` returned."""
     device = run.accelerator.device
     for name, intervention in run.interventions.items():
         own = {k.removeprefix(f"{name}."): t.to(device) for k, t in tensors.items() if k.startswith(f"{name}.")}
         if own:
             intervention.load(own)
-
-
-def _as_json(back: GoingBack | None) -> dict[str, Any] | None:
-    return asdict(back) if back else None

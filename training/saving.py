@@ -1,18 +1,19 @@
 """Writing a checkpoint."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .run import Run
+import torch
+
+from model import SwapHeadForCausalLM
+from record.checkpoints import model_tensors, optimizer_tensors, prune, write_checkpoint
+
+from .run import Run, interventions_state
 
 
 def fit_to_keep(run: Run) -> bool:
-    """Whether parameters and moments are finite, as a checkpoint's must be; raises the alarm if not. Waits for the device."""
+    """Whether parameters and moments are finite; if not, raise the alarm. Waits for the device."""
     run.spoilt = not run.vitals.state_is_finite(run.optimizer.optimizer)
     if run.spoilt:
         run.watch.overflowed(run.step)
@@ -20,17 +21,8 @@ def fit_to_keep(run: Run) -> bool:
 
 
 def save_checkpoint(run: Run, *, undecided: bool) -> None:
-    """Write the checkpoint of this step and delete the ones that need not stay. All ranks call it.
-
-    ``undecided``: whether the run has seen alarms that it would decide about later.
-    """
-    import torch
-
-    from model import SwapHeadForCausalLM
-    from record.checkpoints import model_tensors, optimizer_tensors, prune, write_checkpoint
-
-    from .run import interventions_state
-
+    """Write the checkpoint of this step and delete those no longer needed. All ranks call it. ``undecided``: whether there
+    are alarms on which the run would decide later."""
     config, accelerator = run.config, run.accelerator
     run.watchdog.moved(run.step, "checkpoint")
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
@@ -38,7 +30,7 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     interventions = {name: t.cpu() for name, t in interventions_state(run).items()}
     if accelerator.is_main_process:
         tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
-        with torch.device("meta"):  # of the project's own class: sharding swaps the class of the model it wraps
+        with torch.device("meta"):  # a fresh object: sharding replaces the class of the model it wraps
             model = SwapHeadForCausalLM(run.bare_model().config)
 
         def save_model(directory: Path) -> None:
@@ -54,7 +46,7 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
             "data": run.store.manifest_hash(),
             "gradient_scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
-        run.recorder.sync()  # the rows before a checkpoint are on the disk before it
+        run.recorder.sync()  # the rows before a checkpoint are on disk before it is
         write_checkpoint(run.directory, run.step, save_model, tensors, interventions, state)
         spikes = run.watch.first_steps(config.checkpoint.keep_before_spikes)
         prune(run.directory, config.checkpoint.keep, spikes, config.checkpoint.every)

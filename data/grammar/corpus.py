@@ -1,4 +1,4 @@
-"""The synonym grammar as a corpus: documents that are written when they are read."""
+"""The synonym grammar as a corpus: documents are generated when they are read."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tqdm import tqdm
 from data.corpora import CORPORA, Corpus, DataConfig
 
 from .grammar import Grammar
-from .tokenizer import grammar_tokenizer
+from .vocabulary import grammar_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 RULES_VERSION = 1
-"""Version of the way documents are drawn from the tables; raise it with any change to it."""
+"""Version of how documents are drawn from the tables; raise it with any change."""
 
 
 @CORPORA.register("grammar")
 class GrammarCorpus(Corpus):
-    """Text of the synonym grammar, in which the probability of every word is known; a token for each of its words."""
+    """Text of the synonym grammar, in which the probability of every word is known; one token per word."""
 
     @dataclass(frozen=True)
     class Options:
         documents: Annotated[int, Field(ge=10, le=1 << 32)]
-        """How many documents to write; they have some 80 tokens on average."""
+        """Number of documents; they average some 80 tokens."""
         seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
-        """Draws the grammar's free probabilities, and the text."""
+        """Seed of the grammar's free probabilities and of the text."""
 
     def __init__(self, options: Options, data: DataConfig) -> None:
         super().__init__(options, data)
@@ -38,7 +38,7 @@ class GrammarCorpus(Corpus):
         self._grammar = Grammar(options.seed)
 
     def identity(self) -> dict[str, Any]:
-        """Return the number of documents, the seed, and a hash of all words, probabilities and transitions."""
+        """Number of documents, seed, and a hash of all words, probabilities and transitions."""
         return {
             "kind": "grammar",
             "rules": RULES_VERSION,
@@ -53,7 +53,7 @@ class GrammarCorpus(Corpus):
         return iter(tqdm(texts, desc="writing", total=self._documents, unit="doc", disable=not progress))
 
     def describe(self) -> dict[str, Any]:
-        """Return the grammar's seed, its states, its words, and how many sets of synonyms there are of each kind."""
+        """The grammar's seed, its states and words, and the number of synonym sets of each kind."""
         lemmas = {(one.kind, one.lemma) for one in self._grammar.sets}
         kinds = sorted({kind for kind, _ in lemmas})
         return {
@@ -64,9 +64,9 @@ class GrammarCorpus(Corpus):
         }
 
     def tokenizer_identity(self) -> dict[str, Any]:
-        """Return that words are tokens; which words they are, the corpus's own identity tells."""
+        """Words are tokens; the words themselves are in the corpus's identity."""
         return {"words": "grammar"}
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Return the tokenizer of the grammar's words."""
+        """The tokenizer of the grammar's words."""
         return grammar_tokenizer()

@@ -1,19 +1,13 @@
-"""The words of the synonym grammar: sets of interchangeable words, near-synonyms, antonyms, and words that stand alone.
+"""The words of the synonym grammar: synonym sets, near-synonyms, antonyms, and single words.
 
-A line of the tables below holds words of one part of speech and one class. The words of a set are joined by "/". A word
-may carry marks: "+" or "-" before it is its polarity, "~" says that it likes a complement after it, ">form" gives an
-irregular inflected form and "@class" a class of its own. The class of a noun says what it denotes, that of a verb what
-its object denotes ("alone" and "moving" verbs take no object).
+Each line of the tables holds words of one part of speech and class, with the words of a set joined by "/". Marks on a word:
+"+" or "-" before it is its polarity, "~" means a complement often follows, ">form" gives an irregular inflection, "@class"
+overrides the class. A noun's class is what it denotes, a verb's what its object denotes ("alone" and "moving" verbs take no
+object).
 """
-
-from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal["single", "equal", "unequal", "rare", "contextual", "near", "antonym"]
-Condition = Literal["none", "register", "number", "place"]
 
 NOUN_CLASSES = ("person", "thing", "place")
 OBJECTLESS = ("alone", "moving")
@@ -21,7 +15,7 @@ OBJECTLESS = ("alone", "moving")
 RARE_SHARE = 0.03
 UNEQUAL_SHARE = 0.2
 CONTEXTUAL_SHARE = 0.1
-"""What the less likely word of a set of two gets, by kind; a contextual set turns this round with its condition."""
+"""Share of the less likely word of a pair, by kind; a contextual pair is reversed where its condition holds."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +31,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Concept:
-    """One meaning and the words for it, or (antonyms, near-synonyms) two meanings that share contexts.
-
-    ``condition`` says what turns the split of a contextual set round: the register of the document, the number of the
-    form, or the place (a noun after an adjective, an adjective in the predicate).
-    """
+    """One meaning and the words for it, or (antonyms, near-synonyms) two meanings that share contexts."""
 
     part: str
-    kind: Kind
-    condition: Condition
+    kind: str
+    """single, equal, unequal, rare, contextual, near or antonym."""
+    condition: str
+    """none, or what reverses the split of a contextual set: the document's register, the form's number, or the place (a
+    noun after an adjective, an adjective in the predicate)."""
     words: tuple[Word, ...]
 
     @property
@@ -53,13 +46,13 @@ class Concept:
         """The lemmas, joined by "/"."""
         return "/".join(word.lemma for word in self.words)
 
-    def split(self, *, turned: bool) -> tuple[float, ...]:
-        """Return the probability of each word given the concept; ``turned`` when the condition holds."""
+    def split(self, *, reversed_: bool) -> tuple[float, ...]:
+        """Probability of each word given the concept; ``reversed_`` where the condition holds."""
         n = len(self.words)
         small = {"unequal": UNEQUAL_SHARE, "rare": RARE_SHARE, "contextual": CONTEXTUAL_SHARE}.get(self.kind)
         if small is None:
             return (1 / n,) * n
-        return (small, 1 - small) if turned and self.kind == "contextual" else (1 - small, small)
+        return (small, 1 - small) if reversed_ and self.kind == "contextual" else (1 - small, small)
 
 
 _SETS = """
@@ -142,7 +135,7 @@ NAMES_FEMALE = "Anna Maria Clara Emma Julia Laura Nina Rosa Sofia Helen Alice Id
 
 PREPOSITIONS = {"in": "place", "near": "place", "behind": "place", "with": "person", "for": "person", "about": "thing"}
 COMPLEMENT_PREPOSITIONS = {"of": "person", "from": "place"}
-"""Preposition -> the class of noun that it is mostly followed by; the second kind introduces complements."""
+"""Preposition -> the class of noun that mostly follows it; the second kind introduces complements."""
 
 DETERMINERS = {
     "the": (None, 10.0),
@@ -154,53 +147,37 @@ DETERMINERS = {
     "some": (1, 1.3),
     "several": (1, 0.8),
 }
-"""Determiner -> the number that it demands (0 singular, 1 plural, None either) and its weight."""
+"""Determiner -> the number it requires (0 singular, 1 plural, None either) and its weight."""
 POSSESSIVES = {True: "his", False: "her"}
 POSSESSIVE_WEIGHT = 4.0
 PRONOUNS = {True: "he", False: "she"}
 """By whether the protagonist is male."""
 
 OPENERS = (("Later", "Subsequently"), ("Then", "Consequently"), ("Anyway", "Finally"))
-"""What opens each further part of a document: the informal word, the formal one."""
+"""How each further part of a document opens: the informal word, the formal one."""
 CONNECTIVES = (("Also", "Moreover"), ("Well", "Furthermore"), ("Now", "Indeed"))
 INTENSIFIERS = (("really", "very"), ("pretty", "rather"))
 CONSEQUENCES = (("so", "thus"),)
 CONTRASTS = (("but", "yet"),)
 MODALS = (("can", "may"), ("will", "shall"), ("might", "must"))
-"""Pairs of function words: the informal one, the formal one. They are how a document shows its register."""
+"""Pairs of function words, informal and formal, by which a document shows its register."""
 
 
 def concepts() -> tuple[Concept, ...]:
-    """Return all concepts, sets first, in the order of the tables.
-
-    Raises:
-        ValueError: if a form occurs twice, or if true synonyms differ in anything that what follows depends on.
-    """
+    """All concepts, sets first, in the order of the tables. Raises ValueError if a form occurs twice, or if true synonyms
+    differ in anything that affects what follows."""
     found = []
     for line in _SETS.strip().splitlines():
         part, sense, kind, *entries = line.split()
         for entry in entries:
             words = tuple(_word(text, part, sense) for text in entry.split("/"))
-            found.append(Concept(part, *_kind_of(kind), words))
+            contextual = kind in ("register", "number", "place")
+            found.append(Concept(part, *(("contextual", kind) if contextual else (kind, "none")), words))
     for line in _SINGLES.strip().splitlines():
         part, sense, *entries = line.split()
         found += [Concept(part, "single", "none", (_word(text, part, sense),)) for text in entries]
     _check(found)
     return tuple(found)
-
-
-def _kind_of(name: str) -> tuple[Kind, Condition]:
-    kinds: dict[str, tuple[Kind, Condition]] = {
-        "equal": ("equal", "none"),
-        "unequal": ("unequal", "none"),
-        "rare": ("rare", "none"),
-        "near": ("near", "none"),
-        "antonym": ("antonym", "none"),
-        "register": ("contextual", "register"),
-        "number": ("contextual", "number"),
-        "place": ("contextual", "place"),
-    }
-    return kinds[name]
 
 
 def _word(text: str, part: str, sense: str) -> Word:
@@ -213,14 +190,14 @@ def _word(text: str, part: str, sense: str) -> Word:
 
 
 def inflect(lemma: str) -> str:
-    """Return the regular plural of a noun, which is spelt as the third person of a verb is."""
+    """The regular plural of a noun, spelt like the third person of a verb."""
     if re.search(r"(s|x|z|ch|sh)$", lemma):
         return lemma + "es"
     return lemma[:-1] + "ies" if re.search(r"[^aeiou]y$", lemma) else lemma + "s"
 
 
 def marked(words: str) -> dict[str, int]:
-    """Return word -> polarity of a list of words with marks, in its order."""
+    """Word -> polarity of a list of marked words, in order."""
     return {text.lstrip("+-"): {"+": 1, "-": -1}.get(text[0], 0) for text in words.split()}
 
 

@@ -1,22 +1,19 @@
-"""The rules of the synonym grammar: what may follow in each state, with which weight, and the state after it.
+"""The rules of the synonym grammar: what may follow in each state, with which weight, and the next state.
 
-A document: a first name, then sentences about that person and others, in PHASES parts that an opener marks.
+A document is a first name, then sentences about that person and others, in PHASES parts that an opener marks.
 
     sentence  = [opener ","] clause [adverb] ["," conjunction clause [adverb]] "."
     clause    = subject ([adverb] verb [object] | be [intensifier] adjective)
     subject   = pronoun | noun phrase {preposition noun phrase | "that" verb noun phrase}
     object    = noun phrase {preposition noun phrase}
 
-The verb agrees with its subject whatever stands between them, pronouns and possessives with the person that the document
-is about. Words with polarity (all antonyms of verbs and adjectives have one) set a mood, which tilts what follows in the
-sentence; a noun that likes a complement is followed by another one more often. The weights below are free choices, made
-for sentences of some ten words; they are the same for every seed.
+Verbs agree with their subject whatever stands between, pronouns and possessives with the person the document is about.
+Words with polarity (all antonymous verbs and adjectives have one) set a mood, which tilts what follows in the sentence; a
+noun marked "~" is followed by another more often. The weights are free choices for sentences of about ten words, the same
+for every seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import NamedTuple
 
 from data.tokenizer import END_OF_TEXT
@@ -26,14 +23,14 @@ from .tables import REGISTER_SHARE, Emission, Feature, Tables
 
 PHASES = 4
 ADVANCE = 0.5
-"""Chance that a sentence begins the next part, or, after the last part, that the document ends."""
+"""Chance that a sentence begins the next part or, after the last part, that the document ends."""
 
 MOOD_FACTOR = 4.0
-"""An adverb of the polarity of the mood is this many times as likely."""
+"""How much more likely an adverb of the mood's polarity is."""
 
 
 class State(NamedTuple):
-    """A place in the syntax and the memory that what follows depends on; what does not matter has its default."""
+    """A place in the syntax plus the memory that affects what follows; what does not matter has its default."""
 
     place: str
     phase: int = 0
@@ -44,20 +41,21 @@ class State(NamedTuple):
     number: int = 0
     """Of the subject, 0 singular and 1 plural."""
     role: str = ""
-    """Of a noun phrase: subject, embedded (between a subject and its verb), object, last (after a preposition behind a verb)."""
+    """Of a noun phrase: subject, embedded (between a subject and its verb), object, last (after a preposition behind a
+    verb)."""
     determined: int | None = None
-    """Number that the determiner demands."""
+    """Number that the determiner requires."""
     sense: str = ""
-    """Class that is preferred of a noun phrase."""
+    """Preferred class of a noun phrase."""
     tilt: int = 0
     modified: bool = False
-    """After the adjective or adverb that there may be one of."""
+    """The one optional adjective or adverb has been used."""
     complement: bool = False
-    """After a noun that likes a complement, or a verb of movement."""
+    """After a noun that often takes a complement, or a verb of movement."""
 
 
 class Option(NamedTuple):
-    """A way to go on: its weight, the words, and the state after a word of some feature."""
+    """A way to continue: its weight, the words, and the next state by the word's feature."""
 
     weight: float
     emission: Emission
@@ -72,29 +70,22 @@ class Syntax:
     """The rules over the emissions of one grammar."""
 
     def __init__(self, tables: Tables) -> None:
-        """Take the emissions of a grammar."""
         self._tables = tables
-        self._words = cache(self._equal_words)
-        self._pairs = cache(self._register_pairs)
-        self._determiners = cache(self._determiner_words)
-        self._adverbs = cache(self._adverb_words)
 
     def options(self, state: State) -> list[Option]:
-        """Return the ways to go on from a state; their weights sum to 1."""
+        """The ways to continue from a state; their weights sum to 1."""
         return list(getattr(self, f"_{state.place}")(state))
 
-    # ------------------------------------------------------------------------------------ words
-
-    def _equal_words(self, *words: str) -> Emission:
+    def _words(self, *words: str) -> Emission:
         return self._tables.listed(tuple((word, 1.0, 1.0, Feature()) for word in words))
 
-    def _register_pairs(self, pairs: Pairs) -> Emission:
+    def _pairs(self, pairs: Pairs) -> Emission:
         """Pairs of an informal and a formal word."""
         informal = [(pair[0], REGISTER_SHARE, 1 - REGISTER_SHARE, Feature()) for pair in pairs]
         formal = [(pair[1], 1 - REGISTER_SHARE, REGISTER_SHARE, Feature()) for pair in pairs]
         return self._tables.listed((*informal, *formal))
 
-    def _determiner_words(self, male: bool, capital: bool) -> Emission:
+    def _determiners(self, male: bool, capital: bool) -> Emission:
         """The feature's number is 0, 1, or -1 for a determiner of both."""
         weights = lexicon.DETERMINERS | {lexicon.POSSESSIVES[male]: (None, lexicon.POSSESSIVE_WEIGHT)}
         return self._tables.listed(
@@ -104,7 +95,7 @@ class Syntax:
             )
         )
 
-    def _adverb_words(self, words: str, mood: int) -> Emission:
+    def _adverbs(self, words: str, mood: int) -> Emission:
         """Adverbs, the likelier the more their polarity is that of the mood."""
         marked = lexicon.marked(words)
         return self._tables.listed(
@@ -113,8 +104,6 @@ class Syntax:
                 for word, sign in marked.items()
             )
         )
-
-    # ------------------------------------------------------------------------------------ documents and sentences
 
     def _start(self, state: State) -> Iterator[Option]:
         yield Option(0.5, self._words(*lexicon.NAMES_MALE.split()), lambda _: State("verb", male=True))
@@ -155,13 +144,11 @@ class Syntax:
         yield Option(1 - adverb - comma, self._words("."), lambda _: State("sentence", state.phase, state.male))
 
     def _conjunction(self, state: State) -> Iterator[Option]:
-        """A consequence keeps the mood, a contrast turns it round."""
+        """A consequence keeps the mood, a contrast inverts it."""
         after = state._replace(place="clause", second=True)
         yield Option(0.55, self._pairs(lexicon.CONSEQUENCES), lambda _: after)
         yield Option(0.25, self._pairs(lexicon.CONTRASTS), lambda _: after._replace(mood=-state.mood))
         yield Option(0.2, self._words("and"), lambda _: after._replace(mood=0))
-
-    # ------------------------------------------------------------------------------------ noun phrases
 
     def _determiner(self, state: State) -> Iterator[Option]:
         """Before a noun phrase other than a subject; persons may have names."""
@@ -200,13 +187,11 @@ class Syntax:
             yield option._replace(weight=(1 - phrase) * option.weight)
 
     def _prepositions(self, weight: float, state: State, after: State) -> Iterator[Option]:
-        """Prepositions of complements are eight times as likely after a word that likes one."""
+        """Prepositions of complements are eight times as likely after a word that takes one."""
         more = 4.0 if state.complement else 0.5
         words = [(word, 1.0, 1.0, Feature(sense=sense)) for word, sense in lexicon.PREPOSITIONS.items()]
         words += [(word, more, more, Feature(sense=s)) for word, s in lexicon.COMPLEMENT_PREPOSITIONS.items()]
         yield Option(weight, self._tables.listed(tuple(words)), lambda f: after._replace(sense=f.sense))
-
-    # ------------------------------------------------------------------------------------ verbs
 
     def _verb(self, state: State) -> Iterator[Option]:
         """Before the verb of a clause."""
@@ -259,14 +244,14 @@ def _tilt(state: State) -> int:
 
 
 def _phrase(state: State, determiner: Feature, role: str, sense: str) -> State:
-    """Return the state after a determiner. The verb's mood tilts its object."""
+    """The state after a determiner. The verb's mood tilts its object."""
     determined = None if determiner.number < 0 else determiner.number
     tilt = state.mood if role == "object" else 0
     return state._replace(place="noun", role=role, sense=sense, determined=determined, tilt=tilt, modified=False)
 
 
 def _after_noun(state: State, noun: Feature) -> State:
-    """Return the state after the last word of a noun phrase: where it goes on depends on its role."""
+    """The state after the last word of a noun phrase, which depends on its role."""
     plain = state._replace(role="", sense="", determined=None, tilt=0, modified=False)
     after = plain._replace(complement=noun.complement)
     if state.role == "subject":

@@ -1,1 +1,1 @@
-"""Detectors: from the rows of a run to events."""
+"""Detectors of spikes, stalls and non-finite values in a run's rows."""

@@ -1,6 +1,4 @@
-"""What a signal is expected to be, from the values before: a robust line and the noise around it."""
-
-from __future__ import annotations
+"""The expected value of a signal given its past: a robust line, and the noise around it."""
 
 import math
 from functools import cache
@@ -10,33 +8,33 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 LINE = 32
-"""Values that the line of expectation goes through, once there are so many."""
+"""Most values the line is fitted to."""
 FEWEST = 8
 """Values before the first forecast, and forecasts before the first verdict: the rule speaks from the 17th value on."""
 ERRORS = 256
-"""Forecast errors kept. The newer half of them is the noise, at least MINIMUM_ERRORS: the noise of a young run changes fast."""
+"""Forecast errors kept. Noise is estimated from the newer half, at least MINIMUM_ERRORS: early in a run it changes fast."""
 MINIMUM_ERRORS = 16
 LOWEST = 4
-"""The level expected is not below the lowest of so many last values."""
+"""The expected level is not below the lowest of this many last values."""
 CLIP = 3.0
-"""MAD sigmas at which an error is clipped before the standard deviation is taken."""
+"""MAD sigmas at which errors are clipped before their standard deviation is taken."""
 MAD_TO_SIGMA = 1.4826
-"""The standard deviation of normal noise in units of its median absolute deviation."""
+"""Standard deviation of normal noise in units of its median absolute deviation."""
 SMALL_SAMPLE = 2.0
-"""Sigma is taken larger by the factor 1 + 2/n when it is estimated from n errors."""
+"""Sigma estimated from n errors is enlarged by the factor 1 + 2/n."""
 RESOLUTION = 1e-3
-"""Sigma is at least this share of the level: a signal without noise does not spike at its last digits."""
+"""Sigma is at least this share of the level, so that a noiseless signal does not spike at its last digits."""
 TINY = 1e-12
-"""Sigma of a signal that has been exactly 0."""
+"""Least sigma, for a signal that has been exactly 0."""
 
 
 def logarithmic(signal: str) -> bool:
-    """Whether the signal is judged by its logarithm: norms and sizes of updates."""
+    """Whether the signal is judged on a log scale: norms and update sizes."""
     return "norm" in signal or "rms" in signal
 
 
 def judged(signal: str, value: float) -> float:
-    """``value`` on the scale on which its signal is judged; NaN if it is not finite or has no logarithm there."""
+    """``value`` on the scale on which its signal is judged; NaN if it is not finite or has no logarithm."""
     if not math.isfinite(value) or (logarithmic(signal) and value <= 0):
         return math.nan
     return math.log(value) if logarithmic(signal) else value
@@ -48,12 +46,12 @@ def resolution(signal: str, level: float, share: float) -> float:
 
 
 def falls(signal: str) -> bool:
-    """Whether training lowers the signal, so that it may not creep up. (TFSD as an objective rises after a cold start.)"""
+    """Whether training should lower the signal, so that a rise is suspect. (TFSD's objective rises after a cold start.)"""
     return ("loss" in signal or "nll" in signal) and signal != "loss/objective"
 
 
 def median(values: Floats) -> float:
-    """The median of at least one value; several times faster than np.median on arrays as short as those here."""
+    """The median of at least one value; on short arrays several times faster than np.median."""
     half = len(values) // 2
     if len(values) % 2:
         return float(np.partition(values, half)[half])
@@ -62,7 +60,7 @@ def median(values: Floats) -> float:
 
 
 class Baseline:
-    """The history of a series and what it leads one to expect: points 1 and 2 of the rule. Its attributes are JSON values."""
+    """The history of a series and its expected value (points 1 and 2 of the rule). Attributes are JSON values."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -81,7 +79,7 @@ class Baseline:
             self.line = self._fit()
 
     def expected(self, step: int) -> tuple[float, float] | None:
-        """The level expected at ``step`` and the noise's standard deviation around it; None while it is too early to tell."""
+        """Expected level at ``step`` and standard deviation of the noise around it; None while it is too early."""
         if len(self.errors) < FEWEST:
             return None
         errors = np.asarray(self.errors[-max(MINIMUM_ERRORS, len(self.errors) // 2) :])

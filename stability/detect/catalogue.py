@@ -1,6 +1,4 @@
-"""All detectors by name, and running one over rows or over a finished series."""
-
-from __future__ import annotations
+"""All detectors by name, and functions to run one over rows or a finished series."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,15 +16,15 @@ from .stall import StallRule
 
 __all__ = [
     "DEFAULT", "DETECTORS", "LlmC", "LlmFoundry", "LossRatio", "MedianMad", "NonFiniteRule", "Olmo2", "OlmoCore", "StallRule",
-    "detect", "detect_rows", "detect_series", "detector_from_state", "judged_from", "make_detector",
+    "detect_rows", "detect_series", "detector_from_state", "judged_from", "make_detector",
 ]  # fmt: skip
 
 
 def judged_from(detector: Detector, warmup_steps: int) -> int:
-    """The first step of a run that ``detector`` sees: for spikes of norms and sizes of updates, the first after the warm-up.
+    """The first step that ``detector`` judges: for spikes of norms and update sizes, the first after warm-up.
 
-    They follow the learning rate up there, and are even until the first layers begin to learn and noisy ever after: what they
-    did before is no measure of what they do then. A value that is not finite is one at any step.
+    They grow with the learning rate and are smooth until the first layers begin to learn, so the early noise is no measure
+    of the later noise. A non-finite value counts at any step.
     """
     muted = logarithmic(detector.signal) and not isinstance(detector, NonFiniteRule)
     return warmup_steps + 1 if muted else 0
@@ -36,25 +34,19 @@ DEFAULT = MedianMad.kind
 
 
 def make_detector(name: str, signal: str) -> Detector:
-    """A detector that has seen nothing yet. Raises KeyError for a name that is not in :data:`DETECTORS`."""
+    """A new detector. Raises KeyError for a name that is not in :data:`DETECTORS`."""
     detector: Detector = DETECTORS[name](signal)
     return detector
 
 
 def detector_from_state(state: Mapping[str, Any]) -> Detector:
-    """The detector whose :meth:`Detector.state` is ``state``."""
+    """Restore a detector from its :meth:`Detector.state`."""
     detector: Detector = DETECTORS[state["detector"]].from_state(state)
     return detector
 
 
-def detect(signal: str, steps: Iterable[int], values: Iterable[float], detector: str = DEFAULT) -> list[Event]:
-    """All events of a finished series, in the order in which they ended."""
-    series = np.fromiter(steps, dtype=np.int64), np.fromiter(values, dtype=np.float64)
-    return detect_series(make_detector(detector, signal), *series)
-
-
 def detect_series(detector: Detector, steps: npt.NDArray[np.int64], values: Floats) -> list[Event]:
-    """All events that ``detector`` finds in the values of its signal in a finished run; the default rule is quicker so."""
+    """All events of ``detector`` in a finished series of its signal; faster for the default rule."""
     if isinstance(detector, MedianMad):
         from .finished_series import detect_batches
 
@@ -64,6 +56,6 @@ def detect_series(detector: Detector, steps: npt.NDArray[np.int64], values: Floa
 
 
 def detect_rows(detector: Detector, rows: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """All events that ``detector`` finds in the rows of a finished run."""
+    """All events of ``detector`` in the rows of a finished run."""
     found = [event for row in rows for event in detector.update(row)]
     return found + detector.finish()

@@ -1,18 +1,22 @@
-"""What detectors find: spikes, values that are not finite, stalls."""
-
-from __future__ import annotations
+"""Events that detectors find: spikes, non-finite values, stalls."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 
+class _Recorded:
+    def event(self) -> dict[str, Any]:
+        """The fields of the event in events.jsonl."""
+        return asdict(self)  # type: ignore[call-overload]
+
+
 @dataclass
-class Spike:
+class Spike(_Recorded):
     """One spike of one signal, in steps.
 
-    ``height`` is the peak's distance from the level expected there, in the unit of the signal; ``sigmas`` the same in
-    standard deviations of the noise (0 from a rule that measures no noise). ``recovered`` is False for a spike that the run
-    ended in, or that was closed because its level has become the usual one.
+    ``height`` is the peak's distance from the expected level, in the signal's unit; ``sigmas`` the same in standard
+    deviations of the noise (0 from a rule that measures no noise). ``recovered`` is False for a spike that was still open
+    at the end of the run, or whose level has become the usual one.
     """
 
     kind: ClassVar[str] = "spike"
@@ -25,10 +29,6 @@ class Spike:
     sigmas: float
     recovered: bool = False
 
-    def event(self) -> dict[str, Any]:
-        """The fields of the event in events.jsonl."""
-        return asdict(self)
-
     def __str__(self) -> str:
         end = "recovered" if self.recovered else "not recovered"
         return (
@@ -38,8 +38,8 @@ class Spike:
 
 
 @dataclass
-class NonFinite:
-    """An unbroken row of values that are not finite, in steps. Nothing says how high they are: the height is null."""
+class NonFinite(_Recorded):
+    """A run of consecutive non-finite values, in steps. Its height is null."""
 
     kind: ClassVar[str] = "non_finite"
     detector: str
@@ -48,20 +48,14 @@ class NonFinite:
     end_step: int
     height: None = None
 
-    def event(self) -> dict[str, Any]:
-        """The fields of the event in events.jsonl."""
-        return asdict(self)
-
     def __str__(self) -> str:
         return f"{self.signal} is not finite: steps {self.start_step} to {self.end_step}"
 
 
 @dataclass
-class Stall:
-    """Logits grew while the loss stood still: from ``start_step`` to ``end_step`` the loss changed by ``height`` (nats).
-
-    ``logits`` is the metric that grew, ``growth`` the factor by which it did.
-    """
+class Stall(_Recorded):
+    """Logits grew while the loss stood still, changing by ``height`` nats from ``start_step`` to ``end_step``. ``logits``
+    is the metric that grew, ``growth`` the factor."""
 
     kind: ClassVar[str] = "stall"
     detector: str
@@ -71,10 +65,6 @@ class Stall:
     height: float
     logits: str
     growth: float
-
-    def event(self) -> dict[str, Any]:
-        """The fields of the event in events.jsonl."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return (
@@ -88,7 +78,7 @@ Event = Spike | NonFinite | Stall
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something a run may go back for: a spike, over or not, or a value that is not finite (of infinite height)."""
+    """A reason to rewind: a spike, over or not, or a non-finite value (of infinite sigmas)."""
 
     signal: str
     start_step: int

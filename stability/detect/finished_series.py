@@ -1,15 +1,12 @@
-"""The default spike rule over a finished series: what it finds in the stream, to the bit, many values at once.
+"""The default spike rule over a finished series: the same events as value by value, to the bit, but many values at once.
 
-A history (baseline.py) depends on nothing but the values that it has accepted, and it accepts nearly all.
-So what it expects is computed for a batch of values as if it accepted every one. A value of at most REFERENCE sigmas adds no
-evidence: the stream accepts it and is done. Any other value, and one at which the level of a loss has crept up, is given to the
-stream itself, in the state that it would be in there, and so are the values after it until the stream is at rest again. If a
-spike opens, values are no longer accepted, and a new batch begins when it is over.
+The baseline depends only on the values it has accepted, which are nearly all. So for a batch of values its expectations are
+computed as if all were accepted. A value of at most REFERENCE sigmas adds no evidence and would be accepted. Any other
+value, and one at which a loss has crept up, goes to the detector itself, set to the state it would have there, and so do
+the following values until it holds no evidence. If a spike opens, a new batch begins when it is over.
 
 Shapes: N values of the batch, K of a window, P pairs of values in a line.
 """
-
-from __future__ import annotations
 
 import math
 from functools import cache
@@ -25,25 +22,23 @@ Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
 NOISE = ERRORS // 2
-"""Errors that the noise is computed from once the history is full."""
+"""Errors used for the noise once the history is full."""
 SMALLEST, LARGEST = 32, 512
-"""Values in a batch: few after a spike, for another one may follow; then more, as long as their slopes fit in a cache."""
+"""Values in a batch: few after a spike, since another may follow, then more, while their slopes fit a cache."""
 
 
 def detect_batches(detector: MedianMad, steps: Steps, values: Floats) -> list[Event]:
-    """The events that end within ``values``; ``detector`` is left as if it had taken in one by one.
-
-    Raises ValueError unless the steps ascend, and lie after the last one that the detector has seen.
-    """
+    """The events that end within ``values``; ``detector`` ends in the state it would have value by value. Raises ValueError
+    unless the steps ascend and follow the last one the detector has seen."""
     seen = steps if detector.last_step is None else np.append(detector.last_step, steps)
     back = np.flatnonzero(np.diff(seen) <= 0)
     if back.size:
         raise ValueError(f"step {seen[back[0] + 1]} after step {seen[back[0]]}: steps of a series ascend")
     detector.last_step = int(seen[-1]) if len(seen) else None
     positive = logarithmic(detector.signal)
-    judgeable = np.isfinite(values) & (values > 0 if positive else True)  # the others mean nothing to the rule
+    judgeable = np.isfinite(values) & (values > 0 if positive else True)  # the rule skips the others
     steps, values = steps[judgeable], values[judgeable]
-    # A logarithm by numpy need not have the last bit of one by math.
+    # numpy's logarithm may differ from math's in the last bit.
     judged = np.fromiter(map(math.log, values), np.float64) if positive else values
     found: list[Event] = []
     place, size = 0, SMALLEST
@@ -59,7 +54,7 @@ def detect_batches(detector: MedianMad, steps: Steps, values: Floats) -> list[Ev
 
 
 class _Batch:
-    """Values after a full history, and what it would expect of each if it accepted all before."""
+    """Values after a full history, and what is expected of each if all before it are accepted."""
 
     def __init__(self, detector: MedianMad, steps: Steps, values: Floats, judged: Floats) -> None:
         baseline = detector.baseline
@@ -79,7 +74,7 @@ class _Batch:
         level_n = np.maximum(forecast_n + bias_n, judged_nk[:-1, -LOWEST:].min(axis=1))
         unit_n = 1.0 if logarithmic(detector.signal) else np.abs(level_n)
         self.sigma = np.maximum(np.maximum(sigma_n, RESOLUTION * unit_n), TINY)
-        quiet_n = (judged - level_n) / self.sigma <= REFERENCE  # not so what is NaN
+        quiet_n = (judged - level_n) / self.sigma <= REFERENCE  # NaN is not quiet
         self.loud = np.append(np.flatnonzero(~quiet_n), len(steps))
         self.medians = _medians(judged_nk[1:].copy()) if falls(detector.signal) else None
         """Level of a loss after each value."""
@@ -95,7 +90,7 @@ class _Batch:
         return bias_n, sigma_n * (1 + SMALL_SAMPLE / NOISE)
 
     def run(self) -> int:
-        """Let the detector take in the values up to the end or the first spike; how many these are."""
+        """Feed the values to the detector up to the end or the first spike; returns how many."""
         place = 0
         while place < len(self.stream):
             place = self._pass_over(place)
@@ -109,7 +104,7 @@ class _Batch:
         return place
 
     def _pass_over(self, place: int) -> int:
-        """Accept the values from ``place`` on that are certainly nothing else; the place of the one after them."""
+        """Accept the quiet values from ``place`` on; returns the place after them."""
         after = int(self.loud[np.searchsorted(self.loud, place)])
         if self.medians is not None:
             after = self._watch(place, after)
@@ -122,7 +117,7 @@ class _Batch:
         return after
 
     def _watch(self, place: int, after: int) -> int:
-        """Note the lowest level between two places; the first at which it has crept up, or the second place."""
+        """Track the lowest level between two places; returns the first at which it has crept up, or the second place."""
         assert self.medians is not None
         lowest = self.detector.lowest
         medians = self.medians[place:after]
@@ -137,12 +132,12 @@ class _Batch:
 
 
 def _windows(values: Floats, length: int = LINE) -> Floats:
-    """All stretches of ``length`` values, as a view: (windows, length)."""
+    """All windows of ``length`` values, as a view: (windows, length)."""
     return np.lib.stride_tricks.sliding_window_view(values, length)
 
 
 def _slopes(values: Floats, time: Floats) -> Floats:
-    """The slopes between all pairs of values in each window of a line: (windows, P). Each is computed once for all windows."""
+    """Slopes between all pairs of values in each window: (windows, P). Each slope is computed only once."""
     count = len(values) - LINE + 1
     value_nk, time_nk = (_windows(np.append(each, np.full(LINE, np.nan))) for each in (values, time))
     slope_nk = (value_nk[:, 1:] - value_nk[:, :1]) / (time_nk[:, 1:] - time_nk[:, :1])  # to each of the values after
@@ -151,7 +146,7 @@ def _slopes(values: Floats, time: Floats) -> Floats:
 
 @cache
 def _places() -> npt.NDArray[np.intp]:
-    """Where the pairs of each window of a batch are in the slopes to each of the LINE - 1 values after."""
+    """Index of each pair of a window in the array of slopes to the LINE - 1 following values."""
     earlier, later = np.triu_indices(LINE, 1)
     after = LINE - 1
     place_p = earlier * after + later - earlier - 1
@@ -159,7 +154,7 @@ def _places() -> npt.NDArray[np.intp]:
 
 
 def _medians(rows: Floats) -> Floats:
-    """The median of each row, of an even number of values; the rows are no longer in order afterwards."""
+    """Median of each row, of even length; reorders the rows."""
     half = rows.shape[1] // 2
     rows.partition(half, axis=1)
     return (rows[:, :half].max(axis=1) + rows[:, half]) / 2

@@ -1,28 +1,9 @@
-"""Spike detection: the default rule, and every rule by name.
+"""The default spike rule, derived in docs/mathematics.md, section 4.
 
-The rule (docs/mathematics.md, section 4) asks of each value how many sigmas of the noise it lies above what the values before it
-lead one to expect, and of the last few values together whether that can be chance:
-
-1. *Expected*: the straight line in log(1 + step) through the last 32 values by the median of all pairwise slopes (Theil-Sen),
-   plus the median of the last errors of such forecasts. Never below the lowest of the last 4 values: a curve that stops
-   falling is no spike.
-2. *Noise*: the standard deviation of those errors with each clipped at 3 x 1.4826 x MAD. Forecast errors, not residuals: what a
-   bend of the curve or autocorrelated noise adds to them is in the scale that they are judged by.
-3. *Evidence*: a sum that each value adds its sigmas minus 2.5 to, at most 3 a value, never below 0 (a one-sided CUSUM; Page
-   1954). Two values in a row of a little more than 4 sigmas open a spike. One value alone does if it is 2.5 times as far
-   out as any of the last 256 errors, in either direction, and at least 8 sigmas; 20 are enough in any case. Where the noise
-   has heavy tails, its outliers themselves ask for more.
-4. *Frozen history*: from the first value that adds evidence until it is used up, or the spike is over, no value enters the
-   history. A spike is over when two values in a row are back: one value is noise, at the end as at the start. It is closed as
-   not recovered, and its level is the new history, when 200 values have brought no new peak.
-5. *Creep*: a loss is not expected to rise. When the median of its last 32 values is 6 sigmas above the lowest such median,
-   that is one spike from there on. (A line would follow any rise that is slow enough.)
-
-Norms and update sizes are judged by their logarithm, and may rise: the noise of a gradient norm is multiplicative. In the runs of
-configs/suites/scale.yaml its excursions of one step reach 4 to 12 standard deviations as they are, 3 to 10 on a log scale.
+A value's sigmas above a robust line through the last values add evidence in a one-sided CUSUM; a single value opens a spike
+only far beyond all errors on record. The history is frozen while there is evidence or an open spike, and a loss whose level
+has crept up is in a spike too. Norms and update sizes are judged by their logarithm, since their noise is multiplicative.
 """
-
-from __future__ import annotations
 
 import copy
 import math
@@ -38,15 +19,15 @@ from .events import Event
 REFERENCE = 2.5
 """Sigmas that count neither for nor against a spike."""
 MOST = 3.0
-"""The most that one value adds to the evidence."""
+"""Most evidence from one value."""
 DECISION = 3.0
-"""A spike opens when the evidence is greater."""
+"""Evidence above which a spike opens."""
 ALONE = 20.0
-"""Sigmas at which one value is a spike by itself, whatever the noise."""
+"""Sigmas at which a single value is a spike, whatever the noise."""
 ALONE_LEAST = 8.0
-"""The same at least, where the noise has shown no outliers in NOISE_KNOWN errors."""
+"""Least sigmas for that, if NOISE_KNOWN errors contain no outlier."""
 ALONE_FACTOR = 2.5
-"""Times the farthest error on record."""
+"""Factor by which it must exceed the farthest error on record."""
 NOISE_KNOWN = 64
 LONGEST = 200
 """Values without a new peak after which a spike is closed as not recovered."""
@@ -56,22 +37,22 @@ CREEP = 6.0
 
 @DETECTORS.register("median_mad")
 class MedianMad(Detector):
-    """The rule of this module. A spike is a rise. Where the logarithm is judged, values without one are passed over."""
+    """This module's rule. A spike is a rise. On a log scale, values without a logarithm are skipped."""
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)
         self.baseline = Baseline()
         self.evidence = 0.0
         self.held: list[list[Any]] = []
-        """Step, value, height and sigmas of the values that have added evidence, while no spike is open."""
+        """Step, value, height and sigmas of the values that added evidence, while no spike is open."""
         self.inside: list[list[Any]] = []
         """Step and value of the last values since the spike opened."""
         self.back = self.since_peak = 0
-        """Values in a row that are back at the level expected; values since the peak."""
+        """Consecutive values back at the expected level; values since the peak."""
         self.lowest: list[Any] = []
         """The lowest level of a loss so far, and its step."""
         self.creep: float | None = None
-        """The level expected while the open spike is a creep."""
+        """The expected level while the open spike is a creep."""
 
     def take(self, step: int, value: float) -> list[Event]:
         raw, value = value, judged(self.signal, value)
@@ -94,7 +75,7 @@ class MedianMad(Detector):
         return []
 
     def _outside(self, candidate: list[Any], sigma: float) -> None:
-        """No spike is open: weigh the evidence of the new value."""
+        """Weigh the evidence of a value while no spike is open."""
         sigmas = candidate[3]
         self.held.append(candidate)
         self.evidence = max(0.0, self.evidence + min(sigmas - REFERENCE, MOST))
@@ -108,7 +89,7 @@ class MedianMad(Detector):
             self.held = []
 
     def _stands_alone(self, sigmas: float, sigma: float) -> bool:
-        """Whether one value, so many ``sigmas`` up, is too far out for the noise there has been."""
+        """Whether one value, ``sigmas`` up, is farther out than the noise explains."""
         errors = np.asarray(self.baseline.errors)
         if sigmas <= ALONE_LEAST or len(errors) < NOISE_KNOWN:
             return sigmas > ALONE
@@ -116,7 +97,7 @@ class MedianMad(Detector):
         return sigmas > min(ALONE, ALONE_FACTOR * farthest / sigma)
 
     def _inside(self, candidate: list[Any]) -> list[Event]:
-        """A spike is open: it goes on, or is over."""
+        """Continue or close the open spike."""
         self.since_peak += 1
         if candidate[3] > REFERENCE:
             self.back = 0
@@ -134,7 +115,7 @@ class MedianMad(Detector):
         self.inside = [*self.inside[1 - LINE :], [step, value]]
 
     def _give_up(self) -> list[Event]:
-        """The spike's level has become the usual one: the history begins anew with it."""
+        """The spike's level has become the usual one: start a new history there."""
         self.baseline, self.lowest = Baseline(), []
         return self._end(self.inside, recovered=False)
 
@@ -145,7 +126,7 @@ class MedianMad(Detector):
         return self._close(recovered)
 
     def _watch_level(self, step: int, sigma: float) -> None:
-        """Open a spike when the level of a loss has crept up."""
+        """Open a spike if the level of a loss has crept up."""
         if len(self.baseline.values) < LINE:
             return
         level = median(np.asarray(self.baseline.values))

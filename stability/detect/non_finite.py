@@ -1,6 +1,4 @@
-"""The rule for values that are NaN or infinite."""
-
-from __future__ import annotations
+"""The rule for NaN and infinite values."""
 
 import math
 
@@ -10,12 +8,12 @@ from .events import Event, NonFinite
 
 @DETECTORS.register("non_finite")
 class NonFiniteRule(Detector):
-    """Values that are NaN or infinite, an event for each unbroken row of them."""
+    """NaN and infinite values: one event for each run of consecutive ones."""
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)
         self.steps: list[int] = []
-        """First and last step of the row that is going on."""
+        """First and last step of the current run."""
 
     def take(self, step: int, value: float) -> list[Event]:
         if math.isfinite(value):

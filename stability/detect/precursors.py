@@ -1,12 +1,9 @@
-"""Precursors of a spike: other signals that were out of their usual range as it began.
+"""Precursors of a spike: other signals that were out of their usual range when it began.
 
-Some 60 signals are looked at, so the rule is strict: a signal counts when it *is* out of its range at the spike's first step,
-and has been since ``first_step``: with two values of more than 5 sigmas on the same side, or one of more than 15. Back in its
-range is a signal after two values in a row. Range and sigmas are those of baseline.py, two-sided, its history frozen during an
-excursion; on a log scale for norms and sizes of updates. A drift that a line can follow is not an excursion.
+A signal counts if it is out of range at the spike's first step, with two values of more than 5 sigmas on the same side
+since ``first_step``, or one of more than 15 (strict, since some 60 signals are checked). It is back in range after two
+values in a row. Range and sigmas are those of baseline.py, two-sided, with the history frozen during an excursion.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,22 +14,23 @@ from .events import Spike
 from .median_mad import LONGEST
 
 LEAD = 100
-"""Steps before a spike in which its precursors may begin."""
+"""Most steps by which a precursor may precede its spike."""
 HISTORY = 64
-"""Steps before those, in which a signal's usual range is learnt."""
+"""Earlier steps from which a signal's usual range is learnt."""
 LOOK_BACK = LEAD + HISTORY + 2 * LONGEST
-"""Rows to keep until a spike is over, if :func:`precursors` is to see all it looks at before most spikes."""
+"""Rows to keep until a spike is over, so that :func:`precursors` sees all it needs for most spikes."""
 OUT = 5.0
 ALONE = 15.0
 RESOLUTION = 0.01
-"""Sigma is at least this share of the level: norms of parameters follow a line to many digits, and leave it at every bend."""
+"""Sigma is at least this share of the level: parameter norms follow a line closely, and leave it at every bend."""
 PASSED_OVER = ("data/", "step", "tokens", "lr", "loss/objective", "validation/", "throughput/", "memory/")
-"""What begins like this does not measure the model, or is not measured in training."""
+"""Prefixes of metrics that do not measure the model in training."""
 
 
 @dataclass(frozen=True)
 class Precursor:
-    """``signal`` left its range at ``first_step``, ``lead_steps`` before the spike; ``sigmas``: its farthest point, signed."""
+    """``signal`` left its range at ``first_step``, ``lead_steps`` before the spike; ``sigmas`` is its farthest point,
+    signed."""
 
     signal: str
     first_step: int
@@ -41,16 +39,14 @@ class Precursor:
 
 
 def precursors(spike: Spike, steps: Sequence[int], signals: Mapping[str, Sequence[float]]) -> list[Precursor]:
-    """The precursors of ``spike`` among ``signals`` (values at ``steps``, NaN where not measured), the longest lead first.
-
-    A lead of 0 steps is a signal that left its range together with the spike. Nothing after the spike's first step is looked at.
-    """
+    """The precursors of ``spike`` among ``signals`` (values at ``steps``, NaN where missing), longest lead first. A lead of
+    0 steps means the signal left its range together with the spike. Later steps are not considered."""
     window = [i for i, step in enumerate(steps) if -LEAD - HISTORY <= step - spike.start_step <= 0]
     found = []
     for name, values in signals.items():
         if name == spike.signal or name.startswith(PASSED_OVER):
             continue
-        # An optimizer's step is proportional to the learning rate: a bend of the schedule is no excursion.
+        # Updates are proportional to the learning rate: a change of the rate is no excursion.
         per = signals["lr"] if name.startswith("update_rms/") and "lr" in signals else None
         first_step, sigmas = _excursion(
             name, [(steps[i], judged(name, values[i] / per[i] if per and per[i] > 0 else values[i])) for i in window]
@@ -62,7 +58,7 @@ def precursors(spike: Spike, steps: Sequence[int], signals: Mapping[str, Sequenc
 
 
 def _excursion(name: str, series: Iterable[tuple[int, float]]) -> tuple[int, float]:
-    """First step and farthest sigmas of the excursion that is going on at the end of ``series``; 0 sigmas if none is."""
+    """First step and farthest sigmas of an excursion that lasts to the end of ``series``; 0 sigmas if there is none."""
     baseline = Baseline()
     out: list[tuple[int, float]] = []
     back: list[tuple[int, float]] = []
@@ -85,6 +81,6 @@ def _excursion(name: str, series: Iterable[tuple[int, float]]) -> tuple[int, flo
 
 
 def _sigmas(name: str, baseline: Baseline, step: int, value: float) -> float:
-    """How far ``value`` is from what is expected; 0 while it is too early to tell, and of a signal without any noise."""
+    """Distance of ``value`` from the expected level; 0 while it is too early to tell, or without any noise."""
     level, sigma = baseline.expected(step) or (value, 0.0)
     return (value - level) / max(sigma, resolution(name, level, RESOLUTION)) if sigma > 0 else 0.0

@@ -1,9 +1,5 @@
-"""The rules of other projects, as published.
-
-A rule whose source has no notion of an event, only of a flagged step, gives one event for each unbroken row of flagged steps.
-"""
-
-from __future__ import annotations
+"""Other projects' rules, as published. For a rule that only flags steps, each run of consecutive flagged steps is one
+event."""
 
 import math
 from abc import abstractmethod
@@ -18,11 +14,8 @@ from .events import Event
 Floats = npt.NDArray[np.float64]
 
 
-# ------------------------------------------------------------------------------------------------------ published rules
-
-
 class FlagRule(Detector):
-    """A rule that flags single steps. An event begins with the first of ``in_a_row`` flagged steps and ends with the last."""
+    """A rule that flags steps. An event begins with the first of ``in_a_row`` flagged steps and ends with the last."""
 
     in_a_row: ClassVar[int] = 1
 
@@ -47,11 +40,11 @@ class FlagRule(Detector):
 
     @abstractmethod
     def judge(self, value: float) -> tuple[bool, float, float]:
-        """Take in a finite value: whether it is flagged, its height above what the rule expects, and that in sigmas."""
+        """Take a finite value; returns whether it is flagged, and its height above the expected value, also in sigmas."""
 
 
 class WindowRule(FlagRule):
-    """A rule on the mean and the standard deviation of the last ``window`` values before; silent until there are ``fewest``."""
+    """A rule on mean and standard deviation of the last ``window`` values; silent before there are ``fewest``."""
 
     window: ClassVar[int]
     fewest: ClassVar[int]
@@ -73,20 +66,18 @@ class WindowRule(FlagRule):
         return verdict
 
     def compared_with(self, value: float) -> Floats:
-        """The window that ``value`` is held against."""
+        """The window that ``value`` is compared with."""
         return np.asarray(self.history)
 
     @abstractmethod
     def flag(self, value: float, mean: float, sigmas: float) -> bool:
-        """Whether ``value``, so many sigmas above the mean of its window, is flagged."""
+        """Whether to flag ``value``, which is ``sigmas`` above the mean of its window."""
 
 
 @DETECTORS.register("olmo_core")
 class OlmoCore(WindowRule):
     """OLMo-core's stability monitor: more than 6 sigma above the mean of the 128 values before; silent until there are 128.
-
-    Source: olmo_core/train/callbacks/stability_monitor.py. A spike enters the window, so that a plateau becomes usual.
-    """
+    Source: olmo_core/train/callbacks/stability_monitor.py. A spike enters the window, so a plateau becomes normal."""
 
     window = fewest = 128
 
@@ -98,8 +89,8 @@ class OlmoCore(WindowRule):
 class Olmo2(WindowRule):
     """OLMo 2's spike score (arXiv 2501.00656, section 3.2): at least 7 sigma away from the mean of the last 1,000 values.
 
-    ``score`` counts both sides, as the paper does; an event is a rise. The paper does not say what holds before there are
-    1,000 values; here the rule speaks from the 129th on (OLMo-core's window), so that short runs have a score.
+    ``score`` counts both sides, as in the paper; an event is a rise. The paper does not say what holds before there are
+    1,000 values; here the rule starts at the 129th (OLMo-core's window), so that short runs have a score.
     """
 
     window, fewest = 1000, 128
@@ -110,7 +101,7 @@ class Olmo2(WindowRule):
 
     @property
     def score(self) -> float:
-        """Share of all values so far that lie so far from the mean."""
+        """Share of all values so far that were outliers."""
         return self.outliers / self.seen if self.seen else 0.0
 
     def judge(self, value: float) -> tuple[bool, float, float]:
@@ -143,9 +134,9 @@ class LlmC(WindowRule):
 class LlmFoundry(WindowRule):
     """llm-foundry's KillLossSpike: five losses in a row of at least twice the mean of the last 100.
 
-    Source: llmfoundry/callbacks/kill_loss_spike_callback.py, with its defaults. Left out: its alarm for losses that stay high
-    from the beginning, and that its window grows to 1/20 of a run of more than 2,000 steps, whose length a detector does not
-    know.
+    Source: llmfoundry/callbacks/kill_loss_spike_callback.py, with its defaults. Left out: its alarm for losses that stay
+    high from the start, and the growth of its window to 1/20 of a run of more than 2,000 steps, since a detector does not
+    know the run's length.
     """
 
     window = fewest = 100
@@ -159,8 +150,8 @@ class LlmFoundry(WindowRule):
 class LossRatio(FlagRule):
     """A loss more than 1.2 times the lowest one before it.
 
-    The ratio is that of Li et al. (arXiv 2108.06084, "loss ratio"); that 1.2 makes an event is this project's choice. The
-    rule measures no noise, and says nothing of a signal that has been 0 or below.
+    The ratio is that of Li et al. (arXiv 2108.06084, "loss ratio"); the threshold 1.2 is this project's choice. The rule
+    measures no noise, and is silent for a signal that has been 0 or below.
     """
 
     def __init__(self, signal: str) -> None:
@@ -171,6 +162,3 @@ class LossRatio(FlagRule):
         lowest = value if self.lowest is None else self.lowest
         self.lowest = min(lowest, value)
         return 0 < 1.2 * lowest < value, value - lowest, 0.0
-
-
-# ---------------------------------------------------------------------------------------------------- other kinds of events

@@ -1,10 +1,8 @@
-"""Stalls: an instability without a spike, in which logits have grown and the loss stands still.
+"""Stalls: an instability without a spike, in which logits grow while the loss stands still.
 
-Growing attention and output logits are how runs at too high a learning rate lose themselves (Wortsman et al. 2023, arXiv
-2309.14322, section 3.1). In a healthy run logits grow too, but while they do the loss falls. The rule is this project's own.
+Growing attention and output logits are how runs at too high a learning rate fail (Wortsman et al. 2023, arXiv 2309.14322,
+section 3.1). In a healthy run logits grow too, but the loss falls meanwhile. The rule is this project's own.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -16,19 +14,17 @@ from .events import Event, Stall
 
 LOGITS = ("attention/logit_max", "logit/max", "logit/std")
 SPAN = 100
-"""Values of the loss, over which it stands still and logits grow: from the median of the first quarter to that of the last."""
+"""Values of the loss over which it is compared, from the median of the first quarter to that of the last."""
 FALL = 0.01
-"""A loss that has fallen by less than this part of itself stands still."""
+"""A loss that falls by less than this fraction stands still."""
 GROWTH = 1.5
-"""The factor by which logits must have grown."""
+"""Factor by which logits must have grown."""
 
 
 @DETECTORS.register("stall")
 class StallRule(Detector):
-    """Watches the loss ``signal`` and every metric of :data:`LOGITS` that the rows have; a stall is told once.
-
-    A metric has a verdict if it is measured in both quarters, and positive in the first (``logit/max`` of a metric head is not).
-    """
+    """Watches the loss ``signal`` and the metrics in :data:`LOGITS`; each stall is reported once. A metric counts if it is
+    measured in both quarters and positive in the first (``logit/max`` of a metric head is not)."""
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)
@@ -36,7 +32,7 @@ class StallRule(Detector):
         self.logits: dict[str, list[list[Any]]] = {}
         """Steps and values, in order."""
         self.quiet = SPAN
-        """Values since the last one at which the loss stood still and logits had grown."""
+        """Values since the last one at which the stall condition held."""
 
     def update(self, row: Mapping[str, Any]) -> list[Event]:
         for name in LOGITS:
@@ -63,7 +59,7 @@ class StallRule(Detector):
         return [Stall(self.kind, self.signal, first, step, end - begin, name, growth)] if before >= SPAN else []
 
     def _growth(self, early: int, late: int) -> tuple[float, str]:
-        """The largest growth of any of the logits, and the metric it is of."""
+        """The largest growth factor of any logit metric, and its name."""
         growths = [(0.0, "")]
         for name, pairs in self.logits.items():
             begin, end = _ends(pairs, early, late)
@@ -73,6 +69,6 @@ class StallRule(Detector):
 
 
 def _ends(pairs: list[list[Any]], early: int, late: int) -> tuple[float, float]:
-    """Median of the values before step ``early`` and from step ``late`` on; 0 for both where one is not measured."""
+    """Medians of the values before step ``early`` and from step ``late`` on; 0 for both if either has none."""
     begin, end = [value for step, value in pairs if step < early], [value for step, value in pairs if step >= late]
     return (median(begin), median(end)) if begin and end else (0.0, 0.0)

@@ -13,7 +13,7 @@ from pydantic import Field
 from common.section import MOST, Text
 from data.batches import batch_number
 from record.checkpoints import checkpoint_before, list_checkpoints, step_of
-from record.rewinds import GoingBack
+from record.rewinds import RewindEvent
 from stability.detect.events import Alarm
 
 from .base import INTERVENTIONS, Intervention, Rewind
@@ -54,12 +54,12 @@ class RewindOnSpike(Intervention):
 
 def decide(
     wishes: Sequence[Rewind],
-    last: GoingBack | None,
+    last: RewindEvent | None,
     always_skipped: Sequence[list[int]],
     step: int,
     run: Path,
     every: int = 1,
-) -> GoingBack | None:
+) -> RewindEvent | None:
     """Where the run goes back to from ``step``; None if it goes on, as it must when no checkpoint is old enough.
 
     ``wishes``: of the interventions, in their order. ``last``: the run's last rewind, if any. ``always_skipped``: batches that
@@ -79,5 +79,5 @@ def decide(
         # Batches before the checkpoint can no longer be skipped.
         consumed = drawn[0] if to_step else 0
         batches = [max(consumed + 1, drawn[1] - wish.margin), drawn[2] + wish.margin]
-        return GoingBack(number, step, to_step, [*earlier, batches], asdict(alarm))
+        return RewindEvent(number, step, to_step, [*earlier, batches], asdict(alarm))
     return None

@@ -1,9 +1,4 @@
-"""L2 norms of parameters and gradients, by tensor and by group.
-
-Shapes: G groups, P parameters (tensors).
-"""
-
-from __future__ import annotations
+"""L2 norms of parameters and gradients, by tensor and by group. Shapes: G groups, P parameters (tensors)."""
 
 import math
 import re
@@ -14,16 +9,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 PORTION = 100_000
-"""Parameters whose copy and norms are taken together on CPU: two sets of them fit a core's second-level cache."""
+"""Parameters copied and measured together on CPU: two sets of them fit a core's second-level cache."""
 
 
 def parameter_groups(
     names: Sequence[str], embedding_prefix: str, blocks_prefix: str, head_prefix: str
 ) -> dict[str, list[int]]:
-    """Indices of the parameters in each group: embedding, layer_NN, norm and head.
-
-    A tied output weight counts as embedding. Norms inside a block belong to its layer; ``norm`` is the final one.
-    """
+    """Indices of the parameters in each group: embedding, layer_NN, norm and head. A tied output weight counts as
+    embedding. Norms inside a block belong to its layer; ``norm`` is the final one."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         layer = re.match(re.escape(blocks_prefix) + r"\.(\d+)\.", name)
@@ -40,7 +33,7 @@ def parameter_groups(
 
 
 class GroupNorms:
-    """L2 norms of lists of tensors, by group: one norm a tensor, then two small device operations."""
+    """L2 norms of lists of tensors by group: one norm per tensor, then two small device operations."""
 
     def __init__(self, groups: dict[str, list[int]], parameters: Sequence[Tensor]) -> None:
         self.names = list(groups)
@@ -54,13 +47,13 @@ class GroupNorms:
 
     @torch.no_grad()
     def __call__(self, norm_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Norm of each group (G,) and of all tensors together (), in float32, from the norms of the P tensors."""
+        """Norm of each group (G,) and of all tensors (), in float32, from the norms of the P tensors."""
         squares = norm_P.float().square()
         return (self.members_GP @ squares).sqrt(), squares.sum().sqrt()
 
 
 def portions_of(parameters: Sequence[Tensor]) -> list[slice]:
-    """Runs of parameters to go through one after the other: on CPU what a core's cache keeps between two operations."""
+    """Split the parameters into runs that fit a core's cache (CPU only)."""
     if parameters[0].device.type != "cpu":
         return [slice(None)]
     starts, size = [0], 0
@@ -73,15 +66,15 @@ def portions_of(parameters: Sequence[Tensor]) -> list[slice]:
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """(P,): the L2 norm of each tensor."""
+    """The L2 norm of each tensor (P,)."""
     return whole(torch._foreach_norm(list(tensors)))
 
 
 def whole(norms: Sequence[Tensor]) -> Tensor:
-    """(P,): norms of tensors, of which those of sharded ones are combined over the ranks."""
+    """Stack norms of tensors (P,); those of sharded tensors are combined over ranks."""
     return full(torch.stack(list(norms)))
 
 
 def full(values: Tensor) -> Tensor:
-    """All of a tensor, of which each rank may hold a part. All ranks call it."""
+    """The whole of a possibly sharded tensor. All ranks call it."""
     return values.full_tensor() if isinstance(values, DTensor) else values

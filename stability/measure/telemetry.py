@@ -1,48 +1,34 @@
 """What a training step measures, on the device and without waiting for it.
 
-Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P parameters (tensors).
+Hooks on the blocks and on the final normalisation collect norms per token; the loss brings its own statistics per token;
+gradients, parameters and updates are measured by group. At the end of a step :meth:`Telemetry.collect` reduces them over
+micro-batches and ranks into a dictionary of 0-d device tensors.
 
-Hooks on the blocks and on the final normalisation keep norms per token; the loss brings its own per-token statistics;
-gradients, parameters and updates are summed up by group. At the end of a step :meth:`Telemetry.collect` reduces all of it
-over micro-batches and ranks into one dictionary of 0-d device tensors. Nothing here reads a value on the host.
+Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P parameters (tensors).
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.chunked import TokenLosses
 from ranks.collectives import all_reduce, world_size
 from record.metrics import describe
 
 from .norms import GroupNorms, full, portions_of, tensor_norms, whole
-from .weight import weight_histogram, weight_quantile
 
+WEIGHT_BINS = 16_000
+"""Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
+_WEIGHT_DECADES = 16
 Means = dict[str, tuple[Tensor, Tensor]]
-"""By metric name: the mean on this rank, and how many values it is a mean of."""
-
-
-class Losses(Protocol):
-    """What a forward pass reports about its tokens."""
-
-    objective_sum: Tensor
-    nll_sum: Tensor
-    valid_N: Tensor
-    statistics: dict[str, Tensor]
-    sampled: dict[str, Tensor]
-
-    @property
-    def sampled_valid(self) -> Tensor:
-        """valid_N of the tokens that ``sampled`` is about."""
-        ...
+"""By metric name: the mean on this rank, and the number of values."""
 
 
 class Telemetry:
-    """Measures of one training step at a time. See the module's docstring; names are those of metrics.py."""
+    """Measurements of one training step at a time, named as in record/metrics.py."""
 
     def __init__(
         self,
@@ -64,24 +50,26 @@ class Telemetry:
 
     def _reset(self) -> None:
         self.norms: dict[str, list[Tensor]] = {}
-        self.measured: tuple[Any, Any] = (None, None)
-        """The hidden states measured last and their norms (N,)."""
-        self.losses: list[Losses] = []
+        self.last_hidden: tuple[Any, Any] = (None, None)
+        """The hidden states measured last, and their norms (N,)."""
+        self.losses: list[TokenLosses] = []
+        """Of the step's micro-batches; filled in from outside."""
         self.attention: list[dict[str, Tensor]] = []
+        """Filled in by a probe of the attention: by layer, {"logit_max": (), "entropy": ()}."""
         self.step_values: dict[str, Tensor] = {}
 
     def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: Any, output: Any = None) -> None:
-                if module.training:  # an evaluation leaves no trace
+                if module.training:  # evaluation leaves no trace
                     value = output if output is not None else arguments
                     h_BTD = value[0] if isinstance(value, tuple) else value
-                    # The last block's output is the final norm's input, and measured once, unless FSDP2 comes between them.
-                    if h_BTD is not self.measured[0]:
+                    # The last block's output is the final norm's input: measured only once (FSDP2 may make a copy).
+                    if h_BTD is not self.last_hidden[0]:
                         with torch.no_grad():
                             norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
-                        self.measured = (h_BTD, norm_N)
-                    self.norms.setdefault(name, []).append(self.measured[1])
+                        self.last_hidden = (h_BTD, norm_N)
+                    self.norms.setdefault(name, []).append(self.last_hidden[1])
 
             return hook
 
@@ -90,20 +78,10 @@ class Telemetry:
         handles.append(final_norm.register_forward_hook(keep("hidden_norm/final")))
         return handles
 
-    def add_losses(self, losses: Losses) -> None:
-        """Take in the losses of one micro-batch."""
-        self.losses.append(losses)
-
-    def add_attention(self, layers: Sequence[dict[str, Tensor]]) -> None:
-        """Take in what a probe found in each layer: {"logit_max": (), "entropy": ()}. May be empty."""
-        self.attention = list(layers)
-
     @torch.no_grad()
     def before_update(self) -> Tensor:
         """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ().
-
-        ``gradient_norm_P`` and ``parameter_norm_P`` are then the norms of each parameter.
-        """
+        Sets ``gradient_norm_P`` and ``parameter_norm_P``, the norms of each parameter."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         self.gradient_norm_P = tensor_norms(gradients)
         groups, total = self.group_norms(self.gradient_norm_P)
@@ -126,7 +104,7 @@ class Telemetry:
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Measure what the optimizer's step changed."""
+        """Measure the change made by the optimizer's step."""
         if self.enabled:
             norms: list[Tensor] = []
             for portion in self.portions:
@@ -141,10 +119,8 @@ class Telemetry:
 
     @torch.no_grad()
     def loss_values(self) -> dict[str, Tensor]:
-        """loss/nll and loss/objective of the step so far, reduced over micro-batches and ranks.
-
-        ``local_loss`` is then a sum of this rank's alone, finite if they are.
-        """
+        """loss/nll and loss/objective of the step, reduced over micro-batches and ranks. Sets ``local_loss``, a sum over
+        this rank alone that is finite if they are."""
         sums = torch.stack(
             [
                 sum((x.objective_sum.detach() for x in self.losses), start=torch.zeros_like(self.losses[0].nll_sum)),
@@ -177,7 +153,7 @@ class Telemetry:
         return values
 
     def _reduce_statistics(self, means: Means, maxima: dict[str, Tensor]) -> Tensor | None:
-        """Fill in this rank's means and maxima of the per-token statistics; returns the histogram of the TFSD weight."""
+        """Add this rank's means and maxima of the per-token statistics; returns the histogram of the TFSD weight."""
         valid_N = torch.cat([x.valid_N for x in self.losses]) > 0
         histogram = None
         for name in self.losses[0].statistics:
@@ -208,13 +184,13 @@ class Telemetry:
 
 
 def _mean(value_N: Tensor, valid_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the valid values, and how many they are."""
+    """Mean and number of the valid values."""
     count = valid_N.sum()
     return torch.where(valid_N, value_N, 0).sum() / count.clamp(min=1), count
 
 
 def _over_ranks(means: Means, maxima: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Means of what they are means of on all ranks, and maxima; each kind in one collective."""
+    """Means and maxima over all ranks, with one collective each."""
     if world_size() == 1 or not means:
         return {name: mean for name, (mean, _) in means.items()} | maxima
     totals_2M = torch.stack(
@@ -225,3 +201,17 @@ def _over_ranks(means: Means, maxima: dict[str, Tensor]) -> dict[str, Tensor]:
     all_reduce(max_values, "max")
     reduced = totals_2M[0] / totals_2M[1].clamp(min=1)
     return dict(zip(means, reduced.unbind(), strict=True)) | dict(zip(maxima, max_values.unbind(), strict=True))
+
+
+def weight_histogram(weight_N: Tensor, valid_N: Tensor) -> Tensor:
+    """Counts (WEIGHT_BINS,) of log10 of the valid TFSD weights, from 1e-16 (and below) to 1; exact under sums over ranks."""
+    position = (weight_N.clamp(1e-16, 1).log10() + _WEIGHT_DECADES) * (WEIGHT_BINS / _WEIGHT_DECADES)
+    bins_N = position.nan_to_num(0).long().clamp(0, WEIGHT_BINS - 1)
+    return torch.zeros(WEIGHT_BINS, device=weight_N.device).scatter_add_(0, bins_N, valid_N.float())
+
+
+def weight_quantile(histogram: Tensor, q: float) -> Tensor:
+    """The centre of the bin that contains quantile ``q``."""
+    cumulative = histogram.cumsum(0)
+    index = torch.searchsorted(cumulative, q * cumulative[-1:])[0]
+    return 10 ** ((index + 0.5) * (_WEIGHT_DECADES / WEIGHT_BINS) - _WEIGHT_DECADES)

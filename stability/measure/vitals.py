@@ -1,9 +1,5 @@
-"""Whether all that an update would use is finite, decided on the device before the update, and which tensors were not.
-
-Shapes: P parameters (tensors).
-"""
-
-from __future__ import annotations
+"""Check on the device, before the update, that everything it would use is finite, and name the tensors that are not.
+Shapes: P parameters (tensors)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +15,7 @@ class Vitals:
     """Remembers what was not finite when something first was not, without waiting for the device."""
 
     def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], moments: Sequence[str]) -> None:
-        """``moments``: the tensors of the optimizer's state, one a parameter, that an update is made of."""
+        """``moments``: names of the optimizer's per-parameter state tensors that an update uses."""
         self._names, self._parameters, self._moments = list(names), list(parameters), list(moments)
         self._device = parameters[0].device
         self._bad_P: dict[str, Tensor] = {}
@@ -35,11 +31,11 @@ class Vitals:
         optimizer: torch.optim.Optimizer,
         sound: Tensor,
     ) -> Tensor:
-        """Whether all is finite (a boolean scalar, the same on all ranks).
+        """Whether everything is finite (a boolean scalar, equal on all ranks).
 
-        ``alive`` is 1 as long as all was; later steps are not remembered. ``local_loss``: of this rank's tokens.
-        ``gradient_P``, ``parameter_P``: norms of each; ``None`` where a gradient that is not finite is let pass. ``sound``:
-        what is known already, on this rank.
+        ``alive`` is 1 while everything was; later steps are not remembered. ``local_loss`` is that of this rank's tokens.
+        ``gradient_P`` and ``parameter_P`` are norms; ``gradient_P`` is None if non-finite gradients are allowed. ``sound``
+        is what this rank knows already.
         """
         norms = self._state_norms(parameter_P, optimizer)
         if gradient_P is not None:
@@ -51,13 +47,13 @@ class Vitals:
             bad = torch.maximum(bad, bad_P.any().float())
             self._bad_P[kind] = self._bad_P.get(kind, torch.zeros_like(bad_P)) | (bad_P & first)
         self._bad_loss = torch.maximum(self._bad_loss, (~local_loss.isfinite() & first).float())
-        # Where each rank has a copy of the state, only one copy may be bad.
+        # Each rank may hold a copy of the state, of which only one is bad.
         all_reduce(bad, "max")
         return bad == 0
 
     @torch.no_grad()
     def state_is_finite(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether parameters and moments are finite now, on all ranks: before they are kept. Waits for the device."""
+        """Whether parameters and moments are finite on all ranks, before they are saved. Waits for the device."""
         norms = self._state_norms(tensor_norms(self._parameters), optimizer)
         self._bad_P = {kind: ~norm_P.isfinite() for kind, norm_P in norms.items()}
         bad = torch.stack([bad_P.any() for bad_P in self._bad_P.values()]).any().float()
@@ -75,7 +71,7 @@ class Vitals:
         return norms
 
     def names(self) -> list[str]:
-        """What was not finite, as "gradient of NAME", on any rank. Waits for the device; all ranks call it."""
+        """What was not finite on any rank, as "gradient of NAME". Waits for the device; all ranks call it."""
         found = []
         for kind, bad_P in self._bad_P.items():
             flags = bad_P.float()

@@ -1,1 +1,1 @@
-"""Faults planted on purpose."""
+"""Stresses: deliberate faults."""

@@ -1,10 +1,8 @@
-"""Stresses: faults planted on purpose, pure functions of their options, the seed and the step, so that a replay meets them too.
+"""Stresses: deliberate faults, pure functions of their options, the seed and the step, so that a replay repeats them.
 
-A new stress is a class in one file, here or in a plug-in: it registers with :data:`STRESSES` and overrides what it disturbs.
-Shapes: R rows of this rank, T positions.
+A new stress is a class in one file, here or in a plug-in: it registers with :data:`STRESSES` and overrides what it
+disturbs. Shapes: R rows of this rank, T positions.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,12 +24,12 @@ class When:
     step: Annotated[int, Field(ge=1, le=MOST)]
     """First step at which the fault acts."""
     steps: Annotated[int, Field(ge=1, le=MOST)] = 1
-    """How many steps it lasts."""
+    """Number of steps it lasts."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a stress knows of the run: its own number among the stresses, for random streams, and the sizes of the run."""
+    """What a stress knows of the run: its index among the stresses, for random streams, and sizes."""
 
     number: int
     seed: int
@@ -39,11 +37,11 @@ class Place:
 
 
 class Stress:
-    """Base of all stresses. Each method does nothing by default; one that draws numbers draws them from (seed, number, step)."""
+    """Base of all stresses. Methods do nothing by default; random numbers must be drawn from (seed, number, step)."""
 
     kind: ClassVar[str]
     counts: ClassVar[Literal["steps", "batches"]] = "steps"
-    """What ``step`` counts: optimizer steps, or places in the order of batches, so that a skipped batch takes its fault along."""
+    """What ``step`` counts: optimizer steps, or batches in order, so that skipping a batch skips its fault."""
     Options: Any = When
 
     def __init__(self, options: Any, place: Place) -> None:
@@ -51,7 +49,7 @@ class Stress:
 
     @classmethod
     def problems(cls, options: Any, *, steps: int, batch_size: int) -> Iterator[tuple[str, str]]:
-        """What is wrong with the options in a run of ``steps`` steps of ``batch_size`` sequences: key and text."""
+        """Problems with the options in a run of ``steps`` steps of ``batch_size`` sequences, as (key, text)."""
         if options.step > steps:
             yield "step", f"{options.step} comes after the last step, train.steps={steps}"
 
@@ -61,27 +59,25 @@ class Stress:
         return bool(self.options.step <= now < self.options.step + self.options.steps)
 
     def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:
-        """Disturb inputs and targets in place. ``first_row``: place of this rank's first row in the batch."""
+        """Disturb inputs and targets in place. ``first_row`` is the index of this rank's first row in the batch."""
 
     def rate(self, step: int) -> float:
-        """What the learning rate is multiplied by."""
+        """Factor on the learning rate."""
         return 1.0
 
     def gradients(self, step: int, gradients: Sequence[Tensor]) -> None:
         """Disturb the gradients in place, before they are measured and clipped. On the device, without a sync.
 
-        They come in the order of the model's ``named_parameters()``, those without a gradient left out, and are
-        summed over ranks already: what is drawn must be the same on every rank.
+        They come in the order of ``named_parameters()``, without the missing ones, and are already summed over ranks:
+        random numbers must be the same on every rank.
         """
 
     def attach(self, model: nn.Module, acting: Callable[[], bool]) -> None:
-        """Add hooks to a model that has just been built; they act in training mode while ``acting()``.
-
-        With ``prepend=True`` a hook comes before telemetry's, which then measures what it did.
-        """
+        """Add hooks to a newly built model; they act in training mode while ``acting()``. With ``prepend=True`` a hook runs
+        before telemetry's, which then measures its effect."""
 
     def describe(self, step: int, batch: int) -> str:
-        """In words, what it does at a step at which it acts."""
+        """Describe in words what it does at a step at which it acts."""
         raise NotImplementedError
 
 

@@ -1,9 +1,4 @@
-"""Stresses of the batch.
-
-Shapes: R rows of this rank, T positions.
-"""
-
-from __future__ import annotations
+"""Stresses of the batch. Shapes: R rows of this rank, T positions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,23 +17,23 @@ from .base import STRESSES, Stress, When
 
 @STRESSES.register("corrupt_sequences")
 class CorruptSequences(Stress):
-    """Spoils the first sequences of a batch: tokens that are no language, or targets that do not count."""
+    """Corrupts the first sequences of a batch: random tokens, or targets that do not count."""
 
     counts = "batches"
 
     @dataclass(frozen=True, kw_only=True)
     class Options(When):
         sequences: Annotated[int, Field(ge=1, le=1 << 20)]
-        """How many, counted over all ranks."""
+        """Number of sequences, counted over all ranks."""
         pattern: Literal["random", "repeated", "ignored"]
-        """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over; ignored: the text stays,
-        and no token of it is a target."""
+        """random: drawn uniformly from the vocabulary; repeated: a few random tokens over and over; ignored: the text
+        stays, but none of its tokens is a target."""
         period: Annotated[int, Field(ge=1, le=1 << 20)] = 4
-        """Length of what is repeated, in tokens."""
+        """Length of the repeated pattern, in tokens."""
 
     @classmethod
     def problems(cls, options: Any, *, steps: int, batch_size: int) -> Iterator[tuple[str, str]]:
-        """Also those of more sequences than there are, and of a batch without any target."""
+        """Also more sequences than the batch has, and a batch without any target."""
         yield from super().problems(options, steps=steps, batch_size=batch_size)
         if options.sequences > batch_size:
             yield "sequences", f"{options.sequences} is more than train.batch_size={batch_size}"

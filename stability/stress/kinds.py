@@ -1,7 +1,5 @@
 """The project's own stresses: importing this module registers them all."""
 
-from __future__ import annotations
-
 from .base import STRESSES
 from .batch import CorruptSequences
 from .rate import ScaleLearningRate

@@ -1,7 +1,5 @@
 """Stresses of the learning rate."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,7 +17,7 @@ class ScaleLearningRate(Stress):
     @dataclass(frozen=True, kw_only=True)
     class Options(When):
         factor: Annotated[float, Field(gt=0, le=FLOAT32_MAX)]
-        """What the scheduled rate is multiplied by."""
+        """Factor on the scheduled rate."""
 
     def rate(self, step: int) -> float:
         return float(self.options.factor)

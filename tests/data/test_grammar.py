@@ -17,12 +17,13 @@ from configs.load import load_config
 from data.corpora import DataConfig
 from data.grammar import Grammar
 from data.grammar.lexicon import NAMES_FEMALE, NAMES_MALE, concepts
-from data.grammar.tokenizer import grammar_tokenizer
+from data.grammar.vocabulary import grammar_tokenizer
 from data.store import open_store
 from tests.conftest import ROOT, rows_of
 from train_lm import train
 
 from .corpus import documents_of
+from .unigram import unigram_of
 
 MICRO = ROOT / "configs" / "grammar_micro.yaml"
 SPLITS = {"equal": None, "unequal": (0.8, 0.2), "rare": (0.97, 0.03), "near": None, "antonym": None}
@@ -111,11 +112,11 @@ def test_samples_follow_the_distributions(grammar, rows):
 
 
 def test_shares_in_the_long_run_are_those_of_a_sample(grammar):
-    assert grammar.unigram_V.sum() == pytest.approx(1)
+    assert unigram_of(grammar).sum() == pytest.approx(1)
     counts = np.array([np.bincount(d, minlength=len(grammar.words)) for d in grammar.sample(4000, seed=8)])
     lengths = counts.sum(axis=1, keepdims=True)
-    for word in np.argsort(-grammar.unigram_V)[:60]:
-        excess = counts[:, word] - grammar.unigram_V[word] * lengths[:, 0]  # of mean zero in every document
+    for word in np.argsort(-unigram_of(grammar))[:60]:
+        excess = counts[:, word] - unigram_of(grammar)[word] * lengths[:, 0]  # of mean zero in every document
         assert abs(excess.mean()) < 4 * excess.std() / math.sqrt(len(excess)), grammar.words[word]
 
 
@@ -147,7 +148,7 @@ def test_there_are_sets_of_every_kind_over_parts_of_speech_and_frequencies(gramm
         assert {concept.part for concept in found} == {"noun", "verb", "adjective"}
         sets = [one for one in grammar.sets if one.kind == kind]
         assert {one.lemma for one in sets} == {concept.name for concept in found}
-        shares = [grammar.unigram_V[list(one.tokens)].sum() for one in sets]
+        shares = [unigram_of(grammar)[list(one.tokens)].sum() for one in sets]
         assert max(shares) > 10 * min(shares)
     assert any(len(one.tokens) == 3 for one in grammar.sets)
     assert len(grammar.words) < 1000
@@ -290,7 +291,7 @@ def test_both_pronouns_are_never_possible(rows, grammar):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_frequencies_are_zipfian(seed):
-    share = np.sort(Grammar(seed).unigram_V)[::-1][9:300]
+    share = np.sort(unigram_of(Grammar(seed)))[::-1][9:300]
     slope = np.polyfit(np.log(np.arange(10, 301)), np.log(share), 1)[0]
     assert -1.2 < slope < -0.85
 
@@ -323,7 +324,7 @@ def test_every_word_is_one_token_and_text_survives(grammar, tokenizer):
         assert [*tokenizer.encode(text), 0] == ids.tolist()
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode(" zebra") == [grammar.words.index("<|unknown|>")]
-    assert grammar.unigram_V[grammar.words.index("<|unknown|>")] == 0
+    assert unigram_of(grammar)[grammar.words.index("<|unknown|>")] == 0
 
 
 def test_the_analysis_sees_its_words(grammar, tokenizer):

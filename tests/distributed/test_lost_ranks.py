@@ -81,16 +81,17 @@ def faulty_program(tmp_path, fault):
             import os, sys, time
             import torch
             import train_lm
+            import training.loop
             from common.command import exit_status
 
-            usual = train_lm.training_step
+            usual = training.loop.training_step
 
             def step(run, number):
                 if number == 15 and run.accelerator.process_index == 1:
                     {fault}
                 usual(run, number)
 
-            train_lm.training_step = step
+            training.loop.training_step = step
             raise SystemExit(exit_status(train_lm.main))
             """
         )

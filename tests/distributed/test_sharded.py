@@ -141,12 +141,13 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch.distributed as dist
 import train_lm
-step_taken = training.step.training_step
+import training.loop
+step_taken = training.loop.training_step
 def training_step(run, step):
     if step == 15 and dist.get_rank() == 1:
         run.bare_model().model.wte.weight.to_local().data[3] = float("inf")
     step_taken(run, step)
-training.step.training_step = training_step
+training.loop.training_step = training_step
 raise SystemExit(train_lm.exit_status(train_lm.main))
 """
     )

@@ -92,12 +92,13 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
                     years = iter(range(10**9))
                     time.time = lambda: 1e9 + (-1) ** (n := next(years)) * 3.2e7 * n
                 import train_lm
+                import training.loop
                 from common.command import exit_status
 
                 sys.argv = ["train_lm.py", "--config", recipe, *overrides]
                 sys.addaudithook(moments)
                 if "step" in plan:
-                    signal_before_step(train_lm, plan["step"], plan["signals"])
+                    signal_before_step(training.loop, plan["step"], plan["signals"])
                 status = exit_status(train_lm.main)
             except BaseException:
                 import traceback
@@ -124,9 +125,9 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
         }
 
 
-def signal_before_step(train_lm: Any, step: int, signals: list[str]) -> None:
+def signal_before_step(loop: Any, step: int, signals: list[str]) -> None:
     """Have the process send itself ``signals`` just before it takes ``step`` for the first time."""
-    usual, sent = train_lm.training_step, False
+    usual, sent = loop.training_step, False
 
     def training_step(run: Any, number: int) -> None:
         nonlocal sent
@@ -135,7 +136,7 @@ def signal_before_step(train_lm: Any, step: int, signals: list[str]) -> None:
             send(signals)
         usual(run, number)
 
-    train_lm.training_step = training_step
+    loop.training_step = training_step
 
 
 def wait_for(child: int, folder: str, plan: dict[str, Any]) -> tuple[int, float, bool]:

@@ -12,7 +12,7 @@ import yaml
 
 from common.command import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_STORAGE
 from configs.load import load_config
-from record.checkpoints import list_checkpoints
+from record.checkpoints import list_checkpoints, step_of
 from record.integrity import damage
 from tests.conftest import events_of
 from training.resume import find_resume_point
@@ -68,12 +68,12 @@ def test_every_damaged_file_of_a_checkpoint_is_found_and_the_one_before_is_used(
             assert list_checkpoints(copy)[-1] == before, "without it a folder is no checkpoint"
         else:
             point = find_resume_point(config, copy)
-            assert point.checkpoint(copy) == before
+            assert point.step == step_of(before)
             (rejected,) = point.rejected
             assert rejected["checkpoint"] == last.name
             assert name in rejected["problem"]
         (last / name).write_bytes(whole)
-    assert find_resume_point(config, copy).checkpoint(copy) == last
+    assert find_resume_point(config, copy).step == step_of(last)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer_state.json"])

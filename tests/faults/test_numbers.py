@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_lm
+import training.loop as loop_module
 import training.step as step_module
 from common.command import EXIT_DIVERGED, EXIT_FINISHED
 from configs.load import load_config
@@ -45,7 +46,7 @@ def plant(run, place, name, value):
 def test_a_bad_number_stops_the_run_before_the_update_and_is_named(place, step, recipe, tmp_path, monkeypatch):
     """Also at a step whose checkpoint is due."""
     kind, name, value = PLACES[place]
-    usual, state = train_lm.training_step, {}
+    usual, state = loop_module.training_step, {}
 
     def planting(run, number):
         if number == step:
@@ -54,7 +55,7 @@ def test_a_bad_number_stops_the_run_before_the_update_and_is_named(place, step, 
         usual(run, number)
         state["after"] = {n: p.detach().clone() for n, p in run.bare_model().named_parameters()}
 
-    monkeypatch.setattr(train_lm, "training_step", planting)
+    monkeypatch.setattr(loop_module, "training_step", planting)
     assert train_lm.train(load_config(recipe["path"], [*recipe["overrides"], "name=run"])) == EXIT_DIVERGED
     assert all(torch.equal(state["before"][n], state["after"][n]) for n in state["before"]), "no update"
     run = tmp_path / "run"

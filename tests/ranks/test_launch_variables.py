@@ -34,8 +34,8 @@ REFUSED = [
     ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism_config is not supported"),
     ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradients are accumulated by train.micro_batch_size"),
     ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "gradients are accumulated by train.micro_batch_size"),
-    ({"ACCELERATE_LOG_LEVEL": "bogus"}, "ACCELERATE_LOG_LEVEL=bogus: no level of logging; there are critical"),
-    ({"ACCELERATE_LOG_LEVEL": "20"}, "ACCELERATE_LOG_LEVEL=20: no level of logging"),
+    ({"ACCELERATE_LOG_LEVEL": "bogus"}, "ACCELERATE_LOG_LEVEL=bogus: no logging level; choose one of critical"),
+    ({"ACCELERATE_LOG_LEVEL": "20"}, "ACCELERATE_LOG_LEVEL=20: no logging level"),
     ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU=maybe: must be true or false"),
     ({"ACCELERATE_USE_CPU": ""}, "ACCELERATE_USE_CPU=: must be true or false"),
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "set fsdp_offload_params: false"),
@@ -69,7 +69,7 @@ def test_all_problems_are_told_at_once():
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"ACCELERATE_LOG_LEVEL": "bogus"}, "ACCELERATE_LOG_LEVEL=bogus: no level of logging"),  # read at import
+        ({"ACCELERATE_LOG_LEVEL": "bogus"}, "ACCELERATE_LOG_LEVEL=bogus: no logging level"),  # read at import
         ({"ACCELERATE_TORCH_DEVICE": "bogus"}, "ACCELERATE_TORCH_DEVICE=bogus cannot be used here"),
     ],
 )

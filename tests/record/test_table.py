@@ -224,3 +224,14 @@ def test_a_row_without_a_step_says_what_it_has_instead(tmp_path: Path, row: Row,
         read_table(path, foreign=True)
     (problem,) = error.value.problems
     assert f"{path} line 2 {told}" in problem
+
+
+def test_rows_with_equally_many_but_different_keys(tmp_path):
+    rows = [{"step": 1, "a": 0.5}, {"b": 2.5, "step": 2}, {"step": 3, "a": "NaN"}, {"step": 4}, {"step": 5, "c": None}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = read_table(path)
+    assert list(table.columns) == ["a", "b", "c"]
+    np.testing.assert_array_equal(table.columns["a"], [0.5, np.nan, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(table.columns["b"], [np.nan, 2.5, np.nan, np.nan, np.nan])
+    assert {name: steps.tolist() for name, steps in table.non_finite.items()} == {"a": [3]}

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from analysis.replay import __main__ as replay
 from configs.load import load_config
 from record.checkpoints import delete, list_checkpoints, step_of
-from record.rewinds import GoingBack, last_rewind
+from record.rewinds import RewindEvent, last_rewind
 from record.rows import read_rows
 from stability.detect.catalogue import make_detector
 from stability.detect.events import Alarm
@@ -75,7 +75,7 @@ def test_what_the_checkpoint_has_seen_is_not_skipped(tmp_path):
 
 def test_batches_are_counted_past_those_left_out_already(tmp_path):
     checkpoints(tmp_path, 40)
-    last = GoingBack(1, 30, 20, [[21, 30]], {})
+    last = RewindEvent(1, 30, 20, [[21, 30]], {})
     back = decide(wishes([SPIKE]), last, [[1, 5]], step=70, run=tmp_path)
     assert back.skipped == [[21, 30], [57 + 15 - 2, 60 + 15 + 2]]
     assert back.number == 2

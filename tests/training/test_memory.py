@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from benchmarks.simulate import micro_batch
 from common.errors import InputError
 from configs.load import load_config
+from model import HEADS, LinearHead
 from tests.conftest import python
 from train_lm import train
 from training.memory import GIB, LEAST_VOCABULARY, activations, group_room, need_of, shapes_of, skeleton
@@ -67,6 +68,23 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said(recipe):
     assert need.loading == 4 * need.parameters
     assert "it may not fit" in str(dataclasses.replace(need, free=need.memory.total - 1))
     assert "it may not fit" not in str(dataclasses.replace(need, free=need.memory.total))
+
+
+def test_a_scalar_parameter_of_a_head_counts_and_is_refused_where_it_would_be_sharded(recipe, monkeypatch):
+    class Scaled(LinearHead):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.gain = torch.nn.Parameter(torch.ones(()))
+
+    monkeypatch.setitem(HEADS, "linear", Scaled)
+    config = config_of(recipe, "head={kind: linear}")
+    shapes = shapes_of(skeleton(config, 500), 64)
+    assert shapes.shard(1) == shapes.parameters
+    assert need_of(config, 500, ranks=2, sharded=False, device=CPU).parameters == shapes.parameters
+    with pytest.raises(
+        InputError, match=r"head.kind: linear: FSDP2 cannot shard .* give lm_head.gain the shape \(1,\)"
+    ):
+        need_of(config, 500, ranks=2, sharded=True, device=CPU)
 
 
 def test_a_run_says_its_size_and_one_that_cannot_fit_is_refused_before_its_text_is_read(

@@ -23,6 +23,7 @@ from analysis.grammar.truth import (
     tempered,
 )
 from data.grammar import Grammar
+from tests.data.unigram import unigram_of
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -84,8 +85,8 @@ def cheats(grammar: Grammar) -> dict[str, Predictor]:
     return {
         "flattened": flattened(grammar),
         "sharpened": changed(grammar, lambda p: p**2),
-        "unigram": changed(grammar, lambda p: np.broadcast_to(grammar.unigram_V, p.shape)),
-        "frequency": changed(grammar, lambda p: p * grammar.unigram_V**0.5),
+        "unigram": changed(grammar, lambda p: np.broadcast_to(unigram_of(grammar), p.shape)),
+        "frequency": changed(grammar, lambda p: p * unigram_of(grammar) ** 0.5),
     }
 
 
@@ -208,7 +209,7 @@ def test_mass_heaped_on_one_word_is_torn_and_not_missing(grammar: Grammar, conte
         q = p.copy()
         for one in grammar.sets:
             words = list(one.tokens)
-            most = words[int(np.argmax(grammar.unigram_V[words]))]
+            most = words[int(np.argmax(unigram_of(grammar)[words]))]
             rest = [word for word in words if word != most]
             q[..., rest] = left * p[..., words].sum(axis=-1, keepdims=True) / len(rest)
             q[..., most] = (1 - left) * p[..., words].sum(axis=-1)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from analysis.words import vocabulary as module
 from analysis.words.vocabulary import MAX_WORD_TOKENS, Vocabulary, corpus_words
-from data.grammar.tokenizer import grammar_tokenizer
+from data.grammar.vocabulary import grammar_tokenizer
 from tests.analysis.models import boundaries
 from tests.analysis.text import COMMON, THREE, TWO, Text
 

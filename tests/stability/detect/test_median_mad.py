@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from benchmarks.curves import load_curves
 from stability.detect.baseline import CLIP, MAD_TO_SIGMA, SMALL_SAMPLE, Baseline, median
-from stability.detect.catalogue import DETECTORS, detect, detector_from_state, make_detector
+from stability.detect.catalogue import DETECTORS, detector_from_state, make_detector
 from stability.detect.finished_series import detect_batches
 from stability.detect.median_mad import ALONE, DECISION, LONGEST, REFERENCE, MedianMad
+from tests.stability.detect.detected import detect
 
 NOISE = 0.03
 

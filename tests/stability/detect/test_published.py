@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.detect.catalogue import detect, detect_rows, make_detector
+from stability.detect.catalogue import detect_rows, make_detector
 from stability.detect.events import NonFinite
+from tests.stability.detect.detected import detect
 
 
 def series(seed, length=400):

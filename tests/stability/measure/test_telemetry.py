@@ -14,7 +14,7 @@ from model.chunked import SAMPLING
 from optim.optimizers import build_optimizer
 from record.metrics import METRICS, describe, table
 from stability.measure.norms import parameter_groups
-from stability.measure.weight import weight_histogram, weight_quantile
+from stability.measure.telemetry import weight_histogram, weight_quantile
 from training.build import build_telemetry
 
 RAW = {
@@ -53,7 +53,7 @@ def instrumented_step(model, telemetry, micro_batches):
             input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, skip_logits=True, statistics=True, use_cache=False
         )
         out.loss.backward()
-        telemetry.add_losses(out.losses)
+        telemetry.losses.append(out.losses)
     losses = telemetry.loss_values()
     telemetry.before_update()
     before = [p.detach().clone() for p in model.parameters()]
@@ -127,7 +127,7 @@ def test_ignored_targets_do_not_count_whatever_the_number_of_tokens(model):
     y_BT[0, 16] = -100
     asked = {"skip_logits": True, "statistics": True, "output_hidden_states": True, "use_cache": False}
     out = model(input_ids=x_BT, shift_labels=y_BT, **asked)
-    telemetry.add_losses(out.losses)
+    telemetry.losses.append(out.losses)
     found, entropy_S = telemetry.collect(), out.losses.sampled["entropy/p"]
     assert found["entropy/p"].item() == pytest.approx(entropy_S[[0, 2]].mean().item(), rel=1e-6)
     mean_N = out.losses.statistics["logit/mean"][[i for i in range(33) if i != 16]]

@@ -1,0 +1,128 @@
+"""A training step: what it computes, what it leaves alone, and that it never waits for the device."""
+
+import gc
+import math
+import traceback
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from configs.load import load_config
+from ranks.launch import start_accelerator
+from training.flush import evaluate
+from training.run import build_run, go_to
+from training.step import training_step
+
+
+def built(recipe, *overrides):
+    """A run of tiny.yaml at its start, in this process, with nothing written."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
+    return build_run(
+        config,
+        start_accelerator("fp32", batch_size=config.train.batch_size, stall_seconds=60.0),
+        Path(config.output_dir) / config.name,
+        None,
+        writes=False,
+    )
+
+
+def test_going_back_keeps_no_second_model_in_memory(recipe):
+    """Under mixed precision the model refers to itself, so that only the garbage collector lets it go."""
+    run = built(recipe, "train.precision=bf16")
+    old = weakref.ref(run.bare_model())
+    gc.disable()
+    try:
+        go_to(run, None)
+        assert old() is None
+    finally:
+        gc.enable()
+
+
+def test_neither_training_nor_evaluation_forms_logits(recipe):
+    run, outputs = built(recipe), []
+    run.bare_model().register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    training_step(run, 1)
+    evaluate(run)
+    assert len(outputs) == 3
+    assert all(out.logits is None and out.losses is not None for out in outputs)
+
+
+class HostReads(TorchDispatchMode):
+    """Records every operation that brings a number to the host; for the methods which torch does not dispatch see below."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if "_local_scalar_dense" in str(function) or "aten.equal" in str(function) or "nonzero" in str(function):
+            self.found.append("".join(traceback.format_stack(limit=12)))
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
+    """A whole training step: attention probe, two micro-batches, clipping, update, telemetry; and a transfer at the end."""
+    run = built(recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1")
+    training_step(run, 1)
+    with HostReads() as reads:
+        for method in ("tolist", "cpu", "numpy", "item"):
+            usual = getattr(torch.Tensor, method)
+
+            def counted(self, *arguments, usual=usual, **keywords):
+                reads.found.append("".join(traceback.format_stack(limit=12)))
+                return usual(self, *arguments, **keywords)
+
+            monkeypatch.setattr(torch.Tensor, method, counted)
+        bool(torch.ones(()))
+        torch.ones(2).tolist()
+        assert len(reads.found) == 2, "the check itself must see reads"
+        reads.found.clear()
+        training_step(run, 2)
+        assert reads.found == []
+        rows = run.recorder.transfer().rows
+        assert len(reads.found) == 1, "one transfer for all steps"
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "attention/layer_01/logit_max" in rows[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: its driver tells of every wait")
+def test_a_step_does_not_wait_for_the_gpu(recipe, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    run = built(recipe, "name=unwaiting", "train.micro_batch_size=4", "telemetry.attention_every=1")
+    training_step(run, 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(run, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [row["step"] for row in run.recorder.transfer().rows] == [1, 2]
+
+
+def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
+    """With one flush for many steps, the steps after the bad one must not move the parameters either."""
+    run = built(recipe, "name=guarded")
+    for step in (1, 2):
+        training_step(run, step)
+    bias = run.model.model.h[0].mlp.c_fc.bias
+    sound = bias.detach().clone()
+    bias.data[3] = math.inf
+
+    def state():
+        moments = [v for slots in run.optimizer.optimizer.state.values() for v in slots.values()]
+        return [t.detach().clone() for t in (*run.model.parameters(), *moments)]
+
+    before = state()
+    training_step(run, 3)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    bias.data.copy_(sound)  # sound again, but the run is over all the same
+    before = state()
+    training_step(run, 4)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    rows, healthy = run.recorder.transfer()
+    assert [r["step"] for r in rows[:healthy]] == [1, 2]
+    assert run.vitals.names()[0] == "parameter of model.h.0.mlp.c_fc.bias"
