@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.compare.arms import Arm
 from analysis.compare.statistics import CONFIDENCE, Floats, Ids
 from analysis.compare.temperature import MEANINGS_WITH_TRUTH, VIEWS
-from analysis.probes.over_training import mean_over_runs
+from analysis.probes.over_training import draw_over_training, token_axis
 from analysis.show.style import ArmStyle, arm_styles, legend_outside, plain_log_ticks
 
 from .compare import SCOPES, Result
@@ -163,7 +163,8 @@ def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    styles = arm_styles(labels)
+    styles, training = arm_styles(labels), training.rename(columns={"label": "run"})
+    counts = training.groupby("arm")["run"].nunique()
     views = list(dict.fromkeys(training["view"]))
     figure = Figure(figsize=(12, 0.8 + 2.9 * len(views)), layout="constrained")
     panels = figure.subplots(len(views), len(_CURVES), sharex=True, sharey="col", squeeze=False)
@@ -171,22 +172,12 @@ def draw_training(training: pd.DataFrame, labels: Sequence[str]) -> Figure:
         for axes, (key, title) in zip(row, _CURVES.items(), strict=True):
             axes.axhline(0, color=_GREY, linewidth=0.9)
             for label in labels:
-                _draw_curve(axes, training[(training["arm"] == label) & (training["view"] == view)], key, styles[label])
+                rows = training[(training["arm"] == label) & (training["view"] == view)]
+                draw_over_training(axes, rows, key, styles[label], label=f"{label} (n = {counts[label]})")
             axes.set_title(f"{title}\n({view})", fontsize=8.5)
-            if view == views[-1]:
-                axes.set_xlabel("tokens, millions")
+            token_axis(axes, training["tokens"])
+            if view != views[-1]:
+                axes.set_xlabel("")
     handles, names = panels[0][0].get_legend_handles_labels()
-    counts = training.groupby("arm")["label"].nunique()
-    named = [f"{name} (n = {counts[name]})" for name in names]
-    legend_outside(figure, handles, named, loc="outside lower center", most=6)
+    legend_outside(figure, handles, names, loc="outside lower center", most=6)
     return figure
-
-
-def _draw_curve(axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle) -> None:
-    for _, run in rows.groupby("label"):
-        axes.plot(run["tokens"] / 1e6, run[key], color=style.colour, linewidth=0.7, alpha=0.5)
-    mean = mean_over_runs(rows.rename(columns={"label": "run"}), key)
-    axes.plot(
-        mean.index / 1e6, mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5,
-        linewidth=1.6, label=rows["arm"].iloc[0],
-    )  # fmt: skip

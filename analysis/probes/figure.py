@@ -14,7 +14,7 @@ from analysis.show.style import ArmStyle, arm_styles, legend_outside, whole_tick
 
 from .base import Measure
 from .compare import last_of_each_run
-from .over_training import mean_over_runs
+from .over_training import draw_over_training, token_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +42,10 @@ def draw_probe(table: pd.DataFrame, measures: Sequence[Measure], title: str) -> 
             axes.set_xlabel(measure.along)
             _draw_arrays(axes, last_of_each_run(shown), styles)
         elif over_training:
-            axes.set_xlabel("tokens")
-            _draw_curves(axes, shown, styles)
+            shown = shown[shown["tokens"].notna()]
+            token_axis(axes, shown["tokens"])
+            for arm, style in styles.items():
+                draw_over_training(axes, shown[shown["arm"] == arm], "value", style, label=arm)
         else:
             _draw_points(axes, shown, styles)
     found: dict[str, Any] = {}
@@ -70,23 +72,6 @@ def _draw_points(axes: Axes, rows: pd.DataFrame, styles: dict[str, ArmStyle]) ->
         )
     axes.set_xticks([])
     axes.set_xlim(-0.6, len(styles) - 0.4)
-
-
-def _draw_curves(axes: Axes, rows: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
-    """Against tokens: each run thin, the mean over an arm's runs thick."""
-    from matplotlib.ticker import EngFormatter
-
-    for arm, style in styles.items():
-        own = rows[(rows["arm"] == arm) & rows["tokens"].notna()]
-        for _, run in own.sort_values("tokens").groupby("run"):
-            axes.plot(run["tokens"], run["value"], color=style.colour, linewidth=0.6, alpha=0.55)
-        mean = mean_over_runs(own, "value")
-        axes.plot(
-            mean.index, mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3.5, linewidth=1.6,
-            label=arm,
-        )  # fmt: skip
-    whole_ticks(axes)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_arrays(axes: Axes, rows: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:

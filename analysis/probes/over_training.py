@@ -1,17 +1,22 @@
-"""Which checkpoints of which runs are measured, and means over runs."""
+"""Values over training: which checkpoints of which runs are evaluated, means over runs, and their curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.compare.arms import Arm, Member, checkpoints_up_to, untrained_arm
 from common.errors import InputError
 from record.finished import checkpoint_state, read_config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from analysis.show.style import ArmStyle
 
 
 @dataclass(frozen=True)
@@ -79,3 +84,30 @@ def mean_over_runs(rows: pd.DataFrame, key: str) -> pd.Series:
     groups = rows.groupby("tokens")
     mean: pd.Series = groups[key].mean().mask(groups["diverged"].any())
     return mean[groups.size() == rows["run"].nunique()]
+
+
+def draw_over_training(
+    axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle, *, label: str | None, line: Any = None
+) -> None:
+    """An arm's ``key`` against tokens: a thin line for each run, a thick one for their mean; a gap where a run has diverged."""
+    for _, run in rows.sort_values("tokens").groupby("run"):
+        known = run[run[key].notna() | run["diverged"]]
+        axes.plot(known["tokens"], known[key], color=style.colour, linewidth=0.6, alpha=0.55)
+    mean = mean_over_runs(rows, key)
+    mean = mean[mean.notna() | mean.index.isin(rows["tokens"][rows["diverged"]])]
+    axes.plot(
+        mean.index, mean, color=style.colour, linestyle=line or style.line, marker=style.marker, linewidth=1.6,
+        markersize=3.5 if label else 2, label=label,
+    )  # fmt: skip
+
+
+def token_axis(axes: Axes, tokens: pd.Series) -> None:
+    """A horizontal axis with room for the markers at all ``tokens``, the same in every panel."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    low, high = float(tokens.min()), float(tokens.max())
+    margin = 0.03 * (high - low or 1.0)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

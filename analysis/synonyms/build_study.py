@@ -255,9 +255,9 @@ def study_of_substitutions(
         raise InputError(f"none of the {len(substitutions.items)} substitution items can be used ({reasons(left_out)})")
     queries = np.array([(index, index, 0) for index in range(len(units))])
     named = [Item(lemma, "substitution", pos) for lemma, pos in items]
-    return assemble(
-        substitutions.source, named, left_out, units, passages, np.array(places), queries, vocabulary, end_of_text
-    )
+    unread = ", ".join(f"{count} ({reason})" for reason, count in substitutions.left_out.items())
+    source = f"{substitutions.source}; targets left out: {unread}" if unread else substitutions.source
+    return assemble(source, named, left_out, units, passages, np.array(places), queries, vocabulary, end_of_text)
 
 
 def write(word: str, spaced: bool, capital: bool) -> str:

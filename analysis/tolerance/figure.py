@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.probes.over_training import mean_over_runs
+from analysis.probes.over_training import draw_over_training, token_axis
 from analysis.show.style import ArmStyle, arm_styles, legend_outside, log_if_spread
 from analysis.synonyms.report import counts
 from analysis.synonyms.study import Study
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _GREY = "#444444"
-_MARGIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ _PANELS = (
 def draw_tolerance(table: pd.DataFrame, study: Study) -> Figure:
     """The panels that ``table``, a row for each run and checkpoint, has values for; all arms share each panel's axes."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     labels = list(dict.fromkeys(table["arm"]))
     styles = arm_styles(labels)
@@ -69,15 +67,10 @@ def draw_tolerance(table: pd.DataFrame, study: Study) -> Figure:
         f"{n['documents']:,} documents); thin: each run, thick: mean over an arm's runs",
         fontsize=10,
     )
-    low, high = float(table["tokens"].min()), float(table["tokens"].max())
-    margin = _MARGIN * (high - low or 1.0)  # room for the markers
     cells = [figure.add_subplot(rows, _COLUMNS, place) for place in range(1, len(panels) + 1)]
     for axes, panel in zip(cells, panels, strict=True):
         _draw_panel(axes, panel, table, styles)
-        axes.set_xlabel("tokens")
-        axes.set_xlim(low - margin, high + margin)  # the same in all panels, though c begins only after the first step
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        token_axis(axes, table["tokens"])  # the same in all panels, though c begins only after the first step
     handles, names = cells[0].get_legend_handles_labels()
     legend_outside(figure, handles, names, loc="outside lower center")
     return figure
@@ -91,22 +84,10 @@ def _draw_panel(axes: Axes, panel: _Panel, table: pd.DataFrame, styles: dict[str
     for label, style in styles.items():
         rows = table[table["arm"] == label]
         seeds = rows["run"].nunique()
-        _draw_curves(axes, rows, panel.key, style, style.line, f"{label} ({seeds} seed{'s' if seeds > 1 else ''})")
+        draw_over_training(axes, rows, panel.key, style, label=f"{label} ({seeds} seed{'s' if seeds > 1 else ''})")
         if panel.beside:
-            _draw_curves(axes, rows, panel.beside, style, ":", None)
+            draw_over_training(axes, rows, panel.beside, style, label=None, line=":")
     if panel.share:
         axes.set_ylim(0, 1.05)
     if panel.beside:
         log_if_spread(axes, table[[panel.key, panel.beside]].to_numpy().ravel())
-
-
-def _draw_curves(axes: Axes, rows: pd.DataFrame, key: str, style: ArmStyle, line: object, label: str | None) -> None:
-    for _, run in rows.groupby("run"):
-        known = run[run[key].notna() | run["diverged"]].sort_values("tokens")
-        axes.plot(known["tokens"], known[key], color=style.colour, linewidth=0.6, alpha=0.55)
-    mean = mean_over_runs(rows, key)
-    mean = mean[mean.notna() | mean.index.isin(rows["tokens"][rows["diverged"]])]  # a gap where a run has diverged
-    axes.plot(
-        mean.index, mean, color=style.colour, linestyle=line, marker=style.marker, markersize=3.5 if label else 2,
-        linewidth=1.6, label=label,
-    )  # fmt: skip

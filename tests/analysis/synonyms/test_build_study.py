@@ -301,7 +301,7 @@ def test_a_word_that_stands_only_where_its_synonym_has_no_room_is_left_out(text:
 
 
 def substitutions(*items: Substitution) -> SubstitutionList:
-    return SubstitutionList("test", items, {})
+    return SubstitutionList("test", items, {"no text before it": 2})
 
 
 def item(name: str = "1", left: str = "The", **changes: Any) -> Substitution:
@@ -385,6 +385,7 @@ def test_substitution_items_that_cannot_be_used_are_named_with_the_reason(text: 
     long = item("3", candidates=(("large", 1.0), ("zymurgical zymurgy", 1.0)))
     study = build_substitutions(text, item(), rejected, long, sequence_length=12)
     assert len(study.units) == 1
+    assert study.source == "test; targets left out: 2 (no text before it)"
     found = {entry.name: (entry.kind, entry.reason) for entry in study.left_out}
     size = len(text.tokenizer.encode(" zymurgical zymurgy"))
     assert found["3"] == ("positions", f"a candidate of {size} tokens leaves no room in a window")
