@@ -6,7 +6,9 @@ Counted are all imports: those inside functions and those for type checkers too.
 from __future__ import annotations
 
 import ast
+import fnmatch
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,3 +123,14 @@ def _circle(graph: dict[str, set[str]]) -> list[str]:
         return []
 
     return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_the_layout_in_the_readme_names_every_file_of_the_top_two_levels_and_no_other():
+    layout = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    named = set(re.findall(r"[\w*]+\.py\b", layout)) - {"test_rooms.py", "golden.py"}
+    there = [path for room in FLOOR for path in sources(room) if len(path.relative_to(ROOT).parts) <= 2]
+    names = {path.name for path in there} - {"__init__.py"}
+    assert {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in named)} == set()
+    assert {pattern for pattern in named if not fnmatch.filter(names, pattern)} == set()
+    folders = {path.parent.name for room in FLOOR for path in sources(room) if len(path.relative_to(ROOT).parts) == 3}
+    assert {folder for folder in folders if f"{folder}/" not in layout} == set()
