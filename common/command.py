@@ -18,6 +18,7 @@ EXIT_RANK_LOST = 69
 EXIT_STORAGE = 74
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -62,9 +63,11 @@ def exit_status(body: Callable[[], int | None]) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # its reader has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still flush at its end
-        return EXIT_FINISHED
+    except (
+        BrokenPipeError
+    ):  # whoever read the output is gone, as `head` may be; what was not printed was perhaps not done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at exit
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -1,6 +1,6 @@
 """What a configuration can choose by name, with its options: the project's own kinds and those of plug-ins.
 
-python -m configs.list [SECTION ...] [--plugins FILE]
+python -m configs.list [SECTION ...] [--plugins FILE ...]
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m configs.list", description="The kinds that a configuration can choose.")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help="head, objective, stress, ... (default: all)")
     parser.add_argument(
-        "--plugins", action="append", default=[], metavar="FILE", help="a Python file with kinds of your own"
+        "--plugins", nargs="+", action="extend", default=[], metavar="FILE", help="Python files with kinds of your own"
     )
     options = parser.parse_args()
+    plugins = [name for name in options.plugins if name.endswith(".py")]
+    options.sections += [name for name in options.plugins if name not in plugins]  # sections after --plugins
     with importing():
         from .kinds import TABLES
         from .load import import_plugins
         from .messages import nearest
-    import_plugins(options.plugins)
+    import_plugins(plugins)
     for section in options.sections:
         if section not in TABLES:
             raise InputError(f"{section}: no such section; there are {', '.join(TABLES)}{nearest(section, TABLES)}")

@@ -77,7 +77,14 @@ def _changed(merged: dict[str, Any], changes: dict[str, Any], recorded: bool) ->
     """The recipe ``merged`` with ``changes``, checked."""
     import_plugins(changes.get("plugins", merged.get("plugins")) or [])
     drop_foreign_options(merged, changes, _KIND_KEYS)
-    config = validate(merge(merged, changes), recorded=recorded)
+    problems: list[str] = []
+    raw = merge(merged, changes, problems=problems)
+    try:
+        config = validate(raw, recorded=recorded)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(*problems)
     if not recorded:
         _note_unbounded(config)
     if config.tracking != TrackingConfig() and not set(config.trackers) - {"tensorboard"}:

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import InputError
+from common.errors import InputError, note
 from common.files import at_home
 
 from .carry_over import drop_foreign_options
@@ -74,30 +74,32 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base_path.resolve() in (*above, path.resolve()):
         raise InputError(f"--config {path}: its base, {base}, leads back to itself")
     below = read_recipe(base_path, (*above, path.resolve()))
-    drop_foreign_options(
-        below, recipe, {"body": "model_type"}
-    )  # options of heads are checked later, when plugins are known
+    # Only the body here: options of heads and other kinds are checked later, when plugins are known.
+    drop_foreign_options(below, recipe, {"body": "model_type"})
     return merge(below, recipe)
 
 
 def read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The readable overrides as nested keys, and for each of the others its key and the problem."""
-    good, unread = [], []
+    changes: dict[str, Any] = {}
+    unread: list[tuple[str, str]] = []
     for override in overrides:
         key = override.partition("=")[0]
         if "=" not in override or override.startswith("-") or not _names_key(key):
             unread.append((key, f"{override}: an override has the form key.sub=value"))
             continue
         try:
-            OmegaConf.from_dotlist([override])
-            good.append(override)
+            own: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+            changes = merge(changes, own)
+        except InputError as error:  # an entry of a list that is not there
+            unread += [(key, line) for line in error.problems]
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             quoted = f"if it is text, put it in quotes: '{key}=\"...\"', or '{key}=[\"...\"]' in a list"
             unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}; {quoted}"))
     try:
-        container = OmegaConf.to_container(OmegaConf.from_dotlist(good), resolve=True)
+        container = OmegaConf.to_container(OmegaConf.create(changes), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        line = f"overrides {' '.join(good)}: {' '.join(str(error).split())}"
+        line = f"overrides: {' '.join(str(error).split())}"
         raise InputError(*(problem for _, problem in unread), line) from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}, unread
@@ -107,28 +109,42 @@ def _names_key(key: str) -> bool:
     return all(part.strip() for part in key.split("."))
 
 
-def merge(below: dict[str, Any], above: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def merge(
+    below: dict[str, Any], above: dict[str, Any], prefix: str = "", problems: list[str] | None = None
+) -> dict[str, Any]:
     """Both, and ``above`` where they differ. Sections are merged key by key; a list is replaced, or changed entry by entry
-    by a mapping of numbers, as the override ``stress.0.step=26`` gives. Raises InputError for an entry that is not there."""
+    by a mapping of numbers, as the override ``stress.0.step=26`` gives.
+
+    An entry that is not there is added to ``problems``, or raised as InputError if there is no such list.
+    """
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(old, list) and isinstance(value, dict) and all(str(number).isdecimal() for number in value):
-            merged[key] = _merge_entries(f"{prefix}{key}", old, value)
+        old, place = merged.get(key), f"{prefix}{key}"
+        if isinstance(old, list) and isinstance(value, dict) and value and all(str(n).isdecimal() for n in value):
+            merged[key] = _merge_entries(place, old, value, problems)
         elif isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = merge(old, value, f"{prefix}{key}.")
+            merged[key] = merge(old, value, f"{place}.", problems)
         else:
             merged[key] = value
     return merged
 
 
-def _merge_entries(key: str, old: list[Any], changes: dict[str, Any]) -> list[Any]:
+def _merge_entries(key: str, old: list[Any], changes: dict[str, Any], problems: list[str] | None) -> list[Any]:
     entries = list(old)
-    for number, value in changes.items():
-        place = int(number)
-        if place >= len(entries):
+    for number, new in changes.items():
+        if int(number) >= len(entries):
             last = f"the last entry is {key}.{len(entries) - 1}" if entries else f"{key} has no entry"
-            raise InputError(f"{key}.{number}: {last}; to add one, give the whole list: {key}=[...]")
-        both = isinstance(entries[place], dict) and isinstance(value, dict)
-        entries[place] = merge(entries[place], value, f"{key}.{number}.") if both else value
+            problem = f"{key}.{number}: {last}; to add one, give the whole list: {key}=[...]"
+            if problems is None:
+                raise InputError(problem)
+            problems.append(problem)
+            continue
+        entry, merged = entries[int(number)], new
+        if isinstance(entry, dict) and isinstance(new, dict):
+            if new.get("kind", entry.get("kind")) == entry.get("kind"):
+                merged = merge(entry, new, f"{key}.{number}.", problems)
+            else:
+                dropped = ", ".join(sorted(entry.keys() - new.keys()))
+                note(f"{key}.{number}.kind={new['kind']}: the recipe's other values are left out ({dropped})")
+        entries[int(number)] = merged
     return entries

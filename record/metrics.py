@@ -88,6 +88,15 @@ def describe(name: str) -> Metric:
     raise KeyError(f"{name!r} is not in record/metrics.py")
 
 
+def is_known(name: str) -> bool:
+    """Whether a metric of this name is declared."""
+    try:
+        describe(name)
+    except KeyError:
+        return False
+    return True
+
+
 def table() -> str:
     """The list as a Markdown table."""
     rows = ["| metric | unit | reduction | meaning |", "| --- | --- | --- | --- |"]

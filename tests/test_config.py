@@ -73,6 +73,24 @@ def test_an_override_reaches_into_a_list():
     assert changed.stress[0].options == was.stress[0].options | {"step": 26, "sequences": 2}
     with pytest.raises(InputError, match=r"stress\.1: the last entry is stress\.0; to add one"):
         load_config(fault, ["stress.1.step=26"])
+    with pytest.raises(InputError) as caught:
+        load_config(fault, ["stress.0.step=3", "stress.1.step=26", "optimizer.lrr=3"])
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["stress.1", "optimizer.lrr"]
+    whole = "stress=[{kind: scale_lr, step: 3, factor: 2.0}]"
+    assert load_config(fault, [whole, "stress.0.step=4"]).stress[0].options["step"] == 4
+    with pytest.raises(InputError, match=r"stress\.1: the last entry is stress\.0"):
+        load_config(fault, [whole, "stress.1.step=26"])
+    with pytest.raises(InputError, match=r"stress: input should be a list, but is \{\}"):
+        load_config(fault, ["stress={}"])
+
+
+def test_another_kind_in_a_list_leaves_the_old_options_behind(capsys):
+    fault = ROOT / "configs/pydoc_fault.yaml"
+    changed = load_config(fault, ["stress.0.kind=scale_lr", "stress.0.step=5", "stress.0.factor=3.0"])
+    assert changed.stress[0].options == {"step": 5, "steps": 1, "factor": 3.0}
+    assert (
+        "stress.0.kind=scale_lr: the recipe's other values are left out (pattern, sequences)" in capsys.readouterr().err
+    )
 
 
 def test_a_recorded_configuration_that_no_longer_fits_is_named(tmp_path):

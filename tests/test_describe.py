@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
+from common.command import EXIT_BROKEN_PIPE
 from configs.describe import attribute_docs, keys_of, reference
 from configs.kinds import TABLES
 from configs.load import load_config
@@ -89,8 +92,17 @@ def test_attribute_docs_are_those_below_the_attribute():
     assert "model_fields_set" not in said
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "configs.list"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == EXIT_BROKEN_PIPE
+
+
 def test_the_list_has_the_kinds_of_plug_ins(tmp_path: Path):
-    listed = python("-m", "configs.list", "interventions", "stress", "--plugins", PLUGINS / "zclip.py")
+    listed = python("-m", "configs.list", "interventions", "--plugins", PLUGINS / "zclip.py", "stress")
     assert listed.returncode == 0, listed.stderr
     lines = [line.split() for line in listed.stdout.splitlines()]
     assert ["threshold", "float;", "2.5"] in lines

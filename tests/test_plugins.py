@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.probes.base import PROBES
 from analysis.replay.__main__ import main as replay
 from analysis.replay.rerun import open_replay, replay_to
 from common.errors import InputError
@@ -37,11 +38,11 @@ NOISE = "{kind: gradient_noise, step: 14, steps: 2, std: 0.05}"
 @pytest.fixture(autouse=True)
 def registries_as_before():
     """What a test's plug-ins register is nobody else's: tests share a process."""
-    before = {section: dict(kinds) for section, kinds in TABLES.items()}
+    before = [(table, dict(table)) for table in (*TABLES.values(), PROBES)]
     yield
-    for section, kinds in before.items():
-        TABLES[section].clear()
-        TABLES[section].update(kinds)
+    for table, kinds in before:
+        table.clear()
+        table.update(kinds)
 
 
 @pytest.fixture
@@ -357,6 +358,30 @@ def test_what_an_intervention_says_and_does_not_declare_is_refused(start, tmp_pa
     plugin = write_plugin(tmp_path / "own", "own.py", TWICE.format(said="other").replace("saying", "telling"))
     with pytest.raises(InputError, match="telling says other, which its metrics do not declare"):
         start("name=undeclared", f"plugins=[{plugin}]", "interventions=[{kind: telling}]")
+
+
+@pytest.mark.parametrize("name", ["scale", "skipped", "a/b"])
+def test_a_metric_of_an_intervention_has_a_name_of_its_own(name, recipe, tmp_path):
+    text = TWICE.format(said="norm").replace('Metric("norm"', f'Metric("{name}"').replace("saying", "naming")
+    plugin = write_plugin(tmp_path / "own", "own.py", text)
+    with pytest.raises(InputError, match=f"naming: {name} cannot be the name of a metric"):
+        load_config(recipe["path"], [*recipe["overrides"], f"plugins=[{plugin}]", "interventions=[{kind: naming}]"])
+
+
+SILENT = """
+from stability.stress.base import Stress
+from stability.stress.kinds import STRESSES
+@STRESSES.register("silent")
+class Silent(Stress):
+    pass
+"""
+
+
+def test_a_stress_without_a_description_is_replayed_by_its_name_and_options(start, tmp_path, capsys):
+    plugin = write_plugin(tmp_path / "own", "own.py", SILENT)
+    assert start("name=silent", f"plugins=[{plugin}]", "stress=[{kind: silent, step: 12}]")[0] == 0
+    replay([str(tmp_path / "silent"), "--step", "12", "--out", str(tmp_path / "out")])
+    assert "silent with " in capsys.readouterr().out
 
 
 def test_a_head_with_a_parameter_of_its_own_learns_it(start, tmp_path):

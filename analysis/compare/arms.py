@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.curves.families import stem, without_seed
 from common.errors import InputError
@@ -196,9 +197,11 @@ class Diverged(InputError):
         super().__init__(f"{label}: the model's logits are not finite; it has diverged: name an earlier checkpoint")
 
 
-def diverged_line(label: str, step: int, tokens: int) -> str:
-    """What is printed about a checkpoint that has diverged."""
-    return f"{label} step {step} ({tokens:,} tokens) has diverged: its logits are not finite; it has no values"
+def diverged_line(label: str, step: int | None, tokens: int | None) -> str:
+    """What is printed about a checkpoint that has diverged; a guest has no step."""
+    at = "" if pd.isna(step) else f" step {step}"
+    at += "" if pd.isna(tokens) else f" ({tokens:,} tokens)"
+    return f"{label}{at} has diverged: its logits are not finite; it has no values"
 
 
 def member_values(arm: Arm, value_of: Callable[[Member], Floats], baseline: Arm | None = None) -> Floats:

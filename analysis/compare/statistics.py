@@ -130,7 +130,7 @@ def crossed_bootstraps(
 
 
 def mean_over_seeds(value_S: npt.ArrayLike) -> Effect:
-    """The mean of a value per seed with its 95% interval by Student's t; no interval for a single finite value.
+    """The mean of a value per seed with its 95% interval by Student's t; none from a single seed, or if all agree.
 
     Values that are not finite are left out. If the values are paired differences, this is the paired t interval.
     """
@@ -140,6 +140,8 @@ def mean_over_seeds(value_S: npt.ArrayLike) -> Effect:
     if n < 2:
         return Effect(float(values.mean()) if n else math.nan, None, None, None, None, n, {"seed": n})
     error = float(values.std(ddof=1)) / math.sqrt(n)
+    if error == 0:  # by chance, of a measure that takes few values
+        return Effect(float(values.mean()), None, None, None, None, n, {"seed": n})
     return _effect(float(values.mean()), error, n - 1, n, {"seed": n})
 
 

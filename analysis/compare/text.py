@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import InputError
+from common.errors import InputError, note
 from data.corpora import DataConfig
 from data.store import TokenStore
 
@@ -38,6 +38,8 @@ class RunText:
                 f"the validation split has {len(ids)} tokens, fewer than data.sequence_length + 1 = {length + 1}; hold out "
                 "more (data.validation_fraction)"
             )
+        if there < count:
+            note(f"{count} windows were requested; the validation split has {there} of {length} tokens")
         start_B = length * np.sort(np.random.default_rng(seed).permutation(there)[:count])
         tokens_BT = np.asarray(ids)[start_B[:, None] + np.arange(length + 1)].astype(np.int64)
         return tokens_BT[:, :-1], tokens_BT[:, 1:]

@@ -1,8 +1,8 @@
 """Measure models by a probe: its values over seeds and over training, and the arms compared.
 
-    python -m analysis.probes PROBE RUN... --out DIR [--set KEY=VALUE ...] [--over-training] [--no-untrained] [--seed N]
-        [--plugins FILE]
-    python -m analysis.probes --list [--plugins FILE]
+    python -m analysis.probes PROBE RUN... --out DIR [--set KEY=VALUE]... [--over-training] [--no-untrained] [--seed N]
+        [--plugins FILE]...
+    python -m analysis.probes --list [--plugins FILE]...
 
 RUN is a run directory, a checkpoint directory, or the directory of a transformers causal LM with the same tokenizer. Runs that
 differ in nothing but the seed are one arm; differences are from the first arm, paired by seed. --list shows all probes with
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     with importing():
         from configs.load import import_plugins
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("PROBE, RUN and --out are required, or --list")
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; give a whole number from 0")
-    _measure(_probe(options.probe, options.set), options)
+    _measure(_probe(options.probe, options.set, options.runs), options)
 
 
 def _parser() -> ArgumentParser:
@@ -56,13 +56,17 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options of the probe"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the probe; may be repeated"
     )
     parser.add_argument("--over-training", action="store_true", help="measure every checkpoint of the runs")
     parser.add_argument("--no-untrained", action="store_true", help="leave out the first run's model before training")
     parser.add_argument("--seed", type=int, default=0, help="of whatever the probe draws (default 0)")
     parser.add_argument(
-        "--plugins", action="append", default=[], metavar="FILE", help="a Python file with probes of your own"
+        "--plugins",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file with probes of your own; may be repeated",
     )
     parser.add_argument("--list", action="store_true", help="show all probes")
     return parser
@@ -81,19 +85,25 @@ def _described(probes: dict[str, Any]) -> list[str]:
     ]
 
 
-def _probe(kind: str, settings: Sequence[str]) -> Probe[Any]:
+def _probe(kind: str, settings: Sequence[str], runs: Sequence[str]) -> Probe[Any]:
     """The probe with these options. Raises :class:`InputError` with every mistake in them."""
     import pydantic
 
+    from analysis.compare.arms import find_arms
     from common.registry import checked_options
     from configs.kinds import option_names, option_problem
+    from configs.load import load_recorded
     from configs.messages import nearest
     from configs.recipe import read_overrides
 
     from .kinds import PROBES
 
     if kind not in PROBES:
-        raise InputError(f"{kind}: no such probe; there are {', '.join(PROBES)}{nearest(kind, PROBES)}")
+        for run in {member.run for arm in find_arms(runs) for member in arm.members if member.run}:
+            load_recorded(run)  # registers what its plugins define
+    if kind not in PROBES:
+        hint = nearest(kind, PROBES) or "; one of your own needs its file in --plugins"
+        raise InputError(f"{kind}: no such probe; there are {', '.join(PROBES)}{hint}")
     cls = PROBES[kind]
     values, unread = read_overrides(settings)
     if unread:
@@ -158,36 +168,31 @@ def _summary(probe: Probe[Any], table: pd.DataFrame, found: list[dict[str, Any]]
 
 def _printed(probe: Probe[Any], table: pd.DataFrame, found: list[dict[str, Any]]) -> list[str]:
     """A table of the single numbers, and what they are."""
+    from analysis.compare.arms import diverged_line
     from analysis.show.tables import terminal_table
 
     singles = [measure for measure in probe.measures if measure.along is None]
-    arms = list(dict.fromkeys(table["arm"]))
-    seeds = {arm: table["run"][table["arm"] == arm].nunique() for arm in arms}
-    by_place = {(one["arm"], one["measure"]): one for one in found if one["index"] < 0}
-    rows = []
-    for measure in singles:
-        for arm in arms:
-            one = by_place[arm, measure.key]
-            difference, mean = one["difference"], one["mean"]
-            rows.append(
-                [
-                    measure.key if arm == arms[0] else "",
-                    arm,
-                    str(seeds[arm]),
-                    mean.format(".4f"),
-                    difference.format("+.4f") if difference else "",
-                    f"{difference.smallest:.4f}" if difference and difference.smallest is not None else "",
-                ]
-            )
-    lines = [terminal_table(["measure", "arm", "seeds", "mean [95%]", f"minus {arms[0]} [95%]", "smallest"], rows), ""]
+    first = table["arm"].iloc[0]
+    rows = [_row(one, first) for one in found if one["index"] < 0]
+    heading = ["measure", "arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
+    lines = [terminal_table(heading, rows), ""] if rows else []
     lines += [f"{measure.key} ({measure.unit}): {measure.meaning}" for measure in singles]
-    lines.append("Intervals: Student's t over seeds, differences paired by seed; none from one seed.")
-    lines.append("smallest: the smallest true difference that would be shown with 80% power.")
-    if diverged := table[table["diverged"]].drop_duplicates(["run", "step"]).itertuples():
-        lines += [
-            f"{row.run} step {row.step} has diverged: its logits are not finite; it has no values" for row in diverged
-        ]
-    return lines
+    lines += [
+        "Intervals: Student's t over seeds; none from one seed, or where all seeds agree.",
+        f"pairs: seeds shared with {first}, from which the difference is taken; 0: difference of the means, without interval.",
+        "smallest: the smallest true difference that would be shown with 80% power.",
+    ]
+    diverged = table[table["diverged"]].drop_duplicates(["run", "step"]).itertuples()
+    return lines + [diverged_line(row.run, row.step, row.tokens) for row in diverged]
+
+
+def _row(one: dict[str, Any], first: str) -> list[str]:
+    mean, difference = one["mean"], one["difference"]
+    cells = [one["measure"] if one["arm"] == first else "", one["arm"], str(mean.n), mean.format(".4f")]
+    if difference is None:
+        return [*cells, "", "", ""]
+    smallest = "" if difference.smallest is None else f"{difference.smallest:.4f}"
+    return [*cells, difference.format("+.4f"), str(difference.n if one["paired"] else 0), smallest]
 
 
 if __name__ == "__main__":

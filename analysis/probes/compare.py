@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare.statistics import Effect, mean_over_seeds
+from analysis.compare.statistics import mean_over_seeds
 
 from .base import Measure
 
@@ -25,29 +25,22 @@ def last_of_each_run(table: pd.DataFrame) -> pd.DataFrame:
 def comparisons(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[dict[str, Any]]:
     """For each arm, measure and index at the last checkpoint: the mean over seeds and, but for the first arm, the difference.
 
-    ``table`` is that of :mod:`.evaluate`.
+    ``table`` is that of :mod:`.evaluate`. ``paired``: the difference is of seeds that the arm shares with the first; without any
+    it is that of the two means, for which there is no interval.
     """
     last = last_of_each_run(table)
-    arms = list(dict.fromkeys(last["arm"]))
+    first, *others = dict.fromkeys(last["arm"])
+    seeds = {arm: rows["seed"].dropna().unique() for arm, rows in last.groupby("arm")}
+    shared = {arm: [seed for seed in seeds.get(arm, ()) if seed in seeds.get(first, ())] for arm in others}
     for measure in measures:
         for index, rows in last[last["measure"] == measure.key].groupby("index"):
             values = {arm: group.set_index("seed")["value"] for arm, group in rows.groupby("arm")}
-            for arm in arms:
-                if arm in values:
-                    yield {
-                        "arm": arm,
-                        "measure": measure.key,
-                        "index": int(index),
-                        "mean": mean_over_seeds(values[arm].to_numpy()),
-                        "difference": None if arm == arms[0] else _difference(values[arm], values.get(arms[0])),
-                    }
-
-
-def _difference(own: pd.Series, first: pd.Series | None) -> Effect | None:
-    """Paired by the seeds that both have; without any, the difference of the means, of which no interval can be given."""
-    if first is None:
-        return None
-    common = [seed for seed in own.index if seed in first.index and pd.notna(seed)]
-    if common:
-        return mean_over_seeds((own[common] - first[common]).to_numpy())
-    return mean_over_seeds(np.array([own.mean() - first.mean()]))
+            for arm in (arm for arm in (first, *others) if arm in values):
+                one = {"arm": arm, "measure": measure.key, "index": int(index)}
+                one |= {"mean": mean_over_seeds(values[arm].to_numpy()), "difference": None, "paired": None}
+                if arm != first and first in values:
+                    difference = (values[arm] - values[first]).reindex(shared[arm]).to_numpy()
+                    if not shared[arm]:
+                        difference = np.array([values[arm].mean() - values[first].mean()])
+                    one |= {"difference": mean_over_seeds(difference), "paired": bool(shared[arm])}
+                yield one

@@ -7,7 +7,7 @@ The table has a row for each model, measure and, for arrays, place in the array:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from analysis.compare.arms import Arm, Member, check_positions, load_member, load_tokenizer
+from analysis.compare.statistics import Floats
 from analysis.compare.text import RunText
 from common.errors import InputError
 from record.finished import checkpoint_state
@@ -47,16 +48,17 @@ def evaluate(probe: Probe[Any], points: Sequence[Point], text: RunText, *, seed:
     """
     prepared = probe.prepare(text, seed=seed)
     (x_BT, _), vocabulary = text.windows(1, seed=seed), text.tokenizer.get_vocab()
+    size = text.store.vocab_size
     rows: list[dict[str, Any]] = []
     for point in tqdm(points, desc=probe.kind, unit="model"):
         if not point.member.untrained and load_tokenizer(point.member).get_vocab() != vocabulary:
             raise InputError(f"{point.run}: its tokenizer is not that of the text; compare models with one tokenizer")
         model = load_member(point.member)
         check_positions(model, point.run, x_BT.shape[1])
-        values = _values(probe, model, prepared, x_BT, seed)
+        values = None if _has_diverged(model, x_BT, size) else _values(probe, model, prepared, seed)
         known = {**point.columns, "diverged": values is None}
         for measure in probe.measures:
-            array = [math.nan] if values is None else np.atleast_1d(values[measure.key])
+            array = np.array([math.nan]) if values is None else np.atleast_1d(values[measure.key])
             first = SINGLE if measure.along is None else 0
             rows += [
                 known | {"measure": measure.key, "index": first + number, "value": float(value)}
@@ -65,20 +67,35 @@ def evaluate(probe: Probe[Any], points: Sequence[Point], text: RunText, *, seed:
     return pd.DataFrame(rows).astype({"seed": "Int64", "step": "Int64", "tokens": "Int64"})
 
 
-def _values(probe: Probe[Any], model: Any, prepared: Any, x_BT: Any, seed: int) -> Mapping[str, Any] | None:
-    """What the probe says of a model, checked; None if the model has diverged."""
+def _has_diverged(model: Any, x_BT: Any, vocabulary: int) -> bool:
+    """Whether logits of the vocabulary are not finite. (Those of rows that only pad the embedding are -inf.)"""
     import torch
 
     with torch.no_grad():
         logits_BTV = model(input_ids=torch.from_numpy(x_BT).to(model.device), use_cache=False).logits
-        if not bool(torch.isfinite(logits_BTV).all()):
-            return None
+    return not bool(torch.isfinite(logits_BTV[..., :vocabulary]).all())
+
+
+def _values(probe: Probe[Any], model: Any, prepared: Any, seed: int) -> dict[str, Floats]:
+    """What the probe measures of a model, as float64. Raises :class:`InputError` for anything that it does not declare."""
+    import torch
+
+    with torch.no_grad():
         values = dict(probe.measure(model, prepared, seed=seed))
-    declared = {measure.key: int(measure.along is not None) for measure in probe.measures}
-    returned = {key: np.ndim(value) for key, value in values.items()}
-    if wrong := [key for key in declared | returned if declared.get(key) != returned.get(key)]:
+    found: dict[str, Floats] = {}
+    wrong = values.keys() ^ {measure.key for measure in probe.measures}
+    for measure in probe.measures:
+        value = values.get(measure.key)
+        try:
+            found[measure.key] = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value, dtype=np.float64)
+        except (TypeError, ValueError):
+            wrong.add(measure.key)
+            continue
+        if found[measure.key].ndim != (measure.along is not None) or found[measure.key].size == 0:
+            wrong.add(measure.key)
+    if wrong:
         raise InputError(
-            f"probe {probe.kind}: measure() returned {', '.join(returned) or 'nothing'}, which is not what its measures declare "
-            f"({', '.join(wrong)}): a number for each, or a 1-D array where it has an `along`"
+            f"probe {probe.kind}: what measure() returned is not what its measures declare ({', '.join(sorted(wrong))}): "
+            "a number for each, or a 1-D array with at least one value where it has an `along`"
         )
-    return values
+    return found

@@ -25,6 +25,7 @@ from record.environment import environment
 from record.finished import Run as LoggedRun
 from record.finished import run_file
 from record.integrity import damage
+from record.metrics import is_known
 from record.rewinds import last_rewind
 from training.run import Run, build_run, interventions_of, interventions_state, load_interventions
 from training.step import training_step
@@ -131,11 +132,11 @@ def disagreements(logged: LoggedRun, row: dict[str, Any], tolerance: float) -> l
     found = []
     for name in dict.fromkeys([*row, *logged.metrics.columns]):
         then = logged.value(name, step)
-        # Old versions did not log interventions; such a run may have been resumed by a newer one.
+        # Old versions did not log interventions, or under other names; such a run may have been resumed by a newer one.
         unknown = name.startswith("intervention/") and (
             name not in logged.metrics or logged.metrics.loc[:step, name].isna().all()
         )
-        if unknown or name.startswith(NOT_REPLAYED) or (then is None and name not in row):
+        if unknown or not is_known(name) or name.startswith(NOT_REPLAYED) or (then is None and name not in row):
             continue
         if then is None or name not in row:
             found.append(f"step {step}: {name} ({'not logged' if then is None else 'not measured by the replay'})")

@@ -37,7 +37,10 @@ CREEP = 6.0
 
 @DETECTORS.register("median_mad")
 class MedianMad(Detector):
-    """This module's rule. A spike is a rise. On a log scale, values without a logarithm are skipped."""
+    """The default: a CUSUM of sigmas above a robust line through the last values.
+
+    A spike is a rise. On a log scale, values without a logarithm are skipped.
+    """
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)

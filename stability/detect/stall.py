@@ -23,8 +23,11 @@ GROWTH = 1.5
 
 @DETECTORS.register("stall")
 class StallRule(Detector):
-    """Watches the loss ``signal`` and the metrics in :data:`LOGITS`; each stall is reported once. A metric counts if it is
-    measured in both quarters and positive in the first (``logit/max`` of a metric head is not)."""
+    """A loss that stands still while attention or output logits grow.
+
+    A metric of :data:`LOGITS` counts if it is measured in both quarters and positive in the first (``logit/max`` of a metric head
+    is not).
+    """
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)

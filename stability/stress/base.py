@@ -78,7 +78,7 @@ class Stress:
 
     def describe(self, step: int, batch: int) -> str:
         """Describe in words what it does at a step at which it acts."""
-        raise NotImplementedError
+        return f"{self.kind} with {self.options}"
 
 
 def make_stresses(choices: Sequence[Choice], *, seed: int, vocab_size: int) -> list[Stress]:

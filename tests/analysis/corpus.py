@@ -10,7 +10,7 @@ import numpy as np
 from configs.load import validate
 from configs.recipe import dump_config
 from configs.schema import RunConfig
-from data.store import TokenStore, open_store
+from data.store import open_store
 from training.build import model_config
 
 PAIRS = [("big", "large"), ("fast", "quick"), ("house", "home")]
@@ -59,11 +59,6 @@ def run_config(folder: Path, name: str, head: str = "linear", **changes: Any) ->
             "train": {"steps": 1, "batch_size": 1},
         }
     )
-
-
-def open_corpus(folder: Path) -> TokenStore:
-    """The token store of the corpus in ``folder``/text."""
-    return open_store(run_config(folder, "store").data, progress=False)
 
 
 def write_model(folder: Path, name: str, *, seed: int, head: str = "linear", **changes: Any) -> Path:

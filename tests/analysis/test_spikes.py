@@ -17,10 +17,11 @@ from common.command import exit_status
 from common.errors import InputError
 from record.recorder import Recorder
 from record.table import read_table
-from stability.detect.catalogue import DETECTORS, detect
+from stability.detect.catalogue import DETECTORS
 from stability.detect.events import Event, Spike
 from stability.watch import Watch
 from tests.conftest import ROOT, python
+from tests.stability.detect.detected import detect
 
 from .written import training_rows, write_run
 

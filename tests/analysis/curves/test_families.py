@@ -69,7 +69,7 @@ def test_the_scale_is_the_key_with_the_most_numbers_and_of_equals_the_learning_r
     assert scale and scale.key == "a"
 
 
-def test_what_follows_from_the_number_is_not_told_other_settings_it() -> None:
+def test_settings_that_follow_from_the_number_are_not_named_beside_it() -> None:
     widths = [
         family(str(w), width=w, heads=w // 64, kind="ab"[w // 64 % 2], best=["x", "y"][0]) for w in (64, 128, 192)
     ]

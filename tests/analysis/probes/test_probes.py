@@ -48,7 +48,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    main(["calibration", *runs, "--out", str(folder), "--set", "windows=6", "bins=4"])
+    main(["calibration", *runs, "--out", str(folder), "--set", "windows=6", "--set", "bins=4"])
     return folder
 
 
@@ -137,7 +137,7 @@ def test_a_diverged_model_is_named_and_has_no_values(runs, tmp_path, capsys):
     tensors = load_file(weights)
     save_file({key: torch.full_like(t, torch.nan) for key, t in tensors.items()}, weights, metadata={"format": "pt"})
     main(["calibration", str(run), "--out", str(tmp_path / "out"), "--set", "windows=2"])
-    assert "plain_seed0 step 20 has diverged" in capsys.readouterr().out
+    assert "plain_seed0 step 20 (320 tokens) has diverged" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "out" / "values.csv")
     assert table["value"].isna().equals(table["diverged"])
 
@@ -162,9 +162,54 @@ def test_one_that_returns_what_it_does_not_declare_is_refused(runs, tmp_path):
         "    def prepare(self, text, *, seed): return None\n\n"
         "    def measure(self, model, prepared, *, seed): return {'a': 1.0, 'b': 2.0}\n"
     )
-    with pytest.raises(InputError, match=r"probe wrong: measure\(\) returned a, b, .* \(b\): a number for each"):
+    with pytest.raises(InputError, match=r"probe wrong: what measure\(\) returned is not .* \(b\): a number for each"):
         main(["wrong", *runs, "--out", str(tmp_path / "out"), "--plugins", str(wrong)])
     assert not (tmp_path / "out").exists()
+
+
+def test_arms_without_a_common_seed_have_a_difference_and_no_interval(runs, tmp_path, capsys):
+    main(["calibration", runs[0], runs[1], runs[4], "--out", str(tmp_path), "--set", "windows=2", "--no-untrained"])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    plain, bent = (one for one in summary["arms"] if one["measure"] == "nll")
+    values = pd.read_csv(tmp_path / "values.csv").query("measure == 'nll'").groupby("arm")["value"].mean()
+    assert (plain["paired"], bent["paired"]) == (None, False)
+    assert bent["difference"]["mean"] == pytest.approx(values["bent_seed2"] - values["plain"])
+    assert (plain["mean"]["n"], bent["difference"]["low"]) == (2, None)
+
+
+def test_rows_that_pad_the_vocabulary_are_no_divergence(corpus, tmp_path):
+    """Their logits are -inf, and every value is that of a model without them."""
+    run = write_training(corpus, tmp_path, "padded", seed=0, steps=[10])
+    checkpoint = run / "checkpoints" / "step_00000010"
+    config = json.loads((checkpoint / "config.json").read_text())
+    tensors = load_file(checkpoint / "model.safetensors")
+    for key, t in tensors.items():
+        if len(t) == config["text_config"]["vocab_size"]:
+            tensors[key] = torch.cat([t, torch.ones(7, *t.shape[1:])])
+    padded = tmp_path / "other" / "padded_seed0"
+    shutil.copytree(run, padded)
+    config |= {"n_classes": config["text_config"]["vocab_size"]}
+    config["text_config"]["vocab_size"] += 7
+    (padded / "checkpoints" / "step_00000010" / "config.json").write_text(json.dumps(config))
+    save_file(tensors, padded / "checkpoints" / "step_00000010" / "model.safetensors", metadata={"format": "pt"})
+    tables = []
+    for name in (run, padded):
+        out = tmp_path / "out" / name.parent.name
+        main(["calibration", str(name), "--out", str(out), "--set", "windows=2", "--no-untrained"])
+        tables.append(pd.read_csv(out / "values.csv"))
+    assert not tables[1]["diverged"].any()
+    np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-6)
+
+
+def test_more_windows_than_there_are_is_said(runs, tmp_path, capsys):
+    main(["calibration", "--out", str(tmp_path), "--set", "windows=100000", runs[0]])
+    assert "note: 100000 windows were requested; the validation split has" in capsys.readouterr().err
+
+
+def test_seeds_that_agree_by_chance_leave_no_interval():
+    from analysis.compare.statistics import mean_over_seeds
+
+    assert mean_over_seeds([0.25, 0.25]).low is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ pytest.importorskip("nltk")
 FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 NUMBERS = {"n": 1, "v": 2, "a": 3, "r": 4, "s": 5}
 LICENCE = "  1 WordNet 3.0 Copyright of nobody: words for a test\n"
-OFFSET = "00000000"
 
 
 @dataclass(frozen=True)
