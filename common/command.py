@@ -3,6 +3,7 @@ configuration, a path or a file is reported in one line, with exit status 2 and 
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,11 +64,21 @@ def exit_status(body: Callable[[], int | None]) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except (
-        BrokenPipeError
-    ):  # whoever read the output is gone, as `head` may be; what was not printed was perhaps not done
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise  # some other pipe or socket: not to be passed over in silence
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at exit
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of stdout is gone, as `head` may be."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)  # errors are reported whatever is asked for
+    except OSError:  # stdout has no file of its own
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))

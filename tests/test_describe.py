@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from common.command import EXIT_BROKEN_PIPE
+from common.command import EXIT_BROKEN_PIPE, exit_status
 from configs.describe import attribute_docs, keys_of, reference
 from configs.kinds import TABLES
 from configs.load import load_config
@@ -99,6 +99,14 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == EXIT_BROKEN_PIPE
+
+
+def test_another_broken_pipe_is_not_passed_over():
+    def body():
+        raise BrokenPipeError("a tracker's socket")
+
+    with pytest.raises(BrokenPipeError, match="socket"):
+        exit_status(body)
 
 
 def test_the_list_has_the_kinds_of_plug_ins(tmp_path: Path):
