@@ -74,6 +74,9 @@ class TrainConfig(Section):
     """Precision of matrix products, by autocast; parameters and optimizer state stay float32."""
     compile: bool = False
     """Compile the body with torch.compile."""
+    kernel: Literal["auto", "triton", "torch"] = "auto"
+    """What evaluates the loss's softmax over the vocabulary on a GPU: triton, a kernel of this project; torch, its own
+    operations; auto, the kernel if it compiles and agrees with float64 there, else torch, which the run then reports."""
     stall_seconds: float = Field(default=1800, ge=1, le=1e6)
     """If one rank keeps the others waiting this long, they name it and exit. Longer than a checkpoint or compilation takes."""
     gradient_checkpointing: bool = False

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .classes import Classes, LogitGradient
 from .heads import Head
+from .kernel_choice import negatives
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
-from .rows import negatives
 
 IGNORE_INDEX = -100
 MAX_ROWS = {"cpu": 512, "cuda": 4096}
@@ -188,7 +188,7 @@ class _Chunk:
         sample_SV = None
         if sampled is not None:
             sample_SV = self.z_CV[sampled].clone() if bias_V is None else self.z_CV[sampled] + bias_V
-        self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype)
+        self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype, self.head.kernel)
         with torch.enable_grad():
             logits = (true_C, self.negatives.logsumexp_C + self.shift_C, mean_C)
             self.t = TokenLogits(*(x.detach().requires_grad_() for x in logits))

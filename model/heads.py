@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .classes import AffineClasses, Classes, SoftCappedClasses
+from .kernel_choice import Kernel
 from .precision import compute_dtype, product, wide_dtype
 
 
@@ -28,6 +29,9 @@ class Head(nn.Module):
     bounded = False
     """Whether logits are at most 0, reached where the hidden state equals the class vector: then TFSD's weight is in [0,
     1)."""
+
+    kernel: Kernel = "auto"
+    """What evaluates the loss's softmax over each row of logits."""
 
     @dataclass(frozen=True)
     class Options:

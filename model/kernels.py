@@ -8,10 +8,10 @@ The product that makes the logits and the two that use their gradient stay with 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from .rows import Negatives
 
 try:
     import triton
@@ -28,14 +28,9 @@ def triton_available() -> bool:
     return triton is not None
 
 
-def masked_softmax(
-    z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax of ``z_CV + bias_V`` over all columns except each row's target ``y_C``, in ``dtype``.
-
-    Returns the probabilities (C, V), 0 at the target and overwriting ``z_CV`` if the dtype is the same; their sums (1); and
-    each row's largest logit and log-sum-exp (C,).
-    """
+def masked_softmax(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype) -> Negatives:
+    """Softmax of ``z_CV + bias_V`` over all columns except each row's target ``y_C``, in ``dtype``: the weights of the
+    negatives with sums of 1. They overwrite ``z_CV`` if its dtype is the same."""
     rows, columns = z_CV.shape
     weights_CV = z_CV if dtype == z_CV.dtype else torch.empty_like(z_CV, dtype=dtype)
     max_C, logsumexp_C = z_CV.new_empty(rows), z_CV.new_empty(rows)
@@ -44,22 +39,22 @@ def masked_softmax(
             z_CV, bias_V, y_C, weights_CV, max_C, logsumexp_C, columns, z_CV.stride(0), weights_CV.stride(0),
             HAS_BIAS=bias_V is not None, BLOCK=min(BLOCK, triton.next_power_of_2(columns)), num_warps=8,
         )  # fmt: skip
-    return weights_CV, torch.ones_like(max_C), max_C, logsumexp_C
+    return Negatives(weights_CV, torch.ones_like(max_C), max_C, logsumexp_C)
 
 
 if triton is not None:
 
     @triton.jit
     def _masked_softmax(
-        z_ptr: Any,
-        bias_ptr: Any,
-        y_ptr: Any,
-        weights_ptr: Any,
-        max_ptr: Any,
-        logsumexp_ptr: Any,
-        columns: Any,
-        z_stride: Any,
-        weights_stride: Any,
+        z_ptr: tl.tensor,
+        bias_ptr: tl.tensor,
+        y_ptr: tl.tensor,
+        weights_ptr: tl.tensor,
+        max_ptr: tl.tensor,
+        logsumexp_ptr: tl.tensor,
+        columns: tl.tensor,
+        z_stride: tl.tensor,
+        weights_stride: tl.tensor,
         HAS_BIAS: tl.constexpr,
         BLOCK: tl.constexpr,
     ) -> None:
@@ -80,13 +75,15 @@ if triton is not None:
             total = total * tl.exp(largest - higher) + tl.exp(z - higher)
             largest = higher
         row_max = tl.max(largest, axis=0)
-        logsumexp = row_max + tl.log(tl.sum(total * tl.exp(largest - row_max), axis=0))
+        row_sum = tl.sum(total * tl.exp(largest - row_max), axis=0)
         tl.store(max_ptr + row, row_max)
-        tl.store(logsumexp_ptr + row, logsumexp)
+        tl.store(logsumexp_ptr + row, row_max + tl.log(row_sum))
+        # Not exp(z - logsumexp): far from 0 the rounded log-sum-exp would put every probability off by the same factor.
+        share = 1.0 / row_sum
         for start in range(0, columns, BLOCK):
             k = start + tl.arange(0, BLOCK)
             z = tl.load(z_row + k, mask=k < columns, other=float("-inf")).to(tl.float32)
             if HAS_BIAS:
                 z += tl.load(bias_ptr + k, mask=k < columns, other=0.0)
-            p = tl.where(k == target, 0.0, tl.exp(z - logsumexp))
+            p = tl.where(k == target, 0.0, share * tl.exp(z - row_max))
             tl.store(weights_row + k, p, mask=k < columns)

@@ -1,7 +1,7 @@
 """The work on each row of logits between the matrix products: exp(z - max) without the target.
 
 It is bound by memory bandwidth, so each row should be read once. On CPU all steps run on a block of rows that fits a core's
-cache; on CUDA a Triton kernel does it (kernels.py).
+cache; on a GPU a Triton kernel does the same (kernels.py, kernel_choice.py).
 
 Shapes: C tokens of one chunk, V vocabulary.
 """
@@ -29,14 +29,9 @@ class Negatives:
     """L = log sum_{k != y} exp(z_k)"""
 
 
-def negatives(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype) -> Negatives:
+def negatives_by_torch(z_CV: Tensor, bias_V: Tensor | None, y_C: Tensor, dtype: torch.dtype) -> Negatives:
     """The exponentials of ``z_CV + bias_V`` without the targets ``y_C``, in ``dtype``. Overwrites ``z_CV``. The target is
     masked before the sum: subtracting exp(z_y) afterwards would cancel."""
-    if z_CV.is_cuda and z_CV.dtype == torch.float32:
-        from .kernels import masked_softmax, triton_available
-
-        if triton_available():
-            return Negatives(*masked_softmax(z_CV, bias_V, y_C, dtype))
     z_CV.scatter_(1, y_C[:, None], float("-inf"))
     max_C1, total_C = z_CV.new_empty(len(z_CV), 1), z_CV.new_empty(len(z_CV))
     rows = len(z_CV)

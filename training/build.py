@@ -67,6 +67,7 @@ def load_weights(checkpoint: Path) -> Any:
 def prepare_model(config: RunConfig, model: Any) -> Any:
     """Prepare the model for training as configured."""
     model.train()
+    model.lm_head.kernel = config.train.kernel
     attend_causally(model.model, config.data.sequence_length)
     if config.train.gradient_checkpointing:
         # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.

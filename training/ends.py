@@ -22,6 +22,7 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
     path = run.store.path.resolve()
     facts = environment(accelerator.num_processes, accelerator.device, config.train.precision) | {
         "sharded": accelerator.is_fsdp2,
+        "loss_kernel": run.loss_kernel,
         "parameters": sum(p.numel() for p in run.telemetry.parameters),
         "data": {"path": str(path), "store": path.name, "manifest_sha256": run.store.manifest_hash()},
     }
@@ -33,6 +34,8 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
     recorder.write_text("environment.json", json.dumps(facts, indent=1) + "\n")
     recorder.rewind(run.step)
     recorder.status("running", run.step)
+    if run.loss_kernel["ranks_without_triton"]:
+        recorder.event("kernel_fallback", run.step, step=run.step, **run.loss_kernel)
     for rejected in point.rejected:
         recorder.event("checkpoint_rejected", run.step, step=run.step, **rejected)
         run.watch.say(f"{rejected['checkpoint']} cannot be used: {rejected['problem']}")

@@ -23,6 +23,7 @@ FREE_KEYS = (
     "tracking",
     "telemetry.flush_every",
     "data.cache_dir",
+    "train.kernel",
     "train.micro_batch_size",
     "train.stall_seconds",
 )

@@ -39,6 +39,7 @@ from stability.watch import Watch
 
 from .build import build_model, build_telemetry, load_weights, prepare_model
 from .checks import check_body, check_memory, check_optimizer, check_tokenizer, refuse_other_tokens
+from .loss_kernel import check_loss_kernel
 from .memory import LEAST_VOCABULARY
 
 
@@ -59,6 +60,8 @@ class Run:
     watchdog: Watchdog
     trackers: Trackers
     stresses: list[Stress]
+    loss_kernel: dict[str, Any]
+    """What evaluates the loss here, as environment.json has it."""
     # Set by go_to(), from here on:
     model: nn.Module
     """As prepared for the launch: possibly wrapped."""
@@ -156,6 +159,9 @@ def build_run(
         tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
         print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
     trainable = _trainable(config, accelerator, store, checkpoint)
+    loss_kernel = check_loss_kernel(
+        config, accelerator, accelerator.unwrap_model(trainable[0], keep_torch_compile=False).lm_head
+    )
     watch = Watch(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
@@ -177,7 +183,7 @@ def build_run(
     title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
     trackers = Trackers(config.trackers, title, recorder, watch.say)
     stresses = make_stresses(config.stress, seed=config.seed, vocab_size=store.vocab_size)
-    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses)
+    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
     run = Run(config, directory, accelerator, *parts, *trainable)
     _restore(run, checkpoint)
     return run

@@ -58,7 +58,9 @@ def open_replay(logged: LoggedRun, step: int) -> Run:
     facts = environment_of(logged)
     if facts["device"]["type"] == "cpu":
         torch.set_num_threads(facts["threads"])
-    train = config.train
+    # "triton" is a demand on the run's own machine; where that kernel works, auto takes it too.
+    train = config.train.model_copy(update={"kernel": "torch" if config.train.kernel == "torch" else "auto"})
+    config = config.model_copy(update={"train": train})
     if train.precision == "fp16":
         raise InputError(f"{logged.path}: a run in fp16 cannot be replayed, its gradient scale is not kept")
     checkpoint, store = checkpoint_before(logged.path, step), _recorded_store(logged, facts, config.data.cache_dir)
@@ -112,6 +114,9 @@ def tolerance_for(run: Run, logged: LoggedRun) -> tuple[float, str]:
         reasons.append(f"the device was {then['device']['name']} and is {now['device']['name']}")
     if then["packages"]["torch"] != now["packages"]["torch"]:
         reasons.append(f"torch was {then['packages']['torch']} and is {now['packages']['torch']}")
+    kernel = then.get("loss_kernel", run.loss_kernel)["name"]
+    if kernel != run.loss_kernel["name"]:
+        reasons.append(f"the loss's kernel was {kernel} and is {run.loss_kernel['name']}")
     if now["device"]["type"] != "cpu":
         reasons.append("kernels on a GPU may add in any order")
     return (LOOSE if reasons else 0.0), "; ".join(reasons)

@@ -1,12 +1,16 @@
 """The Triton kernel against its definition: in Triton's interpreter on CPU (tests/conftest.py), compiled where there is a GPU."""
 
+import platform
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.kernels import BLOCK, masked_softmax
-from model.rows import negatives
+from model.rows import negatives_by_torch
+
+from ..conftest import python
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -20,7 +24,10 @@ def definition(z_CV, bias_V, y_C):
 def check(z_CV, bias_V, y_C, dtype):
     p_CV, max_C, logsumexp_C = definition(z_CV.clone(), bias_V, y_C)
     on_device = [None if t is None else t.to(DEVICE) for t in (z_CV.clone(), bias_V, y_C)]
-    weights_CV, total_C, largest_C, found_C = (t.cpu() for t in masked_softmax(*on_device, dtype))
+    found = masked_softmax(*on_device, dtype)
+    weights_CV, total_C, largest_C, found_C = (
+        t.cpu() for t in (found.weights_CV, found.total_C, found.max_C, found.logsumexp_C)
+    )
     assert weights_CV.dtype == dtype
     # One unit in the last place in half precision: the interpreter cuts bfloat16 off where hardware rounds.
     tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
@@ -70,13 +77,61 @@ def test_kernel_and_eager_blocks_are_the_same_function(dtype):
     generator = torch.Generator().manual_seed(0)
     z_CV, bias_V = 4 * torch.randn(5, 700, generator=generator), torch.randn(700, generator=generator)
     y_C = torch.randint(0, 700, (5,), generator=generator)
-    eager = negatives(z_CV.clone(), bias_V, y_C, dtype)
-    weights_CV, total_C, max_C, logsumexp_C = (
-        t.cpu() for t in masked_softmax(z_CV.to(DEVICE), bias_V.to(DEVICE), y_C.to(DEVICE), dtype)
-    )
+    eager = negatives_by_torch(z_CV.clone(), bias_V, y_C, dtype)
+    found = masked_softmax(z_CV.to(DEVICE), bias_V.to(DEVICE), y_C.to(DEVICE), dtype)
     close = {"rtol": 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps, "atol": 1e-7}
     torch.testing.assert_close(
-        eager.weights_CV.float() / eager.total_C[:, None], weights_CV.float() / total_C[:, None], **close
+        eager.weights_CV.float() / eager.total_C[:, None],
+        found.weights_CV.cpu().float() / found.total_C.cpu()[:, None],
+        **close,
     )
-    torch.testing.assert_close(eager.max_C, max_C)
-    torch.testing.assert_close(eager.logsumexp_C, logsumexp_C)
+    torch.testing.assert_close(eager.max_C, found.max_C.cpu())
+    torch.testing.assert_close(eager.logsumexp_C, found.logsumexp_C.cpu())
+
+
+def test_probabilities_far_from_zero_are_exact():
+    """A log-sum-exp near -5000 is rounded by up to 2.4e-4; probabilities must not inherit that."""
+    z_CV = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) - 5000
+    check(z_CV, None, torch.tensor([0, 1, 2, 299]), torch.float32)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so(value):
+    """A run notices a divergence by its loss."""
+    z_CV = torch.zeros(2, 40)
+    z_CV[0, 7] = value
+    found = masked_softmax(z_CV.to(DEVICE), None, torch.tensor([0, 1]).to(DEVICE), torch.float32)
+    assert found.weights_CV.isnan().any(1).tolist() == [True, False]
+    assert found.logsumexp_C.isfinite().tolist() == [False, True]
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from model.kernels import BLOCK, _masked_softmax
+
+for capability, weights, biased in ((80, "*fp16", True), (90, "*bf16", False), (100, "*fp32", True)):
+    pointers = {"z_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": "*i64", "weights_ptr": weights}
+    signature = pointers | {"max_ptr": "*fp32", "logsumexp_ptr": "*fp32"}
+    signature |= dict.fromkeys(("columns", "z_stride", "weights_stride"), "i32")
+    constants = {"HAS_BIAS": biased, "BLOCK": BLOCK} | ({} if biased else {"bias_ptr": None})
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(_masked_softmax, signature, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    print(capability, len(compiled.asm["cubin"]))
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="Triton's compiler for NVIDIA GPUs comes with its x86 wheels"
+)
+def test_the_kernel_compiles_for_gpus(tmp_path):
+    """Triton's own compiler, down to machine code, for three generations of GPUs, none of which is needed for it: the
+    interpreter accepts much that the compiler refuses."""
+    done = python("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    sizes = dict(line.split() for line in done.stdout.splitlines())
+    assert sizes.keys() == {"80", "90", "100"}
+    assert all(int(size) > 1000 for size in sizes.values())
