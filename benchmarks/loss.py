@@ -30,7 +30,7 @@ from model import HEADS, OBJECTIVES
 from model.chunked import chunk_rows, chunked_loss
 from model.precision import compute_dtype, product
 
-from .paired import machine, take_turn
+from .turns import machine, take_turn
 
 SHAPES = [f"{N},{D},{V}" for V in (8192, 50257) for D in (256, 768) for N in (2048, 4096)]
 MATMULS = "three matmuls"

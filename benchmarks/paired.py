@@ -6,9 +6,8 @@ in an order that changes with every round, and what counts is the ratio of two o
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,8 @@ from training.resume import ResumePoint
 from training.run import Run, build_run
 from training.step import training_step
 
+from .turns import Cost, Step, take_turn
+
 DEFAULT_RECIPE = Path(__file__).parent.parent / "configs" / "pydoc_micro.yaml"
 BLOCK = 20
 """Steps whose times are summed; each block has one transfer of rows and, by default, one attention probe."""
@@ -40,23 +41,6 @@ TURN = {"cpu": 1, "cuda": 5}
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: tuple[Clock, Clock] = ("wall", "cpu")
-Step = Callable[[int], None]
-"""Takes the step with this number, from 1."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of some steps."""
-
-    wall: float
-    """Seconds."""
-    cpu: float
-    """CPU seconds of this process on all its cores, which other processes hardly affect."""
-    extra_bytes: int = 0
-    """Peak GPU memory above what was allocated before. 0 on a CPU."""
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.extra_bytes, other.extra_bytes))
 
 
 @dataclass
@@ -141,23 +125,6 @@ def _order(names: Sequence[str], turn: int) -> Sequence[str]:
     return order[::-1] if turn % 2 else order
 
 
-def take_turn(step: Step, numbers: range, device: torch.device) -> Cost:
-    """The cost of the steps with these numbers."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    for number in numbers:
-        step(number)
-    cpu = time.process_time() - cpu  # before the wait for the GPU, which keeps a core busy
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    wall = time.perf_counter() - wall
-    return Cost(wall, cpu, torch.cuda.max_memory_allocated(device) - before if on_gpu else 0)
-
-
 def start_run(recipe: Path, overrides: Sequence[str], folder: str, name: str, store: TokenStore | None = None) -> Run:
     """A run of ``recipe`` at its start, which writes to ``folder/name`` and prints nothing.
 
@@ -186,11 +153,3 @@ def loop_step(run: Run) -> Step:
             flush(run, evaluation_due=False)
 
     return step
-
-
-def machine(device: torch.device) -> str:
-    """The hardware and the version of torch, in a line."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    processor = platform.processor() or platform.machine()
-    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"

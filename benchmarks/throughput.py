@@ -34,8 +34,9 @@ from training.build import build_model, prepare_model
 from training.run import Run
 
 from . import paired
-from .paired import BLOCK, CLOCKS, FIRST, Series, Step
+from .paired import BLOCK, CLOCKS, FIRST, Series
 from .plain_gpt import PlainGPT
+from .turns import Step, machine
 
 METRIC, LINEAR = "metric+TFSD", "linear+CE"
 ARMS = {METRIC: ["head.kind=metric", "objective.kind=tfsd"], LINEAR: ["head.kind=linear", "objective.kind=ce"]}
@@ -67,7 +68,7 @@ def main() -> None:
     if peak is not None and not peak > 0:
         raise InputError(f"--peak-tflops: must be above 0, but is {peak}")
     series, run, plain = measure(arguments.config, arguments.steps, arguments.overrides, arguments.compiled)
-    print(f"{paired.machine(run.accelerator.device)}, {run.config.train.precision}")
+    print(f"{machine(run.accelerator.device)}, {run.config.train.precision}")
     print(
         f"{arguments.config.stem}: {sum(p.numel() for p in plain.parameters()):,} parameters, "
         f"{run.tokens_per_step} tokens a step, {arguments.steps} steps of each in turns"

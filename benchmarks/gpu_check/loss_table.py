@@ -28,12 +28,12 @@ from torch import Tensor
 
 from benchmarks import loss as losses
 from benchmarks.loss import LossAndInputs, forward_and_backward, peak_bytes, three_matmuls
-from benchmarks.paired import take_turn
+from benchmarks.turns import take_turn
 from common.command import ArgumentParser, exit_status
 
 from .lines import Lines, add_arguments, described, lines_of
+from .memory import clear
 from .names import IN_CHUNKS, LIGER, LIGER_FLOAT32, OURS, WHOLE
-from .workload import clear
 
 Shape = tuple[int, int, int]
 Make = Callable[[], LossAndInputs]
@@ -50,10 +50,10 @@ SHAPES: dict[str, list[Shape]] = {
         (32768, 2048, 50304),
         (32768, 768, 128256),
     ],
-    "cpu": [(128, 16, 300), (192, 16, 200)],
+    "cpu": [(64, 8, 100), (96, 8, 60)],
 }
 """The most telling first."""
-CHUNKS = {"cuda": [1024, 2048, 4096, 8192], "cpu": [32, 64]}
+CHUNKS = {"cuda": [1024, 2048, 4096, 8192], "cpu": [16, 32]}
 """Tokens of a chunk that are tried on the first shape."""
 FEWEST, MOST = 3, 15
 """Timed rounds."""

@@ -25,15 +25,17 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.paired import FIRST, Step, loop_step, take_turn, warm_up
+from benchmarks.paired import FIRST, loop_step, warm_up
 from benchmarks.throughput import LINEAR, METRIC
+from benchmarks.turns import Step, take_turn
 from common.command import ArgumentParser, exit_status
 
 from .kernel_groups import group_of
 from .lines import Lines, add_arguments, described, lines_of
-from .workload import Workload, clear, prepare, rows_that_fit
+from .memory import clear
+from .workload import Workload, prepare, rows_that_fit
 
-TIMED, PROFILED = 10, 4
+TIMED, PROFILED = {"cuda": 10, "cpu": 3}, {"cuda": 4, "cpu": 1}
 """Steps without and with the profiler."""
 TOP = 15
 LONGEST_NAME = 160
@@ -84,33 +86,34 @@ def measure(lines: Lines, workload: Workload, arms: dict[str, Callable[[], Step]
 def measure_arm(lines: Lines, arm: str, step: Step, device: torch.device) -> None:
     """Write the lines of an arm. Raises RuntimeError if the profiler records nothing."""
     warm_up(step, device)
-    cost = take_turn(step, range(FIRST + 1, FIRST + TIMED + 1), device)
-    start = FIRST + TIMED + 1
-    spent = profiled(step, range(start, start + PROFILED), device)
+    timed, steps = TIMED[device.type], PROFILED[device.type]
+    first, start = FIRST + 1, FIRST + 1 + timed
+    cost = take_turn(step, range(first, start), device)
+    spent = profiled(step, range(start, start + steps), device)
     if not spent:
         raise RuntimeError("the profiler recorded no kernels; it may not be allowed to (CUPTI)")
-    busy = busy_ns([(one.start, one.start + one.duration) for one in spent]) / (1e6 * PROFILED)
-    wall = 1e3 * cost.wall / TIMED
+    busy = busy_ns([(one.start, one.start + one.duration) for one in spent]) / (1e6 * steps)
+    wall = 1e3 * cost.wall / timed
     lines.write(
         "profile",
-        **{"arm": arm, "steps": PROFILED, "wall_ms": wall, "host_ms": 1e3 * cost.cpu / TIMED},
+        **{"arm": arm, "steps": steps, "wall_ms": wall, "host_ms": 1e3 * cost.cpu / timed},
         **{"device_ms": busy, "idle": max(0.0, 1 - busy / wall) if device.type == "cuda" else None},
         clock="kernels of the GPU" if device.type == "cuda" else "operators on the CPU",
     )
-    write_shares(lines, arm, spent)
+    write_shares(lines, arm, spent, steps)
 
 
-def write_shares(lines: Lines, arm: str, spent: list[Spent]) -> None:
+def write_shares(lines: Lines, arm: str, spent: list[Spent], steps: int) -> None:
     """Write what the groups and the longest kernels took of a step."""
-    groups, kernels = totals(spent, lambda one: group_of(one.name)), totals(spent, lambda one: one.name)
+    groups, kernels = totals(spent, lambda one: group_of(one.name), steps), totals(spent, lambda one: one.name, steps)
     for group, figures in groups.items():
         lines.write("profile_group", arm=arm, group=group, **figures)
     for rank, (name, figures) in enumerate(list(kernels.items())[:TOP], 1):
         lines.write("profile_kernel", arm=arm, rank=rank, name=name[:LONGEST_NAME], group=group_of(name), **figures)
 
 
-def totals(spent: list[Spent], key: Callable[[Spent], str]) -> dict[str, dict[str, Any]]:
-    """Time, share of the total and calls of a step by key, the longest first."""
+def totals(spent: list[Spent], key: Callable[[Spent], str], steps: int) -> dict[str, dict[str, Any]]:
+    """Time, share of the total and calls of one of the steps, by key, the longest first."""
     sums: dict[str, list[int]] = {}
     for one in spent:
         entry = sums.setdefault(key(one), [0, 0])
@@ -119,7 +122,7 @@ def totals(spent: list[Spent], key: Callable[[Spent], str]) -> dict[str, dict[st
     total = max(1, sum(duration for duration, _ in sums.values()))
     ordered = sorted(sums.items(), key=lambda item: -item[1][0])
     return {
-        name: {"ms": duration / (1e6 * PROFILED), "share": duration / total, "calls": calls / PROFILED}
+        name: {"ms": duration / (1e6 * steps), "share": duration / total, "calls": calls / steps}
         for name, (duration, calls) in ordered
     }
 

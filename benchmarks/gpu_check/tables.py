@@ -16,15 +16,16 @@ Line = dict[str, Any]
 LONGEST_NAME = 90
 MOST_OVER_LIGER, MOST_TELEMETRY, MOST_TFSD, LEAST_MFU = 1.0, 1.01, 1.03, 45.0
 
-LOSS_NOTE = """Bfloat16 products from float32 hidden states and weights, gradients back in float32; casts count. Time: median [quartiles] of a
-forward and backward pass. Memory: peak beyond inputs and gradients. Sums of the weights' gradient over chunks: ours and "Liger, float32
-sums" float32; Liger by default and cut-cross-entropy bfloat16 ("exact": float32); F.cross_entropy has one product and no sum. The default
-cut-cross-entropy skips blocks with tiny gradients: with random inputs nearly all, so its time here is a lower bound."""
-TRAINING_NOTE = """MFU by PaLM's count of FLOPs (arXiv 2204.02311, appendix B: attention as if over all positions). Peak memory: as if the
-contestant were alone in the process. Host: CPU time of the process until a step is launched; where the queue of launches is full, it includes
-the wait. First steps: with compilation."""
-PROFILE_NOTE = """Groups go by names of kernels; a name that is not known counts as other. Idle: step time without the profiler minus kernel time with
-it."""
+LOSS_NOTE = """Products are bfloat16. All start from float32 hidden states and weights and end with their float32 gradients; the
+casts are part of the time. Time: median [quartiles] of a forward and a backward pass. Memory: the peak beyond inputs and
+gradients. The gradient of the weights is summed over chunks in float32 by ours, by "Liger, float32 sums" and by
+"cut-cross-entropy, exact", in bfloat16 by Liger and cut-cross-entropy as they come; F.cross_entropy needs no such sum. By default
+cut-cross-entropy skips blocks whose gradients are tiny, with these random inputs nearly all: its time is a lower bound."""
+TRAINING_NOTE = """MFU counts FLOPs as for PaLM (arXiv 2204.02311, appendix B), attention as if over all positions. Peak: as if
+the contestant were alone in its process. Host: CPU time of the process until a step is launched, with its waits where the queue
+of launches is full. The first 5 steps include compilation."""
+PROFILE_NOTE = """Groups go by the names of kernels; unknown names count as other. Idle: the time of a step without the profiler
+minus that of the kernels with it."""
 
 
 def report(lines: Sequence[Line]) -> str:
@@ -67,11 +68,10 @@ def targets(lines: Sequence[Line]) -> str:
 def _liger_targets(lines: Sequence[Line]) -> Iterable[list[str]]:
     found = _merged(lines, "loss", "N", "D", "V", "contestant")
     shapes = _shapes(found)
-    for shape in shapes or [None]:
-        title = "linear + CE no slower than Liger" + (f", {_shape_name(shape)}" if shape else "")
-        if shape is None:
-            yield [title, "", _missing(lines, "loss")]
-            continue
+    if not shapes:
+        yield ["linear + CE no slower than Liger", "", _missing(lines, "loss")]
+    for shape in shapes:
+        title = f"linear + CE no slower than Liger, {_shape_name(shape)}"
         ours, theirs, wide = (found.get((*shape, name), {}) for name in (OURS, LIGER, LIGER_FLOAT32))
         if "ms" in ours and "ms" in theirs:
             measured = f"{ours['ms'] / theirs['ms']:.3f}"
@@ -108,7 +108,8 @@ def loss_tables(lines: Sequence[Line]) -> str:
 def _loss_table(found: dict[str, Line]) -> str:
     rows = []
     first = [name for name in (WHOLE, IN_CHUNKS) if name in found]
-    for name in first + [name for name in found if name not in first]:
+    others = sorted((name for name in found if name not in first), key=lambda name: "ms" not in found[name])
+    for name in first + others:
         one = found[name]
         if "ms" not in one:
             rows.append([name, f"not measured ({one.get('error', 'no figure')})", "", "", "", ""])
@@ -118,7 +119,7 @@ def _loss_table(found: dict[str, Line]) -> str:
         rows.append(
             [
                 *(label, time, _number(one.get("ratio"), ".3f"), _number(one.get("tflops"), ",.1f")),
-                *(_number(one.get("memory_mib"), ",.0f"), _number(one.get("rounds"), "d")),
+                *(_number(one.get("memory_mib"), ",.1f"), _number(one.get("rounds"), "d")),
             ]
         )
     return table(["loss", "ms", "to three matmuls", "TFLOP/s", "memory, MiB", "rounds"], rows)

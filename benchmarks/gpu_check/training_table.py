@@ -1,12 +1,13 @@
 """Speed of the training loop on GPT-2 124M: telemetry, head and objective, torch.compile, and a plain GPT beside it.
 
     python -m benchmarks.gpu_check.training_table --lines FILE --seconds S [--device cpu|cuda] [--groups eager compiled]
+        [--blocks N]
 
 The contestants of a group take turns (benchmarks/paired.py); after each block, lines sum up all blocks so far. Lines:
 
     peak            device, sheet_tflops (data sheet), measured_tflops (a large product of bfloat16 matrices), size
-    training        group, contestant, rows (sequences of a step), length, and blocks, tokens_per_s, ms, host_ms, first_s, extra_mib,
-                    peak_mib, mfu_sheet, mfu_measured (both in %), or error
+    training        group, contestant, rows (sequences of a step), length, and blocks, tokens_per_s, ms, host_ms, first_s,
+                    extra_mib, peak_mib, mfu_sheet, mfu_measured (both in %), or error
     training_ratio  group, above, below, middle, low, high, blocks: of the wall times of a step
     note            text
 
@@ -29,27 +30,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paired import (
-    FEWEST_BLOCKS,
-    FIRST,
-    Cost,
-    Series,
-    Step,
-    compare,
-    loop_step,
-    take_block,
-    take_turn,
-    warm_up,
-)
+from benchmarks.paired import BLOCK, FEWEST_BLOCKS, FIRST, Series, compare, loop_step, take_block, warm_up
 from benchmarks.plain_gpt import PlainGPT
 from benchmarks.telemetry import MODES
 from benchmarks.throughput import LINEAR, METRIC, bare_step
+from benchmarks.turns import Cost, Step, take_turn
 from common.command import ArgumentParser, exit_status
 from common.seeds import stream_seed
 from data.batches import Batches
 from training.build import model_config
 
 from .lines import Lines, add_arguments, described, lines_of
+from .memory import clear
 from .names import (
     GROUPS,
     LOOP,
@@ -62,7 +54,7 @@ from .names import (
     SILENT,
 )
 from .peaks import data_sheet_tflops
-from .workload import Workload, clear, prepare, rows_that_fit
+from .workload import Workload, prepare, rows_that_fit
 
 MIB = 1 << 20
 MOST_BLOCKS = 15
@@ -70,7 +62,7 @@ EAGER_SHARE = 0.5
 """Of the part's time, if the compiled group is to follow."""
 START_SECONDS = {"eager": {"cuda": 10.0, "cpu": 0.5}, "compiled": {"cuda": 45.0, "cpu": 30.0}}
 """A guess of what it takes to build a contestant and take its first steps."""
-MATRIX = {"cuda": 8192, "cpu": 256}
+MATRIX = {"cuda": 8192, "cpu": 64}
 """Rows and columns of the matrices whose product is timed."""
 
 Build = Callable[[int], Step]
@@ -82,11 +74,12 @@ def main() -> None:
     parser = ArgumentParser(description="Speed of the training loop on GPT-2 124M.")
     add_arguments(parser)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--blocks", type=int, default=MOST_BLOCKS, help="blocks of a group, at most")
     arguments = parser.parse_args()
     lines, device = lines_of(arguments, "training"), torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         workload = prepare(device, Path(folder))
-        Table(lines, workload, contestants(workload)).measure(arguments.groups)
+        Table(lines, workload, contestants(workload), arguments.blocks).measure(arguments.groups)
 
 
 def contestants(workload: Workload) -> dict[str, Build]:
@@ -149,8 +142,8 @@ class Contestant:
 class Table:
     """The measurement: contestants that take part by name, and the size of a step."""
 
-    def __init__(self, lines: Lines, workload: Workload, builds: dict[str, Build]) -> None:
-        self.lines, self.workload, self.builds = lines, workload, builds
+    def __init__(self, lines: Lines, workload: Workload, builds: dict[str, Build], blocks: int = MOST_BLOCKS) -> None:
+        self.lines, self.workload, self.builds, self.most_blocks = lines, workload, builds, blocks
         self.device, self.rows = workload.device, rows_that_fit(workload)
         self.length = workload.config(1, LINEAR).data.sequence_length
         with torch.device("meta"):
@@ -187,7 +180,7 @@ class Table:
             # They must all have the same batches, so all start again.
             self.rows //= 2
         number, last = 0, 0.0
-        while self.taking_part and number < MOST_BLOCKS:
+        while self.taking_part and number < self.most_blocks:
             limit = reserve if number >= FEWEST_BLOCKS else 0.0
             if number and self.lines.time_left() - limit < 1.1 * last:
                 if number < FEWEST_BLOCKS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 from dataclasses import dataclass
@@ -107,10 +106,3 @@ def rows_that_fit(workload: Workload) -> int:
         while rows > 1 and FIXED_BYTES + rows * ROW_BYTES > total:
             rows //= 2
     return rows
-
-
-def clear(device: torch.device) -> None:
-    """Give back the memory of contestants that are gone."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
