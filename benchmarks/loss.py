@@ -104,6 +104,7 @@ def dtype_on(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+@torch.no_grad()  # as in the loss: on CUDA product() keeps the unrounded sums only outside autograd
 def three_matmuls(h_ND: Tensor, w_VD: Tensor, dtype: torch.dtype) -> None:
     """The matrix products of the chunked loss alone: logits, gradient of the features, gradient of the classes."""
     h_ND, w_VD = h_ND.to(dtype), w_VD.to(dtype)

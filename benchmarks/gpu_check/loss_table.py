@@ -31,8 +31,8 @@ from benchmarks.loss import LossAndInputs, forward_and_backward, peak_bytes, thr
 from benchmarks.turns import take_turn
 from common.command import ArgumentParser, exit_status
 
+from .devices import clear, device_of, settle
 from .lines import Lines, add_arguments, described, lines_of
-from .memory import clear
 from .names import IN_CHUNKS, LIGER, LIGER_FLOAT32, OURS, WHOLE
 
 Shape = tuple[int, int, int]
@@ -84,7 +84,8 @@ def main() -> None:
     parser = ArgumentParser(description="Time and memory of the loss beside other implementations.")
     add_arguments(parser)
     arguments = parser.parse_args()
-    lines, device = lines_of(arguments, "loss"), torch.device(arguments.device)
+    lines, device = lines_of(arguments, "loss"), device_of(arguments.device)
+    settle()
     measure(lines, device, SHAPES[device.type], CHUNKS[device.type])
 
 
@@ -123,7 +124,8 @@ def _work(shape: Shape, contestants: int) -> int:
 class _Contestant:
     turn: Callable[[], None]
     repeats: int = 1
-    memory_mib: float = 0.0
+    memory_mib: float | None = None
+    """None for the products, which make no float32 gradients that could be taken off."""
     seconds: list[float] = field(default_factory=list)
 
 
@@ -189,16 +191,17 @@ def _prepare(
 ) -> None:
     """Build a contestant, warm it up and measure its memory and, roughly, its time."""
     h_ND, w_VD, y_N = inputs
-    if name == WHOLE:
-        turn = functools.partial(whole_matmuls, h_ND, w_VD)
-    elif name == IN_CHUNKS:
-        turn = functools.partial(three_matmuls, h_ND, w_VD, torch.bfloat16)
-    else:
-        assert make is not None
+    if make is not None:
         turn = functools.partial(forward_and_backward, make(), h_ND, w_VD, y_N, torch.bfloat16)
+    elif name == WHOLE:
+        turn = functools.partial(whole_matmuls, h_ND, w_VD)
+    else:
+        turn = functools.partial(three_matmuls, h_ND, w_VD, torch.bfloat16)
     turn()
-    gradients = 4 * (h_ND.numel() + w_VD.numel())
-    one = _Contestant(turn, memory_mib=(peak_bytes(turn, device) - gradients) / MIB)
+    one = _Contestant(turn)
+    if make is not None:
+        gradients = 4 * (h_ND.numel() + w_VD.numel())
+        one.memory_mib = (peak_bytes(turn, device) - gradients) / MIB
     _take(one, device)
     one.repeats = max(1, min(MOST_REPEATS, int(TURN_SECONDS / max(one.seconds[0], 1e-9))))
     ready[name] = one
@@ -223,7 +226,7 @@ def _figures(one: _Contestant, whole: _Contestant | None, shape: Shape) -> dict[
     figures: dict[str, Any] = {"ms": middle, "low": low, "high": high, "rounds": len(one.seconds)}
     figures["memory_mib"] = one.memory_mib
     if whole is not None:
-        # A contestant may have missed no round, or it would not be here.
+        # Who missed a round is not here.
         figures["ratio"] = statistics.median(a / b for a, b in zip(one.seconds, whole.seconds, strict=True))
     if one is whole:
         figures["tflops"] = 6 * shape[0] * shape[1] * shape[2] / (1e9 * middle)

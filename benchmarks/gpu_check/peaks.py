@@ -6,9 +6,10 @@ From the vendor's data sheets, whose figures with sparsity are halved. V100 and 
 import re
 
 TFLOPS = {
-    r"\bG?B200\b": 2250.0,
+    r"\bGB200\b": 2500.0,
+    r"\bB200\b": 2250.0,
     r"\bH200 NVL\b|\bH100 NVL\b": 835.5,
-    r"\bH100 PCIe\b": 756.0,
+    r"\bH[18]00 PCIe\b": 756.0,
     r"\bG?H200\b|\bH100\b|\bH800\b": 989.4,
     r"\bA100\b|\bA800\b": 312.0,
     r"\bA40\b": 149.7,
@@ -20,7 +21,8 @@ TFLOPS = {
     r"\bL4\b": 121.0,
     r"\bRTX 4090\b(?! (D|Laptop))": 165.2,
     r"\bRTX 3090\b(?! Ti)": 71.0,
-    r"\bV100\b": 125.0,
+    r"\bV100-SXM2\b": 125.0,
+    r"\bV100-PCIE\b": 112.0,
     r"\bTesla T4\b": 65.0,
 }
 """By pattern in the name that CUDA reports; the first that is found counts."""

@@ -30,9 +30,9 @@ from benchmarks.throughput import LINEAR, METRIC
 from benchmarks.turns import Step, take_turn
 from common.command import ArgumentParser, exit_status
 
+from .devices import clear, device_of, settle
 from .kernel_groups import group_of
 from .lines import Lines, add_arguments, described, lines_of
-from .memory import clear
 from .workload import Workload, prepare, rows_that_fit
 
 TIMED, PROFILED = {"cuda": 10, "cpu": 3}, {"cuda": 4, "cpu": 1}
@@ -59,7 +59,8 @@ def main() -> None:
     parser = ArgumentParser(description="Where the time of a training step goes.")
     add_arguments(parser)
     arguments = parser.parse_args()
-    lines, device = lines_of(arguments, "profile"), torch.device(arguments.device)
+    lines, device = lines_of(arguments, "profile"), device_of(arguments.device)
+    settle()
     with tempfile.TemporaryDirectory() as folder:
         workload = prepare(device, Path(folder))
         measure(lines, workload, {arm: functools.partial(loop, workload, arm) for arm in (LINEAR, METRIC)})

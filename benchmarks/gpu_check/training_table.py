@@ -9,7 +9,7 @@ The contestants of a group take turns (benchmarks/paired.py); after each block, 
     training        group, contestant, rows (sequences of a step), length, and blocks, tokens_per_s, ms, host_ms, first_s,
                     extra_mib, peak_mib, mfu_sheet, mfu_measured (both in %), or error
     training_ratio  group, above, below, middle, low, high, blocks: of the wall times of a step
-    note            text
+    note            part, text
 
 Of lines about the same thing the last counts. extra_mib is the peak above what all contestants hold between steps; peak_mib adds
 what this one holds itself, so it is the peak of a process in which it is alone. host_ms is CPU time of the process, on all its
@@ -40,8 +40,8 @@ from common.seeds import stream_seed
 from data.batches import Batches
 from training.build import model_config
 
+from .devices import clear, device_of, settle
 from .lines import Lines, add_arguments, described, lines_of
-from .memory import clear
 from .names import (
     GROUPS,
     LOOP,
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--blocks", type=int, default=MOST_BLOCKS, help="blocks of a group, at most")
     arguments = parser.parse_args()
-    lines, device = lines_of(arguments, "training"), torch.device(arguments.device)
+    lines, device = lines_of(arguments, "training"), device_of(arguments.device)
+    settle()
     with tempfile.TemporaryDirectory() as folder:
         workload = prepare(device, Path(folder))
         Table(lines, workload, contestants(workload), arguments.blocks).measure(arguments.groups)
@@ -148,6 +149,8 @@ class Table:
         self.length = workload.config(1, LINEAR).data.sequence_length
         with torch.device("meta"):
             self.flops_per_token = plain_gpt(workload).flops_per_token(self.length)
+        if self.rows < workload.size.rows:
+            self.note(f"{self.rows} sequences a step, not {workload.size.rows}, since this GPU's memory is small")
         self.taking_part: dict[str, Contestant] = {}
         self.peaks: dict[str, float | None] = {"sheet": None, "measured": None}
 
@@ -179,6 +182,8 @@ class Table:
         while not self.build(group, names):
             # They must all have the same batches, so all start again.
             self.rows //= 2
+        if group == "compiled" and self.taking_part.keys() <= {LOOP}:
+            return  # nothing to compare it with
         number, last = 0, 0.0
         while self.taking_part and number < self.most_blocks:
             limit = reserve if number >= FEWEST_BLOCKS else 0.0
@@ -211,9 +216,7 @@ class Table:
                 message, short = described(error), isinstance(error, torch.OutOfMemoryError)
             if short and self.rows > 1:
                 half = self.rows // 2
-                self.lines.write(
-                    "note", text=f"{name}: {message}; {half} sequences a step from here on, not {self.rows}"
-                )
+                self.note(f"{name}: {message}; {half} sequences a step from here on, not {self.rows}")
                 self.taking_part.clear()
                 clear(self.device)
                 return False
@@ -257,6 +260,10 @@ class Table:
         self.lines.write("training", **self.keys(group, name), error=error)
         self.taking_part.pop(name, None)
         clear(self.device)
+
+    def note(self, text: str) -> None:
+        """Write a remark."""
+        self.lines.write("note", part="training", text=text)
 
     def keys(self, group: str, name: str) -> dict[str, Any]:
         """What a line of the training table is about."""

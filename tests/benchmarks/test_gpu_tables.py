@@ -14,6 +14,7 @@ from benchmarks.gpu_check.peaks import data_sheet_tflops
 from benchmarks.gpu_check.tables import report
 from benchmarks.loss import chunked, three_matmuls
 from benchmarks.throughput import LINEAR, METRIC
+from common.command import exit_status
 
 from ..conftest import ROOT, python
 
@@ -91,7 +92,7 @@ def test_the_loss_part_measures_all_contestants_of_all_shapes(tmp_path):
             assert 3 <= line["rounds"] <= 15
             assert line["ratio"] > 0
             assert ("tflops" in line) == (name == WHOLE)
-            assert isinstance(line["memory_mib"], float)
+            assert (line["memory_mib"] is None) == name.startswith("three matmuls")
     assert {line["rows"] for line in found["chunks"] if "rows" in line} == set(loss_table.CHUNKS["cpu"])
     assert "left_out" not in found
 
@@ -224,6 +225,7 @@ def test_random_tokens_are_a_store_that_the_vocabulary_covers(small):
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA B200", 2250.0),
+        ("NVIDIA GB200", 2500.0),
         ("Tesla V100-SXM2-16GB", 125.0),
         ("AMD Instinct MI300X", None),
     ],
@@ -294,7 +296,16 @@ def test_kernels_are_grouped_by_name(kernel, group):
     assert group_of(kernel) == group
 
 
-# ------------------------------------------------------------------------------------------------------------- deadlines
+# ------------------------------------------------------------------------------------------------- devices and deadlines
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_a_mistake_in_one_line(monkeypatch, capsys, tmp_path):
+    arguments = ["--lines", str(tmp_path / "lines.jsonl"), "--seconds", "9", "--device", "cuda"]
+    monkeypatch.setattr("sys.argv", ["part", *arguments])
+    for part in (loss_table, training_table, profile_step):
+        assert exit_status(part.main) == 2
+        assert capsys.readouterr().err == "error: --device cuda: torch finds no GPU here; use --device cpu\n"
 
 
 def test_without_time_everything_is_left_out_by_name(small, tmp_path):
