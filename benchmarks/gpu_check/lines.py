@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ class Lines:
     def __init__(self, path: Path, seconds: float, part: str = "", start: float | None = None) -> None:
         self._path, self._part, self._seconds = path, part, seconds
         self._deadline = (time.monotonic() if start is None else start) + seconds
+        if path.exists():  # a part that was killed may have left half a line
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
 
     @property
     def seconds(self) -> float:

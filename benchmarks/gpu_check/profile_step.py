@@ -4,12 +4,13 @@
 
 Lines:
 
-    profile         arm, steps, wall_ms and host_ms of a step without the profiler, device_ms (busy, with it), idle (a share),
-                    clock; or error
+    profile         arm, and wall_ms and host_ms of a step without the profiler; then arm, and device_ms (busy, with the
+                    profiler), idle (a share), steps (profiled), clock; or error
     profile_group   arm, group, ms, share (of the sum over all kernels), calls: of a step
     profile_kernel  arm, rank, name, group, ms, share, calls: the 15 that take longest
 
 The profiler slows the host down, not the kernels, so the idle time is the step's time without it minus the kernels' with it.
+Evaluation, the transfer of rows and the probe of attention are not in these steps.
 """
 
 from __future__ import annotations
@@ -90,15 +91,16 @@ def measure_arm(lines: Lines, arm: str, step: Step, device: torch.device) -> Non
     timed, steps = TIMED[device.type], PROFILED[device.type]
     first, start = FIRST + 1, FIRST + 1 + timed
     cost = take_turn(step, range(first, start), device)
+    wall = 1e3 * cost.wall / timed
+    lines.write("profile", arm=arm, wall_ms=wall, host_ms=1e3 * cost.cpu / timed)
     spent = profiled(step, range(start, start + steps), device)
     if not spent:
         raise RuntimeError("the profiler recorded no kernels; it may not be allowed to (CUPTI)")
     busy = busy_ns([(one.start, one.start + one.duration) for one in spent]) / (1e6 * steps)
-    wall = 1e3 * cost.wall / timed
     lines.write(
         "profile",
-        **{"arm": arm, "steps": steps, "wall_ms": wall, "host_ms": 1e3 * cost.cpu / timed},
-        **{"device_ms": busy, "idle": max(0.0, 1 - busy / wall) if device.type == "cuda" else None},
+        **{"arm": arm, "steps": steps, "device_ms": busy},
+        idle=max(0.0, 1 - busy / wall) if device.type == "cuda" else None,
         clock="kernels of the GPU" if device.type == "cuda" else "operators on the CPU",
     )
     write_shares(lines, arm, spent, steps)

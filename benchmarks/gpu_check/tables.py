@@ -186,7 +186,7 @@ def profile_tables(lines: Sequence[Line]) -> str:
     for (arm,), one in found.items():
         parts.append(f"{arm}: {_profile_sentence(one)}")
     groups, kernels = _merged(lines, "profile_group", "group", "arm"), _merged(lines, "profile_kernel", "arm", "rank")
-    arms = [arm for (arm,), one in found.items() if "wall_ms" in one]
+    arms = [arm for (arm,), one in found.items() if "device_ms" in one]
     if groups:
         rows = [
             [name, *(_share(groups.get((name, arm))) for arm in arms)] for name in dict.fromkeys(k[0] for k in groups)
@@ -205,9 +205,11 @@ def profile_tables(lines: Sequence[Line]) -> str:
 def _profile_sentence(one: Line) -> str:
     if "wall_ms" not in one:
         return f"not measured ({one.get('error', 'no figure')})"
-    idle = "" if one.get("idle") is None else f", idle {100 * one['idle']:.1f}%"
-    text = f"{one['wall_ms']:.1f} ms a step, {one['host_ms']:.1f} ms of the host; {one['clock']}: {one['device_ms']:.1f} ms"
-    return f"{text}{idle} ({one['steps']} steps)." + (f" Then: {one['error']}" if "error" in one else "")
+    text = f"{one['wall_ms']:.1f} ms a step, {one['host_ms']:.1f} ms of the host"
+    if "device_ms" in one:
+        idle = "" if one.get("idle") is None else f", idle {100 * one['idle']:.1f}%"
+        text += f"; {one['clock']}: {one['device_ms']:.1f} ms{idle} ({one['steps']} steps)"
+    return f"{text}. Then: {one['error']}." if "error" in one else f"{text}."
 
 
 def _share(one: Line | None) -> str:

@@ -67,6 +67,8 @@ def test_lines_are_json_without_nan_and_a_cut_one_is_passed_over(tmp_path):
     left_out = {"table": "left_out", "part": "loss", "what": "b", "why": "no time left"}
     assert read_lines(path) == [{"table": "a", "x": None, "y": [1.5, None], "z": {"n": 2}}, left_out]
     assert read_lines(tmp_path / "none.jsonl") == []
+    Lines(path, 1).write("d")  # the next part goes on in the same file
+    assert [line["table"] for line in read_lines(path)] == ["a", "left_out", "d"]
 
 
 def test_an_error_is_one_line():
@@ -239,7 +241,10 @@ def test_peaks_go_by_the_devices_name(name, peak):
 
 def test_the_profile_part_shares_out_the_time_of_a_step(tmp_path):
     found = lines_of_part("profile_step", tmp_path)
-    assert [line["arm"] for line in found["profile"]] == [LINEAR, METRIC]
+    assert [line["arm"] for line in found["profile"]] == [LINEAR, LINEAR, METRIC, METRIC]
+    steps = {line["arm"]: line for line in found["profile"] if "wall_ms" in line}
+    assert all(min(line["wall_ms"], line["host_ms"]) > 0 for line in steps.values())
+    assert all(line["device_ms"] > 0 for line in found["profile"] if "wall_ms" not in line)
     for arm in (LINEAR, METRIC):
         groups = {line["group"]: line["share"] for line in found["profile_group"] if line["arm"] == arm}
         assert sum(groups.values()) == pytest.approx(1)
@@ -247,7 +252,6 @@ def test_the_profile_part_shares_out_the_time_of_a_step(tmp_path):
         kernels = [line for line in found["profile_kernel"] if line["arm"] == arm]
         assert [line["rank"] for line in kernels] == list(range(1, 16))
         assert [line["ms"] for line in kernels] == sorted((line["ms"] for line in kernels), reverse=True)
-    assert all(min(line["wall_ms"], line["host_ms"], line["device_ms"]) > 0 for line in found["profile"])
 
 
 def test_an_arm_that_fails_is_named(lines, small, tmp_path):
@@ -255,9 +259,19 @@ def test_an_arm_that_fails_is_named(lines, small, tmp_path):
         raise RuntimeError("no such kernel")
 
     profile_step.measure(lines, small, {LINEAR: fails, METRIC: lambda: lambda _: torch.ones(2) + 1})
-    first, second = by_table(read_lines(tmp_path / "lines.jsonl"))["profile"]
+    first, *others = by_table(read_lines(tmp_path / "lines.jsonl"))["profile"]
     assert first == {"table": "profile", "arm": LINEAR, "error": "RuntimeError: no such kernel"}
-    assert second["wall_ms"] > 0
+    assert others[0]["wall_ms"] > 0
+    assert others[1]["device_ms"] > 0
+
+
+def test_without_kernels_the_time_of_a_step_remains(lines, small, tmp_path):
+    """As where the profiler may not look at the GPU."""
+    profile_step.measure(lines, small, {LINEAR: lambda: nothing})
+    found = by_table(read_lines(tmp_path / "lines.jsonl"))
+    shown = report([line for one in found.values() for line in one])
+    assert "Then: RuntimeError: the profiler recorded no kernels" in shown
+    assert "ms of the host" in shown
 
 
 def test_kernels_that_overlap_are_busy_once():
