@@ -39,7 +39,7 @@ from .workload import Workload, prepare, rows_that_fit
 TIMED, PROFILED = {"cuda": 10, "cpu": 3}, {"cuda": 4, "cpu": 1}
 """Steps without and with the profiler."""
 TOP = 15
-LONGEST_NAME = 160
+LONGEST_NAME = 300
 NO_KERNELS = ("Optimizer.", "ProfilerStep", "## ", "Context Sync", "Stream Sync", "Event Sync", "Stream Wait")
 """How names begin of other events that the profiler reports for a GPU."""
 START_SECONDS = {"cuda": 10.0, "cpu": 1.0}

@@ -46,7 +46,7 @@ def targets(lines: Sequence[Line]) -> str:
     ):
         found = _ratio(lines, *pair)
         measured = _interval(found) if found else ""
-        verdict = _verdict(found["middle"], most) if found else _missing(lines, "training")
+        verdict = _verdict(found["middle"], most) if found else _why_no_ratio(lines, *pair)
         if found and found.get("low") is not None and found["low"] <= most <= found["high"]:
             verdict += " (not certain: the interval includes the target)"
         rows.append([title, measured, verdict])
@@ -114,11 +114,10 @@ def _loss_table(found: dict[str, Line]) -> str:
         if "ms" not in one:
             rows.append([name, f"not measured ({one.get('error', 'no figure')})", "", "", "", ""])
             continue
-        label = f"{name} (then: {one['error']})" if "error" in one else name
         time = f"{one['ms']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
         rows.append(
             [
-                *(label, time, _number(one.get("ratio"), ".3f"), _number(one.get("tflops"), ",.1f")),
+                *(_label(name, one), time, _number(one.get("ratio"), ".3f"), _number(one.get("tflops"), ",.1f")),
                 *(_number(one.get("memory_mib"), ",.1f"), _number(one.get("rounds"), "d")),
             ]
         )
@@ -153,7 +152,7 @@ def _training_row(name: str, one: Line, lines: Sequence[Line]) -> list[str]:
         return [name, f"not measured ({_why(one, lines, 'training', name)})", *[""] * (len(TRAINING_COLUMNS) - 2)]
     shares = (f"{one[key]:.1f}%" if one.get(key) is not None else "" for key in ("mfu_sheet", "mfu_measured"))
     return [
-        f"{name} (then: {one['error']})" if "error" in one else name,
+        _label(name, one),
         *(f"{one['tokens_per_s']:,.0f}", f"{one['ms']:.1f}", f"{one['host_ms']:.1f}"),
         *(_number(one.get("peak_mib"), ",.0f"), *shares, f"{one['first_s']:.1f}", str(one["blocks"])),
     ]
@@ -168,7 +167,16 @@ def _peak_sentence(line: Line) -> str:
 
 def _ratio_cells(lines: Sequence[Line], above: str, below: str) -> list[str]:
     found = _ratio(lines, above, below)
-    return [_interval(found), str(found["blocks"])] if found else ["not measured", ""]
+    return [_interval(found), str(found["blocks"])] if found else [_why_no_ratio(lines, above, below), ""]
+
+
+def _why_no_ratio(lines: Sequence[Line], *pair: str) -> str:
+    trained = _merged(lines, "training", "group", "contestant")
+    for name in pair:
+        found = [one for (_, other), one in trained.items() if other == name]
+        if not any("ms" in one for one in found):
+            return f"not measured ({name}: {_why(found[-1] if found else {}, lines, 'training', name)})"
+    return _missing(lines, "training")
 
 
 def _interval(found: Line) -> str:
@@ -219,6 +227,10 @@ def _share(one: Line | None) -> str:
 def remarks(lines: Sequence[Line]) -> str:
     """Notes of the parts, and what they left out; empty if there is nothing to say."""
     notes = [line["text"] for line in lines if line["table"] == "note"]
+    for name, keys in (("loss", ("N", "D", "V", "contestant")), ("training", ("group", "contestant"))):
+        for one in _merged(lines, name, *keys).values():
+            if "ms" in one and "error" in one:
+                notes.append(f"{one['contestant']} ({_shape_of(one)}) failed later: {one['error']}")
     notes += [f"left out: {line['what']} ({line['why']})" for line in lines if line["table"] == "left_out"]
     return "## Remarks\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
 
@@ -244,8 +256,8 @@ def _escaped(cell: str) -> str:
 
 
 def _short(name: str) -> str:
-    """A kernel's name as code, without the return type and its longest template arguments."""
-    name = re.sub(r"^void ", "", name).replace("at::native::", "").replace("`", "'")
+    """A kernel's name as code, without return type and namespaces, cut to a length."""
+    name = re.sub(r"^void |at::native::|\(anonymous namespace\)::", "", name).replace("`", "'")
     return f"`{name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + '...'}`"
 
 
@@ -264,6 +276,15 @@ def _merged(lines: Iterable[Line], name: str, *keys: str) -> dict[tuple[Any, ...
 
 def _shapes(found: Iterable[tuple[Any, ...]]) -> list[tuple[int, int, int]]:
     return list(dict.fromkeys((N, D, V) for N, D, V, _ in found))
+
+
+def _label(name: str, one: Line) -> str:
+    """A contestant's name; the remarks say how it failed."""
+    return f"{name} (failed later)" if "error" in one else name
+
+
+def _shape_of(one: Line) -> str:
+    return _shape_name((one["N"], one["D"], one["V"])) if "N" in one else str(one["group"])
 
 
 def _shape_name(shape: tuple[int, int, int]) -> str:

@@ -120,7 +120,8 @@ def test_a_loss_that_fails_is_named_and_the_others_go_on(lines, tmp_path):
     complete = {line["contestant"] for line in written if "ratio" in line}
     assert complete == {WHOLE, loss_table.IN_CHUNKS, OURS}
     shown = report(written)
-    assert "second (then: StopIteration: )" in shown  # with the figures of its warm-up
+    assert "| second (failed later)" in shown  # with the figures of its warm-up
+    assert "- second (N = 40, D = 8, V = 30) failed later: StopIteration: " in shown
     assert "not measured (OutOfMemoryError: no memory)" in shown
 
 
@@ -433,6 +434,8 @@ def test_what_is_missing_has_a_reason():
     assert rows[LIGER][0] == "not measured (ImportError: a \\| b)"  # the bar must not end the cell
     assert rows[f"MFU at least 45%: {LOOP}"][1] == "not measured (ValueError: x)"
     assert rows[f"MFU at least 45%: {LOOP} compiled"][1] == "not measured (no time left)"
+    assert rows[f"{LOOP} / {SILENT}"][0] == f"not measured ({LOOP}: ValueError: x)"
+    assert rows["telemetry costs at most 1% of a step"][1] == f"not measured ({LOOP}: ValueError: x)"
     assert "## Profile of a step\n\nnot measured (no time left)" in shown
     assert f"- left out: training: {LOOP} compiled (no time left)" in shown
 
