@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from model import HEADS, OBJECTIVES
 from model.chunked import chunk_rows, chunked_loss
-from model.precision import product
+from model.precision import compute_dtype, product
 
-from .paired import machine, take_turn
+from .turns import machine, take_turn
 
 SHAPES = [f"{N},{D},{V}" for V in (8192, 50257) for D in (256, 768) for N in (2048, 4096)]
 MATMULS = "three matmuls"
@@ -83,13 +84,13 @@ def measure(
     h_ND = torch.randn(N, D, generator=generator).to(device)
     w_VD = (0.02 * torch.randn(V, D, generator=generator)).to(device)
     y_N = torch.randint(0, V, (N,), generator=generator).to(device)
-    turns = {MATMULS: functools.partial(three_matmuls, h_ND, w_VD)}
+    turns = {MATMULS: functools.partial(three_matmuls, h_ND, w_VD, dtype_on(device))}
     for name, loss in contestants(device).items():
-        turns[name] = functools.partial(_forward_and_backward, loss, h_ND, w_VD, y_N)
+        turns[name] = functools.partial(forward_and_backward, loss, h_ND, w_VD, y_N, dtype_on(device))
     memory = {}
     for name, turn in turns.items():
         turn()  # warm-up
-        memory[name] = (_peak_bytes(turn, device) - 4 * (N * D + V * D)) / (4 * N * V)
+        memory[name] = (peak_bytes(turn, device) - 4 * (N * D + V * D)) / (4 * N * V)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     order = list(turns)
     for number in range(rounds):
@@ -98,9 +99,14 @@ def measure(
     return {name: np.array(values) for name, values in seconds.items()}, memory
 
 
-def three_matmuls(h_ND: Tensor, w_VD: Tensor) -> None:
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Dtype of the products on a device."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+@torch.no_grad()  # as in the loss: on CUDA product() keeps the unrounded sums only outside autograd
+def three_matmuls(h_ND: Tensor, w_VD: Tensor, dtype: torch.dtype) -> None:
     """The matrix products of the chunked loss alone: logits, gradient of the features, gradient of the classes."""
-    dtype = torch.bfloat16 if h_ND.is_cuda else torch.float32
     h_ND, w_VD = h_ND.to(dtype), w_VD.to(dtype)
     rows = chunk_rows(len(h_ND), len(w_VD), h_ND.device.type)
     z_CV = torch.empty(rows, len(w_VD), device=h_ND.device)
@@ -118,43 +124,78 @@ def three_matmuls(h_ND: Tensor, w_VD: Tensor) -> None:
 def contestants(device: torch.device) -> dict[str, LossAndInputs]:
     """Implementations of the losses, by name."""
     found = {
-        "CE, linear": _chunked("linear", "ce"),
-        "CE, metric": _chunked("metric", "ce"),
-        "TFSD, metric": _chunked("metric", "tfsd"),
-        "TFSD, metric, with statistics": _chunked("metric", "tfsd", statistics=True),
+        "CE, linear": chunked("linear", "ce"),
+        "CE, metric": chunked("metric", "ce"),
+        "TFSD, metric": chunked("metric", "tfsd"),
+        "TFSD, metric, with statistics": chunked("metric", "tfsd", statistics=True),
         "F.kl_div definition of TFSD": tfsd_definition,
-        "F.cross_entropy on all logits": lambda h, w, y: F.cross_entropy(h @ w.T, y, reduction="sum"),
+        "F.cross_entropy on all logits": all_logits,
     }
-    for rows in (256, 512):
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
-        found[f"torch linear_cross_entropy, {rows}"] = functools.partial(
-            F.linear_cross_entropy, reduction="sum", options=options
-        )
-    with contextlib.suppress(ImportError):
-        from cut_cross_entropy import linear_cross_entropy
-
-        kind = "cce" if device.type == "cuda" else "torch_compile"
-        found[f"cut-cross-entropy, {kind}"] = functools.partial(linear_cross_entropy, reduction="sum", impl=kind)
-    with contextlib.suppress(ImportError):
-        if device.type == "cuda":
-            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-            fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-            found["Liger fused linear CE"] = lambda h, w, y: fused(w, h, y)
+    kind = "cce" if device.type == "cuda" else "torch_compile"
+    others: dict[str, Callable[[], LossAndInputs]] = {
+        "torch linear_cross_entropy, 256": functools.partial(torch_linear_cross_entropy, 256),
+        "torch linear_cross_entropy, 512": functools.partial(torch_linear_cross_entropy, 512),
+        f"cut-cross-entropy, {kind}": functools.partial(cut_cross_entropy, kind),
+    }
+    if device.type == "cuda":
+        others["Liger fused linear CE"] = liger
+    for name, make in others.items():
+        with contextlib.suppress(ImportError):
+            found[name] = make()
     return found
 
 
-def _chunked(head_kind: str, objective_kind: str, statistics: bool = False) -> LossAndInputs:
+def chunked(
+    head_kind: str, objective_kind: str, statistics: bool = False, rows: int | None = None, kernel: str | None = None
+) -> LossAndInputs:
+    """This project's loss. ``rows``: tokens of a chunk; ``kernel``: what the head is to compute the softmax with."""
     objective = OBJECTIVES[objective_kind](OBJECTIVES[objective_kind].Options())
 
     def loss(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
         with torch.device("meta"):
-            head = HEADS[head_kind](w_VD.shape[1], len(w_VD), HEADS[head_kind].Options())
+            head: Any = HEADS[head_kind](w_VD.shape[1], len(w_VD), HEADS[head_kind].Options())
         del head.weight
-        setattr(head, "weight", w_VD)  # noqa: B010  (a plain tensor in place of a parameter)
-        return chunked_loss(head, objective, h_ND, y_N, statistics).objective_sum
+        head.weight = w_VD  # a plain tensor in place of a parameter
+        if kernel is not None:
+            head.kernel = kernel
+        return chunked_loss(head, objective, h_ND, y_N, statistics, rows).objective_sum
 
     return loss
+
+
+def all_logits(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
+    """F.cross_entropy of all logits at once."""
+    return F.cross_entropy(h_ND @ w_VD.T, y_N, reduction="sum")
+
+
+def torch_linear_cross_entropy(rows: int | None = None) -> LossAndInputs:
+    """torch's own fused loss, in chunks of ``rows`` tokens if given. Raises ImportError if this torch has none."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise ImportError(f"torch {torch.__version__} has no linear_cross_entropy")
+    chosen: dict[str, Any] = (
+        {} if rows is None else {"options": torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)}
+    )
+    return _in_compute_dtype(functools.partial(F.linear_cross_entropy, reduction="sum", **chosen))
+
+
+def cut_cross_entropy(kind: str) -> LossAndInputs:
+    """cut-cross-entropy's implementation ``kind``. Raises ImportError if it is not installed."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    return _in_compute_dtype(functools.partial(linear_cross_entropy, reduction="sum", impl=kind))
+
+
+def liger(**options: Any) -> LossAndInputs:
+    """Liger's fused loss. Raises ImportError if it is not installed, TypeError for options of a newer version."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum", **options)
+    return _in_compute_dtype(lambda h_ND, w_VD, y_N: fused(w_VD, h_ND, y_N))
+
+
+def _in_compute_dtype(loss: LossAndInputs) -> LossAndInputs:
+    """``loss`` of inputs and weights in autocast's dtype: kernels of others do their products outside autocast."""
+    return lambda h_ND, w_VD, y_N: loss(h_ND.to(compute_dtype(h_ND)), w_VD.to(compute_dtype(w_VD)), y_N)
 
 
 def tfsd_definition(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
@@ -164,14 +205,15 @@ def tfsd_definition(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> Tensor:
     return F.kl_div(z_NV.log_softmax(1), teacher_NV, log_target=True, reduction="sum")
 
 
-def _forward_and_backward(loss: LossAndInputs, h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> None:
+def forward_and_backward(loss: LossAndInputs, h_ND: Tensor, w_VD: Tensor, y_N: Tensor, dtype: torch.dtype) -> None:
+    """The loss and the gradients of float32 hidden states and weights, with products in ``dtype``."""
     h_ND, w_VD = h_ND.detach().requires_grad_(), w_VD.detach().requires_grad_()
-    with torch.autocast(h_ND.device.type, torch.bfloat16, enabled=h_ND.is_cuda):
+    with torch.autocast(h_ND.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         value = loss(h_ND, w_VD, y_N)
     value.backward()
 
 
-def _peak_bytes(turn: Callable[[], None], device: torch.device) -> int:
+def peak_bytes(turn: Callable[[], None], device: torch.device) -> int:
     """The most bytes that were allocated at once during a turn."""
     if device.type == "cuda":
         return take_turn(lambda _: turn(), range(1), device).extra_bytes

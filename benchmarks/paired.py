@@ -6,9 +6,8 @@ in an order that changes with every round, and what counts is the ratio of two o
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +19,15 @@ from scipy.stats import quantile_test
 from common.command import ArgumentParser
 from common.errors import InputError
 from configs.load import load_config
+from data.store import TokenStore
 from ranks.launch import start_accelerator
 from training.ends import open_run_directory
 from training.flush import flush
 from training.resume import ResumePoint
 from training.run import Run, build_run
 from training.step import training_step
+
+from .turns import Cost, Step, take_turn
 
 DEFAULT_RECIPE = Path(__file__).parent.parent / "configs" / "pydoc_micro.yaml"
 BLOCK = 20
@@ -39,23 +41,6 @@ TURN = {"cpu": 1, "cuda": 5}
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: tuple[Clock, Clock] = ("wall", "cpu")
-Step = Callable[[int], None]
-"""Takes the step with this number, from 1."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of some steps."""
-
-    wall: float
-    """Seconds."""
-    cpu: float
-    """CPU seconds of this process on all its cores, which other processes hardly affect."""
-    extra_bytes: int = 0
-    """Peak GPU memory above what was allocated before. 0 on a CPU."""
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.extra_bytes, other.extra_bytes))
 
 
 @dataclass
@@ -110,16 +95,27 @@ def parse_arguments(parser: ArgumentParser) -> Any:
 
 def take_turns(contestants: Mapping[str, Step], steps: int, device: torch.device) -> dict[str, Series]:
     """Costs of ``steps`` steps of each contestant, in blocks, after its warm-up."""
-    names = list(contestants)
-    series = {name: Series(take_turn(contestants[name], range(1, FIRST + 1), device), []) for name in names}
-    turn = TURN[device.type]
-    for block in range(FIRST + 1, FIRST + steps + 1, BLOCK):
-        for one in series.values():
-            one.blocks.append(Cost(0.0, 0.0))
-        for start in range(block, block + BLOCK, turn):
-            for name in _order(names, (start - FIRST) // turn):
-                series[name].blocks[-1] += take_turn(contestants[name], range(start, start + turn), device)
+    series = {name: Series(warm_up(step, device), []) for name, step in contestants.items()}
+    for block in range(steps // BLOCK):
+        for name, cost in take_block(contestants, block, device).items():
+            series[name].blocks.append(cost)
     return series
+
+
+def warm_up(step: Step, device: torch.device) -> Cost:
+    """The cost of a contestant's first steps."""
+    return take_turn(step, range(1, FIRST + 1), device)
+
+
+def take_block(contestants: Mapping[str, Step], block: int, device: torch.device) -> dict[str, Cost]:
+    """The costs of a block (from 0), in which the contestants, warmed up, take turns."""
+    names, turn = list(contestants), TURN[device.type]
+    costs = dict.fromkeys(names, Cost(0.0, 0.0))
+    first = FIRST + 1 + block * BLOCK
+    for start in range(first, first + BLOCK, turn):
+        for name in _order(names, (start - FIRST) // turn):
+            costs[name] += take_turn(contestants[name], range(start, start + turn), device)
+    return costs
 
 
 def _order(names: Sequence[str], turn: int) -> Sequence[str]:
@@ -129,30 +125,17 @@ def _order(names: Sequence[str], turn: int) -> Sequence[str]:
     return order[::-1] if turn % 2 else order
 
 
-def take_turn(step: Step, numbers: range, device: torch.device) -> Cost:
-    """The cost of the steps with these numbers."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    for number in numbers:
-        step(number)
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Cost(wall, cpu, torch.cuda.max_memory_allocated(device) - before if on_gpu else 0)
+def start_run(recipe: Path, overrides: Sequence[str], folder: str, name: str, store: TokenStore | None = None) -> Run:
+    """A run of ``recipe`` at its start, which writes to ``folder/name`` and prints nothing.
 
-
-def start_run(recipe: Path, overrides: Sequence[str], folder: str, name: str) -> Run:
-    """A run of ``recipe`` at its start, which writes to ``folder/name`` and prints nothing."""
+    ``store``: its tokens, if not those that the recipe leads to.
+    """
     # So many that the schedule never ends, however many steps are measured.
     own = [f"output_dir={folder}", f"name={name}", f"telemetry.flush_every={BLOCK}", "train.steps=1000000"]
     config = load_config(recipe, [*overrides, *own])
     train = config.train
     accelerator = start_accelerator(train.precision, batch_size=train.batch_size, stall_seconds=train.stall_seconds)
-    run = build_run(config, accelerator, Path(folder) / name, None)
+    run = build_run(config, accelerator, Path(folder) / name, None, store=store)
     open_run_directory(run, ResumePoint())
     run.bar.leave = False
     run.bar.close()
@@ -170,11 +153,3 @@ def loop_step(run: Run) -> Step:
             flush(run, evaluation_due=False)
 
     return step
-
-
-def machine(device: torch.device) -> str:
-    """The hardware and the version of torch, in a line."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    processor = platform.processor() or platform.machine()
-    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"

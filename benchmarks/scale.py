@@ -32,7 +32,8 @@ from training.memory import Shapes, micro_batches, shapes_of
 from training.saving import save_checkpoint
 
 from .cost_model import Costs
-from .paired import BLOCK, DEFAULT_RECIPE, loop_step, machine, start_run, take_turn
+from .paired import BLOCK, DEFAULT_RECIPE, loop_step, start_run
+from .turns import machine, take_turn
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = [

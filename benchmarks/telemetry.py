@@ -14,7 +14,8 @@ import numpy as np
 
 from common.command import ArgumentParser, exit_status
 
-from .paired import BLOCK, CLOCKS, compare, loop_step, machine, parse_arguments, start_run, take_turns
+from .paired import BLOCK, CLOCKS, compare, loop_step, parse_arguments, start_run, take_turns
+from .turns import machine
 
 MODES = {"on": [], "off": ["telemetry.enabled=false", "detection.signals=[]"]}
 

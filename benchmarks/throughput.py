@@ -27,13 +27,16 @@ from torch import Tensor, nn
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from configs.load import load_config
+from configs.schema import RunConfig
+from data.batches import Batches
 from optim.optimizers import build_optimizer
 from training.build import build_model, prepare_model
 from training.run import Run
 
 from . import paired
-from .paired import BLOCK, CLOCKS, FIRST, Series, Step
+from .paired import BLOCK, CLOCKS, FIRST, Series
 from .plain_gpt import PlainGPT
+from .turns import Step, machine
 
 METRIC, LINEAR = "metric+TFSD", "linear+CE"
 ARMS = {METRIC: ["head.kind=metric", "objective.kind=tfsd"], LINEAR: ["head.kind=linear", "objective.kind=ce"]}
@@ -65,7 +68,7 @@ def main() -> None:
     if peak is not None and not peak > 0:
         raise InputError(f"--peak-tflops: must be above 0, but is {peak}")
     series, run, plain = measure(arguments.config, arguments.steps, arguments.overrides, arguments.compiled)
-    print(f"{paired.machine(run.accelerator.device)}, {run.config.train.precision}")
+    print(f"{machine(run.accelerator.device)}, {run.config.train.precision}")
     print(
         f"{arguments.config.stem}: {sum(p.numel() for p in plain.parameters()):,} parameters, "
         f"{run.tokens_per_step} tokens a step, {arguments.steps} steps of each in turns"
@@ -94,12 +97,15 @@ def measure(
         run = runs[f"loop {LINEAR}"]
         plain = plain_gpt(run)
         contestants = {f"bare {arm}": bare_project(runs[f"loop {arm}"]) for arm in ARMS}
-        contestants["nanogpt"] = bare_step(run, plain, plain.loss)
+        contestants["nanogpt"] = bare_step(run.config, run.batches, run.accelerator.device, plain, plain.loss)
         if compiled:
             own = [*SAME, *ARMS[METRIC], "train.compile=true"]
             runs[f"loop {METRIC} compiled"] = paired.start_run(recipe, [*overrides, *own], folder, "loop_compiled")
             second = plain_gpt(run)
-            contestants["nanogpt compiled"] = bare_step(run, second, torch.compile(second.loss))
+            compiled_loss = torch.compile(second.loss)
+            contestants["nanogpt compiled"] = bare_step(
+                run.config, run.batches, run.accelerator.device, second, compiled_loss
+            )
         contestants = {name: paired.loop_step(r) for name, r in runs.items()} | contestants
         series = paired.take_turns(contestants, steps, run.accelerator.device)
     return series, run, plain
@@ -135,15 +141,20 @@ def bare_project(run: Run) -> Step:
         value: Tensor = model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True, use_cache=False).loss
         return value
 
-    return bare_step(run, model, loss)
+    return bare_step(run.config, run.batches, run.accelerator.device, model, loss)
 
 
-def bare_step(run: Run, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    """A step on the run's batches with its kind of optimizer and clipping, and nothing else."""
-    batches, device = run.batches, run.accelerator.device
-    clip_norm, autocast = run.config.optimizer.clip_norm, run.config.train.precision == "bf16"
+def bare_step(
+    config: RunConfig,
+    batches: Batches,
+    device: torch.device,
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Step:
+    """A step on a run's batches with its kind of optimizer and clipping, and nothing else."""
+    clip_norm, autocast = config.optimizer.clip_norm, config.train.precision == "bf16"
     parameters = list(model.parameters())
-    optimizer = build_optimizer(model, run.config.optimizer)
+    optimizer = build_optimizer(model, config.optimizer)
 
     def step(number: int) -> None:
         x_BT, y_BT = batches.at(number)
