@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Files of tests side by side, one a core: the tests' own runs have one thread each.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-faults lint audit bench clean
+.PHONY: demo test test-faults lint audit bench gpu-check gpu-check-wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python run_suite.py configs/suites/demo.yaml
@@ -31,6 +31,17 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.loss --shapes 2048,256,8192 2048,768,8192
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.telemetry
+
+# With the interpreter that has the GPU's torch, not the virtual environment; nothing is installed.
+gpu-check: OUT ?= out/gpu-check
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out $(OUT)
+
+# For a machine with a GPU and no package index: what it may lack, to be carried there in the checkout.
+gpu-check-wheels: GPU_PYTHON ?= 3.12
+gpu-check-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version $(GPU_PYTHON) \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest wheels -r requirements-gpu-check.txt
 
 $(VENV)/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -75,11 +75,13 @@ def recipe(workspace: Path, tmp_path: Path) -> dict[str, Any]:
     return {"path": workspace / "tiny.yaml", "overrides": [f"output_dir={tmp_path}"]}
 
 
-def python(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: object, cwd: Path = ROOT, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments in a process of its own."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=timeout
     )
 
 

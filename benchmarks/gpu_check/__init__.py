@@ -1,4 +1,4 @@
-"""Everything that is worth measuring the first time this project meets a GPU, in a few minutes."""
+"""Everything that only a GPU can show, in one command of nine minutes: correctness, speed and memory."""
 
 import time
 
