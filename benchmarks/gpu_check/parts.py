@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,7 +71,7 @@ def run_part(
     log: Path,
     seconds: float,
     device: Device,
-    environment: Mapping[str, str],
+    environment: dict[str, str],
     watch: Callable[[], None],
 ) -> Outcome:
     """Run a part for at most ``seconds``, with ``watch`` called now and then. Its output is added to ``log``."""
