@@ -8,8 +8,6 @@ The product that makes the logits and the two that use their gradient stay with 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -51,15 +49,15 @@ if triton is not None:
 
     @triton.jit
     def _masked_softmax(
-        z_ptr: Any,
-        bias_ptr: Any,
-        y_ptr: Any,
-        weights_ptr: Any,
-        max_ptr: Any,
-        logsumexp_ptr: Any,
-        columns: Any,
-        z_stride: Any,
-        weights_stride: Any,
+        z_ptr: tl.tensor,
+        bias_ptr: tl.tensor,
+        y_ptr: tl.tensor,
+        weights_ptr: tl.tensor,
+        max_ptr: tl.tensor,
+        logsumexp_ptr: tl.tensor,
+        columns: tl.tensor,
+        z_stride: tl.tensor,
+        weights_stride: tl.tensor,
         HAS_BIAS: tl.constexpr,
         BLOCK: tl.constexpr,
     ) -> None:
