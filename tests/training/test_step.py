@@ -1,4 +1,7 @@
-"""A training step: what it computes, what it leaves alone, and that it reads nothing back (tests/gpu/test_steps.py: nor waits)."""
+"""A training step: what it computes, what it leaves alone, and that it reads nothing back.
+
+That it does not wait for a GPU either is in tests/gpu/test_steps.py.
+"""
 
 import gc
 import math
