@@ -16,7 +16,7 @@ def test_a_compiled_body_follows_an_eager_one(runs):
         "telemetry.attention_every=4",
         "train.steps=12",
         f"body.n_layer={size(1, 4)}",  # compiling takes by far the most time
-        "train.micro_batch_size=8",
+        f"train.micro_batch_size={size(4, 8)}",
         "checkpoint.every=12",
         "train.eval_every=12",
     )

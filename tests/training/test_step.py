@@ -9,6 +9,7 @@ import traceback
 import weakref
 
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.flush import evaluate
@@ -100,3 +101,13 @@ def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
     rows, healthy = run.recorder.transfer()
     assert [r["step"] for r in rows[:healthy]] == [1, 2]
     assert run.vitals.names()[0] == "parameter of model.h.0.mlp.c_fc.bias"
+
+
+def test_a_compiled_body_is_compiled_once_however_many_micro_batches(recipe):
+    """Beyond a limit of eight graphs torch gives up and runs the rest uncompiled."""
+    run, graphs = built(recipe, "name=counted", "train.micro_batch_size=1"), CompileCounter()
+    run.bare_model().model.compile(backend=graphs)
+    for step in (1, 2):
+        training_step(run, step)
+    assert graphs.frame_count == 1
+    assert run.recorder.transfer().healthy == 2
