@@ -122,11 +122,10 @@ def assert_same_run(one: Path, other: Path, tolerance: float | None = None) -> N
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys(), f"step {x['step']}: {sorted(x.keys() ^ y.keys())} in one of them only"
         for name in x.keys() - set(COUNTED if tolerance else ()):
-            if not agrees(x[name], y[name], tolerance):
-                difference = abs(x[name] - y[name]) / max(abs(x[name]), 1e-30)
-                found.append(
-                    (difference, f"step {x['step']}: {name} {x[name]:.9g} and {y[name]:.9g} ({difference:.2g})")
-                )
+            u, v = float(x[name]), float(y[name])  # spelled out where fp16 has overflowed
+            if not agrees(u, v, tolerance):
+                difference = abs(u - v) / max(abs(u), 1e-30)
+                found.append((difference, f"step {x['step']}: {name} {u:.9g} and {v:.9g} ({difference:.2g})"))
     worst = "\n".join(line for _, line in sorted(found, reverse=True)[:10])
     first = min((line for _, line in found), key=lambda line: int(line.split()[1][:-1]), default="")
     assert not found, f"{len(found)} values differ by more than {tolerance:g}; first {first}; largest:\n{worst}"
