@@ -22,7 +22,7 @@ from tests.distributed.ranks import Rank
 from train_lm import train
 
 VARIABLE = "GPU_CHECK_DEVICE"
-ASKED = os.environ.get(VARIABLE)
+ASKED = os.environ.get(VARIABLE) or None
 DEVICE = ASKED or ("cuda" if torch.cuda.is_available() else "none")
 ON_GPU = DEVICE == "cuda"
 WHY_NOT = f"needs a GPU; {VARIABLE}=cpu runs it on tiny sizes"
