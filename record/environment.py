@@ -1,10 +1,12 @@
 """Versions, hardware and launch shape of a run, for environment.json."""
 
+import contextlib
 import importlib.metadata
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,22 @@ def environment(world_size: int, device: torch.device, precision: str) -> dict[s
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "packages": versions(_PACKAGES),
         "device": {"type": device.type, "name": name},
         "threads": torch.get_num_threads(),
         "world_size": world_size,
         "precision": precision,
         "git": _git_revision(),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package; null for one that is not installed: a run on local text needs no datasets."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for package in found:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _git_revision() -> str | None:

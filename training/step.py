@@ -45,7 +45,7 @@ def training_step(run: Run, step: int) -> None:
             )
             # Gradients are averaged over ranks, hence the factor. Once ``alive`` is NaN there are no more updates.
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
-            run.telemetry.losses.append(out.losses)
+            run.telemetry.end_micro_batch(out.losses)
     run.watchdog.moved(step, "update")
     run.recorder.add(host, update(run, step))
     run.step = step

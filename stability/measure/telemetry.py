@@ -50,10 +50,14 @@ class Telemetry:
 
     def _reset(self) -> None:
         self.norms: dict[str, list[Tensor]] = {}
+        """By metric name, of the step's micro-batches."""
+        self.latest: dict[str, Tensor] = {}
+        """The same of the current micro-batch. Empty before each: a compiled body is compiled anew for every length of a list
+        that its hooks have seen."""
         self.last_hidden: tuple[Any, Any] = (None, None)
         """The hidden states measured last, and their norms (N,)."""
         self.losses: list[TokenLosses] = []
-        """Of the step's micro-batches; filled in from outside."""
+        """Of the step's micro-batches."""
         self.attention: list[dict[str, Tensor]] = []
         """Filled in by a probe of the attention: by layer, {"logit_max": (), "entropy": ()}."""
         self.step_values: dict[str, Tensor] = {}
@@ -69,7 +73,7 @@ class Telemetry:
                         with torch.no_grad():
                             norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
                         self.last_hidden = (h_BTD, norm_N)
-                    self.norms.setdefault(name, []).append(self.last_hidden[1])
+                    self.latest[name] = self.last_hidden[1]
 
             return hook
 
@@ -77,6 +81,13 @@ class Telemetry:
         handles.append(final_norm.register_forward_pre_hook(keep("hidden_norm/pre_final")))
         handles.append(final_norm.register_forward_hook(keep("hidden_norm/final")))
         return handles
+
+    def end_micro_batch(self, losses: TokenLosses) -> None:
+        """Keep the losses of a micro-batch, and what the hooks have measured of it, until the end of the step."""
+        self.losses.append(losses)
+        for name, norm_N in self.latest.items():
+            self.norms.setdefault(name, []).append(norm_N)
+        self.latest, self.last_hidden = {}, (None, None)
 
     @torch.no_grad()
     def before_update(self) -> Tensor:

@@ -29,3 +29,10 @@ def tfsd_weight(z_NV, y_N):
 
 def label_smoothed(z_NV, y_N, e):
     return F.cross_entropy(z_NV, y_N, reduction="none", label_smoothing=e)
+
+
+def masked_softmax(z_CV, bias_V, y_C):
+    """Softmax of z + bias without each row's target, its largest logit and its log-sum-exp."""
+    z_CV = z_CV.to(torch.float64, copy=True) + (0 if bias_V is None else bias_V.double())
+    z_CV[torch.arange(len(y_C)), y_C] = -torch.inf
+    return z_CV.softmax(1), z_CV.amax(1), z_CV.logsumexp(1)

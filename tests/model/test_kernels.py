@@ -1,4 +1,5 @@
-"""The Triton kernel against its definition: in Triton's interpreter on CPU (tests/conftest.py), compiled where there is a GPU."""
+"""The Triton kernel against its definition: in Triton's interpreter on CPU (tests/conftest.py), compiled where there is a GPU;
+at the sizes of real vocabularies in tests/gpu/test_kernel.py."""
 
 import platform
 
@@ -11,31 +12,13 @@ from model.kernels import BLOCK, masked_softmax
 from model.rows import negatives_by_torch
 
 from ..conftest import python
+from .kernel_check import check
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def definition(z_CV, bias_V, y_C):
-    z_CV = z_CV.double() + (0 if bias_V is None else bias_V.double())
-    z_CV[torch.arange(len(y_C)), y_C] = -torch.inf
-    return z_CV.softmax(1), z_CV.amax(1), z_CV.logsumexp(1)
-
-
-def check(z_CV, bias_V, y_C, dtype):
-    p_CV, max_C, logsumexp_C = definition(z_CV.clone(), bias_V, y_C)
-    on_device = [None if t is None else t.to(DEVICE) for t in (z_CV.clone(), bias_V, y_C)]
-    found = masked_softmax(*on_device, dtype)
-    weights_CV, total_C, largest_C, found_C = (
-        t.cpu() for t in (found.weights_CV, found.total_C, found.max_C, found.logsumexp_C)
-    )
-    assert weights_CV.dtype == dtype
-    # One unit in the last place in half precision: the interpreter cuts bfloat16 off where hardware rounds.
-    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
-    torch.testing.assert_close(weights_CV.double(), p_CV, rtol=tolerance, atol=1e-7)
-    torch.testing.assert_close(largest_C.double(), max_C, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found_C.double(), logsumexp_C, rtol=1e-6, atol=1e-5)
-    assert bool((total_C == 1).all())
-    assert bool((weights_CV[torch.arange(len(y_C)), y_C] == 0).all())
+def on_device(*tensors):
+    return [None if t is None else t.to(DEVICE) for t in tensors]
 
 
 @settings(max_examples=15, deadline=None)
@@ -50,7 +33,8 @@ def test_any_shape_and_magnitude(rows, columns, seed, scale, biased):
     generator = torch.Generator().manual_seed(seed)
     z_CV = scale * torch.randn(rows, columns, generator=generator)
     bias_V = torch.randn(columns, generator=generator) if biased else None
-    check(z_CV, bias_V, torch.randint(0, columns, (rows,), generator=generator), torch.float32)
+    y_C = torch.randint(0, columns, (rows,), generator=generator)
+    check(*on_device(z_CV, bias_V, y_C), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -58,18 +42,19 @@ def test_any_shape_and_magnitude(rows, columns, seed, scale, biased):
 def test_rows_longer_than_a_block_in_every_dtype(columns, dtype):
     generator = torch.Generator().manual_seed(0)
     z_CV = 5 * torch.randn(3, columns, generator=generator)
-    check(z_CV, torch.randn(columns, generator=generator), torch.tensor([0, columns - 1, columns // 2]), dtype)
+    bias_V, y_C = torch.randn(columns, generator=generator), torch.tensor([0, columns - 1, columns // 2])
+    check(*on_device(z_CV, bias_V, y_C), dtype)
 
 
 def test_all_logits_far_below_zero():
     """A metric head whose centroids are all far away: exp(z) itself would underflow."""
-    check(torch.linspace(-9000, -5000, 50).repeat(2, 1), None, torch.tensor([3, 49]), torch.float32)
+    check(*on_device(torch.linspace(-9000, -5000, 50).repeat(2, 1), None, torch.tensor([3, 49])), torch.float32)
 
 
 def test_a_view_of_a_larger_buffer():
     """The last chunk is shorter than the buffer, and rows may be padded."""
-    buffer = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
-    check(buffer[:4, :33], None, torch.tensor([0, 1, 2, 32]), torch.float32)
+    buffer, y_C = on_device(torch.randn(6, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 32]))
+    check(buffer[:4, :33], None, y_C, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -92,7 +77,7 @@ def test_kernel_and_eager_blocks_are_the_same_function(dtype):
 def test_probabilities_far_from_zero_are_exact():
     """A log-sum-exp near -5000 is rounded by up to 2.4e-4; probabilities must not inherit that."""
     z_CV = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) - 5000
-    check(z_CV, None, torch.tensor([0, 1, 2, 299]), torch.float32)
+    check(*on_device(z_CV, None, torch.tensor([0, 1, 2, 299])), torch.float32)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -1,34 +1,22 @@
-"""A training step: what it computes, what it leaves alone, and that it never waits for the device."""
+"""A training step: what it computes, what it leaves alone, and that it reads nothing back.
+
+That it does not wait for a GPU either is in tests/gpu/test_steps.py.
+"""
 
 import gc
 import math
 import traceback
 import weakref
-from pathlib import Path
 
-import pytest
 import torch
-from accelerate.state import AcceleratorState
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.load import load_config
-from ranks.launch import start_accelerator
 from training.flush import evaluate
-from training.run import build_run, go_to
+from training.run import go_to
 from training.step import training_step
 
-
-def built(recipe, *overrides):
-    """A run of tiny.yaml at its start, in this process, with nothing written."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = load_config(recipe["path"], [*recipe["overrides"], *overrides])
-    return build_run(
-        config,
-        start_accelerator("fp32", batch_size=config.train.batch_size, stall_seconds=60.0),
-        Path(config.output_dir) / config.name,
-        None,
-        writes=False,
-    )
+from .built import built
 
 
 def test_going_back_keeps_no_second_model_in_memory(recipe):
@@ -90,19 +78,6 @@ def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
     assert "attention/layer_01/logit_max" in rows[1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: its driver tells of every wait")
-def test_a_step_does_not_wait_for_the_gpu(recipe, monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    run = built(recipe, "name=unwaiting", "train.micro_batch_size=4", "telemetry.attention_every=1")
-    training_step(run, 1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        training_step(run, 2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert [row["step"] for row in run.recorder.transfer().rows] == [1, 2]
-
-
 def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
     """With one flush for many steps, the steps after the bad one must not move the parameters either."""
     run = built(recipe, "name=guarded")
@@ -126,3 +101,13 @@ def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
     rows, healthy = run.recorder.transfer()
     assert [r["step"] for r in rows[:healthy]] == [1, 2]
     assert run.vitals.names()[0] == "parameter of model.h.0.mlp.c_fc.bias"
+
+
+def test_a_compiled_body_is_compiled_once_however_many_micro_batches(recipe):
+    """Beyond a limit of eight graphs torch gives up and runs the rest uncompiled."""
+    run, graphs = built(recipe, "name=counted", "train.micro_batch_size=1"), CompileCounter()
+    run.bare_model().model.compile(backend=graphs)
+    for step in (1, 2):
+        training_step(run, step)
+    assert graphs.frame_count == 1
+    assert run.recorder.transfer().healthy == 2

@@ -53,7 +53,7 @@ def instrumented_step(model, telemetry, micro_batches):
             input_ids=x_BT, shift_labels=x_BT, num_items_in_batch=32, skip_logits=True, statistics=True, use_cache=False
         )
         out.loss.backward()
-        telemetry.losses.append(out.losses)
+        telemetry.end_micro_batch(out.losses)
     losses = telemetry.loss_values()
     telemetry.before_update()
     before = [p.detach().clone() for p in model.parameters()]
@@ -127,7 +127,7 @@ def test_ignored_targets_do_not_count_whatever_the_number_of_tokens(model):
     y_BT[0, 16] = -100
     asked = {"skip_logits": True, "statistics": True, "output_hidden_states": True, "use_cache": False}
     out = model(input_ids=x_BT, shift_labels=y_BT, **asked)
-    telemetry.losses.append(out.losses)
+    telemetry.end_micro_batch(out.losses)
     found, entropy_S = telemetry.collect(), out.losses.sampled["entropy/p"]
     assert found["entropy/p"].item() == pytest.approx(entropy_S[[0, 2]].mean().item(), rel=1e-6)
     mean_N = out.losses.statistics["logit/mean"][[i for i in range(33) if i != 16]]
@@ -139,7 +139,7 @@ def test_ignored_targets_do_not_count_whatever_the_number_of_tokens(model):
 def test_an_evaluation_leaves_no_trace(model):
     telemetry = build_telemetry(model, CONFIG)
     model.eval()(input_ids=batch())
-    assert telemetry.norms == {}
+    assert telemetry.norms == telemetry.latest == {}
 
 
 @given(st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=200), st.floats(0.01, 0.99))
