@@ -178,11 +178,11 @@ def torch_linear_cross_entropy(rows: int | None = None) -> LossAndInputs:
     return _in_compute_dtype(functools.partial(F.linear_cross_entropy, reduction="sum", **chosen))
 
 
-def cut_cross_entropy(kind: str) -> LossAndInputs:
+def cut_cross_entropy(kind: str, **options: Any) -> LossAndInputs:
     """cut-cross-entropy's implementation ``kind``. Raises ImportError if it is not installed."""
     from cut_cross_entropy import linear_cross_entropy
 
-    return _in_compute_dtype(functools.partial(linear_cross_entropy, reduction="sum", impl=kind))
+    return _in_compute_dtype(functools.partial(linear_cross_entropy, reduction="sum", impl=kind, **options))
 
 
 def liger(**options: Any) -> LossAndInputs:

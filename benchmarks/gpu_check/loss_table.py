@@ -75,7 +75,7 @@ CONTESTANTS: dict[str, Make] = {
     LIGER: losses.liger,
     LIGER_FLOAT32: lambda: losses.liger(accum_dtype=torch.float32),
     "cut-cross-entropy": lambda: losses.cut_cross_entropy("cce"),
-    "cut-cross-entropy, exact": lambda: losses.cut_cross_entropy("cce_exact"),
+    "cut-cross-entropy, unfiltered": lambda: losses.cut_cross_entropy("cce", filter_eps=None),
 }
 
 

@@ -32,7 +32,6 @@ class Part:
     """A part of the check: the module of this package that runs it with --lines, --seconds and --device, or pytest."""
 
     name: str
-    title: str
     weight: float
     """Its share of the time left when it starts, relative to the parts after it."""
 
@@ -47,11 +46,11 @@ class Part:
 
 
 PARTS = (
-    Part("machine", "Machine", 40),
-    Part("tests", "Tests", 150),
-    Part("loss_table", "Loss", 110),
-    Part("training_table", "Training", 190),
-    Part("profile_step", "Where a step's time goes", 30),
+    Part("machine", 30),
+    Part("tests", 130),
+    Part("loss_table", 90),
+    Part("training_table", 240),
+    Part("profile_step", 25),
 )
 
 

@@ -94,6 +94,8 @@ def _machine(report: Report, machine: Line) -> list[str]:
         f"{versions}." if versions else "",
     ]
     lines.append(f"`python -m benchmarks.gpu_check --device {report.device} --minutes {report.minutes:g}`: {spent}.")
+    if report.device == "cpu":
+        lines.append("**On a CPU, with tiny sizes: this shows that the command works. Its figures mean nothing.**")
     if report.running:
         lines.append(f"**Unfinished: {report.running} was running when this was written.**")
     if report.missing_packages:

@@ -18,9 +18,9 @@ MOST_OVER_LIGER, MOST_TELEMETRY, MOST_TFSD, LEAST_MFU = 1.0, 1.01, 1.03, 45.0
 
 LOSS_NOTE = """Products are bfloat16. All start from float32 hidden states and weights and end with their float32 gradients; the
 casts are part of the time. Time: median [quartiles] of a forward and a backward pass. Memory: the peak beyond inputs and
-gradients. The gradient of the weights is summed over chunks in float32 by ours, by "Liger, float32 sums" and by
-"cut-cross-entropy, exact", in bfloat16 by Liger and cut-cross-entropy as they come; F.cross_entropy needs no such sum. By default
-cut-cross-entropy skips blocks whose gradients are tiny, with these random inputs nearly all: its time is a lower bound."""
+gradients. The gradient of the weights is summed over chunks in float32 by ours and by "Liger, float32 sums", in
+bfloat16 by Liger and cut-cross-entropy as they come; F.cross_entropy needs no such sum. As it comes cut-cross-entropy skips
+blocks whose gradients are tiny, with these random inputs nearly all: its time is a lower bound; "unfiltered" skips none."""
 TRAINING_NOTE = """MFU counts FLOPs as for PaLM (arXiv 2204.02311, appendix B), attention as if over all positions. Peak: as if
 the contestant were alone in its process. Host: CPU time of the process until a step is launched, with its waits where the queue
 of launches is full. The first 5 steps include compilation."""

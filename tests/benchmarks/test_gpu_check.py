@@ -30,7 +30,7 @@ class Script(Part):
 
 def run(code, tmp_path, seconds=20.0, name="loss_table"):
     looks = []
-    part = Script(name, "A part", 1, code)
+    part = Script(name, 1, code)
     environment = dict(os.environ)
     outcome = run_part(
         part, tmp_path / f"{name}.jsonl", tmp_path / "log", seconds, "cpu", environment, lambda: looks.append(1)
