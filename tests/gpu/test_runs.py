@@ -40,6 +40,7 @@ def test_a_run_is_complete_and_is_replayed(head, runs, tmp_path):
     assert losses[-1] < losses[0] - 0.1, losses
     facts = json.loads((run / "environment.json").read_text())
     assert facts["device"]["type"] == DEVICE, facts
+    assert facts["loss_kernel"]["name"] == size("torch", "triton"), facts["loss_kernel"]
     peaks = [row["memory/peak_bytes"] for row in read_rows(run / "metrics.jsonl")]
     state = 4 * 4 * facts["parameters"]  # weights, gradients and both moments in float32
     assert min(peaks) > state, f"peak memory {peaks} with {facts['parameters']} parameters"
