@@ -84,19 +84,25 @@ time.sleep(60)
         raise AssertionError("the child still runs")
 
 
+def a_wheel(folder, name, content):
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        wheel.writestr("carried_along.py", content)
+        wheel.writestr(
+            "carried_along-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried-along\nVersion: 1.0\n"
+        )
+
+
 def test_packages_are_unpacked_from_wheels_beside_the_environment(tmp_path):
-    """A wheel made on the spot, installed by the real pip; one that is not there is reported."""
+    """Of the version asked for, for this Python; those that are not there are reported."""
     wheels, folder = tmp_path / "wheels", tmp_path / "packages"
     wheels.mkdir()
-    with zipfile.ZipFile(wheels / "carried_along-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("carried_along.py", "VALUE = 7\n")
-        about = "carried_along-1.0.dist-info"
-        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: carried-along\nVersion: 1.0\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/RECORD", "")
-    assert unpack(["carried-along==1.0", "left-behind==2.0"], wheels, folder) == ["left-behind==2.0"]
-    done = python("-c", "import carried_along; print(carried_along.VALUE)", PYTHONPATH=str(folder))
-    assert done.stdout == "7\n"
+    a_wheel(wheels, "carried_along-1.0-py2.py3-none-any.whl", "VALUE = 7\n")
+    a_wheel(wheels, "carried_along-0.9-py3-none-any.whl", "VALUE = 6\n")
+    a_wheel(wheels, "other_python-1.0-cp38-cp38-manylinux2014_x86_64.whl", "VALUE = 5\n")
+    wanted = ["Carried.Along==1.0", "left-behind==2.0", "other-python==1.0"]
+    assert unpack(wanted, wheels, folder) == ["left-behind==2.0", "other-python==1.0"]
+    code = "import carried_along, importlib.metadata as m; print(carried_along.VALUE, m.version('carried-along'))"
+    assert python("-c", code, PYTHONPATH=str(folder)).stdout == "7 1.0\n"
 
 
 def test_the_list_of_packages_has_the_versions_of_the_other_lists():
