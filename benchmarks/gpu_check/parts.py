@@ -17,7 +17,7 @@ from typing import Literal
 from common.processes import ending, last_lines
 
 ROOT = Path(__file__).parents[2]
-WORKERS = 4
+WORKERS = 6
 """Test processes that share the GPU; a test waits for the host most of the time."""
 POLL = 2.0
 """Seconds between two looks at a part's progress."""
