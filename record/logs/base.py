@@ -7,6 +7,7 @@ log goes back (columns.py, branches.py) is decided for all formats alike.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
 from array import array
@@ -31,6 +32,7 @@ FORMATS = Registry("log format")
 HEAD_BYTES = 2**16
 """Bytes of a file by which its format is recognised."""
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
+_PLAIN = {int, float}
 _VALIDATION_ROWS = ("val", "valid", "validation", "eval", "evaluation", "test", "dev")
 _SPLIT_NAMES = ("split", "phase", "mode", "stage", "type", "kind", "event", "prefix", "subset")
 
@@ -50,29 +52,38 @@ class Rows:
 
 
 class RowsBuilder:
-    """Collects rows one by one."""
+    """Collects rows one by one, grouped by their names: most rows of a log have the same."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._columns: dict[str, tuple[array[int], array[float]]] = {}
+        self._alike: dict[tuple[str, ...], tuple[array[int], array[float]]] = {}
+        """By names: the indices of the rows, and their values row by row."""
 
     def add(self, row: Mapping[str, float]) -> None:
-        """Add a row with at least one value."""
-        for name, value in row.items():
-            if name not in self._columns:
-                self._columns[name] = array("q"), array("d")
-            places, values = self._columns[name]
-            places.append(self.count)
-            values.append(value)
+        """Add a row with at least one value. Raises OverflowError, and adds nothing, for an integer too large for a float."""
+        names = tuple(row)
+        values = array("d", row.values())
+        if names not in self._alike:
+            self._alike[names] = array("q"), array("d")
+        places, known = self._alike[names]
+        places.append(self.count)
+        known.extend(values)
         self.count += 1
 
     def rows(self, name: str = "", first_counts: bool = False, remarks: Sequence[str] = ()) -> Rows:
         """All rows so far."""
-        columns = {
-            key: (np.frombuffer(places, dtype=np.int64), np.frombuffer(values))
-            for key, (places, values) in self._columns.items()
-        }
+        columns = {key: self._column(key) for names in self._alike for key in names}
         return Rows(name, self.count, columns, first_counts, list(remarks))
+
+    def _column(self, key: str) -> Column:
+        groups = [
+            (np.frombuffer(places, dtype=np.int64), np.frombuffer(values).reshape(-1, len(names))[:, names.index(key)])
+            for names, (places, values) in self._alike.items()
+            if key in names
+        ]
+        places, values = (np.concatenate(parts) for parts in zip(*groups, strict=True))
+        order = np.argsort(places, kind="stable")
+        return places[order], values[order]
 
 
 class Format(ABC):
@@ -168,6 +179,10 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def add_object(builder: RowsBuilder, row: Mapping[str, Any]) -> None:
     """Add the numbers of a JSON object. A row that says that it is of validation ("split": "val") has its own columns."""
+    if row and set(map(type, row.values())) <= _PLAIN:
+        with contextlib.suppress(OverflowError):
+            builder.add(row)
+            return
     prefix = validation_prefix(row)
     numbers = {}
     for name, value in flat(row) if dict in map(type, row.values()) else row.items():

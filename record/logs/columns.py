@@ -102,6 +102,7 @@ def plain(name: str) -> str:
     return " ".join(parts)
 
 
+@cache
 def role_of(name: str) -> Role | None:
     """The role that a column of this name can have, the step's aside; None for an unknown name."""
     return next((role for role in ROLES[1:] if _rank(role, name) is not None), None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
-from .base import FORMATS, Format, Rows, RowsBuilder, number_of_text, open_error
+from .base import FORMATS, Format, Rows, RowsBuilder, open_error
 from .columns import SIGNALS, role_of
 from .console_tools import ANY_TOOL, TOOLS, Tool
 from .text import first_lines
@@ -21,6 +22,9 @@ _LONGEST_LINE = 20_000
 _EXAMINED = 2_000_000
 """Lines in which the first row is looked for: some scripts print their whole source first."""
 _LOSSES = (*SIGNALS, "val_loss")
+_STEP_NAMES = ("step", "iteration", "iter")
+_TRAINER_ROW = b"{'loss': "
+Numbers = dict[str, float]
 
 
 @FORMATS.register("console")
@@ -33,35 +37,46 @@ class Console(Format):
     def lacks(self, path: Path, head: bytes) -> str:
         if not first_lines(head):
             return "it is no text"
-        names = ", ".join(dict.fromkeys(tool.title for tool in TOOLS))
-        return "" if _tool_of(path) else f"no line of {names}, and none with a step and a loss"
+        if _tool_of(path):
+            return ""
+        if _TRAINER_ROW in head:
+            return "what transformers' Trainer prints has no step: name the trainer_state.json of its last checkpoint"
+        return f"no line of {', '.join(dict.fromkeys(tool.title for tool in TOOLS))}, and none with a step and a loss"
 
     def title_of(self, path: Path, head: bytes) -> str:
         tool = _tool_of(path)
-        return self.title if tool in (None, ANY_TOOL) else f"{self.title} of {tool.title}" if tool else self.title
+        return self.title if tool is None or tool is ANY_TOOL else f"{self.title} of {tool.title}"
 
     def read(self, path: Path) -> list[Rows]:
         tool = _tool_of(path)
         assert tool is not None
         builder = RowsBuilder()
-        step, own_rank = None, None
-        for text in _lines(path):
-            rank = _RANK.match(text)
-            match = tool.step.search(text)
-            if match:
-                if rank and own_rank is None and _fields(tool, text, match):
-                    own_rank = rank[0]
-                if rank and rank[0] != own_rank:
-                    continue
-                step = _step(match)
-                numbers = _fields(tool, text, match)
-            elif tool.follows and step is not None and (not rank or rank[0] == own_rank):
-                numbers = dict(_numbers(tool.follows.findall(text)))
-            else:
-                continue
-            if numbers and step is not None:
-                builder.add({"step": step, **numbers})
+        for step, numbers in _rows(tool, path):
+            builder.add({"step": step, **numbers})
         return [builder.rows(first_counts=True)] if builder.count else []
+
+
+def _rows(tool: Tool, path: Path) -> Iterator[tuple[float, Numbers]]:
+    """Steps and numbers of the lines that have some, of the first rank alone where lines say of which rank they are."""
+    step, own, waiting = 0.0, "", Numbers()
+    for text in _lines(path):
+        rank = match[0] if (match := _RANK.match(text)) else ""
+        found = tool.step.search(text)
+        if found:
+            numbers = _fields(tool, text, found)
+            own = own or (rank if numbers else "")
+            if rank == own or not rank:
+                step = _step(found)
+                if numbers or waiting:
+                    yield step, numbers | waiting
+                waiting = Numbers()
+        elif tool.follows and (rank == own or not rank) and (numbers := Numbers(_numbers(tool.follows.findall(text)))):
+            if tool.ahead:
+                waiting |= numbers
+            else:
+                yield step, numbers
+    if waiting:
+        yield step, waiting
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -76,20 +91,24 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _tool_of(path: Path) -> Tool | None:
-    """The tool whose expressions fit the first rows of a file."""
-    fitting: Counter[int] = Counter()
-    others = 0
+    """The tool whose expressions find a loss in the first rows of a file."""
+    fitting: Counter[Tool] = Counter()
     for count, text in enumerate(_lines(path)):
-        for place, tool in enumerate(TOOLS):
+        for tool in (*TOOLS, ANY_TOOL):
             match = tool.step.search(text)
-            if match and _fields(tool, text, match):
-                fitting[place] += 1
-        others += bool((match := ANY_TOOL.step.search(text)) and _fields(ANY_TOOL, text, match))
-        if (fitting and max(fitting.values()) >= _ENOUGH) or count > _EXAMINED:
+            follows = tool.follows.findall(text) if tool.follows else []
+            fitting[tool] += has_loss(_fields(tool, text, match) if match else Numbers(_numbers(follows)))
+        if max(fitting[tool] for tool in TOOLS) >= _ENOUGH or count > _EXAMINED:
             break
-    if fitting:
-        return TOOLS[max(fitting, key=lambda place: (fitting[place], -place))]
-    return ANY_TOOL if others else None
+    best = max(TOOLS, key=lambda tool: fitting[tool])  # of equal ones the first
+    if fitting[best]:
+        return best
+    return ANY_TOOL if fitting[ANY_TOOL] else None
+
+
+def has_loss(numbers: Numbers) -> bool:
+    """Whether a name among them is known as that of a loss or a gradient norm."""
+    return any(role is not None and role.key in _LOSSES for role in map(role_of, numbers))
 
 
 def _step(match: re.Match[str]) -> float:
@@ -97,21 +116,21 @@ def _step(match: re.Match[str]) -> float:
     return float((groups["step"] or groups["at"]).replace(",", ""))
 
 
-def _fields(tool: Tool, text: str, match: re.Match[str]) -> dict[str, float]:
-    """The numbers of a row by name; none for any tool's line without a loss or a gradient norm."""
+def _fields(tool: Tool, text: str, match: re.Match[str]) -> Numbers:
+    """The numbers of a row by name, of equal names the first; none for a line of an unknown tool that has no loss."""
     found = _numbers(tool.field.findall(text if tool.whole_line else text[match.end() :]))
     if match.groupdict().get("val"):
-        return {f"validation {name}": value for name, value in found}
-    numbers: dict[str, float] = {}
-    for name, value in found:
-        numbers.setdefault(name, value)
-    if tool is ANY_TOOL:
-        numbers = {name: value for name, value in numbers.items() if not ANY_TOOL.step.fullmatch(f"{name} 0")}
-        known = (role_of(name) for name in numbers)
-        return numbers if any(role is not None and role.key in _LOSSES for role in known) else {}
-    return numbers
+        found = [(f"validation {name}", value) for name, value in found]
+    numbers = Numbers(reversed(found))
+    return Numbers() if tool is ANY_TOOL and not has_loss(numbers) else numbers
 
 
-def _numbers(found: list[tuple[str, str]]) -> list[tuple[str, float]]:
-    numbers = [(name.strip(), number_of_text(value)) for name, value in found]
-    return [(name, value) for name, value in numbers if value is not None and name != "step"]
+def _numbers(found: Iterable[tuple[str, str]]) -> list[tuple[str, float]]:
+    return [(key, float(value.replace(",", ""))) for name, value in found if (key := _key(name))]
+
+
+@cache
+def _key(name: str) -> str:
+    """The name of a field without spaces around it; empty for that of the step."""
+    key = name.strip()
+    return "" if key.lower().endswith(_STEP_NAMES) else key

@@ -27,15 +27,19 @@ class Tool:
     """Finds (name, number) in the rest of the line."""
     follows: re.Pattern[str] | None = None
     """Finds (name, number) in lines without a step, which belong to the last one."""
+    ahead: bool = False
+    """Such lines come before the row of their step, rather than after it."""
     whole_line: bool = False
     """Fields may also stand before the step."""
 
 
-def _tool(title: str, step: str, field: str, follows: str | None = None, whole_line: bool = False) -> Tool:
+def _tool(
+    title: str, step: str, field: str, follows: str | None = None, *, ahead: bool = False, whole_line: bool = False
+) -> Tool:
     def expression(text: str) -> re.Pattern[str]:
         return re.compile(text.replace("NUMBER", _NUMBER).replace("WORDS", _WORDS), re.IGNORECASE)
 
-    return Tool(title, expression(step), expression(field), expression(follows) if follows else None, whole_line)
+    return Tool(title, expression(step), expression(field), expression(follows) if follows else None, ahead, whole_line)
 
 
 TOOLS = (
@@ -47,14 +51,14 @@ TOOLS = (
     ),
     _tool("build-nanogpt", r"^\s*(?P<step>\d+)\s+(?=(?:train|val|hella)\s)", r"(train|val|hella)\s+(NUMBER)\s*$"),
     _tool(
-        "build-nanogpt", r"\bstep\s+(?P<step>\d+)\s*\|", r"(?:^|\|)\s*(WORDS)\s*:?\s+(NUMBER)",
-        follows=r"^\s*(val(?:idation)? loss):?\s+(NUMBER)\s*$",
+        "build-nanogpt", r"\bstep\s+(?P<step>\d+)\s*\|(?=\s*loss:)", r"(?:^|\|)\s*(WORDS)\s*:?\s+(NUMBER)",
+        follows=r"^\s*(val(?:idation)? loss):?\s+(NUMBER)\s*$", ahead=True,
     ),
     _tool("nanoGPT", r"\b(?:iter|step)\s+(?P<step>\d+):\s+(?=[a-z]*\s*loss\b)", r"([a-z][a-z_ ]*?)\s+(NUMBER)"),
     _tool(
         "Megatron-LM or GPT-NeoX",
         r"\biteration\s+(?P<step>\d+)\s*/\s*\d+\s*\||(?P<val>validation) (?:loss|results) at[^|]*?iteration (?P<at>\d+)[^|]*\|",
-        r"([a-z][^|:]*?):\s*(NUMBER)\s*(?=\||$)", whole_line=True,
+        r"([a-z][^|:]*):\s*(NUMBER)\s*(?=\||$)", whole_line=True,
     ),
     _tool(
         "torchtitan", r"(?P<val>\bvalidate )?\bstep:\s*(?P<step>\d+)\s+(?=.*?\bloss:)", r"([a-z_]\w*(?:\([^)]*\))?):\s*(NUMBER)",
@@ -63,9 +67,8 @@ TOOLS = (
         "OLMo", r"\bstep=(?P<step>\d+)(?:/\d+|\s*[,\]])", r"(WORDS)=(NUMBER)(?![\w/])",
         follows=r"(?:^|\s)(WORDS)=(NUMBER)\s*$",
     ),
-    _tool("DeepSpeed", r"\bsteps:\s*(?P<step>\d+)\s+(?=loss:)", r"(WORDS):\s*(NUMBER)"),
 )  # fmt: skip
-"""Where several fit, the one that fits more lines, then the one named first."""
+"""Where several fit, the one that finds a loss in more lines, then the one named first."""
 
 ANY_TOOL = _tool(
     "console log",
