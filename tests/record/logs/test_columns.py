@@ -11,11 +11,11 @@ from record.logs.columns import find_roles, measures_model, parse_columns, plain
 from record.logs.read import read_logs
 
 NAMES = {
-    "loss": "loss train_loss train/loss lm_loss train/CE_loss trainLoss loss/train Loss/train train/CrossEntropyLoss reduced_train_loss "
-    "train_loss_step metrics/train/LanguageCrossEntropy loss_metrics/global_avg_loss train/lm_loss loss/nll loss/train/total",
-    "grad_norm": "grad_norm gradNorm train/grad_norm optim/total_grad_norm grad/norm/total gnorm l2_norm/grad/global gradient_norm",
+    "loss": "loss train_loss train/loss lm_loss train/CE_loss trainLoss loss/train Loss/train train/CrossEntropyLoss "
+    "train_loss_step reduced_train_loss metrics/train/LanguageCrossEntropy loss_metrics/global_avg_loss loss/nll loss/train/total",
+    "grad_norm": "grad_norm gradNorm train/grad_norm optim/total_grad_norm grad/norm/total gnorm l2_norm/grad/global",
     "lr": "lr learning_rate train/learning_rate optim/learning_rate lr-AdamW/pg1 LR learningRate lr-DecoupledAdamW/group0",
-    "val_loss": "val_loss eval_loss eval/loss valid/loss validation/nll loss/val Loss/test eval_wikitext_loss val/lm_loss test_loss_epoch",
+    "val_loss": "val_loss eval_loss eval/loss valid/loss validation/nll loss/val Loss/test eval_wikitext_loss val/lm_loss",
 }
 
 
@@ -64,6 +64,6 @@ def test_given_columns_come_before_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("argument", ["loss", "loss=", "reward=x", "=x"])
 def test_what_is_no_column_option_is_told(argument: str) -> None:
     with pytest.raises(
-        InputError, match="--columns .*: give ROLE=COLUMN, for example loss=train/lm_loss, with ROLE one of step, loss"
+        InputError, match=r"--columns .*: give ROLE=COLUMN, for example loss=train/lm_loss, with ROLE one of step, loss"
     ):
         parse_columns([argument])

@@ -1,4 +1,4 @@
-"""A few lines as each tool writes them (numbers invented): recognised by content, whatever the file is called, and read exactly."""
+"""A few lines as each tool writes them: recognised by content, whatever the file is called, and read exactly."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ def written(log: Log, role: str) -> dict[int, float]:
 
 
 RANKS = "".join(
-    f"[rank{rank}]:[titan] 2025-01-01 12:00:00,123 - root - INFO - \x1b[31mstep: {step:2d}  \x1b[32mloss: {9 - step + rank / 10:7.4f}  "
+    f"[rank{rank}]:[titan] 2025-01-01 12:00:00,123 - root - INFO - \x1b[31mstep: {step:2d}  \x1b[32mloss: "
+    f"{9 - step + rank / 10:7.4f}  "
     f"\x1b[38;2;180;60;0mgrad_norm:  2.{step}\x1b[36m  memory:  0.97GiB(1.2%)  tps: 7,500\x1b[39m\n"
     for step in (1, 2, 3)
     for rank in (0, 1)
 )
 CONSOLES: dict[str, tuple[str, str, dict[str, dict[int, float]]]] = {
     "nanoGPT": (
-        "tokens per iteration will be: 491,520\nstep 0: train loss 10.9, val loss 10.95\niter 0: loss 10.97, time 22640.22ms, "
+        "tokens per iteration will be: 491,520\nstep 0: train loss 10.9, val loss 10.95\niter 0: loss 10.97, "
+        "time 22640.22ms, "
         "mfu -100.00%\niter 10: loss nan, time 300.1ms, mfu 30.00%\n",
         "console log of nanoGPT",
         {"loss": {0: 10.97, 10: float("nan")}, "val_loss": {0: 10.95}},
@@ -48,14 +50,17 @@ CONSOLES: dict[str, tuple[str, str, dict[str, dict[int, float]]]] = {
         {"loss": {0: 10.8, 1: 10.7}, "val_loss": {0: 10.9}},
     ),
     "build-nanogpt console": (
-        "using device: cuda\nvalidation loss: 10.9\nstep     0 | loss: 10.8 | lr 8.5e-07 | norm: 15.3 | dt: 330.0ms | tok/sec: 1,540,000.5\n"
+        "using device: cuda\nvalidation loss: 10.9\nstep     0 | loss: 10.8 | lr 8.5e-07 | norm: 15.3 | dt: "
+        "330.0ms | tok/sec: 1,540,000.5\n"
         "step     1 | loss: 10.7 | lr 1.7e-06 | norm: 14.3 | dt: 330.0ms | tok/sec: 1540000\nvalidation loss: 9.9\n",
         "console log of build-nanogpt",
-        {"loss": {0: 10.8, 1: 10.7}, "grad_norm": {0: 15.3, 1: 14.3}, "lr": {0: 8.5e-7, 1: 1.7e-6}, "val_loss": {0: 10.9, 1: 9.9}},
+        {"loss": {0: 10.8, 1: 10.7}, "grad_norm": {0: 15.3, 1: 14.3}, "lr": {0: 8.5e-7, 1: 1.7e-6}, "val_loss": {0: 10.9, 1: 9.9}}
     ),
     "modded-nanogpt": (
-        "print0(f'step:{step}/{args.steps} val_loss:{val_loss:.4f}')\n====\nstep:0/60 val_loss:11.01 train_time:305ms step_avg:nanms\n"
-        "step:1/60 train_loss:11.0 train_time:24179ms step_avg:nanms\nstep:2/60 train_loss:10.5 train_time:24523ms step_avg:25.5ms\n",
+        "print0(f'step:{step}/{args.steps} val_loss:{val_loss:.4f}')\n====\nstep:0/60 val_loss:11.01 "
+        "train_time:305ms step_avg:nanms\n"
+        "step:1/60 train_loss:11.0 train_time:24179ms step_avg:nanms\nstep:2/60 train_loss:10.5 "
+        "train_time:24523ms step_avg:25.5ms\n",
         "console log of modded-nanogpt",
         {"loss": {1: 11.0, 2: 10.5}, "val_loss": {0: 11.01}},
     ),
@@ -65,22 +70,28 @@ CONSOLES: dict[str, tuple[str, str, dict[str, dict[int, float]]]] = {
         {"loss": {0: 11.4, 1: 11.3}, "grad_norm": {0: 15.37, 1: float("nan")}, "lr": {0: 1e-6, 1: 2e-6}, "val_loss": {0: 11.5}},
     ),
     "llm.c console": (
-        "| Parameter | Value |\nval loss 10.9\nstep    1/1956 | loss 10.8 (+nanz)| norm 15.37 (+nanz)| lr 8.5e-07 | 3000.52 ms | 50.2% bf16 "
-        "MFU | 174000 tok/s\nstep    2/1956 | loss 10.7 (-1.20z)| norm 14.3 (+0.5z)| lr 1.7e-06 | 3000.52 ms | 50.2% bf16 MFU\nval loss 9.5\n",
+        "| Parameter | Value |\nval loss 10.9\nstep    1/1956 | loss 10.8 (+nanz)| norm 15.37 (+nanz)| lr "
+        "8.5e-07 | 3000.52 ms | 50.2% bf16 "
+        "MFU | 174000 tok/s\nstep    2/1956 | loss 10.7 (-1.20z)| norm 14.3 (+0.5z)| lr 1.7e-06 | 3000.52 ms "
+        "| 50.2% bf16 MFU\nval loss 9.5\n",
         "console log of llm.c",
         {"loss": {1: 10.8, 2: 10.7}, "grad_norm": {1: 15.37, 2: 14.3}, "val_loss": {0: 10.9, 2: 9.5}},
     ),
     "Megatron-LM": (
-        " [2024-05-01 10:00:00] iteration    10/  500000 | consumed samples:  10240 | elapsed time per iteration (ms): 1234.5 | learning rate:"
+        " [2024-05-01 10:00:00] iteration    10/  500000 | consumed samples:  10240 | elapsed time per "
+        "iteration (ms): 1234.5 | learning rate:"
         " 1.200E-06 | lm loss: 1.100000E+01 | loss scale: 8192.0 | grad norm: 0.000 | number of nan iterations:   0 |\n"
         " validation loss at iteration 10 | lm loss value: 1.2E+01 | lm loss PPL: 3.6E+04 | \n"
-        " iteration    20/  500000 | consumed samples:  20480 | lm loss: 1.050000E+01 | learning rate: 2.4E-06 | grad norm: 12.5 |\n",
+        " iteration    20/  500000 | consumed samples:  20480 | lm loss: 1.050000E+01 | learning rate: "
+        "2.4E-06 | grad norm: 12.5 |\n",
         "console log of Megatron-LM or GPT-NeoX",
         {"loss": {10: 11.0, 20: 10.5}, "grad_norm": {10: 0.0, 20: 12.5}, "lr": {10: 1.2e-6, 20: 2.4e-6}, "val_loss": {10: 12.0}},
     ),
     "GPT-NeoX": (
-        "[2023-01-01] [INFO] [Rank 0] step=10, skipped=0, lr=[1e-06], mom=[[0.9, 0.95]]\nsteps: 10 loss: 10.9 iter time (s): 1.2\n"
-        " samples/sec: 850.1 | iteration       10/  143000 | learning rate: 1.0E-06 | lm_loss: 1.09E+01 | loss scale: 65536.0 |\n",
+        "[2023-01-01] [INFO] [Rank 0] step=10, skipped=0, lr=[1e-06], mom=[[0.9, 0.95]]\nsteps: 10 loss: "
+        "10.9 iter time (s): 1.2\n"
+        " samples/sec: 850.1 | iteration       10/  143000 | learning rate: 1.0E-06 | lm_loss: 1.09E+01 | "
+        "loss scale: 65536.0 |\n",
         "console log of Megatron-LM or GPT-NeoX",
         {"loss": {10: 10.9}, "lr": {10: 1e-6}},
     ),
@@ -91,7 +102,8 @@ CONSOLES: dict[str, tuple[str, str, dict[str, dict[int, float]]]] = {
     ),
     "OLMo-core": (
         "2025-01-01T00:00:00Z host:0 olmo_core.train:87 INFO [step=1/1,000,epoch=1]\n    optim/LR (group 0)=4.0E-6\n"
-        "    optim/total grad norm=5.044\n    train/CE loss=10.96\n    train/PPL=57,512\nsaving checkpoint\n[step=2/1,000,epoch=1]\n"
+        "    optim/total grad norm=5.044\n    train/CE loss=10.96\n    train/PPL=57,512\nsaving "
+        "checkpoint\n[step=2/1,000,epoch=1]\n"
         "    train/CE loss=10.5\n    optim/total grad norm=0.0044\n",
         "console log of OLMo",
         {"loss": {1: 10.96, 2: 10.5}, "grad_norm": {1: 5.044, 2: 0.0044}, "lr": {1: 4e-6}},
@@ -340,10 +352,10 @@ NO_LOGS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is empty"),
     "zeros": (b"\0" * 99, "CSV or TSV (it is no text)"),
     "a list of numbers": (b"[1, 2, 3]", "JSON document (it has neither a list of objects nor lists of numbers)"),
-    "no step": (b"epoch,loss\n1,2.5\n2,2.25\n", "none of its columns counts steps; name it with --columns step=COLUMN, of epoch, loss"),
+    "no step": (b"epoch,loss\n1,2.5\n2,2.25\n", "none of its columns counts steps; name it with --columns step="),
     "half steps": (b"step,loss\n0.5,2.5\n1,2.25\n", "whose column step holds 0.5, which is no number of a step"),
     "torn parquet": (b"PAR1" + b"x" * 50, "parquet, but it cannot be read"),
-    "a trainer's console": (b"{'loss': 2.5, 'epoch': 0.1}\n{'loss': 2.4, 'epoch': 0.2}\n", "name the trainer_state.json of its last checkpoint"),
+    "a trainer's console": (b"{'loss': 2.5, 'epoch': 0.1}\n{'loss': 2.4}\n", "name the trainer_state.json of its last"),
     "an empty history": (b'{"log_history": []}', "but no row of it has a number"),
     "a history of another shape": (b'{"log_history": 5}', "its log_history is no list of rows"),
 }  # fmt: skip
@@ -361,5 +373,5 @@ def test_what_is_no_log_says_in_one_line_what_was_looked_for(tmp_path: Path, nam
 
 
 def test_a_folder_without_a_log_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no log was found in it \\(trainer_state.json of transformers"):
+    with pytest.raises(InputError, match=r"no log was found in it \(trainer_state.json of transformers"):
         read_logs(tmp_path, {})
