@@ -266,7 +266,8 @@ def _draw_abandoned(axes: Axes, run: Run, key: str, arm: ArmStyle, drawing: _Dra
         at = np.flatnonzero(np.isin(steps, peaks))
         style.mark_peaks(axes, drawing.x(run, steps[at]), values[at], arm.colour, drawing.mark)
         if key == TRAINING:
-            above += _mark_excursions(axes, drawing.x(run, steps), values, arm, drawing)
+            late = steps > _OPENING * run.metrics.index[-1]
+            above += _mark_excursions(axes, drawing.x(run, steps[late]), values[late], arm, drawing)
     return above
 
 

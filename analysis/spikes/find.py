@@ -46,10 +46,12 @@ class Series:
 
     @property
     def default_signals(self) -> list[str]:
-        """The columns in which spikes are looked for by default: the loss and the gradient norm, where they are."""
+        """The columns in which spikes are looked for by default: the loss and the gradient norm, where they are. In a log that
+        has neither, the validation loss."""
         if self.log is None:
             return [name for name in (BY_KEY[key].metric for key in SIGNALS) if name in self.table.columns]
-        return [self.log.roles[key] for key in SIGNALS if self.log.roles.get(key) in self.table.columns]
+        there = {key: column for key, column in self.log.roles.items() if column in self.table.columns}
+        return [there[key] for key in SIGNALS if key in there] or [there[key] for key in ("val_loss",) if key in there]
 
     def metric(self, column: str) -> str:
         """The metric of this project that a column is: it is judged by the same rule. An unknown column is itself."""

@@ -196,3 +196,11 @@ def test_a_column_is_judged_as_its_role_whatever_it_is_called(tmp_path: Path) ->
             found[name] = [[event[key] for key in numbers] for event in events(tmp_path / "out")]
         assert found[metric] and found["quantity"] == found[metric]
     assert found["loss/nll"] != found["grad_norm/total"]
+
+
+def test_a_log_of_validation_losses_alone_is_searched_too(tmp_path: Path) -> None:
+    text = "".join(f"{i},{loss_at(i, add=float(i == 150))}\n" for i in range(200))
+    (tmp_path / "x.csv").write_text(f"step,val_loss\n{text}")
+    spikes.main([str(tmp_path / "x.csv"), "--out", str(tmp_path / "out")])
+    assert [(e["signal"], e["start_step"]) for e in events(tmp_path / "out")] == [("val_loss", 150)]
+    curves.main([str(tmp_path / "x.csv"), "--out", str(tmp_path / "x.png")])

@@ -12,7 +12,7 @@ from record.logs.read import read_logs
 
 NAMES = {
     "loss": "loss train_loss train/loss lm_loss train/CE_loss trainLoss loss/train Loss/train train/CrossEntropyLoss "
-    "train_loss_step reduced_train_loss metrics/train/LanguageCrossEntropy loss_metrics/global_avg_loss loss/nll loss/train/total",
+    "train_loss_step reduced_train_loss metrics/train/LanguageCrossEntropy loss/nll loss/train/total",
     "grad_norm": "grad_norm gradNorm train/grad_norm optim/total_grad_norm grad/norm/total gnorm l2_norm/grad/global",
     "lr": "lr learning_rate train/learning_rate optim/learning_rate lr-AdamW/pg1 LR learningRate lr-DecoupledAdamW/group0",
     "val_loss": "val_loss eval_loss eval/loss valid/loss validation/nll loss/val Loss/test eval_wikitext_loss val/lm_loss",
