@@ -128,7 +128,7 @@ class _Path:
         overlap = np.unique(self.steps[start:cut]).tolist()
         behind = self.known[bisect_left(self.known, overlap[0]) :]
         again = [step for step in overlap if step in self.rows_at]
-        if len(overlap) == 1 and len(behind) > 1 and (cut < end or not again or self._is_late(start)):
+        if len(overlap) == 1 and len(behind) > 1 and (cut < end or not again):
             return False
         if not again and len(overlap) < _OFF_GRID:
             return False
@@ -136,10 +136,6 @@ class _Path:
         old = self.merge.table(np.array(sorted(row for step in behind for row in self.rows_at[step])))
         shared = new.columns.keys() & old.columns.keys()
         return bool(shared) and not _repeats(new, old, sorted(shared))
-
-    def _is_late(self, start: int) -> bool:
-        """Whether the next row goes on from before the return: a single row came late."""
-        return start + 1 < len(self.steps) and int(self.steps[start + 1]) > int(self.steps[start])
 
 
 def _repeats(new: Table, old: Table, shared: Sequence[str]) -> bool:
