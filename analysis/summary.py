@@ -1,9 +1,10 @@
 """A table of runs, a row each: settings, progress, losses, spikes and norms.
 
-    python -m analysis.summary RUN... [--out DIR]
+    python -m analysis.summary RUN|LOG... [--columns ROLE=COLUMN ...] [--out DIR]
 
-Prints the table and, for several runs, the keys in which their configurations differ; with --out also writes summary.json
-(strict), summary.csv and summary.md.
+RUN is a run directory, LOG a log of any kind that docs/running.md lists: its row has what is there. Prints the table and,
+for several runs, the keys in which their configurations differ; with --out also writes summary.json (strict), summary.csv and
+summary.md.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.differing import differing, differing_words
+from analysis.logs import RUN_OR_LOG, LogRun, add_columns_option, load_runs_and_logs
 from analysis.show.tables import markdown_table, terminal_table
 from analysis.show.text import visible
 from common.command import ArgumentParser, exit_status
 from common.files import write_json, write_text
-from record.finished import Run, load_runs
+from record.finished import Run
 
 TAIL = 0.05
 """The last part of the steps, over which final training values are averaged."""
@@ -43,6 +45,8 @@ COLUMNS = (
     Column("scale", "scale", "s", "head.scale as configured"),
     Column("steps", "steps", "d", "last step recorded"),
     Column("tokens", "tokens", "tokens", "training tokens up to then"),
+    Column("last_loss", "last", ".4f", "last training loss of a log"),
+    Column("best_loss", "best", ".4f", "lowest training loss of a log"),
     Column("train_nll", "train NLL", ".4f", f"training NLL, nats per token, mean of the last {TAIL:.0%} of the steps"),
     Column("validation_nll", "val NLL", ".4f", "validation NLL in nats per token at the last evaluation"),
     Column("best_validation_nll", "best val", ".4f", "lowest validation NLL of any evaluation"),
@@ -50,6 +54,7 @@ COLUMNS = (
     Column("status", "status", "s", "status.json"),
     Column("nll_spikes", "NLL spikes", "d", "spike events on loss/nll"),
     Column("gradient_spikes", "grad spikes", "d", "spike events on grad_norm/total"),
+    Column("rollbacks", "back", "d", "how often a log goes back"),
     Column("non_finite", "NaN/inf", "d", "steps with a NaN or infinite value in any metric"),
     Column("residual_norm_first", "resid first", ".4g", "residual stream before the last norm, mean L2, first step"),
     Column("residual_norm_last", "resid last", ".4g", "the same at the last step"),
@@ -62,18 +67,23 @@ COLUMNS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(prog="python -m analysis.summary", description="A table of runs, a row each.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (or a checkpoint directory in one)")
+    parser.add_argument("runs", nargs="+", metavar="RUN|LOG", help=RUN_OR_LOG)
+    add_columns_option(parser)
     parser.add_argument("--out", type=Path, help="folder for summary.json, summary.csv and summary.md")
     options = parser.parse_args(arguments)
-    runs = load_runs(options.runs)
-    summaries, configs = summarise(runs), [run.config for run in runs.values()]
+    runs = load_runs_and_logs(options.runs, options.columns)
+    summaries, configs = summarise(runs), [run.config for run in runs.values() if not isinstance(run, LogRun)]
     header, rows = formatted(summaries)
     print(terminal_table(header, rows))
     legend = (
         f"NLL in nats per token. train NLL, mean c: mean of the last {TAIL:.0%} of the steps. val NLL: last evaluation."
     )
+    if any(isinstance(run, LogRun) for run in runs.values()):
+        legend += "\nOf logs: losses as logged; spikes found afterwards, those in abandoned branches counted too."
     if len(runs) > 1:
-        legend += f"\nΔ val: val NLL minus that of {summaries[0]['arm']}.\n{differing_words(configs, 'runs')}"
+        legend += f"\nΔ val: val NLL minus that of {summaries[0]['arm']}."
+    if len(configs) > 1:
+        legend += f"\n{differing_words(configs, 'runs')}"
     print(f"\n{legend}")
     if options.out:
         used = {column.key: column.meaning for column in _used(summaries)}
@@ -101,7 +111,7 @@ def summarise(runs: dict[str, Run]) -> list[dict[str, Any]]:
 def formatted(summaries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and printed cells; columns in which no run has a value are left out."""
     used = _used(summaries)
-    return [column.heading for column in used], [[_cell(row[c.key], c.form) for c in used] for row in summaries]
+    return [column.heading for column in used], [[_cell(row.get(c.key), c.form) for c in used] for row in summaries]
 
 
 def tail(run: Run, key: str) -> float | None:
@@ -119,6 +129,15 @@ def _row(label: str, run: Run) -> dict[str, Any]:
     tokens = _at(run.series("tokens"), -1)
     throughput = run.series("throughput/tokens_per_second")
     settings = {"head": ("head", "kind"), "objective": ("objective", "kind"), "scale": ("head", "scale")}
+    losses = run.series("loss/nll")
+    of_log: dict[str, Any] = {}
+    if isinstance(run, LogRun):
+        best = losses[np.isfinite(losses)]
+        of_log = {
+            "last_loss": _at(losses, -1),
+            "best_loss": float(best.min()) if len(best) else None,
+            "rollbacks": len(run.log.abandoned) or None,
+        }
     values = {name: run.setting(*keys) for name, keys in settings.items()}
     return {
         "arm": label,
@@ -129,16 +148,21 @@ def _row(label: str, run: Run) -> dict[str, Any]:
         "validation_nll": _at(validation, -1),
         "best_validation_nll": float(finite.min()) if len(finite) else None,
         "validation_nll_difference": None,
-        "status": run.status["status"],
-        "nll_spikes": len(run.spikes("loss/nll")),
-        "gradient_spikes": len(run.spikes("grad_norm/total")),
+        "status": run.status.get("status"),
+        "nll_spikes": _spikes(run, "loss/nll"),
+        "gradient_spikes": _spikes(run, "grad_norm/total"),
         "non_finite": len(np.unique(np.concatenate([[], *run.non_finite.values()]))),
         "residual_norm_first": _at(residual, 0),
         "residual_norm_last": _at(residual, -1),
         "embedding_norm_last": _at(run.series("embedding_norm/mean"), -1),
         "tfsd_weight": tail(run, "tfsd/weight_mean"),
         "tokens_per_second": float(throughput.median()) if len(throughput) else None,
-    }
+    } | of_log
+
+
+def _spikes(run: Run, signal: str) -> int | None:
+    """The number of spikes; None for a log without the signal, in which none could be found."""
+    return None if isinstance(run, LogRun) and run.series(signal).empty else len(run.spikes(signal))
 
 
 def _at(series: pd.Series, position: int) -> float | None:
@@ -146,7 +170,7 @@ def _at(series: pd.Series, position: int) -> float | None:
 
 
 def _used(summaries: Sequence[dict[str, Any]]) -> list[Column]:
-    return [column for column in COLUMNS if any(row[column.key] is not None for row in summaries)]
+    return [column for column in COLUMNS if any(row.get(column.key) is not None for row in summaries)]
 
 
 def _cell(value: Any, form: str) -> str:

@@ -1,10 +1,12 @@
 """Training curves of one or more runs in one figure.
 
-    python -m analysis.curves RUN... --out FILE.png|.svg [--smooth N] [--x tokens|steps]
+    python -m analysis.curves RUN|LOG... --out FILE.png|.svg [--smooth N] [--x tokens|steps] [--columns ROLE=COLUMN ...]
 
+RUN is a run directory, LOG a log of any kind that docs/running.md lists; rows that a log left when it went back are thin.
 Panels for which no run has data are left out. All runs share each panel's axes. Smoothing is for display only.
 More than nine runs are drawn as families: runs that differ only in the seed share one colour, with their median drawn strong; a
-number in which the families differ, such as the learning rate, becomes a colour scale.
+number in which the families differ, such as the learning rate, becomes a colour scale. Logs, whose settings are not known, are
+always drawn individually.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from analysis.logs import RUN_OR_LOG, LogRun, add_columns_option, load_runs_and_logs
 from analysis.show import style
 from analysis.show.style import ArmStyle, Floats
-from analysis.show.text import skipped_lines
+from analysis.show.text import first_of, skipped_lines
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
-from record.finished import Run, load_runs
+from record.finished import Run
+from record.logs.columns import ROLES
 
 from .palette import Palette, draw_family
 
@@ -63,6 +67,8 @@ PANELS = (
     Panel("Entropy of P", "nats", "entropy/p"),
     Panel("TFSD weight c", "mean over tokens", "tfsd/weight_mean", ("tfsd/weight_p10", "p10"), log=True, share=True),
 )
+LEARNING_RATE = Panel("Learning rate", "as logged", "lr")
+"""For logs, whose schedule no configuration tells."""
 _VALIDATION_PANEL = Panel("Validation NLL", "nats per token", VALIDATION)
 """For families: markers of many runs would hide the training curves."""
 
@@ -70,7 +76,8 @@ _VALIDATION_PANEL = Panel("Validation NLL", "nats per token", VALIDATION)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(prog="python -m analysis.curves", description="Training curves in one figure.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (or a checkpoint directory in one)")
+    parser.add_argument("runs", nargs="+", metavar="RUN|LOG", help=RUN_OR_LOG)
+    add_columns_option(parser)
     parser.add_argument("--out", required=True, help="figure to write, .png or .svg")
     parser.add_argument(
         "--smooth", type=int, metavar="N", help="span of the smoothing (default: 1/60 of the longest run, at least 5)"
@@ -80,10 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smooth is not None and options.smooth < 1:
         raise InputError(f"--smooth is {options.smooth}; give a whole number of steps from 1")
     path = style.check_figure_path(options.out)
-    runs = load_runs(options.runs)
+    runs = load_runs_and_logs(options.runs, options.columns)
     with style.look():
         style.save_figure(draw_curves(runs, span=options.smooth, axis=options.x), path)
     print(f"{path}: {', '.join(runs) if len(runs) <= MOST_ALONE else f'{len(runs)} runs'}")
+    if missing := missing_panels(runs):
+        print(f"no panel or no curve, since not logged: {missing}")
     for label, run in runs.items():
         for line in skipped_lines(run.metrics, run.metrics.index):
             print(f"{label}: {line}")
@@ -103,6 +112,11 @@ class _Drawing:
     """Of the loss axes."""
     axis: str
     """Unit of the horizontal axis: "tokens" or "steps"."""
+
+    @property
+    def logs(self) -> bool:
+        """Whether some come from other tools."""
+        return any(isinstance(run, LogRun) for run in self.runs.values())
 
     @property
     def mark(self) -> float:
@@ -129,16 +143,16 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
     """
     from matplotlib.figure import Figure
 
-    if all(run.series(TRAINING).empty for run in runs.values()):
-        raise InputError(f"none of the runs has {TRAINING} in its metrics; name runs that train_lm.py has written")
+    logs = any(isinstance(run, LogRun) for run in runs.values())
+    _check_there_is_a_curve(runs, logs)
     span = span or max(5, max(len(run.metrics) for run in runs.values()) // 60)
-    palette = Palette.of(runs, TRAINING) if len(runs) > MOST_ALONE else None
+    palette = Palette.of(runs, TRAINING) if len(runs) > MOST_ALONE and not logs else None
     if palette:
         styles = {label: palette.styles[family.label] for family in palette.families for label in family.members}
     else:
         styles = style.arm_styles(list(runs))
     drawing = _Drawing(runs, styles, palette, span, nll_limits(runs), _choose_axis(runs, axis))
-    panels = [*([_VALIDATION_PANEL] if palette else []), *PANELS]
+    panels = [*([_VALIDATION_PANEL] if palette else []), *PANELS[:1], *([LEARNING_RATE] if logs else []), *PANELS[1:]]
     panels = [panel for panel in panels if any(not run.series(panel.key).empty for run in runs.values())]
     rows = math.ceil((len(panels) + 2) / _COLUMNS)  # the training loss takes two cells
     figure = Figure(figsize=(10.5, 1.5 + 2.6 * rows), layout="constrained")
@@ -161,19 +175,48 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
     return figure
 
 
+def _check_there_is_a_curve(runs: dict[str, Run], logs: bool) -> None:
+    keys = (TRAINING, VALIDATION, PANELS[0].key) if logs else (TRAINING,)
+    if all(run.series(key).empty for run in runs.values() for key in keys):
+        if logs:
+            raise InputError(
+                f"no loss or gradient norm is known in {', '.join(runs)}; name it with --columns loss=COLUMN"
+            )
+        raise InputError(f"none of the runs has {TRAINING} in its metrics; name runs that train_lm.py has written")
+
+
+def missing_panels(runs: dict[str, Run]) -> str:
+    """Which of the loss, the gradient norm, the learning rate and the validation loss some logs lack, and which logs."""
+    logs = {label: run for label, run in runs.items() if isinstance(run, LogRun)}
+    lacking = {
+        role.title: [label for label, run in logs.items() if run.series(role.metric).empty]
+        for role in ROLES
+        if role.key != "step"
+    }
+    return "; ".join(
+        title if len(labels) == len(logs) else f"{title} in {first_of(labels, 3)}"
+        for title, labels in lacking.items()
+        if labels
+    )
+
+
 def _choose_axis(runs: dict[str, Run], axis: str | None) -> str:
     lacking = [label for label, run in runs.items() if len(run.series("tokens")) < len(run.metrics)]
     if axis == "tokens" and lacking:
         raise InputError(f"--x tokens: {', '.join(lacking)} has no token count at every step; use --x steps")
-    return axis or ("steps" if lacking else "tokens")
+    abandoned = any(isinstance(run, LogRun) and run.log.abandoned for run in runs.values())  # whose tokens are not kept
+    return axis or ("steps" if lacking or abandoned else "tokens")
 
 
 # ----------------------------------------------------------------------------------------------------------- the panels
 
 
 def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
-    axes.set_title("Training NLL" if drawing.palette else "Training NLL (lines) and validation NLL (markers)")
-    axes.set_ylabel("nats per token")
+    loss, unit = ("loss", "as logged") if drawing.logs else ("NLL", "nats per token")
+    axes.set_title(
+        f"Training {loss}" if drawing.palette else f"Training {loss} (lines) and validation {loss} (markers)"
+    )
+    axes.set_ylabel(unit)
     axes.set_ylim(drawing.limits)
     above: list[float] = []
     _draw_lines(axes, TRAINING, drawing)
@@ -181,6 +224,7 @@ def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
         arm = drawing.styles[label]
         _mark_spikes(axes, run, TRAINING, arm, drawing)
         above += _mark_excursions(axes, *drawing.values(run, TRAINING), arm, drawing)
+        above += _draw_abandoned(axes, run, TRAINING, arm, drawing)
         if not drawing.palette:
             x, y = drawing.values(run, VALIDATION)
             size = max(8.5 - 1.8 * index, 4.0)  # a later run hides no earlier one
@@ -194,14 +238,37 @@ def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
 def _draw_lines(axes: Axes, key: str, drawing: _Drawing, width: float = 1.7) -> None:
     """The curves of all runs for one metric."""
     if not drawing.palette:
+        span = 1 if key == LEARNING_RATE.key else drawing.span  # a schedule has corners and no noise
         for label, run in drawing.runs.items():
-            style.draw_series(axes, *drawing.values(run, key), drawing.styles[label], drawing.span, width=width)
+            style.draw_series(axes, *drawing.values(run, key), drawing.styles[label], span, width=width)
         return
     span = 1 if key == VALIDATION else drawing.span  # a validation NLL is an average already
     for family in drawing.palette.families:
         curves = [drawing.values(drawing.runs[label], key) for label in family.members]
         if curves := [curve for curve in curves if len(curve[0])]:
             draw_family(axes, curves, drawing.palette.styles[family.label], span)
+
+
+def _draw_abandoned(axes: Axes, run: Run, key: str, arm: ArmStyle, drawing: _Drawing) -> list[float]:
+    """The rows that a log has left, thin, with their spikes; returns the highest value of each stretch above a loss axis."""
+    above: list[float] = []
+    if not isinstance(run, LogRun):
+        return above
+    for left in run.log.abandoned:
+        column = run.column(key)
+        if column not in left.table.columns:
+            continue
+        written = left.table.written(column)
+        steps, values = left.table.steps[written], left.table.columns[column][written]
+        style.draw_values(axes, drawing.x(run, steps), values, arm, linewidth=0.6, linestyle=(0, (1, 1)), zorder=2)
+        gone = {"from_step": left.from_step, "to_step": left.to_step}
+        peaks = [spike["peak_step"] for spike in run.spikes(key) if spike.get("abandoned") == gone]
+        at = np.flatnonzero(np.isin(steps, peaks))
+        style.mark_peaks(axes, drawing.x(run, steps[at]), values[at], arm.colour, drawing.mark)
+        if key == TRAINING:
+            late = steps > _OPENING * run.metrics.index[-1]
+            above += _mark_excursions(axes, drawing.x(run, steps[late]), values[late], arm, drawing)
+    return above
 
 
 def nll_limits(runs: dict[str, Run]) -> tuple[float, float]:
@@ -227,7 +294,8 @@ def nll_limits(runs: dict[str, Run]) -> tuple[float, float]:
 
 
 def _mark_spikes(axes: Axes, run: Run, signal: str, arm: ArmStyle, drawing: _Drawing) -> None:
-    peaks = [spike["peak_step"] for spike in run.spikes(signal) if spike.get("peak_step") in run.metrics.index]
+    kept = [spike for spike in run.spikes(signal) if "abandoned" not in spike]
+    peaks = [spike["peak_step"] for spike in kept if spike.get("peak_step") in run.metrics.index]
     if peaks and signal in run.metrics:
         x, y = drawing.x(run, np.array(peaks)), run.metrics.loc[peaks, signal].to_numpy()
         style.mark_peaks(axes, x, y, arm.colour, drawing.mark, edge=1.5 * drawing.mark / 7)
@@ -270,6 +338,7 @@ def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
         _draw_lines(axes, key, drawing, width)
     for label, run in drawing.runs.items():
         _mark_spikes(axes, run, panel.key, drawing.styles[label], drawing)
+        _draw_abandoned(axes, run, panel.key, drawing.styles[label], drawing)
     if log and (hidden := int((values <= 0).sum())):
         style.note(axes, f"{hidden} values of 0 have no place on a log axis")
 
@@ -309,6 +378,8 @@ def _legend(drawing: _Drawing) -> list[Any]:
     ]
     signals = (TRAINING, *(panel.key for panel in PANELS))
     spikes = any(run.spikes(signal) for run in drawing.runs.values() for signal in signals)
+    if any(isinstance(run, LogRun) and run.log.abandoned for run in drawing.runs.values()):
+        handles.append(Line2D([], [], color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1)), label="abandoned rows"))
     return handles + style.mark_handles(
         peaks="spike (event)" if spikes else None,
         non_finite=any(run.non_finite for run in drawing.runs.values()),

@@ -102,8 +102,8 @@ def test_a_second_row_of_a_step_takes_nothing_from_the_first(tmp_path: Path, eva
     assert event["height"] == pytest.approx(3, abs=0.1)
 
 
-def test_a_file_of_numbers_in_quotes_is_told(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": "2.5"}\n')
+def test_a_file_of_nothing_but_steps_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": "two"}\n')
     with pytest.raises(InputError, match="log has no numbers besides its steps"):
         spikes.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")])
 
@@ -191,9 +191,12 @@ def test_a_quiet_run_has_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFix
         (["RUN", "--signal", "loss/nll", "loss/nil"], "no loss/nil"),
         (
             ["RUN", "/nowhere"],
-            "/nowhere is neither a directory nor a file; give a run directory, or a file of rows such as metrics.jsonl",
+            "/nowhere is neither a directory nor a file; give a run directory or a log",
         ),
-        (["RUN", "BAD"], "line 1"),
+        (
+            ["RUN", "BAD"],
+            "bad.jsonl: JSONL, whose column step holds 1.5, which is no number of a step; name another with --columns",
+        ),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(
@@ -210,9 +213,13 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_without_the_usual_signals_says_what_it_has(foreign: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither loss/nll nor grad_norm/total; --signal takes one of train_loss"):
-        spikes.main([str(foreign), "--out", str(tmp_path / "out")])
+def test_a_file_without_a_known_loss_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "reward": 2, "kl": 3}\n')
+    with pytest.raises(
+        InputError,
+        match="no column known to be a loss or a gradient norm; name one with --columns loss=COLUMN, of kl, reward",
+    ):
+        spikes.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")])
 
 
 def test_torch_is_not_needed() -> None:

@@ -1,0 +1,158 @@
+"""Events in the metrics of a run or of a log, those in abandoned branches included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from analysis.show.style import Floats
+from record.logs.base import Abandoned, Log
+from record.logs.columns import BY_KEY, SIGNALS, measures_model, role_of
+from record.table import Table
+from stability.detect.base import Detector
+from stability.detect.baseline import falls
+from stability.detect.catalogue import detect_rows, detect_series, judged_from, make_detector
+from stability.detect.events import Event, Spike
+from stability.detect.precursors import LOOK_BACK, precursors
+from stability.detect.stall import LOGITS, StallRule
+
+
+@dataclass(frozen=True)
+class Series:
+    """The metrics of one run."""
+
+    label: str
+    table: Table
+    warmup_steps: int = 0
+    log: Log | None = None
+    """Where the metrics come from, if it is no run directory."""
+
+    def values(self, name: str) -> tuple[Floats, Floats]:
+        """Steps and values at which ``name`` was logged, NaN and infinities included."""
+        written = self.table.written(name)
+        return self.table.steps[written].astype(np.float64), self.table.columns[name][written]
+
+    def rows(self, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Each step with those of the named columns that were logged at it. ``names``: how each column is called there."""
+        columns = {
+            n: (self.table.columns[c], self.table.written(c)) for c, n in names.items() if c in self.table.columns
+        }
+        for place, step in enumerate(self.table.steps.tolist()):
+            logged = {n: values[place].item() for n, (values, written) in columns.items() if written[place]}
+            yield {"step": step} | logged
+
+    @property
+    def default_signals(self) -> list[str]:
+        """The columns in which spikes are looked for by default: the loss and the gradient norm, where they are. In a log that
+        has neither, the validation loss."""
+        if self.log is None:
+            return [name for name in (BY_KEY[key].metric for key in SIGNALS) if name in self.table.columns]
+        there = {key: column for key, column in self.log.roles.items() if column in self.table.columns}
+        return [there[key] for key in SIGNALS if key in there] or [there[key] for key in ("val_loss",) if key in there]
+
+    def metric(self, column: str) -> str:
+        """The metric of this project that a column is: it is judged by the same rule. An unknown column is itself."""
+        if self.log is None:
+            return column
+        key = next((key for key, name in self.log.roles.items() if name == column), None)
+        role = BY_KEY[key] if key else role_of(column)
+        return column if role is None else role.metric
+
+    def branches(self) -> Iterator[tuple[Abandoned, Series]]:
+        """Each abandoned branch, and the metrics as they were logged up to its end."""
+        for left in self.log.abandoned if self.log else ():
+            yield left, replace(self, table=left.branch)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An event in a run, with its precursors if it is a spike."""
+
+    run: str
+    event: Event
+    precursors: list[dict[str, Any]] = field(default_factory=list)
+    abandoned: Abandoned | None = None
+    """The branch that it is in, if it was left."""
+
+    def row(self) -> dict[str, Any]:
+        """The event in events.json."""
+        left = self.abandoned
+        where = {} if left is None else {"abandoned": {"from_step": left.from_step, "to_step": left.to_step}}
+        return {"run": self.run, "kind": self.event.kind} | self.event.event() | where | {"precursors": self.precursors}
+
+
+def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detector | None]:
+    """The events that the detector ``rule`` finds in a column, first what was kept, then each abandoned branch; and the detector
+    after what was kept. Nothing for a rule that means nothing for the column."""
+    metric = series.metric(column)
+    if rule in ("stall", "level") and not falls(metric):  # growing logits and a rise mean something for a loss only
+        return [], None
+    detector = make_detector(rule, metric)
+    found = find_events(series, column, detector)
+    for left, branch in series.branches():
+        if column in branch.table.columns:
+            along = find_events(branch, column, make_detector(rule, metric))
+            found += [replace(one, abandoned=left) for one in along if one.event.end_step >= left.to_step]
+    return found, detector
+
+
+def find_events(series: Series, column: str, detector: Detector) -> list[Found]:
+    """The events that ``detector`` finds in a column, in the order in which they end. They are named after the column."""
+    if column not in series.table.columns:
+        return []
+    if isinstance(detector, StallRule):
+        events = detect_rows(detector, series.rows({column: detector.signal, **{name: name for name in LOGITS}}))
+    else:
+        written = series.table.written(column)
+        written &= series.table.steps >= judged_from(detector, series.warmup_steps)
+        events = detect_series(detector, series.table.steps[written], series.table.columns[column][written])
+    return [
+        Found(series.label, _named(event, column), _precursors(event, series) if isinstance(event, Spike) else [])
+        for event in events
+    ]
+
+
+def _named(event: Event, column: str) -> Event:
+    return event if event.signal == column else replace(event, signal=column)
+
+
+def _precursors(spike: Spike, series: Series) -> list[dict[str, Any]]:
+    """The spike's precursors among all columns that measure the model."""
+    table = series.table
+    before, after = np.searchsorted(table.steps, [spike.start_step - LOOK_BACK, spike.start_step + 1])
+    window = slice(int(before), int(after))
+    names = dict(_judged(series))
+    columns = {metric: table.columns[names[metric]][window].tolist() for metric in sorted(names)}
+    found = precursors(spike, table.steps[window].tolist(), columns)
+    return [asdict(replace(p, signal=names[p.signal])) for p in found]
+
+
+def _judged(series: Series) -> Iterable[tuple[str, str]]:
+    """The metrics that may be precursors, and their columns."""
+    for column in series.table.columns:
+        if series.log is None or column in series.log.roles.values():
+            yield series.metric(column), column
+        elif measures_model(column):
+            yield column, column
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A log that went back: ``from_step`` was the last step before, ``to_step`` the first after."""
+
+    run: str
+    from_step: int
+    to_step: int
+
+    def row(self) -> dict[str, Any]:
+        """The event in events.json."""
+        back = {"from_step": self.from_step, "to_step": self.to_step, "precursors": []}
+        return {"run": self.run, "kind": "rollback", "start_step": self.to_step, "end_step": self.from_step} | back
+
+
+def rollbacks(series: Sequence[Series]) -> list[Rollback]:
+    """All returns in the logs."""
+    return [Rollback(one.label, left.from_step, left.to_step) for one in series for left, _ in one.branches()]
