@@ -59,6 +59,14 @@ def median(values: Floats) -> float:
     return float(parted[:half].max() + parted[half]) / 2
 
 
+def spacing(values_nk: Floats) -> Floats:
+    """The smallest difference other than 0 between any two values of each row, 0 if there is none: of rounded values one unit
+    of the last digit, whose rounding alone has a standard deviation of 1/sqrt(12) of it."""
+    gaps = np.diff(np.sort(values_nk, axis=1), axis=1)
+    smallest = np.where(gaps > 0, gaps, np.inf).min(axis=1)
+    return np.where(np.isfinite(smallest), smallest, 0.0)
+
+
 class Baseline:
     """The history of a series and its expected value (points 1 and 2 of the rule). Attributes are JSON values.
 
@@ -89,9 +97,10 @@ class Baseline:
         errors = np.asarray(self.errors[-max(MINIMUM_ERRORS, len(self.errors) // 2) :])
         bias = median(errors)
         distance = np.abs(errors - bias)
-        mad = MAD_TO_SIGMA * median(distance)
+        last_digit = float(spacing(np.asarray(self.values)[None])[0])
+        mad = max(MAD_TO_SIGMA * median(distance), last_digit)  # where most errors are 0, the others are no outliers
         clipped = np.minimum(distance, CLIP * mad)
-        sigma = math.sqrt(float(np.mean(clipped * clipped)))
+        sigma = max(math.sqrt(float(np.mean(clipped * clipped))), last_digit / math.sqrt(12))
         level = max(self._forecast(step) + bias, min(self.values[-LOWEST:]))
         return level, sigma * (1 + SMALL_SAMPLE / len(errors))
 

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from .baseline import CLIP, ERRORS, LINE, LOWEST, MAD_TO_SIGMA, RESOLUTION, SMALL_SAMPLE, TINY, logarithmic
+from .baseline import CLIP, ERRORS, LINE, LOWEST, MAD_TO_SIGMA, RESOLUTION, SMALL_SAMPLE, TINY, logarithmic, spacing
 from .events import Event
 from .median_mad import REFERENCE, MedianMad
 
@@ -83,9 +83,10 @@ class _Batch:
         errors_nk = _windows(self.errors[ERRORS - NOISE : -1], NOISE)
         bias_n = _medians(errors_nk.copy())
         distance_nk = np.abs(errors_nk - bias_n[:, None])
-        mad_n = MAD_TO_SIGMA * _medians(distance_nk.copy())
+        last_digit_n = spacing(_windows(self.judged)[:-1])
+        mad_n = np.maximum(MAD_TO_SIGMA * _medians(distance_nk.copy()), last_digit_n)
         clipped_nk = np.minimum(distance_nk, (CLIP * mad_n)[:, None])
-        sigma_n = np.sqrt(np.mean(clipped_nk * clipped_nk, axis=1))
+        sigma_n = np.maximum(np.sqrt(np.mean(clipped_nk * clipped_nk, axis=1)), last_digit_n / math.sqrt(12))
         return bias_n, sigma_n * (1 + SMALL_SAMPLE / NOISE)
 
     def run(self) -> int:

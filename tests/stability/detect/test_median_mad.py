@@ -114,6 +114,17 @@ def test_a_gradual_spike_of_a_loss_is_found():
     assert found >= 19
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_to_few_digits_is_no_spike(seed):
+    """A gradient norm near 0.25 that is printed as 0.25 or 0.26."""
+    random = np.random.default_rng(seed)
+    norms = np.round(0.25 * np.exp(0.03 * random.standard_normal(3000)), 2)
+    assert len(detect("grad_norm/total", range(1, 3001), norms)) <= 1
+    norms[2000:2003] = 0.75
+    (spike,) = [s for s in detect("grad_norm/total", range(1, 3001), norms) if s.start_step == 2001]
+    assert spike.end_step == 2003
+
+
 def test_a_spike_at_the_end_is_reported_as_not_recovered():
     values = curve()
     values[-2:] += 1.0
