@@ -34,7 +34,8 @@ class Gauges:
         parts = find_parts(model)
         group_of = group_names(model, parts, patterns)
         names = {id(p): name for name, p in model.named_parameters()}
-        self.optimizers, self.parameters = list(optimizers), parameters_of(optimizers)
+        self.optimizers = list(optimizers)
+        self.parameters: list[Tensor] = [*parameters_of(optimizers)]
         _check(self.parameters)
         groups: dict[str, list[int]] = {}
         for index, parameter in enumerate(self.parameters):

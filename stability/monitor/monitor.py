@@ -222,11 +222,11 @@ def _warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer inside Accelerate's wrapper, whose hooks are those that run."""
     while isinstance(inside := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inside
-    return optimizer  # type: ignore[no-any-return]
+    return optimizer
 
 
 def _as_list(loss: Any) -> list[Any]:
