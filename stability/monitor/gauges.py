@@ -4,6 +4,7 @@ The numbers are those that stability/measure/telemetry.py has of this project's 
 Shapes: G groups, P parameters (tensors), H places of hidden states, N tokens, V vocabulary, B batch, D width.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -90,8 +91,11 @@ class Gauges:
         """Measure gradients, parameters and hidden states: names, and vectors of their values one after the other.
 
         ``scale``: the factor that gradients carry. ``total``: their norm before clipping, if it is known; the groups' norms
-        are then brought back to before clipping, too.
+        are then brought back to before clipping, too. Raises RuntimeError if the optimizers have other parameters by now.
         """
+        now = parameters_of(self.optimizers)
+        if len(now) != len(self.parameters) or not all(map(operator.is_, now, self.parameters)):
+            raise RuntimeError("the optimizer's parameters are no longer those that the monitor was made for")
         gradient_G, found = self.norms(self._gradient_norms())
         if scale is not None:
             gradient_G, found = gradient_G / scale, found / scale
@@ -144,13 +148,6 @@ class Gauges:
         return [f"update_rms/{g}" for g in self.norms.names], self.norms(torch.stack(norms))[
             0
         ] / self.norms.root_count_G
-
-    def check_parameters(self) -> None:
-        """Raise RuntimeError if the optimizers update other parameters now than when they were first seen."""
-        now = parameters_of(self.optimizers)
-        same = len(now) == len(self.parameters) and all(a is b for a, b in zip(now, self.parameters, strict=True))
-        if not same or any(p.shape != b.shape for p, b in zip(now, self.before, strict=True)):
-            raise RuntimeError("the optimizer's parameters are no longer those that the monitor was made for")
 
 
 class Ear:

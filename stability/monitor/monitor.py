@@ -168,8 +168,6 @@ class Monitor:
                 return
             self._stepped.add(id(optimizer))
             if len(self._stepped) == len(self._optimizers):
-                if len(self._log.recorder.buffer) + 1 >= self._log.every:
-                    self._gauges.check_parameters()
                 self._log.complete(*self._gauges.after_update())
 
     def _warn_of_order(self) -> None:
@@ -212,7 +210,7 @@ class Monitor:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         with contextlib.suppress(OSError):  # the disk may be what has failed
             self._log.give_up(reason)
-        _warn(f"{self.directory}: monitoring ended at step {self._log.step}, training goes on: {reason}")
+        _warn(f"{self.directory}: monitoring ended after step {self._log.step}, training goes on: {reason}")
 
 
 def _warn(text: str) -> None:

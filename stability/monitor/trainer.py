@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .log import holds_run
@@ -34,12 +33,20 @@ class MonitorCallback(TrainerCallback):
         config: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> None:
-        """The options are those of the monitor. ``resume``: continue the directory's rows after the step from which the
-        Trainer does. Raises ValueError for a directory that holds a run already, unless ``resume``."""
+        """The options are those of the monitor. ``resume``: continue the directory's rows after the checkpoint's step if the
+        Trainer resumes from one, else after the last row. Raises ValueError for a directory that holds a run already, unless
+        ``resume``."""
         self.directory = Path(directory)
         if holds_run(self.directory) and not resume:
-            raise ValueError(f"{directory} holds a run already; name another directory, or continue it with resume=True")
-        self.options = {"groups": groups, "flush_every": flush_every, "config": config, "resume": resume}
+            raise ValueError(
+                f"{directory} holds a run already; name another directory, or continue it with resume=True"
+            )
+        self.options: dict[str, Any] = {
+            "groups": groups,
+            "flush_every": flush_every,
+            "config": config,
+            "resume": resume,
+        }
         self.monitor: Monitor | None = None
         self.heard: list[Loss] = []
         """Losses of the step's micro-batches, as they add up."""
@@ -50,17 +57,19 @@ class MonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach the monitor. Raises ValueError for what cannot be monitored, before the first step."""
-        optimizer = kwargs["optimizer"]
+        if self.monitor is not None:  # an earlier train() that ended with an exception
+            self.monitor.close("failed", "training ended with an exception")
+        accelerator = _accelerator_of(kwargs["optimizer"])
         self.monitor = Monitor(
             self.directory,
             kwargs["model"],
-            optimizer,
-            start_step=state.global_step,
+            kwargs["optimizer"],
+            start_step=state.global_step or None,
             warmup_steps=args.get_warmup_steps(state.max_steps),
             **self.options,
         )
-        self.options["resume"] = True  # of a second call of train()
-        self._listen(_accelerator_of(optimizer))
+        self.options["resume"] = True  # for the next train() of the same Trainer
+        self._listen(accelerator)
 
     def _listen(self, accelerator: Accelerator) -> None:
         self._stop_listening()
@@ -103,6 +112,10 @@ class MonitorCallback(TrainerCallback):
         self.monitor = None
 
 
-def _accelerator_of(optimizer: AcceleratedOptimizer) -> Accelerator:
-    """The Accelerator that has prepared an optimizer. No callback is told of it."""
-    return next(a for a in gc.get_objects() if type(a) is Accelerator and any(o is optimizer for o in a._optimizers))
+def _accelerator_of(optimizer: Any) -> Accelerator:
+    """The Accelerator that has prepared an optimizer; no callback is told of it. ValueError if there is none."""
+    kinds = (a for a in gc.get_objects() if issubclass(type(a), Accelerator))
+    found = next((a for a in kinds if any(o is optimizer for o in a._optimizers)), None)
+    if found is None:
+        raise ValueError(f"a {type(optimizer).__name__} that no Accelerator has prepared cannot be monitored")
+    return found

@@ -1,0 +1,114 @@
+"""The cost of a monitor in a plain training loop: a step with it against the same step without.
+
+    python -m benchmarks.monitor [--steps N] [--batch B] [--length T]
+
+The loop is nanoGPT's: a plain GPT of 1.3 million parameters (benchmarks/plain_gpt.py), cross-entropy, AdamW. Contestants take
+turns (benchmarks/paired.py); a block of 20 steps includes the transfer of their rows and the detectors:
+
+    alone       forward, backward, update
+    monitor     the same with stability.monitor
+    trainscope  the same with trainscope (PyPI) in its default configuration, if it can be imported
+
+Shapes: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GPT2Config
+
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
+from stability.monitor import Monitor
+
+from .paired import BLOCK, CLOCKS, FEWEST_BLOCKS, compare, take_turns
+from .plain_gpt import PlainGPT
+from .turns import Step, machine
+
+VOCABULARY = 4096
+BATCHES = 64
+"""Different batches of random tokens, which repeat."""
+Watch = Callable[[Tensor], Any]
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = ArgumentParser(description="The cost of a monitor, per step.")
+    parser.add_argument("--steps", type=int, default=200, help=f"steps of each contestant, in {BLOCK}s")
+    parser.add_argument("--batch", type=int, default=16, help="sequences of a step (default 16)")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence (default 128)")
+    arguments = parser.parse_args()
+    if (steps := arguments.steps) < (least := FEWEST_BLOCKS * BLOCK) or steps % BLOCK:
+        raise InputError(f"--steps: must be a multiple of {BLOCK}, at least {least}, but is {steps}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (BATCHES, arguments.batch, arguments.length + 1), generator=generator).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        watches = {"alone": _alone, "monitor": _monitor, "trainscope": _trainscope}
+        if not importlib.util.find_spec("trainscope"):
+            del watches["trainscope"]
+        contestants = {name: loop(tokens, attach, Path(folder) / name) for name, attach in watches.items()}
+        series = take_turns(contestants, steps, device)
+    print(machine(device))
+    print(f"plain GPT: {arguments.batch * arguments.length} tokens a step, {steps} steps of each in turns")
+    for name, one in series.items():
+        print(f"  {name:<10}  {1e3 * float(np.median(one.per_step('wall'))):7.1f} ms/step")
+    for name in list(series)[1:]:
+        for clock in CLOCKS:
+            found = compare(series[name], series["alone"], clock)
+            print(f"  {name} / alone, {clock:<4}  {found}: {100 * (found.middle - 1):+.1f}% per step")
+    print(f"  (median over {steps // BLOCK} blocks of {BLOCK} steps, 95% interval)")
+
+
+def loop(tokens: Tensor, attach: Callable[[PlainGPT, torch.optim.Optimizer, Path], Watch], folder: Path) -> Step:
+    """A step of a plain loop on ``tokens`` (BATCHES, B, T + 1), with what ``attach`` adds between backward and update."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "n_positions": tokens.shape[-1] - 1,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+    }
+    config = GPT2Config(**shape, bos_token_id=None, eos_token_id=None)
+    model = PlainGPT(config).to(tokens.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    watch = attach(model, optimizer, folder)
+
+    def step(number: int) -> None:
+        batch_BT = tokens[number % BATCHES]
+        loss = model.loss(batch_BT[:, :-1], batch_BT[:, 1:])
+        loss.backward()
+        watch(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _alone(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path) -> Watch:
+    return lambda loss: None
+
+
+def _monitor(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path) -> Watch:
+    return Monitor(folder, model, optimizer, flush_every=BLOCK).step
+
+
+def _trainscope(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path) -> Watch:
+    from trainscope import TrainScope
+    from trainscope.core.config import TrainScopeConfig
+
+    scope = TrainScope(model, optimizer, config=TrainScopeConfig(run_dir=str(folder), run_name="run")).attach()
+    return lambda loss: scope.step(loss.item())
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))
