@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ VOCABULARY = 4096
 BATCHES = 64
 """Different batches of random tokens, which repeat."""
 Watch = Callable[[Tensor], Any]
+Attach = Callable[[PlainGPT, torch.optim.Optimizer, Path, ExitStack], Watch]
+"""From model, optimizer and a folder to write to; what must be closed goes on the stack."""
 
 
 def main() -> None:
@@ -51,11 +54,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY, (BATCHES, arguments.batch, arguments.length + 1), generator=generator).to(device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         watches = {"alone": _alone, "monitor": _monitor, "trainscope": _trainscope}
         if not importlib.util.find_spec("trainscope"):
             del watches["trainscope"]
-        contestants = {name: loop(tokens, attach, Path(folder) / name) for name, attach in watches.items()}
+        contestants = {name: loop(tokens, attach, Path(folder) / name, stack) for name, attach in watches.items()}
         series = take_turns(contestants, steps, device)
     print(machine(device))
     print(f"plain GPT: {arguments.batch * arguments.length} tokens a step, {steps} steps of each in turns")
@@ -68,7 +71,7 @@ def main() -> None:
     print(f"  (median over {steps // BLOCK} blocks of {BLOCK} steps, 95% interval)")
 
 
-def loop(tokens: Tensor, attach: Callable[[PlainGPT, torch.optim.Optimizer, Path], Watch], folder: Path) -> Step:
+def loop(tokens: Tensor, attach: Attach, folder: Path, stack: ExitStack) -> Step:
     """A step of a plain loop on ``tokens`` (BATCHES, B, T + 1), with what ``attach`` adds between backward and update."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {
@@ -81,7 +84,7 @@ def loop(tokens: Tensor, attach: Callable[[PlainGPT, torch.optim.Optimizer, Path
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=None)
     model = PlainGPT(config).to(tokens.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    watch = attach(model, optimizer, folder)
+    watch = attach(model, optimizer, folder, stack)
 
     def step(number: int) -> None:
         batch_BT = tokens[number % BATCHES]
@@ -94,15 +97,15 @@ def loop(tokens: Tensor, attach: Callable[[PlainGPT, torch.optim.Optimizer, Path
     return step
 
 
-def _alone(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path) -> Watch:
+def _alone(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path, stack: ExitStack) -> Watch:
     return lambda loss: None
 
 
-def _monitor(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path) -> Watch:
-    return Monitor(folder, model, optimizer, flush_every=BLOCK).step
+def _monitor(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path, stack: ExitStack) -> Watch:
+    return stack.enter_context(Monitor(folder, model, optimizer, flush_every=BLOCK)).step
 
 
-def _trainscope(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path) -> Watch:
+def _trainscope(model: PlainGPT, optimizer: torch.optim.Optimizer, folder: Path, stack: ExitStack) -> Watch:
     from trainscope import TrainScope
     from trainscope.core.config import TrainScopeConfig
 

@@ -71,9 +71,8 @@ for step in range(1, 151):
 
 def python(*arguments, **options):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, **options
-    )
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
 
 
 @pytest.fixture(scope="module")
