@@ -93,9 +93,7 @@ class Gauges:
         ``scale``: the factor that gradients carry. ``total``: their norm before clipping, if it is known; the groups' norms
         are then brought back to before clipping, too. Raises RuntimeError if the optimizers have other parameters by now.
         """
-        now = parameters_of(self.optimizers)
-        if len(now) != len(self.parameters) or not all(map(operator.is_, now, self.parameters)):
-            raise RuntimeError("the optimizer's parameters are no longer those that the monitor was made for")
+        self._check_parameters()
         gradient_G, found = self.norms(self._gradient_norms())
         if scale is not None:
             gradient_G, found = gradient_G / scale, found / scale
@@ -117,6 +115,11 @@ class Gauges:
         places, mean_H, max_H = self._hidden_norms()
         names += [f"{place}/mean" for place in places] + [f"{place}/max" for place in places]
         return names, [*vectors, mean_H, max_H]
+
+    def _check_parameters(self) -> None:
+        now = parameters_of(self.optimizers)
+        if len(now) != len(self.parameters) or not all(map(operator.is_, now, self.parameters)):
+            raise RuntimeError("the optimizer's parameters are no longer those that the monitor was made for")
 
     def _gradient_norms(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -140,14 +143,13 @@ class Gauges:
 
     @torch.no_grad()
     def after_update(self) -> tuple[list[str], Tensor]:
-        """Measure the change since :meth:`before_update`."""
+        """Measure the change since :meth:`before_update`: names and values."""
         norms: list[Tensor] = []
         for portion in self.portions:
             torch._foreach_sub_(self.before[portion], self.parameters[portion])
             norms += _foreach_norm(self.before[portion])
-        return [f"update_rms/{g}" for g in self.norms.names], self.norms(torch.stack(norms))[
-            0
-        ] / self.norms.root_count_G
+        update_G = self.norms(torch.stack(norms))[0] / self.norms.root_count_G
+        return [f"update_rms/{group}" for group in self.norms.names], update_G
 
 
 class Ear:

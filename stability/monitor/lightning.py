@@ -17,7 +17,7 @@ from .log import holds_run
 from .monitor import Monitor
 
 
-class MonitorCallback(Callback):  # type: ignore[misc]  # without stubs
+class MonitorCallback(Callback):
     """A :class:`~stability.monitor.monitor.Monitor` of a fit, with a row for every optimizer step."""
 
     def __init__(self, directory: str | Path, **options: Any) -> None:
@@ -32,7 +32,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]  # without stubs
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach the monitor, after a checkpoint has been loaded."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        given = {"start_step": trainer.global_step or None, "scaler": scaler} | self.options
+        given: dict[str, Any] = {"start_step": trainer.global_step or None, "scaler": scaler} | self.options
         self.monitor = Monitor(self.directory, pl_module, trainer.optimizers, **given)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ class MonitorLog:
     """Writer of one directory, from its first file to its last status."""
 
     def __init__(self, directory: Path, resume: bool, start_step: int | None, warmup_steps: int, every: int) -> None:
-        """Raises ValueError for a directory that holds a run (unless ``resume``), and OSError for one that cannot be written."""
+        """Raises ValueError for a directory that holds a run, unless ``resume``."""
         self.recorder = Recorder(directory, writes=True)
         self.warmup_steps, self.every = warmup_steps, every
         self.step = start_step or 0
@@ -71,16 +72,17 @@ class MonitorLog:
                 )
             last = last_row(directory / "metrics.jsonl")
             self.step = start_step if start_step is not None else last["step"] if last else 0
-        directory.mkdir(parents=True, exist_ok=True)
         self.watch = MonitorWatch(self.recorder, print, warmup_steps)
         self.open: tuple[Row, list[str], list[Tensor]] | None = None
         """The last step, whose update is still to come: host's values, names and vectors of the device's."""
         self.alarmed = False
         """Whether the last row seen had something that was not finite."""
         self.closed = False
+        self.process = os.getpid()
 
     def start(self, facts: Mapping[str, Any], config: Mapping[str, Any], device: torch.device, precision: str) -> None:
-        """Write the files that describe the run, and drop the rows and events after the step from which it continues."""
+        """Write the files that describe the run, and drop the rows and events after the step from which it continues. Raises
+        OSError for a directory that cannot be written."""
         described = {SECTION: dict(facts), "optimizer": {"warmup_steps": self.warmup_steps}, "config": dict(config)}
         plain = json.loads(json.dumps(described, default=str))
         self.recorder.write_text("config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
@@ -168,6 +170,8 @@ class MonitorLog:
 
     def at_exit(self) -> None:
         """The end of a process that did not close its monitor: after an exception, the run has failed."""
+        if os.getpid() != self.process:  # a fork, whose rows the process itself writes
+            return
         error = getattr(sys, "last_value", None)
         try:
             if error is None:

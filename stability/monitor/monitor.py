@@ -76,7 +76,7 @@ class Monitor:
         ``start_step``, or after its last row.
 
         Raises ValueError for a directory that holds a run already, and for what cannot be measured: sharded parameters,
-        parameters on several devices, a pattern without a parameter.
+        parameters on several devices, a pattern without a parameter. Raises OSError for a directory that cannot be written.
         """
         self.directory = Path(directory)
         self._gauges: Gauges | None = None
@@ -102,14 +102,18 @@ class Monitor:
             "optimizers": [type(one).__name__ for one in self._optimizers],
         }
         precision = str(gauges.parameters[0].dtype).removeprefix("torch.")
-        self._log.start(facts, config or {}, gauges.device, precision)
+        try:
+            self._log.start(facts, config or {}, gauges.device, precision)
+        except OSError:
+            gauges.remove()
+            raise
         self._gauges = gauges
         self._handles = [one.register_step_post_hook(self._updated) for one in self._optimizers]
 
     def micro(self, loss: Loss) -> None:
         """Add the loss of a micro-batch; the step's loss is the mean of all. Waits for nothing."""
         if self._gauges is not None:
-            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+            self._losses.append(loss.detach().clone() if isinstance(loss, Tensor) else loss)
 
     def step(
         self,
@@ -134,7 +138,7 @@ class Monitor:
         if not losses:
             raise ValueError("step() was given no loss, and micro() neither")
         total = None if grad_norm is None else _on_device(grad_norm, gauges.device)
-        names, vectors = gauges.before_update(self._scale(), total)
+        names, vectors = gauges.before_update(self._scale(gauges.device), total)
         loss_M = torch.stack([_on_device(one, gauges.device) for one in losses])
         step = self._log.step + 1
         host: dict[str, Any] = {"step": step}
@@ -148,14 +152,14 @@ class Monitor:
         self._stepped.clear()
         self._log.begin(host, ["loss/nll", *names], [loss_M.mean().reshape(1), *vectors], batch)
 
-    def _scale(self) -> Tensor | None:
-        """The factor that a GradScaler has left in the gradients."""
+    def _scale(self, device: torch.device) -> Tensor | None:
+        """The factor that a GradScaler has left in the gradients; None if there is none."""
         if self._scaler is None or not self._scaler.is_enabled():
             return None
-        state = self._scaler._per_optimizer_states[id(self._optimizers[0])]
-        if state["stage"].name != "READY":  # unscaled already
+        # Only here does a scaler keep whether it has taken its factor out already.
+        if self._scaler._per_optimizer_states[id(self._optimizers[0])]["stage"].name != "READY":
             return None
-        scaled: Tensor = self._scaler.scale(torch.ones((), device=self._gauges.device if self._gauges else None))
+        scaled: Tensor = self._scaler.scale(torch.ones((), device=device))  # get_scale() would wait for the device
         return scaled
 
     def _updated(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

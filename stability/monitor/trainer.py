@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .log import holds_run
-from .monitor import Loss, Monitor
+from .monitor import Monitor
 
 
 class MonitorCallback(TrainerCallback):
@@ -48,7 +48,7 @@ class MonitorCallback(TrainerCallback):
             "resume": resume,
         }
         self.monitor: Monitor | None = None
-        self.heard: list[Loss] = []
+        self.heard: list[torch.Tensor] = []
         """Losses of the step's micro-batches, as they add up."""
         self.norm: Any = None
         self.wrapped: Accelerator | None = None

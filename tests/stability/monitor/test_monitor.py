@@ -345,4 +345,54 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
     model = mlp()
     with pytest.raises(ValueError, match=r"groups: head: 'lm_head\.\*' matches none"):
         Monitor(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), groups={"head": "lm_head.*"})
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("first", ["monitor", "compiler"])
+def test_a_compiled_model_stays_one_graph_and_is_measured_but_for_its_hidden_states(tmp_path, first):
+    model = bigram()
+    whole = torch.compile(model, backend="eager", fullgraph=True) if first == "compiler" else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    watch = Monitor(tmp_path / "run", whole, optimizer)
+    step = torch.compile(lambda m, x: m.lm_head(m.ln_f(m.blocks(m.wte(x)))), backend="eager", fullgraph=True)
+    for number in range(1, 4):
+        x = tokens(number)
+        loss = F.cross_entropy(step(model, x).flatten(0, 1), x.flatten())
+        loss.backward()
+        watch.step(loss)
+        optimizer.step()
+    watch.close()
+    rows = rows_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert {"update_rms/layer_01", "grad_norm/head", "embedding_norm/max"} <= set(rows[0])
+    assert not any(name.startswith("hidden_norm") for name in rows[0])
+
+
+def test_what_cannot_be_measured_is_refused_before_training(tmp_path):
+    model = mlp()
+    model[3].weight = nn.Parameter(torch.empty(1, 32, device="meta"))
+    with pytest.raises(ValueError, match="several devices cannot be monitored: cpu, meta"):
+        Monitor(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="flush_every is 0"):
+        Monitor(tmp_path / "run", mlp(), torch.optim.SGD(mlp().parameters(), lr=0.1), flush_every=0)
+
+
+def test_sharded_parameters_are_refused(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(mlp(), mesh=dist.init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match="sharded parameters"):
+            Monitor(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_directory_that_cannot_be_written_is_refused_and_the_model_left_alone(tmp_path):
+    (tmp_path / "file").write_text("")
+    model = bigram()
+    with pytest.raises(NotADirectoryError):
+        Monitor(tmp_path / "file" / "run", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
