@@ -41,17 +41,16 @@ def directory_is_gone(model, optimizer, run):
 
 
 def disk_full(model, optimizer, run):
-    (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to("/dev/full")
 
 
-FAULTS = {f.__name__: f for f in (another_parameter, a_wider_parameter, rows_deleted, rows_edited, disk_full)}
+FAULTS = {f.__name__: f for f in (another_parameter, a_wider_parameter, rows_deleted, rows_edited)}
 
 
-def run_with_fault(run, fault, loss_given=lambda step, loss: loss):
+def run_with_fault(run, fault, loss_given=lambda step, loss: loss, every=10):
     model = bigram()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    watch = Monitor(run, model, optimizer, flush_every=10) if run else None
+    watch = Monitor(run, model, optimizer, flush_every=every) if run else None
     for step in range(1, STEPS + 1):
         if step == FAULT_AT and fault:
             torch.manual_seed(7)
@@ -84,6 +83,13 @@ def test_a_fault_is_told_once_and_training_goes_on(tmp_path, fault):
         alone = run_with_fault(None, fault)
         assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
         assert [row["step"] for row in rows_of(run)] == list(range(1, FAULT_AT))
+
+
+def test_a_full_disk_ends_the_monitoring(tmp_path):
+    run = tmp_path / "run"
+    with pytest.warns(UserWarning, match="monitoring ended after step 30, training goes on: OSError: .*No space left"):
+        run_with_fault(run, disk_full, every=30)  # full when the first rows are written
+    assert [(e["event"], e["step"]) for e in events_of(run)] == [("monitor_failed", 30)]
 
 
 def test_a_directory_that_is_gone_can_take_no_event(tmp_path):
