@@ -35,8 +35,6 @@ from .plain_gpt import PlainGPT
 from .turns import Step, machine
 
 VOCABULARY = 4096
-BATCHES = 64
-"""Different batches of random tokens, which repeat."""
 Watch = Callable[[Tensor], Any]
 Attach = Callable[[PlainGPT, torch.optim.Optimizer, Path, ExitStack], Watch]
 """From model, optimizer and a folder to write to; what must be closed goes on the stack."""
@@ -52,13 +50,14 @@ def main() -> None:
     if (steps := arguments.steps) < (least := FEWEST_BLOCKS * BLOCK) or steps % BLOCK:
         raise InputError(f"--steps: must be a multiple of {BLOCK}, at least {least}, but is {steps}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(VOCABULARY, (BATCHES, arguments.batch, arguments.length + 1), generator=generator).to(device)
+    shape = (arguments.batch, arguments.length + 1)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         watches = {"alone": _alone, "monitor": _monitor, "trainscope": _trainscope}
         if not importlib.util.find_spec("trainscope"):
             del watches["trainscope"]
-        contestants = {name: loop(tokens, attach, Path(folder) / name, stack) for name, attach in watches.items()}
+        contestants = {
+            name: loop(shape, device, attach, Path(folder) / name, stack) for name, attach in watches.items()
+        }
         series = take_turns(contestants, steps, device)
     print(machine(device))
     print(f"plain GPT: {arguments.batch * arguments.length} tokens a step, {steps} steps of each in turns")
@@ -71,23 +70,19 @@ def main() -> None:
     print(f"  (median over {steps // BLOCK} blocks of {BLOCK} steps, 95% interval)")
 
 
-def loop(tokens: Tensor, attach: Attach, folder: Path, stack: ExitStack) -> Step:
-    """A step of a plain loop on ``tokens`` (BATCHES, B, T + 1), with what ``attach`` adds between backward and update."""
+def loop(shape: tuple[int, int], device: torch.device, attach: Attach, folder: Path, stack: ExitStack) -> Step:
+    """A step of a plain loop on random tokens (``shape``: B, T + 1), with what ``attach`` adds between backward and update."""
     torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "n_positions": tokens.shape[-1] - 1,
-        "n_layer": 4,
-        "n_head": 4,
-        "n_embd": 128,
-    }
-    config = GPT2Config(**shape, bos_token_id=None, eos_token_id=None)
-    model = PlainGPT(config).to(tokens.device)
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "n_positions": shape[1] - 1, "n_layer": 4, "n_head": 4}
+    config = GPT2Config(**sizes, n_embd=128, bos_token_id=None, eos_token_id=None)
+    model = PlainGPT(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     watch = attach(model, optimizer, folder, stack)
 
     def step(number: int) -> None:
-        batch_BT = tokens[number % BATCHES]
+        # New ones at every step: batches that repeat are learnt by heart, with spikes, whose precursors cost time of their own.
+        generator = torch.Generator().manual_seed(number)
+        batch_BT = torch.randint(VOCABULARY, shape, generator=generator).to(device)
         loss = model.loss(batch_BT[:, :-1], batch_BT[:, 1:])
         loss.backward()
         watch(loss)
