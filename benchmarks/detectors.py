@@ -8,7 +8,7 @@ results/detectors/details.md describes curves, faults, measure and splits. With 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,15 +22,21 @@ from analysis.show.tables import markdown_table
 from common.command import ArgumentParser, exit_status
 from common.files import write_text
 from stability.detect.base import Detector
-from stability.detect.baseline import logarithmic
+from stability.detect.baseline import falls, logarithmic
 from stability.detect.catalogue import DEFAULT, DETECTORS, make_detector
+from stability.detect.events import Rise
 
 from .curves import load_curves
 
 Floats = npt.NDArray[np.float64]
 Random = np.random.Generator
 
-RULES = [name for name in DETECTORS if name not in ("stall", "non_finite")]
+WATCHED = f"{DEFAULT} and level"
+"""What a run is watched by."""
+RULES = {WATCHED: (DEFAULT, "level")} | {
+    name: (name,) for name in DETECTORS if name not in ("stall", "non_finite", "level")
+}
+"""Detectors by the name under which they are measured."""
 SIZES = (3, 4, 6, 8, 12, 20, 40)
 LENGTHS = (1, 2, 3, 5, 10, 30, 100)
 LAYOUTS = ("pulses", "lone", "bursts", "plateau", "creep", "healthy")
@@ -184,11 +190,11 @@ def _inject(random: Random, values: Floats, sigma: Floats, faults: list[Fault], 
 
 
 def decisions(detector: Detector, values: Floats) -> list[int]:
-    """The steps at which the detector's events open."""
+    """The steps at which the detector's events open; those of a rise are opened by it alone."""
     found, before = [], None
     for step, value in enumerate(values.tolist(), start=1):
-        detector.update({"step": step, detector.signal: value})
-        if detector.open is not None and detector.open is not before:
+        events = detector.update({"step": step, detector.signal: value})
+        if (detector.open is not None and detector.open is not before) or any(isinstance(e, Rise) for e in events):
             found.append(step)
         before = detector.open
     return found
@@ -207,11 +213,13 @@ def match(faults: list[Fault], decided: list[int]) -> tuple[list[int | None], li
     return hits, alarms
 
 
-def measure(name: str, all_cases: list[Case]) -> Outcome:
-    """Run one detector over all cases."""
+def measure(names: Sequence[str], all_cases: list[Case]) -> Outcome:
+    """Run detectors over all cases, as one that decides when any of them does."""
     rows, alarms, began = [], [], time.perf_counter()
     for index, case in enumerate(all_cases):
-        hits, false = match(case.faults, decisions(make_detector(name, case.signal), case.values))
+        used = [name for name in names if name != "level" or falls(case.signal)]
+        decided = [step for name in used for step in decisions(make_detector(name, case.signal), case.values)]
+        hits, false = match(case.faults, sorted(decided))
         alarms += [{"case": index, "source": case.source, "step": step} for step in false]
         for fault, hit in zip(case.faults, hits, strict=True):
             target = fault.size >= 6 and fault.length >= 2 and fault.kind != "creep"
@@ -235,7 +243,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for detectors.md and detectors.csv (a row for each fault)")
     options = parser.parse_args()
     all_cases = list(cases(options.split))
-    outcomes = {name: measure(name, all_cases) for name in RULES}
+    outcomes = {name: measure(rules, all_cases) for name, rules in RULES.items()}
     report = f"{overview(outcomes)}\n{by_source(outcomes)}\n{by_size(outcomes)}"
     print(report)
     if options.out:

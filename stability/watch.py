@@ -11,6 +11,7 @@ from typing import Any
 from record.checkpoints import checkpoint_before, step_of
 from record.recorder import Recorder
 from record.rows import Row, read_rows, rows_up_to
+from stability.detect.baseline import falls
 from stability.detect.catalogue import detector_from_state, judged_from, make_detector
 from stability.detect.events import Alarm, Event, Spike
 from stability.detect.precursors import LOOK_BACK, precursors
@@ -38,6 +39,7 @@ class Watch:
         """Continue from what :meth:`state` returned after ``step`` (None: from the start), and from undecided alarms."""
         if state is None:
             self.detectors = [make_detector(self.detector, signal) for signal in self.signals]
+            self.detectors += [make_detector("level", signal) for signal in self.signals if falls(signal)]
             self.detectors.append(make_detector("stall", "loss/nll"))
         else:
             self.detectors = [detector_from_state(s) for s in state]

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "1")  # the same runs everywhere: bit for bit holds on the CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if not Path("/dev/nvidiactl").exists() or os.environ.get("GPU_CHECK_DEVICE") == "cpu":
+if (os.environ.get("GPU_CHECK_DEVICE") or ("cuda" if Path("/dev/nvidiactl").exists() else "cpu")) == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before the first import of the model
 
 from pydoc_data import topics

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from common.errors import InputError
 from configs.schema import RunConfig
@@ -13,12 +12,13 @@ from ranks.collectives import all_reduce
 from ranks.launch import COMPUTE_DTYPES
 
 
-def check_loss_kernel(config: RunConfig, accelerator: Accelerator, head: Head) -> dict[str, Any]:
+def check_loss_kernel(config: RunConfig, head: Head) -> dict[str, Any]:
     """What evaluates the loss on this rank, and why it is not the Triton kernel on a GPU; for environment.json.
 
     All ranks call it. Raises InputError on all of them if the configuration requires the Triton kernel and one cannot use it.
     """
-    device, dtype = accelerator.device, COMPUTE_DTYPES.get(config.train.precision, torch.float32)
+    # Not the accelerator's device: a single process's has no index, so that the kernel would be checked twice.
+    device, dtype = head.weight.device, COMPUTE_DTYPES.get(config.train.precision, torch.float32)
     name, reason = "torch", None
     try:
         choice = choose_kernel(config.train.kernel, device, head.n_classes, dtype)

@@ -159,9 +159,7 @@ def build_run(
         tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
         print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
     trainable = _trainable(config, accelerator, store, checkpoint)
-    loss_kernel = check_loss_kernel(
-        config, accelerator, accelerator.unwrap_model(trainable[0], keep_torch_compile=False).lm_head
-    )
+    loss_kernel = check_loss_kernel(config, accelerator.unwrap_model(trainable[0], keep_torch_compile=False).lm_head)
     watch = Watch(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,

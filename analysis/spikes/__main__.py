@@ -30,7 +30,7 @@ from record.table import Table, read_table
 from stability.detect.base import Detector
 from stability.detect.baseline import falls
 from stability.detect.catalogue import DEFAULT, DETECTORS, detect_rows, detect_series, judged_from, make_detector
-from stability.detect.events import Event, Spike
+from stability.detect.events import Event, Rise, Spike
 from stability.detect.precursors import LOOK_BACK, precursors
 from stability.detect.published import Olmo2
 from stability.detect.stall import LOGITS, StallRule
@@ -39,6 +39,8 @@ from .figure import draw_spikes
 
 SIGNALS = ("loss/nll", "grad_norm/total")
 """Default signals, where they exist."""
+FOR_LOSSES = ("level", "stall")
+"""Detectors of what is a fault in a loss only."""
 PRINTED_PRECURSORS = 4
 
 
@@ -77,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m analysis.spikes", description="Spikes in finished runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN|metrics.jsonl")
     parser.add_argument(
-        "--detector", default=DEFAULT, help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT})"
+        "--detector",
+        default=DEFAULT,
+        help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT}, and level for losses)",
     )
     parser.add_argument(
         "--signal", nargs="+", help=f"columns to look at (default: {' and '.join(SIGNALS)}, where written)"
@@ -88,12 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--detector {options.detector}: no such detector; give all or one of {', '.join(DETECTORS)}")
     series = load_series(options.runs)
     signals = {one.label: _signals(one, options.signal) for one in series}
-    detectors = list(DETECTORS) if options.detector == "all" else [options.detector]
+    chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level"]}
+    detectors = chosen.get(options.detector, [options.detector])
     found = []
     for one in series:
         for signal in signals[one.label]:
             for name in detectors:
-                if name != "stall" or falls(signal):  # growing logits mean something for a loss only
+                if name not in FOR_LOSSES or falls(signal):
                     detector = make_detector(name, signal)
                     found += find_events(one, detector)
                     if isinstance(detector, Olmo2):
@@ -204,6 +209,8 @@ def _cells(found: Found) -> list[str]:
     event = found.event
     steps = f"{event.start_step}" + (f" to {event.end_step}" if event.end_step > event.start_step else "")
     peak, sigmas, recovered = ("", "", "")
+    if isinstance(event, Rise):
+        steps, sigmas = f"from {event.start_step}, seen at {event.opened_step}", f"{event.sigmas:.1f}"
     if isinstance(event, Spike):
         peak, sigmas = str(event.peak_step), f"{event.sigmas:.1f}" if event.sigmas else ""
         recovered = "yes" if event.recovered else "no"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,11 @@ from .report import JSON_NAME, MARKDOWN_NAME, Report, lines_in, write_report
 
 LEAST_MINUTES = 0.5
 LOG_NAME = "output.log"
+FOREIGN = (
+    *("ACCELERATE_", "FSDP_", "TRITON_INTERPRET", "PYTEST_ADDOPTS"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+"""How variables begin that would change what is checked: a launch that the shell is part of, an interpreted kernel."""
 
 
 def main() -> int:
@@ -38,6 +44,7 @@ def main() -> int:
     if not LEAST_MINUTES <= arguments.minutes < float("inf"):
         raise InputError(f"--minutes: must be at least {LEAST_MINUTES}, but is {arguments.minutes}")
     deadline = time.monotonic() + 60 * arguments.minutes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as after Ctrl-C, the running part is ended too
     _empty(arguments.out)
     date = datetime.datetime.now().astimezone().isoformat(timespec="minutes")
     report = Report(date, _commit(), arguments.device, arguments.minutes)
@@ -63,16 +70,20 @@ def check(report: Report, out: Path, deadline: float, environment: dict[str, str
         report.running = part.name
         print(f"{part.name}: at most {seconds:.0f} s", flush=True)
         lines = out / f"{part.name}.jsonl"
-        outcome = run_part(part, lines, out / LOG_NAME, seconds, report.device, environment, look)  # type: ignore[arg-type]
+        try:
+            outcome = run_part(part, lines, out / LOG_NAME, seconds, report.device, environment, look)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            look()
+            raise
         report.outcomes.append(outcome)
         report.running = None
         look()
         print(f"  {outcome.seconds:.0f} s{': ' + outcome.problem if outcome.problem else ''}", flush=True)
         machine = report.of("machine")
-        if not machine or not machine[0]["available"]:
-            why = "no CUDA device is visible to torch" if machine else outcome.problem
+        if machine and not machine[0]["available"]:
             raise InputError(
-                f"--device {report.device}: cannot be used: {why}; --device cpu tries the command without one"
+                f"--device {report.device}: cannot be used: no CUDA device is visible to torch; "
+                "--device cpu tries the command without one"
             )
 
 
@@ -87,7 +98,7 @@ def _environment(device: str, packages: str) -> dict[str, str]:
     """The environment of the parts: quiet, offline, on that device; unpacked packages come last."""
     own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"), packages)))
-    left_alone = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    left_alone = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     if device == "cpu":
         return left_alone | own | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
     return left_alone | own | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}

@@ -8,6 +8,7 @@ are part of the time. Lines:
 
     loss     N, D, V, contestant, and ms, low, high (quartiles), rounds, memory_mib, ratio, tflops (of the products), or error
     chunks   the same for this project's linear + CE at other sizes of a chunk (rows)
+    kernel   part, columns, name (triton or torch), reason
 
 Of lines with the same N, D, V and contestant the later one counts: the first is written after the warm-up.
 
@@ -31,7 +32,7 @@ from benchmarks.loss import LossAndInputs, forward_and_backward, peak_bytes, thr
 from benchmarks.turns import take_turn
 from common.command import ArgumentParser, exit_status
 
-from .devices import clear, device_of, settle
+from .devices import clear, device_of, say_kernel, settle
 from .lines import Lines, add_arguments, described, lines_of
 from .names import IN_CHUNKS, LIGER, LIGER_FLOAT32, OURS, WHOLE
 
@@ -86,6 +87,8 @@ def main() -> None:
     arguments = parser.parse_args()
     lines, device = lines_of(arguments, "loss"), device_of(arguments.device)
     settle()
+    for vocabulary in dict.fromkeys(V for *_, V in SHAPES[device.type]):
+        say_kernel(lines, "loss", device, vocabulary)
     measure(lines, device, SHAPES[device.type], CHUNKS[device.type])
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,13 +46,31 @@ def _installed(name: str) -> bool:
 
 
 def unpack(requirements: list[str], wheels: Path, folder: Path) -> list[str]:
-    """Install the requirements from ``wheels`` into ``folder``, one by one; returns those that could not be."""
-    failed = []
-    for requirement in requirements:
-        options = ["--quiet", "--no-index", "--no-deps", "--find-links", str(wheels), "--target", str(folder)]
-        done = subprocess.run(  # noqa: S603  (pip, with names from this project's own list)
-            [sys.executable, "-m", "pip", "install", *options, requirement], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            failed.append(requirement)
-    return failed
+    """Unpack the requirements from ``wheels`` into ``folder``, without pip, which a machine may lack as well; returns those for
+    which there is no wheel that this Python can import."""
+    return [requirement for requirement in requirements if not _unpack_one(requirement, wheels, folder)]
+
+
+def _unpack_one(requirement: str, wheels: Path, folder: Path) -> bool:
+    name, _, version = requirement.partition("==")
+    for wheel in wheels.glob("*.whl"):
+        own_name, own_version, *_, python, abi, _ = wheel.stem.split("-")
+        if _normal(own_name) == _normal(name) and own_version == version and _importable(python, abi):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(
+                    folder
+                )  # scripts and headers, which wheels keep in a folder of their own, are not needed
+            return True
+    return False
+
+
+def _normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _importable(python: str, abi: str) -> bool:
+    """Whether this Python is among those that a wheel's tags name. The platform was chosen when it was downloaded."""
+    major, minor = sys.version_info[:2]
+    own = {"none": {f"py{major}", f"py{major}{minor}", f"cp{major}{minor}"}, f"cp{major}{minor}": {f"cp{major}{minor}"}}
+    return abi == "abi3" or not own.get(abi, set()).isdisjoint(python.split("."))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib.machinery
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from typing import Literal
 from common.processes import ending, last_lines
 
 ROOT = Path(__file__).parents[2]
-WORKERS = 4
+WORKERS = 6
 """Test processes that share the GPU; a test waits for the host most of the time."""
 POLL = 2.0
 """Seconds between two looks at a part's progress."""
@@ -35,18 +35,22 @@ class Part:
     weight: float
     """Its share of the time left when it starts, relative to the parts after it."""
 
-    def command(self, lines: Path, seconds: float, device: Device) -> list[str]:
-        """The process that runs the part."""
+    def command(self, lines: Path, seconds: float, device: Device, environment: Mapping[str, str]) -> list[str]:
+        """The process that runs the part in this environment."""
         if self.name != "tests":
             own = ["--lines", str(lines), "--seconds", f"{seconds:.1f}", "--device", device]
             return [sys.executable, "-m", f"benchmarks.gpu_check.{self.name}", *own]
-        side_by_side = device == "cuda" and importlib.util.find_spec("xdist") is not None
+        # In the environment of the part: the plug-in may be among the unpacked packages.
+        path = [*environment.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+        side_by_side = device == "cuda" and importlib.machinery.PathFinder.find_spec("xdist", path) is not None
         options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_check.pytest_lines"]
-        return [sys.executable, "-m", "pytest", "tests/gpu", *options, *(["-n", str(WORKERS)] if side_by_side else [])]
+        # One at a time, so that no worker holds back tests while it takes a long one.
+        workers = ["-n", str(WORKERS), "--maxschedchunk", "1"] if side_by_side else []
+        return [sys.executable, "-m", "pytest", "tests/gpu", *options, *workers]
 
 
 PARTS = (
-    Part("machine", 30),
+    Part("machine", 150),  # a few seconds, but the first import of torch from a cold disk may take minutes
     Part("tests", 130),
     Part("loss_table", 90),
     Part("training_table", 240),
@@ -81,12 +85,12 @@ def run_part(
         print(f"==== {part.name}", file=output, flush=True)
         start = output.tell()
         process = subprocess.Popen(  # noqa: S603  (this project's own modules)
-            part.command(lines, seconds - grace, device),
+            part.command(lines, seconds - grace, device, own),
             cwd=ROOT,
             env=own,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,  # so that its children can be ended too; not a session, which would outlive a killed check
         )
         try:
             status = _wait(process, began + seconds, watch)

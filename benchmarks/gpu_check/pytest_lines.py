@@ -43,6 +43,9 @@ class _Writer:
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
         self._plan(ids)
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._write(table="started_tests", test=nodeid)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.when != "call" and report.passed:

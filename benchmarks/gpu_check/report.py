@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from .parts import PARTS, Outcome
 
 Line = dict[str, Any]
 JSON_NAME, MARKDOWN_NAME = "gpu_check.json", "gpu_check.md"
+_NOTHING = "Nothing: every part ran to its end and every test passed."
 
 
 @dataclass
@@ -40,13 +41,23 @@ class Report:
         return [line for line in self.lines if line.get("table") == table]
 
     def failures(self) -> list[str]:
-        """What must be seen first: tests that failed, parts that did not run to their end, what they left out."""
+        """What must be seen first: tests that failed, parts that did not run to their end, what they lack."""
         found = [f"test {line['test']}: {line['outcome']}" for line in self.of("tests") if "failed" in line["outcome"]]
         found += [f"{outcome.name}: {outcome.problem}" for outcome in self.outcomes if outcome.problem]
-        found += [f"tests: {test} did not run" for test in self.unfinished_tests()]
+        found += self._unfinished()
+        found += tables.failures(self.lines)
         found += [f"{line['part']}: {line['what']} left out: {line['why']}" for line in self.of("left_out")]
         ended = {outcome.name for outcome in self.outcomes} | {self.running}
         return found + [f"{part.name}: not started" for part in PARTS if part.name not in ended]
+
+    def _unfinished(self) -> list[str]:
+        """The tests without a result, those that had begun by name, the others by file: there may be hundreds."""
+        unfinished, started = self.unfinished_tests(), {line["test"] for line in self.of("started_tests")}
+        waiting = Counter(test.partition("::")[0] for test in unfinished if test not in started)
+        return [
+            *(f"tests: {test} began and did not end" for test in unfinished if test in started),
+            *(f"tests: {count} of {file} did not begin" for file, count in waiting.items()),
+        ]
 
     def unfinished_tests(self) -> list[str]:
         """Tests that were collected but have no result."""
@@ -75,7 +86,8 @@ def markdown(report: Report, failures: Sequence[str]) -> str:
     """The section: machine, what fell short, tests, tables."""
     machine = next(iter(report.of("machine")), {})
     parts = [f"# GPU check: {machine.get('name') or report.device}", *_machine(report, machine)]
-    parts += ["## What fell short", *_bullets(failures, "Nothing: every part ran to its end and every test passed.")]
+    missed = tables.missed_targets(report.lines) if report.device == "cuda" else []
+    parts += ["## What fell short", *_bullets([*failures, *missed], _NOTHING)]
     parts += ["## Tests", *_tests(report), tables.report(report.lines).rstrip()]
     return "\n\n".join(parts) + "\n"
 

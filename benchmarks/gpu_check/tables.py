@@ -14,6 +14,7 @@ from .names import GROUPS, IN_CHUNKS, LIGER, LIGER_FLOAT32, LOOP, LOOP_COMPILED,
 
 Line = dict[str, Any]
 LONGEST_NAME = 90
+NOT_INSTALLED = ("ImportError", "ModuleNotFoundError")
 MOST_OVER_LIGER, MOST_TELEMETRY, MOST_TFSD, LEAST_MFU = 1.0, 1.01, 1.03, 45.0
 
 LOSS_NOTE = """Products are bfloat16. All start from float32 hidden states and weights and end with their float32 gradients; the
@@ -34,11 +35,34 @@ def report(lines: Sequence[Line]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-# -------------------------------------------------------------------------------------------------------------- targets
+# ------------------------------------------------------------------------------------------------- failures and targets
+
+
+def failures(lines: Sequence[Line]) -> list[str]:
+    """What failed while it was measured, a line each: contestants, apart from those that are not installed, and the kernel."""
+    found = []
+    for line in lines:
+        error, kernel = line.get("error"), line["table"] == "kernel" and line["reason"]
+        if error and not error.startswith(NOT_INSTALLED):
+            place = _shape_of(line) if "contestant" in line else line["table"]
+            found.append(f"{line.get('contestant') or line.get('arm')} ({place}): {error}")
+        elif kernel:
+            found.append(f"{line['part']}: without the Triton kernel at V = {line['columns']:,}: {kernel}")
+    return list(dict.fromkeys(found))
 
 
 def targets(lines: Sequence[Line]) -> str:
     """Each target with what was measured."""
+    return "## Targets\n\n" + table(["target", "measured", "verdict"], _targets(lines))
+
+
+def missed_targets(lines: Sequence[Line]) -> list[str]:
+    """The targets that were measured and missed, a line each."""
+    found = _targets(lines)
+    return [f"{title}: {measured}, {verdict}" for title, measured, verdict in found if verdict.startswith("missed")]
+
+
+def _targets(lines: Sequence[Line]) -> list[list[str]]:
     rows = [*_liger_targets(lines)]
     for title, pair, most in (
         ("telemetry costs at most 1% of a step", (LOOP, SILENT), MOST_TELEMETRY),
@@ -62,7 +86,7 @@ def targets(lines: Sequence[Line]) -> str:
         else:
             verdict = "met" if mfu >= LEAST_MFU else f"missed by {LEAST_MFU - mfu:.1f} points"
             rows.append([f"MFU at least 45%: {name}", f"{mfu:.1f}%", verdict])
-    return "## Targets\n\n" + table(["target", "measured", "verdict"], rows)
+    return rows
 
 
 def _liger_targets(lines: Sequence[Line]) -> Iterable[list[str]]:
@@ -96,6 +120,7 @@ def loss_tables(lines: Sequence[Line]) -> str:
     parts = ["## Loss"]
     if not found:
         return f"{parts[0]}\n\n{_missing(lines, 'loss')}"
+    parts += _kernel_sentence(lines, "loss")
     for shape in _shapes(found):
         parts += [f"### {_shape_name(shape)}", _loss_table({k[3]: v for k, v in found.items() if k[:3] == shape})]
     chunks = _merged(lines, "chunks", "N", "D", "V", "contestant")
@@ -131,6 +156,7 @@ def training_tables(lines: Sequence[Line]) -> str:
     if not found:
         return f"{parts[0]}\n\n{_missing(lines, 'training')}"
     parts += [_peak_sentence(line) for line in lines if line["table"] == "peak"][-1:]
+    parts += _kernel_sentence(lines, "training")
     for group, names in GROUPS.items():
         own = {name: found.get((group, name), {}) for name in names}
         sizes = {f"{one['rows']} x {one['length']} tokens a step" for one in own.values() if "ms" in one}
@@ -156,6 +182,13 @@ def _training_row(name: str, one: Line, lines: Sequence[Line]) -> list[str]:
         *(f"{one['tokens_per_s']:,.0f}", f"{one['ms']:.1f}", f"{one['host_ms']:.1f}"),
         *(_number(one.get("peak_mib"), ",.0f"), *shares, f"{one['first_s']:.1f}", str(one["blocks"])),
     ]
+
+
+def _kernel_sentence(lines: Sequence[Line], part: str) -> list[str]:
+    """What evaluated the softmax of this project's losses."""
+    found = _merged(lines, "kernel", "part", "columns").values()
+    told = [f"{one['name']} at V = {one['columns']:,}" for one in found if one["part"] == part]
+    return [f"Softmax of this project's losses, unless named otherwise: {', '.join(told)}."] if told else []
 
 
 def _peak_sentence(line: Line) -> str:

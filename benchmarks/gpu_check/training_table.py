@@ -9,6 +9,7 @@ The contestants of a group take turns (benchmarks/paired.py); after each block, 
     training        group, contestant, rows (sequences of a step), length, and blocks, tokens_per_s, ms, host_ms, first_s,
                     extra_mib, peak_mib, mfu_sheet, mfu_measured (both in %), or error
     training_ratio  group, above, below, middle, low, high, blocks: of the wall times of a step
+    kernel          part, columns, name (triton or torch), reason: what evaluates the loss's softmax
     note            part, text
 
 Of lines about the same thing the last counts. extra_mib is the peak above what all contestants hold between steps; peak_mib adds
@@ -40,7 +41,7 @@ from common.seeds import stream_seed
 from data.batches import Batches
 from training.build import model_config
 
-from .devices import clear, device_of, settle
+from .devices import clear, device_of, say_kernel, settle
 from .lines import Lines, add_arguments, described, lines_of
 from .names import (
     GROUPS,
@@ -80,6 +81,7 @@ def main() -> None:
     settle()
     with tempfile.TemporaryDirectory() as folder:
         workload = prepare(device, Path(folder))
+        say_kernel(lines, "training", device, workload.size.vocabulary)
         Table(lines, workload, contestants(workload), arguments.blocks).measure(arguments.groups)
 
 

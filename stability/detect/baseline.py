@@ -14,7 +14,7 @@ FEWEST = 8
 ERRORS = 256
 """Forecast errors kept. Noise is estimated from the newer half, at least MINIMUM_ERRORS: early in a run it changes fast."""
 MINIMUM_ERRORS = 16
-LOWEST = 4
+LOWEST = 16
 """The expected level is not below the lowest of this many last values."""
 CLIP = 3.0
 """MAD sigmas at which errors are clipped before their standard deviation is taken."""
@@ -60,9 +60,13 @@ def median(values: Floats) -> float:
 
 
 class Baseline:
-    """The history of a series and its expected value (points 1 and 2 of the rule). Attributes are JSON values."""
+    """The history of a series and its expected value (points 1 and 2 of the rule). Attributes are JSON values.
 
-    def __init__(self) -> None:
+    ``falling``: the line never rises, as training should lower the signal; otherwise it would follow a gradual spike.
+    """
+
+    def __init__(self, falling: bool = False) -> None:
+        self.falling = falling
         self.steps: list[int] = []
         self.values: list[float] = []
         self.errors: list[float] = []
@@ -99,6 +103,8 @@ class Baseline:
         time, values = np.log1p(np.asarray(self.steps, dtype=np.float64)), np.asarray(self.values)
         earlier, later = _pairs(len(values))
         slope = median((values[later] - values[earlier]) / (time[later] - time[earlier]))
+        if self.falling:
+            slope = min(slope, 0.0)
         return [median(values - slope * time), slope]
 
 

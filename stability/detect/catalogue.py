@@ -9,14 +9,15 @@ import numpy.typing as npt
 from .base import DETECTORS, Detector
 from .baseline import Floats, logarithmic
 from .events import Event
+from .level import LevelRule
 from .median_mad import MedianMad
 from .non_finite import NonFiniteRule
 from .published import LlmC, LlmFoundry, LossRatio, Olmo2, OlmoCore
 from .stall import StallRule
 
 __all__ = [
-    "DEFAULT", "DETECTORS", "LlmC", "LlmFoundry", "LossRatio", "MedianMad", "NonFiniteRule", "Olmo2", "OlmoCore", "StallRule",
-    "detect_rows", "detect_series", "detector_from_state", "judged_from", "make_detector",
+    "DEFAULT", "DETECTORS", "LevelRule", "LlmC", "LlmFoundry", "LossRatio", "MedianMad", "NonFiniteRule", "Olmo2", "OlmoCore",
+    "StallRule", "detect_rows", "detect_series", "detector_from_state", "judged_from", "make_detector",
 ]  # fmt: skip
 
 

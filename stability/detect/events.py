@@ -1,4 +1,4 @@
-"""Events that detectors find: spikes, non-finite values, stalls."""
+"""Events that detectors find: spikes, non-finite values, stalls, rises."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -73,7 +73,32 @@ class Stall(_Recorded):
         )
 
 
-Event = Spike | NonFinite | Stall
+@dataclass
+class Rise(_Recorded):
+    """The level of a loss has risen, by ``height`` so far: from ``start_step`` on; noticed at ``opened_step``,
+    as soon as the values so far showed it. ``sigmas``: in standard errors of the average that showed it."""
+
+    kind: ClassVar[str] = "rise"
+    detector: str
+    signal: str
+    start_step: int
+    opened_step: int
+    height: float
+    sigmas: float
+
+    @property
+    def end_step(self) -> int:
+        """The last step that the event rests on."""
+        return self.opened_step
+
+    def __str__(self) -> str:
+        return (
+            f"rise of {self.signal}: since step {self.start_step}, noticed at {self.opened_step}, "
+            f"{self.height:+.3g} ({self.sigmas:.1f} standard errors)"
+        )
+
+
+Event = Spike | NonFinite | Stall | Rise
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The default spike rule over a finished series: the same events as value by value, to the bit, but many values at once.
 
 The baseline depends only on the values it has accepted, which are nearly all. So for a batch of values its expectations are
-computed as if all were accepted. A value of at most REFERENCE sigmas adds no evidence and would be accepted. Any other
-value, and one at which a loss has crept up, goes to the detector itself, set to the state it would have there, and so do
-the following values until it holds no evidence. If a spike opens, a new batch begins when it is over.
+computed as if all were accepted. A value of at most REFERENCE sigmas adds no evidence and would be accepted. Any other value
+goes to the detector itself, set to the state it would have there, and so do the following values until it holds no evidence.
+If a spike opens, a new batch begins when it is over.
 
 Shapes: N values of the batch, K of a window, P pairs of values in a line.
 """
@@ -14,9 +14,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from .baseline import CLIP, ERRORS, LINE, LOWEST, MAD_TO_SIGMA, RESOLUTION, SMALL_SAMPLE, TINY, falls, logarithmic
+from .baseline import CLIP, ERRORS, LINE, LOWEST, MAD_TO_SIGMA, RESOLUTION, SMALL_SAMPLE, TINY, logarithmic
 from .events import Event
-from .median_mad import CREEP, REFERENCE, MedianMad
+from .median_mad import REFERENCE, MedianMad
 
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
@@ -65,7 +65,8 @@ class _Batch:
         # The history at each of the N values, and the one after the last: N + 1 windows.
         time = np.log1p(self.steps.astype(np.float64))
         judged_nk = _windows(self.judged)
-        self.slopes = _medians(_slopes(self.judged, time))
+        slopes = _medians(_slopes(self.judged, time))
+        self.slopes = np.minimum(slopes, 0.0) if baseline.falling else slopes
         self.intercepts = _medians(judged_nk - self.slopes[:, None] * _windows(time))
         now_n = np.array([math.log1p(step) for step in steps.tolist()])
         forecast_n = self.intercepts[:-1] + self.slopes[:-1] * now_n
@@ -76,8 +77,6 @@ class _Batch:
         self.sigma = np.maximum(np.maximum(sigma_n, RESOLUTION * unit_n), TINY)
         quiet_n = (judged - level_n) / self.sigma <= REFERENCE  # NaN is not quiet
         self.loud = np.append(np.flatnonzero(~quiet_n), len(steps))
-        self.medians = _medians(judged_nk[1:].copy()) if falls(detector.signal) else None
-        """Level of a loss after each value."""
 
     def _noise(self) -> tuple[Floats, Floats]:
         """Bias and sigma of the errors before each value."""
@@ -106,8 +105,6 @@ class _Batch:
     def _pass_over(self, place: int) -> int:
         """Accept the quiet values from ``place`` on; returns the place after them."""
         after = int(self.loud[np.searchsorted(self.loud, place)])
-        if self.medians is not None:
-            after = self._watch(place, after)
         if after > place:
             baseline = self.detector.baseline
             baseline.steps = self.steps[after : after + LINE].tolist()
@@ -115,20 +112,6 @@ class _Batch:
             baseline.errors = self.errors[after : after + ERRORS].tolist()
             baseline.line = [float(self.intercepts[after]), float(self.slopes[after])]
         return after
-
-    def _watch(self, place: int, after: int) -> int:
-        """Track the lowest level between two places; returns the first at which it has crept up, or the second place."""
-        assert self.medians is not None
-        lowest = self.detector.lowest
-        medians = self.medians[place:after]
-        lowest_before = np.minimum.accumulate([lowest[0] if lowest else math.inf, *medians])[:-1]
-        crept = np.flatnonzero(medians - lowest_before > CREEP * self.sigma[place:after])
-        count = int(crept[0]) if crept.size else len(medians)
-        lower = np.flatnonzero(medians[:count] <= lowest_before[:count])
-        if lower.size:
-            last = int(lower[-1])
-            self.detector.lowest = [float(medians[last]), self.stream[place + last][0]]
-        return place + count
 
 
 def _windows(values: Floats, length: int = LINE) -> Floats:

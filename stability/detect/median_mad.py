@@ -1,8 +1,8 @@
 """The default spike rule, derived in docs/mathematics.md, section 4.
 
 A value's sigmas above a robust line through the last values add evidence in a one-sided CUSUM; a single value opens a spike
-only far beyond all errors on record. The history is frozen while there is evidence or an open spike, and a loss whose level
-has crept up is in a spike too. Norms and update sizes are judged by their logarithm, since their noise is multiplicative.
+only far beyond all errors on record. The history is frozen while there is evidence or an open spike. Rises that take hundreds of
+values are for another rule (level.py). Norms and update sizes are judged by their logarithm, since their noise is multiplicative.
 """
 
 import copy
@@ -31,8 +31,6 @@ ALONE_FACTOR = 2.5
 NOISE_KNOWN = 64
 LONGEST = 200
 """Values without a new peak after which a spike is closed as not recovered."""
-CREEP = 6.0
-"""Sigmas by which the median of the last LINE values of a loss may exceed its lowest."""
 
 
 @DETECTORS.register("median_mad")
@@ -44,7 +42,7 @@ class MedianMad(Detector):
 
     def __init__(self, signal: str) -> None:
         super().__init__(signal)
-        self.baseline = Baseline()
+        self.baseline = Baseline(falls(signal))
         self.evidence = 0.0
         self.held: list[list[Any]] = []
         """Step, value, height and sigmas of the values that added evidence, while no spike is open."""
@@ -52,10 +50,6 @@ class MedianMad(Detector):
         """Step and value of the last values since the spike opened."""
         self.back = self.since_peak = 0
         """Consecutive values back at the expected level; values since the peak."""
-        self.lowest: list[Any] = []
-        """The lowest level of a loss so far, and its step."""
-        self.creep: float | None = None
-        """The expected level while the open spike is a creep."""
 
     def take(self, step: int, value: float) -> list[Event]:
         raw, value = value, judged(self.signal, value)
@@ -66,15 +60,12 @@ class MedianMad(Detector):
             self.baseline.accept(step, value)
             return []
         level, sigma = expected
-        level = level if self.creep is None else self.creep
         sigma = max(sigma, resolution(self.signal, level, RESOLUTION), TINY)
         height = raw - (math.exp(level) if logarithmic(self.signal) else level)
         candidate = [step, value, height, (value - level) / sigma]
         if self.open is not None:
             return self._inside(candidate)
         self._outside(candidate, sigma)
-        if falls(self.signal) and not self.held:
-            self._watch_level(step, sigma)
         return []
 
     def _outside(self, candidate: list[Any], sigma: float) -> None:
@@ -119,26 +110,14 @@ class MedianMad(Detector):
 
     def _give_up(self) -> list[Event]:
         """The spike's level has become the usual one: start a new history there."""
-        self.baseline, self.lowest = Baseline(), []
+        self.baseline = Baseline(falls(self.signal))
         return self._end(self.inside, recovered=False)
 
     def _end(self, accepted: list[list[Any]], recovered: bool) -> list[Event]:
         for step, value in accepted:
             self.baseline.accept(step, value)
-        self.inside, self.back, self.creep = [], 0, None
+        self.inside, self.back = [], 0
         return self._close(recovered)
-
-    def _watch_level(self, step: int, sigma: float) -> None:
-        """Open a spike if the level of a loss has crept up."""
-        if len(self.baseline.values) < LINE:
-            return
-        level = median(np.asarray(self.baseline.values))
-        if not self.lowest or level <= self.lowest[0]:
-            self.lowest = [level, step]
-        elif level - self.lowest[0] > CREEP * sigma:
-            self.creep, since = self.lowest
-            self._grow([since + 1, self.baseline.values[-1], level - self.creep, (level - self.creep) / sigma])
-            self._grow([step, self.baseline.values[-1], level - self.creep, (level - self.creep) / sigma])
 
     def suspected_since(self) -> int | None:
         return int(self.held[0][0]) if self.open is None and self.held else super().suspected_since()
@@ -150,6 +129,6 @@ class MedianMad(Detector):
     def from_state(cls, state: Mapping[str, Any]) -> Detector:
         detector = super().from_state(state)
         assert isinstance(detector, MedianMad)
-        detector.baseline = Baseline()
+        detector.baseline = Baseline(falls(detector.signal))
         vars(detector.baseline).update(copy.deepcopy(state["baseline"]))
         return detector

@@ -47,7 +47,7 @@ def test_faults_lie_in_their_curve_apart_and_in_order(split):
 
 
 def test_the_measure_counts():
-    outcome = measure("loss_ratio", list(cases("tune", synthetic=6, hard=0, draws=1)))
+    outcome = measure(("loss_ratio",), list(cases("tune", synthetic=6, hard=0, draws=1)))
     assert len(outcome.faults) > 10
     assert outcome.faults[outcome.faults["hit"]]["delay"].ge(0).all()
     assert outcome.faults[~outcome.faults["hit"]]["delay"].isna().all()

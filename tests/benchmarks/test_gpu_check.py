@@ -4,13 +4,16 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu_check import report as reports
+from benchmarks.gpu_check.names import LOOP, SILENT
 from benchmarks.gpu_check.packages import name_of, required, unpack
 from benchmarks.gpu_check.parts import PARTS, Outcome, Part, run_part
 from benchmarks.gpu_check.report import Report, lines_in, markdown, write_report
@@ -24,7 +27,7 @@ class Script(Part):
 
     code: str = ""
 
-    def command(self, lines, seconds, device):
+    def command(self, lines, seconds, device, environment):
         return [sys.executable, "-c", self.code]
 
 
@@ -81,19 +84,25 @@ time.sleep(60)
         raise AssertionError("the child still runs")
 
 
+def a_wheel(folder, name, content):
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        wheel.writestr("carried_along.py", content)
+        wheel.writestr(
+            "carried_along-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried-along\nVersion: 1.0\n"
+        )
+
+
 def test_packages_are_unpacked_from_wheels_beside_the_environment(tmp_path):
-    """A wheel made on the spot, installed by the real pip; one that is not there is reported."""
+    """Of the version asked for, for this Python; those that are not there are reported."""
     wheels, folder = tmp_path / "wheels", tmp_path / "packages"
     wheels.mkdir()
-    with zipfile.ZipFile(wheels / "carried_along-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("carried_along.py", "VALUE = 7\n")
-        about = "carried_along-1.0.dist-info"
-        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: carried-along\nVersion: 1.0\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/RECORD", "")
-    assert unpack(["carried-along==1.0", "left-behind==2.0"], wheels, folder) == ["left-behind==2.0"]
-    done = python("-c", "import carried_along; print(carried_along.VALUE)", PYTHONPATH=str(folder))
-    assert done.stdout == "7\n"
+    a_wheel(wheels, "carried_along-1.0-py2.py3-none-any.whl", "VALUE = 7\n")
+    a_wheel(wheels, "carried_along-0.9-py3-none-any.whl", "VALUE = 6\n")
+    a_wheel(wheels, "other_python-1.0-cp38-cp38-manylinux2014_x86_64.whl", "VALUE = 5\n")
+    wanted = ["Carried.Along==1.0", "left-behind==2.0", "other-python==1.0"]
+    assert unpack(wanted, wheels, folder) == ["left-behind==2.0", "other-python==1.0"]
+    code = "import carried_along, importlib.metadata as m; print(carried_along.VALUE, m.version('carried-along'))"
+    assert python("-c", code, PYTHONPATH=str(folder)).stdout == "7 1.0\n"
 
 
 def test_the_list_of_packages_has_the_versions_of_the_other_lists():
@@ -135,6 +144,11 @@ def test_what_fell_short_comes_first():
             for name, outcome, m in (("test_x", "failed", "max error 3e-2 at [7]"), ("test_z", "skipped", "needs fp8"))
         ),
         {"table": "left_out", "part": "loss_table", "what": "N=32768", "why": "no time left"},
+        {"table": "training", "group": "eager", "contestant": "loop", "error": "ValueError: no such thing"},
+        {"table": "loss", "N": 8, "D": 4, "V": 9, "contestant": "Liger", "error": "ModuleNotFoundError: no liger"},
+        *2 * [{"table": "profile", "arm": "linear+CE", "error": "RuntimeError: nothing recorded"}],
+        {"table": "kernel", "part": "loss", "columns": 50304, "name": "triton", "reason": None},
+        {"table": "kernel", "part": "training", "columns": 50257, "name": "torch", "reason": "it does not compile"},
     ]
     outcomes = [Outcome("machine", 9.0), Outcome("tests", 50.0, "ended after its 50 s"), Outcome("loss_table", 3.0)]
     report = a_report(lines=lines, outcomes=outcomes, running="training_table", missing_packages=["orjson==3.13.0"])
@@ -142,7 +156,10 @@ def test_what_fell_short_comes_first():
     assert failures == [
         "test tests/gpu/test_a.py::test_x: failed",
         "tests: ended after its 50 s",
-        "tests: tests/gpu/test_a.py::test_y did not run",
+        "tests: 1 of tests/gpu/test_a.py did not begin",
+        "loop (eager): ValueError: no such thing",
+        "linear+CE (profile): RuntimeError: nothing recorded",
+        "training: without the Triton kernel at V = 50,257: it does not compile",
         "loss_table: N=32768 left out: no time left",
         "profile_step: not started",
     ]
@@ -154,6 +171,53 @@ def test_what_fell_short_comes_first():
     assert "80.0 GiB, driver 580.1" in text
     assert "triton not installed" in text
     assert "Not installed here and without a wheel: orjson==3.13.0." in text
+
+
+def test_of_tests_without_a_result_those_that_had_begun_are_named():
+    tests = ["tests/gpu/test_a.py::test_x", *(f"tests/gpu/test_b.py::test_y[{i}]" for i in range(100))]
+    lines = [{"table": "planned_tests", "tests": tests}, {"table": "started_tests", "test": tests[7]}]
+    found = [failure for failure in a_report(lines=lines).failures() if "not started" not in failure]
+    assert found == [
+        f"tests: {tests[7]} began and did not end",
+        "tests: 1 of tests/gpu/test_a.py did not begin",
+        "tests: 99 of tests/gpu/test_b.py did not begin",
+    ]
+
+
+def test_missed_targets_of_a_gpu_are_among_what_fell_short():
+    ratio = {"table": "training_ratio", "group": "eager", "above": LOOP, "below": SILENT, "blocks": 6}
+    lines = [MACHINE, ratio | {"middle": 1.2, "low": 1.1, "high": 1.3}]
+    first = {
+        device: markdown(a_report(lines=lines, device=device), []).split("## Tests")[0] for device in ("cuda", "cpu")
+    }
+    assert "- telemetry costs at most 1% of a step: 1.200 [1.100, 1.300], missed by 18.8%\n" in first["cuda"]
+    assert "missed" not in first["cpu"]
+
+
+def test_tests_run_side_by_side_if_the_plug_in_is_among_the_unpacked_packages(tmp_path, monkeypatch):
+    tests = next(part for part in PARTS if part.name == "tests")
+    monkeypatch.setattr(sys, "path", [])
+    commands = []
+    for _ in range(2):
+        commands.append(tests.command(tmp_path, 1, "cuda", {"PYTHONPATH": f"/nowhere{os.pathsep}{tmp_path}"}))
+        (tmp_path / "xdist.py").touch()
+    assert ["-n" in command for command in commands] == [False, True]
+
+
+def test_a_terminated_check_ends_its_part_and_keeps_what_is_known(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--out", tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as check:
+        while not (tmp_path / "tests.jsonl").exists():
+            assert check.poll() is None
+            time.sleep(0.05)
+        (child,) = Path(f"/proc/{check.pid}/task/{check.pid}/children").read_text().split()
+        check.terminate()
+        told = check.communicate()[1]
+    assert (check.returncode, told) == (130, "interrupted\n")
+    assert not Path("/proc", child).exists()
+    found = json.loads((tmp_path / reports.JSON_NAME).read_text())
+    assert found["running"] == "tests"
+    assert any(line["table"] == "planned_tests" for line in found["lines"])
 
 
 def test_mistakes_are_told_in_a_line(tmp_path):

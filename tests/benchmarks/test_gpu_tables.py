@@ -97,6 +97,11 @@ def test_the_loss_part_measures_all_contestants_of_all_shapes(tmp_path):
             assert (line["memory_mib"] is None) == name.startswith("three matmuls")
     assert {line["rows"] for line in found["chunks"] if "rows" in line} == set(loss_table.CHUNKS["cpu"])
     assert "left_out" not in found
+    assert [(line["columns"], line["name"], line["reason"]) for line in found["kernel"]] == [
+        (columns, "torch", None) for *_, columns in shapes
+    ]
+    text = report([line for one in found.values() for line in one])
+    assert "Softmax of this project's losses, unless named otherwise: torch at V = 100, torch at V = 60." in text
 
 
 def test_a_loss_that_fails_is_named_and_the_others_go_on(lines, tmp_path):
