@@ -36,6 +36,8 @@ METRICS = (
     Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping"),
     Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update"),
     Metric("update_rms/<group>", "1", "same", "root mean square of the update"),
+    Metric("hidden_norm/embedding/mean", "1", "mean", "L2 norm of the first block's input (only from a monitor)"),
+    Metric("hidden_norm/embedding/max", "1", "max", "the same, largest token"),
     Metric("hidden_norm/layer_NN/mean", "1", "mean", "L2 norm of the residual stream after block NN"),
     Metric("hidden_norm/layer_NN/max", "1", "max", "the same, largest token"),
     Metric("hidden_norm/pre_final/mean", "1", "mean", "L2 norm of the residual stream before the last normalisation"),

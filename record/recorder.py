@@ -20,8 +20,8 @@ from common.files import flush_to_disk, replace_file
 from .rows import Row, drop_torn_line, json_line, read_rows, rows_backwards
 
 ALIVE = "alive"
-"""Key of the value that says whether everything has been finite so far: 1, and NaN from the first bad step on."""
-ABOUT_PROCESSES = ("resume", "preempted", "checkpoint_rejected", "rank_lost", "tracker_failed")
+"""Key of the value that says whether everything has been finite so far: 1 (as without it), and NaN from the first bad step on."""
+ABOUT_PROCESSES = ("resume", "preempted", "checkpoint_rejected", "rank_lost", "tracker_failed", "monitor_failed")
 """Events of a process rather than of training: kept when a run resumes from an earlier step."""
 
 
@@ -56,8 +56,12 @@ class Recorder:
         self.write_text("status.json", json.dumps({"status": status, "step": step, "reason": reason}) + "\n")
 
     def add(self, host: Row, device: dict[str, Tensor]) -> None:
-        """Buffer one step: values known on the host, and 0-d device tensors, ALIVE among them. Waits for nothing."""
-        self.buffer.append((host, list(device), torch.stack([v.float() for v in device.values()])))
+        """Buffer one step: values known on the host, and 0-d device tensors. Waits for nothing."""
+        self.add_vector(host, list(device), torch.stack([v.float() for v in device.values()]))
+
+    def add_vector(self, host: Row, names: list[str], values: Tensor) -> None:
+        """The same, with the device's values as one float32 tensor (len(names),)."""
+        self.buffer.append((host, names, values))
 
     def transfer(self) -> Transfer:
         """Copy the buffered steps to the host, oldest first, and empty the buffer."""
@@ -66,7 +70,7 @@ class Recorder:
         values = iter(torch.cat([vector for _, _, vector in self.buffer]).tolist())
         rows = [{**host, **{name: next(values) for name in names}} for host, names, _ in self.buffer]
         self.buffer.clear()
-        alive = [row.pop(ALIVE) == 1 for row in rows]
+        alive = [row.pop(ALIVE, 1) == 1 for row in rows]
         return Transfer(rows, [*alive, False].index(False))
 
     def write_rows(self, rows: Iterable[Row]) -> None:

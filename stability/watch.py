@@ -98,18 +98,17 @@ class Watch:
         steps = [row["step"] for row in self.recent]
         names = {name for row in self.recent for name in row}
         signals = {name: [row.get(name, math.nan) for row in self.recent] for name in sorted(names)}
-        before = checkpoint_before(self.recorder.directory, found.start_step)
-        command = replay_command(self.recorder.directory, found.start_step)
-        self.recorder.event(
-            "spike",
-            written_at,
-            **found.event(),
-            precursors=[asdict(p) for p in precursors(found, steps, signals)],
-            batches=[drew(found.start_step), drew(found.end_step)],
-            checkpoint=step_of(before) if before else 0,
-            replay=command,
-        )
+        way_back, command = self.way_back(found, drew)
+        before = [asdict(p) for p in precursors(found, steps, signals)]
+        self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back)
         self.say(f"{found}\n  what happened? {command}")
+
+    def way_back(self, spike: Spike, drew: Callable[[int], int]) -> tuple[dict[str, Any], str]:
+        """What leads back to a spike: fields of its event, and the command that explains it."""
+        before = checkpoint_before(self.recorder.directory, spike.start_step)
+        command = replay_command(self.recorder.directory, spike.start_step)
+        batches = [drew(spike.start_step), drew(spike.end_step)]
+        return {"batches": batches, "checkpoint": step_of(before) if before else 0, "replay": command}, command
 
     def report_divergence(self, row: Row, tensors: Sequence[str], ranks: Sequence[int], *, updated: bool) -> None:
         """Write event and status of a run that ended because something was not finite at the step of ``row``. ``tensors``:

@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} is {getattr(options, name)}; give a whole number from 1")
     check_launch_variables()
     logged, out = load_run(options.run), Path(options.out)
+    if "monitor" in logged.config:
+        raise InputError(f"{logged.path}: rows of a loop that is not ours; exact replay needs a run of train_lm.py")
     if options.step not in logged.metrics.index:
         first, last = logged.metrics.index[[0, -1]]
         raise InputError(f"--step {options.step}: the run {logged.path} has logged steps {first} to {last}")

@@ -1,0 +1,3 @@
+"""The instruments on a training loop that is not ours."""
+
+from .monitor import Monitor
