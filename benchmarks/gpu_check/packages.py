@@ -57,9 +57,7 @@ def _unpack_one(requirement: str, wheels: Path, folder: Path) -> bool:
         own_name, own_version, *_, python, abi, _ = wheel.stem.split("-")
         if _normal(own_name) == _normal(name) and own_version == version and _importable(python, abi):
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(
-                    folder
-                )  # scripts and headers, which wheels keep in a folder of their own, are not needed
+                archive.extractall(folder)  # scripts, which wheels keep in a folder of their own, are not needed
             return True
     return False
 

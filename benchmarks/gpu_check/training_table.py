@@ -58,7 +58,7 @@ from .peaks import data_sheet_tflops
 from .workload import Workload, prepare, rows_that_fit
 
 MIB = 1 << 20
-MOST_BLOCKS = 15
+MOST_BLOCKS = {"cuda": 15, "cpu": 6}
 EAGER_SHARE = 0.5
 """Of the part's time, if the compiled group is to follow."""
 START_SECONDS = {"eager": {"cuda": 10.0, "cpu": 0.5}, "compiled": {"cuda": 45.0, "cpu": 30.0}}
@@ -75,14 +75,16 @@ def main() -> None:
     parser = ArgumentParser(description="Speed of the training loop on GPT-2 124M.")
     add_arguments(parser)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--blocks", type=int, default=MOST_BLOCKS, help="blocks of a group, at most")
+    parser.add_argument("--blocks", type=int, help="blocks of a group, at most (default: 15; on a CPU 6)")
     arguments = parser.parse_args()
     lines, device = lines_of(arguments, "training"), device_of(arguments.device)
     settle()
     with tempfile.TemporaryDirectory() as folder:
         workload = prepare(device, Path(folder))
         say_kernel(lines, "training", device, workload.size.vocabulary)
-        Table(lines, workload, contestants(workload), arguments.blocks).measure(arguments.groups)
+        Table(lines, workload, contestants(workload), arguments.blocks or MOST_BLOCKS[device.type]).measure(
+            arguments.groups
+        )
 
 
 def contestants(workload: Workload) -> dict[str, Build]:
@@ -145,7 +147,7 @@ class Contestant:
 class Table:
     """The measurement: contestants that take part by name, and the size of a step."""
 
-    def __init__(self, lines: Lines, workload: Workload, builds: dict[str, Build], blocks: int = MOST_BLOCKS) -> None:
+    def __init__(self, lines: Lines, workload: Workload, builds: dict[str, Build], blocks: int = 6) -> None:
         self.lines, self.workload, self.builds, self.most_blocks = lines, workload, builds, blocks
         self.device, self.rows = workload.device, rows_that_fit(workload)
         self.length = workload.config(1, LINEAR).data.sequence_length
