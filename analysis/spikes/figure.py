@@ -27,6 +27,8 @@ MOST_PANELS = 30
 """A figure with more would have more pixels than can be written."""
 TITLE = 110
 """Characters of a panel's title that fit the figure's width."""
+FALL = 0.05
+"""Share of the steps in which training starts; its fall does not determine the axis if it would take up most of it."""
 CURVE = ArmStyle("#555555", "-", "o")
 
 LEFT = ArmStyle("#999999", "-", "o")
@@ -75,6 +77,7 @@ def draw_spikes(
         _draw_panel(axes, steps, values, found, styles)
         branches = [branch for branch in left if (branch.run, branch.signal) == (run, signal)]
         _draw_left(axes, branches, styles)
+        _crop_fall(axes, steps, values, _all([(run, event) for event in found], branches))
         last = max([steps[-1], *(branch.steps[-1] for branch in branches)])
         margin = _narrowest(steps[0], last)
         axes.set_xlim(steps[0] - margin, last + margin)
@@ -99,6 +102,18 @@ def _draw_panel(
     style.log_if_spread(axes, values)
     style.draw_values(axes, steps, values, CURVE, linewidth=0.7, zorder=3)
     _mark_events(axes, steps, values, events, styles)
+
+
+def _crop_fall(axes: Axes, steps: Floats, values: Floats, events: Sequence[Event]) -> None:
+    """Leave out the fall at the start of a curve if it would make the rest a flat line: a late rise may be 0.02 of 8 nats."""
+    after = min([steps[0] + FALL * (steps[-1] - steps[0]), *(event.start_step for event in events)])
+    shown = style.showable(axes, values)
+    rest = shown[(steps >= after) & ~np.isnan(shown)]
+    if axes.get_yscale() == "log" or not len(rest) or np.nanmax(shown) <= 2 * rest.max() - rest.min():
+        return
+    room = 0.08 * (rest.max() - rest.min() or abs(rest.max()))
+    axes.set_ylim(rest.min() - room, rest.max() + room)
+    style.note(axes, f"the fall before step {after:,.0f} is above")
 
 
 def _draw_left(axes: Axes, branches: Sequence[Left], styles: dict[str, ArmStyle]) -> None:

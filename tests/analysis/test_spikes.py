@@ -18,7 +18,7 @@ from common.errors import InputError
 from record.recorder import Recorder
 from record.table import read_table
 from stability.detect.catalogue import DETECTORS
-from stability.detect.events import Event, Spike
+from stability.detect.events import Event, Rise, Spike
 from stability.watch import Watch
 from tests.conftest import ROOT, python
 from tests.stability.detect.detected import detect
@@ -239,6 +239,20 @@ def test_of_more_curves_than_a_picture_holds_the_most_eventful_are_drawn() -> No
     with style.look():
         figure = draw_spikes(panels, [], ["median_mad"])
     assert figure.legends[0].get_title().get_text() == "30 of 100 curves: those with the most events"
+
+
+def test_the_fall_at_the_start_does_not_flatten_a_late_rise() -> None:
+    """From 9 to 2 in 100 steps, then level, and 0.05 higher from step 6,000 on. A spike in the fall is not cut off."""
+    steps = np.arange(1.0, 10_001.0)
+    values = 2 + 7 * np.exp(-steps / 30) + 0.05 * (steps >= 6000)
+    rise = Rise("level", "loss", 6000, 6100, 0.05, 9.0)
+    (panel,) = draw_spikes({("run", "loss"): (steps, values)}, [("run", rise)], ["level"]).axes
+    low, high = panel.get_ylim()
+    assert low == pytest.approx(2, abs=0.05)
+    assert high == pytest.approx(2.05, abs=0.05)
+    early = Spike("median_mad", "loss", 10, 11, 12, 1.0, 9.0)
+    (panel,) = draw_spikes({("run", "loss"): (steps, values)}, [("run", early)], ["median_mad"]).axes
+    assert panel.get_ylim()[1] > values[10]
 
 
 def test_no_two_detectors_have_the_same_colour() -> None:
