@@ -116,8 +116,9 @@ def tolerance_for(run: Run, logged: LoggedRun) -> tuple[float, str]:
         reasons.append(f"the device was {then['device']['name']} and is {now['device']['name']}")
     if then["packages"]["torch"] != now["packages"]["torch"]:
         reasons.append(f"torch was {then['packages']['torch']} and is {now['packages']['torch']}")
-    kernel = then.get("loss_kernel", run.loss_kernel)["name"]
-    if kernel != run.loss_kernel["name"]:
+    recorded = then.get("loss_kernel")  # older runs have none
+    kernel = recorded.get("name") if isinstance(recorded, dict) else None
+    if kernel not in (None, run.loss_kernel["name"]):
         reasons.append(f"the loss's kernel was {kernel} and is {run.loss_kernel['name']}")
     if now["device"]["type"] != "cpu":
         reasons.append("kernels on a GPU may add in any order")

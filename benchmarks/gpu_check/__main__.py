@@ -95,7 +95,7 @@ def _empty(out: Path) -> None:
 
 
 def _environment(device: str, packages: str) -> dict[str, str]:
-    """The environment of the parts: quiet, offline, on that device; unpacked packages come last."""
+    """The environment of the parts: quiet, offline, on that device, with the unpacked packages."""
     own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"), packages)))
     left_alone = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}

@@ -117,6 +117,3 @@ class LevelRule(Detector):
             self.lowest = [None] * len(LENGTHS)
             self.blocks, self.waiting = [[] for _ in LENGTHS], [[] for _ in LENGTHS]
         return []
-
-    def suspected_since(self) -> int | None:
-        return None
