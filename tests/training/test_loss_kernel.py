@@ -31,6 +31,10 @@ def test_a_run_by_the_kernel_is_the_run_by_torch_and_can_be_replayed_without_it(
     replayed = json.loads((out / "explanation.json").read_text())
     assert replayed["tolerance_reason"] == "the loss's kernel was triton and is torch"
     assert replayed["disagreements"] == []
+    facts = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(facts | {"loss_kernel": 5}))
+    done = python("-m", "analysis.replay", run, "--step", 2, "--out", out, TRITON_INTERPRET="0")
+    assert "Traceback" not in done.stderr
 
 
 def test_the_kernel_without_a_gpu_is_refused_in_a_line(recipe, tmp_path):
