@@ -10,16 +10,15 @@ from typing import TypeVar
 
 import pandas as pd
 
-from analysis.spikes.find import Series, find_all
+from analysis.spikes.find import Series, find_watched
 from common.command import ArgumentParser
 from common.errors import InputError, one_line
 from record.finished import Run, load_run, read_config, run_directory, run_file, unique_labels
 from record.logs.base import Log
-from record.logs.columns import BY_KEY, parse_columns
+from record.logs.columns import BY_KEY, parse_columns, parse_kinds
 from record.logs.folders import logs_in
 from record.logs.read import Source, read_logs
 from record.table import Table, read_table
-from stability.detect.catalogue import DEFAULT
 
 T = TypeVar("T")
 _OWN = ("metrics.jsonl", "status.json", "events.jsonl")
@@ -64,8 +63,9 @@ def load_runs_and_logs(paths: Sequence[str], columns: Sequence[str] = ()) -> dic
     }
 
 
-def load_series(paths: Sequence[str], columns: Sequence[str] = ()) -> list[Series]:
-    """The same, but of run directories only what config.yaml and metrics.jsonl have."""
+def load_series(paths: Sequence[str], columns: Sequence[str] = (), kinds: Sequence[str] = ()) -> list[Series]:
+    """The same, but of run directories only what config.yaml and metrics.jsonl have. ``kinds``: KIND=COLUMN arguments."""
+    judged = parse_kinds(kinds)
     named: list[tuple[str, str, Table, int, Log | None]] = []
     for path, found in _read(paths, columns, _metrics):
         if isinstance(found, Source):
@@ -73,7 +73,7 @@ def load_series(paths: Sequence[str], columns: Sequence[str] = ()) -> list[Serie
         else:
             named.append((found[0], path, *found[1:], None))
     labels = unique_labels([one[0] for one in named], [one[1] for one in named])
-    return [Series(label, *one[2:]) for label, one in zip(labels, named, strict=True)]
+    return [Series(label, *one[2:], judged) for label, one in zip(labels, named, strict=True)]
 
 
 def as_run(log: Log, label: str) -> LogRun:
@@ -88,7 +88,7 @@ def as_run(log: Log, label: str) -> LogRun:
     events = [
         {"event": found.event.kind} | found.row() | {"signal": series.metric(column)}
         for column in series.default_signals
-        for found in find_all(series, column, DEFAULT)[0]
+        for found in find_watched(series, column)
     ]
     metrics = pd.DataFrame(columns, pd.Index(log.table.steps, name="step"), copy=False)
     return LogRun(log.path, label, {}, metrics, non_finite, events, {}, log)

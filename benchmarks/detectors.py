@@ -21,8 +21,8 @@ from scipy.signal import lfilter
 from analysis.show.tables import markdown_table
 from common.command import ArgumentParser, exit_status
 from common.files import write_text
+from record.metrics import kind_of
 from stability.detect.base import Detector
-from stability.detect.baseline import falls, logarithmic
 from stability.detect.catalogue import DEFAULT, DETECTORS, make_detector
 from stability.detect.events import Rise
 
@@ -101,7 +101,7 @@ def cases(split: str, synthetic: int = SYNTHETIC, hard: int = HARD, draws: int =
         real, sigma = _real(run, signal)
         for index in range(draws):
             values, faults = _with_faults(np.random.default_rng([seed, 1, column, index]), real, sigma, index)
-            yield Case(f"real {signal}", signal, np.exp(values) if logarithmic(signal) else values, faults)
+            yield Case(f"real {signal}", signal, np.exp(values) if kind_of(signal) == "norm" else values, faults)
 
 
 def _with_faults(random: Random, values: Floats, sigma: Floats, index: int) -> tuple[Floats, list[Fault]]:
@@ -130,7 +130,7 @@ def _noise(random: Random, steps: int, heavy_innovations: bool) -> Floats:
 def _real(run: str, signal: str) -> tuple[Floats, Floats]:
     """A real curve on the scale on which its noise is even, and its local noise: residuals from a running median of 31 steps."""
     values = load_curves()[run, signal]
-    values = pd.Series(np.log(values)) if logarithmic(signal) else values
+    values = pd.Series(np.log(values)) if kind_of(signal) == "norm" else values
     residuals = values - values.rolling(31, center=True, min_periods=8).median()
     return values.to_numpy(), residuals.rolling(101, center=True, min_periods=20).std().to_numpy()
 
@@ -217,7 +217,7 @@ def measure(names: Sequence[str], all_cases: list[Case]) -> Outcome:
     """Run detectors over all cases, as one that decides when any of them does."""
     rows, alarms, began = [], [], time.perf_counter()
     for index, case in enumerate(all_cases):
-        used = [name for name in names if name != "level" or falls(case.signal)]
+        used = [name for name in names if name != "level" or kind_of(case.signal) == "loss"]
         decided = [step for name in used for step in decisions(make_detector(name, case.signal), case.values)]
         hits, false = match(case.faults, sorted(decided))
         alarms += [{"case": index, "source": case.source, "step": step} for step in false]

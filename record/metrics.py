@@ -11,6 +11,10 @@ from typing import Literal
 Reduction = Literal["mean", "max", "same", "host"]
 """mean, max: over all tokens of the step on all ranks, without ignored targets (hidden states: over all tokens). same:
 already equal on all ranks (synchronised gradients, replicated parameters). host: known or measured on the main process."""
+SignalKind = Literal["loss", "norm", "scale", "rate"]
+"""How detectors judge a metric. loss: training lowers it, so that its level should not rise. norm: positive, with
+multiplicative noise, so that its logarithm is judged. scale: any other measure of the model. rate: set from outside, counted
+or timed; it says nothing of the model."""
 
 
 @dataclass(frozen=True)
@@ -21,31 +25,32 @@ class Metric:
     unit: str
     reduction: Reduction
     meaning: str
+    kind: SignalKind = "scale"
 
 
 METRICS = (
-    Metric("step", "1", "host", "optimizer steps taken, from 1"),
-    Metric("tokens", "tokens", "host", "tokens up to and including this step, those with ignored targets included"),
-    Metric("lr", "1", "host", "learning rate of this step"),
-    Metric("data/batch", "1", "host", "index of this step's batch: the step itself, unless batches are skipped"),
-    Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable across heads and objectives"),
+    Metric("step", "1", "host", "optimizer steps taken, from 1", "rate"),
+    Metric("tokens", "tokens", "host", "tokens up to and including this step, those with ignored targets included", "rate"),
+    Metric("lr", "1", "host", "learning rate of this step", "rate"),
+    Metric("data/batch", "1", "host", "index of this step's batch: the step itself, unless batches are skipped", "rate"),
+    Metric("loss/nll", "nats/token", "mean", "-log P of the true token: comparable across heads and objectives", "loss"),
     Metric("loss/objective", "nats/token", "mean", "the objective that is minimised"),
-    Metric("validation/nll", "nats/token", "mean", "loss/nll on the fixed validation set, after this step's update"),
+    Metric("validation/nll", "nats/token", "mean", "loss/nll on the fixed validation set, after this step's update", "loss"),
     Metric("validation/objective", "nats/token", "mean", "loss/objective on it, after this step's update"),
-    Metric("grad_norm/total", "nats", "same", "L2 norm of the whole gradient, before clipping"),
-    Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping"),
-    Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update"),
-    Metric("update_rms/<group>", "1", "same", "root mean square of the update"),
-    Metric("hidden_norm/embedding/mean", "1", "mean", "L2 norm of the first block's input (only from a monitor)"),
-    Metric("hidden_norm/embedding/max", "1", "max", "the same, largest token"),
-    Metric("hidden_norm/layer_NN/mean", "1", "mean", "L2 norm of the residual stream after block NN"),
-    Metric("hidden_norm/layer_NN/max", "1", "max", "the same, largest token"),
-    Metric("hidden_norm/pre_final/mean", "1", "mean", "L2 norm of the residual stream before the last normalisation"),
-    Metric("hidden_norm/pre_final/max", "1", "max", "the same, largest token"),
-    Metric("hidden_norm/final/mean", "1", "mean", "L2 norm after the last normalisation, the head's input"),
-    Metric("hidden_norm/final/max", "1", "max", "the same, largest token"),
-    Metric("embedding_norm/mean", "1", "same", "L2 norm of the output embeddings, unnormalised, mean over the vocabulary"),
-    Metric("embedding_norm/max", "1", "same", "the same, largest row"),
+    Metric("grad_norm/total", "nats", "same", "L2 norm of the whole gradient, before clipping", "norm"),
+    Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping", "norm"),
+    Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update", "norm"),
+    Metric("update_rms/<group>", "1", "same", "root mean square of the update", "norm"),
+    Metric("hidden_norm/embedding/mean", "1", "mean", "L2 norm of the first block's input (only from a monitor)", "norm"),
+    Metric("hidden_norm/embedding/max", "1", "max", "the same, largest token", "norm"),
+    Metric("hidden_norm/layer_NN/mean", "1", "mean", "L2 norm of the residual stream after block NN", "norm"),
+    Metric("hidden_norm/layer_NN/max", "1", "max", "the same, largest token", "norm"),
+    Metric("hidden_norm/pre_final/mean", "1", "mean", "L2 norm of the residual stream before the last normalisation", "norm"),
+    Metric("hidden_norm/pre_final/max", "1", "max", "the same, largest token", "norm"),
+    Metric("hidden_norm/final/mean", "1", "mean", "L2 norm after the last normalisation, the head's input", "norm"),
+    Metric("hidden_norm/final/max", "1", "max", "the same, largest token", "norm"),
+    Metric("embedding_norm/mean", "1", "same", "L2 norm of the output embeddings, unnormalised, mean over all", "norm"),
+    Metric("embedding_norm/max", "1", "same", "the same, largest row", "norm"),
     Metric("logit/max", "nats", "max", "largest logit of any token"),
     Metric("logit/mean", "nats", "mean", "mean logit over the vocabulary"),
     Metric("logit/std", "nats", "mean", "standard deviation of the logits over the vocabulary, on every 16th token"),
@@ -62,8 +67,8 @@ METRICS = (
     Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
     Metric("intervention/<kind>/scale", "1", "same", "factor by which the intervention multiplied the gradient"),
     Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention skipped the update, else 0"),
-    Metric("throughput/tokens_per_second", "tokens/s", "host", "over all ranks, without evaluation and checkpoints"),
-    Metric("memory/peak_bytes", "bytes", "host", "peak since the main process started: allocated on its GPU, else resident"),
+    Metric("throughput/tokens_per_second", "tokens/s", "host", "over all ranks, without evaluation and checkpoints", "rate"),
+    Metric("memory/peak_bytes", "bytes", "host", "peak since the main process began: on its GPU, else resident", "rate"),
 )  # fmt: skip
 
 _PATTERNS: dict[str, tuple[re.Pattern[str], Metric]] = {}
@@ -99,10 +104,20 @@ def is_known(name: str) -> bool:
     return True
 
 
+def kind_of(name: str) -> SignalKind:
+    """How to judge a metric: as declared, else as the declared metrics of its family (what precedes the first slash), if all
+    these are of one kind; a monitor's groups may have any name."""
+    try:
+        return describe(name).kind
+    except KeyError:
+        kinds = {metric.kind for metric in METRICS if metric.name.partition("/")[0] == name.partition("/")[0]}
+        return kinds.pop() if len(kinds) == 1 else "scale"
+
+
 def table() -> str:
     """The list as a Markdown table."""
-    rows = ["| metric | unit | reduction | meaning |", "| --- | --- | --- | --- |"]
-    rows += [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
+    rows = ["| metric | unit | reduction | kind | meaning |", "| --- | --- | --- | --- | --- |"]
+    rows += [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.kind} | {m.meaning} |" for m in METRICS]
     return "\n".join(rows)
 
 

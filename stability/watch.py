@@ -3,17 +3,17 @@
 import math
 import shlex
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from record.checkpoints import checkpoint_before, step_of
+from record.metrics import kind_of
 from record.recorder import Recorder
 from record.rows import Row, read_rows, rows_up_to
-from stability.detect.baseline import falls
 from stability.detect.catalogue import detector_from_state, judged_from, make_detector
-from stability.detect.events import Alarm, Event, Spike
+from stability.detect.events import Alarm, Event, Spike, told_by
 from stability.detect.precursors import LOOK_BACK, precursors
 
 TENSORS_TOLD = 20
@@ -39,7 +39,7 @@ class Watch:
         """Continue from what :meth:`state` returned after ``step`` (None: from the start), and from undecided alarms."""
         if state is None:
             self.detectors = [make_detector(self.detector, signal) for signal in self.signals]
-            self.detectors += [make_detector("level", signal) for signal in self.signals if falls(signal)]
+            self.detectors += [make_detector("level", signal) for signal in self.signals if kind_of(signal) == "loss"]
             self.detectors.append(make_detector("stall", "loss/nll"))
         else:
             self.detectors = [detector_from_state(s) for s in state]
@@ -90,6 +90,8 @@ class Watch:
                 self._report(found, written_at=step + 1, drew=drew)
 
     def _report(self, found: Event, written_at: int, drew: Callable[[int], int]) -> None:
+        if told_by(found, self._spikes()):
+            return
         if not isinstance(found, Spike):
             self.recorder.event(found.kind, written_at, **found.event())
             self.say(str(found))
@@ -102,6 +104,14 @@ class Watch:
         before = [asdict(p) for p in precursors(found, steps, signals)]
         self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back)
         self.say(f"{found}\n  what happened? {command}")
+
+    def _spikes(self) -> Iterator[Spike]:
+        """All spikes so far, open ones included."""
+        yield from (detector.open for detector in self.detectors if detector.open is not None)
+        names = [field.name for field in fields(Spike)]
+        for event in read_rows(self.recorder.directory / "events.jsonl"):
+            if event["event"] == "spike":
+                yield Spike(**{name: event.get(name, event["start_step"]) for name in names})
 
     def way_back(self, spike: Spike, drew: Callable[[int], int]) -> tuple[dict[str, Any], str]:
         """What leads back to a spike: fields of its event, and the command that explains it."""

@@ -1,17 +1,20 @@
 """Spikes and other events in finished runs and in the logs of other tools, by any detector, with their precursors.
 
-    python -m analysis.spikes RUN|LOG... [--detector NAME|all] [--signal NAME ...] [--columns ROLE=COLUMN ...] --out DIR
+    python -m analysis.spikes RUN|LOG... [--detector NAME|all] [--signal NAME ...] [--columns ROLE=COLUMN ...]
+        [--kinds KIND=COLUMN ...] --out DIR
 
 RUN is a run directory, LOG a log of any kind that docs/running.md lists. Prints a table and writes DIR/events.json and
 DIR/spikes.png. Detectors see every value as logged, in the order of the steps, not smoothed. Where a log goes back, they also
-follow the branch that it left, as it was logged. As during the run, norms and update sizes count from the end of the warm-up
-on; a log has no known warm-up.
+follow the branch that it left, as it was logged. How a column is judged follows from the metric that it is (docs/metrics.md);
+--kinds says it for any other column: as a loss (its level should not rise), a norm (by its logarithm) or a scale. As during
+the run, norms and update sizes count from the end of the warm-up on; a log has no known warm-up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -22,12 +25,13 @@ from analysis.show.text import first_of, skipped_lines
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_json
+from record.metrics import SignalKind
 from stability.detect.catalogue import DEFAULT, DETECTORS
 from stability.detect.events import Rise, Spike
 from stability.detect.published import Olmo2
 
 from .figure import Left, draw_spikes
-from .find import Found, Rollback, Series, find_all, rollbacks
+from .find import Found, Rollback, Series, find_all, find_watched, rollbacks
 
 PRINTED_PRECURSORS = 4
 _LISTED = 12
@@ -47,17 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--signal", nargs="+", help="columns to look at (default: loss and gradient norm, where written)"
     )
     add_columns_option(parser)
+    parser.add_argument(
+        "--kinds", nargs="+", default=[], metavar="KIND=COLUMN",
+        help=f"how to judge columns that are no known metrics (default: scale): KIND is one of {', '.join(get_args(SignalKind))}",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for events.json and spikes.png")
     options = parser.parse_args(arguments)
     if options.detector not in (*DETECTORS, "all"):
         raise InputError(f"--detector {options.detector}: no such detector; give all or one of {', '.join(DETECTORS)}")
-    series = load_series(options.runs, options.columns)
+    series = load_series(options.runs, options.columns, options.kinds)
     signals = {one.label: _signals(one, options.signal) for one in series}
     chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level"]}
     detectors = chosen.get(options.detector, [options.detector])
     found = []
     for one in series:
         for signal in signals[one.label]:
+            if options.detector == DEFAULT:
+                found += find_watched(one, signal)
+                continue
             for name in detectors:
                 events, detector = find_all(one, signal, name)
                 found += events
@@ -96,6 +107,9 @@ def _signals(series: Series, given: Sequence[str] | None) -> list[str]:
     names = sorted(series.table.columns)
     if not names:
         raise InputError(f"{series.label} has no numbers besides its steps; name a log with a loss or a gradient norm")
+    unknown = sorted(set(series.kinds) - set(names))
+    if unknown:
+        raise InputError(f"--kinds: {series.label} has no column {unknown[0]}; it has {first_of(names, _LISTED)}")
     missing = [signal for signal in given or () if signal not in names]
     signals = list(given or series.default_signals)
     if missing or not signals:

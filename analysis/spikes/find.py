@@ -11,11 +11,11 @@ import numpy as np
 from analysis.show.style import Floats
 from record.logs.base import Abandoned, Log
 from record.logs.columns import BY_KEY, SIGNALS, measures_model, role_of
+from record.metrics import SignalKind, kind_of
 from record.table import Table
 from stability.detect.base import Detector
-from stability.detect.baseline import falls
-from stability.detect.catalogue import detect_rows, detect_series, judged_from, make_detector
-from stability.detect.events import Event, Spike
+from stability.detect.catalogue import DEFAULT, detect_rows, detect_series, judged_from, make_detector
+from stability.detect.events import Event, Spike, told_by
 from stability.detect.precursors import LOOK_BACK, precursors
 from stability.detect.stall import LOGITS, StallRule
 
@@ -29,6 +29,8 @@ class Series:
     warmup_steps: int = 0
     log: Log | None = None
     """Where the metrics come from, if it is no run directory."""
+    kinds: Mapping[str, SignalKind] = field(default_factory=dict)
+    """How to judge columns that are no known metrics, as the user says."""
 
     def values(self, name: str) -> tuple[Floats, Floats]:
         """Steps and values at which ``name`` was logged, NaN and infinities included."""
@@ -61,6 +63,10 @@ class Series:
         role = BY_KEY[key] if key else role_of(column)
         return column if role is None else role.metric
 
+    def kind(self, column: str) -> SignalKind:
+        """How a column is judged."""
+        return self.kinds.get(column) or kind_of(self.metric(column))
+
     def branches(self) -> Iterator[tuple[Abandoned, Series]]:
         """Each abandoned branch, and the metrics as they were logged up to its end."""
         for left in self.log.abandoned if self.log else ():
@@ -87,16 +93,25 @@ class Found:
 def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detector | None]:
     """The events that the detector ``rule`` finds in a column, first what was kept, then each abandoned branch; and the detector
     after what was kept. Nothing for a rule that means nothing for the column."""
-    metric = series.metric(column)
-    if rule in ("stall", "level") and not falls(metric):  # growing logits and a rise mean something for a loss only
+    metric, kind = series.metric(column), series.kind(column)
+    if rule in ("stall", "level") and kind != "loss":  # growing logits and a rise mean something for a loss only
         return [], None
-    detector = make_detector(rule, metric)
+    detector = make_detector(rule, metric, kind)
     found = find_events(series, column, detector)
     for left, branch in series.branches():
         if column in branch.table.columns:
-            along = find_events(branch, column, make_detector(rule, metric))
+            along = find_events(branch, column, make_detector(rule, metric, kind))
             found += [replace(one, abandoned=left) for one in along if one.event.end_step >= left.to_step]
     return found, detector
+
+
+def find_watched(series: Series, column: str) -> list[Found]:
+    """The events in a column that a run reports by default, each only once."""
+    spikes, _ = find_all(series, column, DEFAULT)
+    rises, _ = find_all(series, column, "level")
+    return spikes + [
+        rise for rise in rises if not told_by(rise.event, (s.event for s in spikes if s.abandoned is rise.abandoned))
+    ]
 
 
 def find_events(series: Series, column: str, detector: Detector) -> list[Found]:
@@ -125,8 +140,9 @@ def _precursors(spike: Spike, series: Series) -> list[dict[str, Any]]:
     before, after = np.searchsorted(table.steps, [spike.start_step - LOOK_BACK, spike.start_step + 1])
     window = slice(int(before), int(after))
     names = dict(_judged(series))
+    kinds = {metric: series.kind(column) for metric, column in names.items()}
     columns = {metric: table.columns[names[metric]][window].tolist() for metric in sorted(names)}
-    found = precursors(spike, table.steps[window].tolist(), columns)
+    found = precursors(spike, table.steps[window].tolist(), columns, kinds)
     return [asdict(replace(p, signal=names[p.signal])) for p in found]
 
 

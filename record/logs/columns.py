@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import cast, get_args
 
 from common.errors import InputError
+from record.metrics import SignalKind
 
 from .base import Rows
 
@@ -133,6 +135,20 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
                 f"--columns {argument}: give ROLE=COLUMN, for example loss=train/lm_loss, with ROLE one of {known}"
             )
         chosen[key] = column
+    return chosen
+
+
+def parse_kinds(given: Sequence[str]) -> dict[str, SignalKind]:
+    """``KIND=COLUMN`` arguments by column. Raises :class:`InputError` for what is none."""
+    chosen: dict[str, SignalKind] = {}
+    for argument in given:
+        kind, equals, column = argument.partition("=")
+        if kind not in get_args(SignalKind) or not equals or not column:
+            known = ", ".join(get_args(SignalKind))
+            raise InputError(
+                f"--kinds {argument}: give KIND=COLUMN, for example norm=grad_layer_3, with KIND one of {known}"
+            )
+        chosen[column] = cast("SignalKind", kind)
     return chosen
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from common.registry import Registry
+from record.metrics import SignalKind, kind_of
 
 from .events import Event, Spike
 
@@ -29,8 +30,10 @@ class Detector(ABC):
     class Options:
         """No options: rules are compared as published."""
 
-    def __init__(self, signal: str) -> None:
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        """``signal_kind``: as declared for the metric ``signal`` by default."""
         self.signal = signal
+        self.signal_kind: SignalKind = signal_kind or kind_of(signal)
         self.open: Spike | None = None
         self.last_step: int | None = None
 
@@ -63,16 +66,16 @@ class Detector(ABC):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Detector:
         """Restore the detector from its :meth:`state`."""
-        detector = cls(state["signal"])
+        detector = cls(state["signal"], state["signal_kind"])
         for key in vars(detector):
             setattr(detector, key, copy.deepcopy(state[key]))
         detector.open = None if state["open"] is None else Spike(**state["open"])
         return detector
 
-    def _extend(self, step: int, height: float, sigmas: float) -> None:
-        """Extend the spike to ``step``, or open one there."""
+    def _extend(self, step: int, height: float, sigmas: float, opened_step: int | None = None) -> None:
+        """Extend the spike to ``step``, or open one that began there: at ``opened_step``, by default at once."""
         if self.open is None:
-            self.open = Spike(self.kind, self.signal, step, step, step, height, sigmas)
+            self.open = Spike(self.kind, self.signal, step, opened_step or step, step, step, height, sigmas)
         self.open.end_step = step
         if height > self.open.height:
             self.open.peak_step, self.open.height, self.open.sigmas = step, height, sigmas

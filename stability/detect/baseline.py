@@ -1,4 +1,4 @@
-"""The expected value of a signal given its past: a robust line, and the noise around it."""
+"""The expected value of a signal given its past, and the noise around it."""
 
 import math
 from functools import cache
@@ -6,16 +6,24 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from record.metrics import SignalKind
+
 Floats = npt.NDArray[np.float64]
 LINE = 32
 """Most values the line is fitted to."""
 FEWEST = 8
 """Values before the first forecast, and forecasts before the first verdict: the rule speaks from the 17th value on."""
+HISTORY = 128
+"""Values kept. The expected level is not below their median either: the return from a dip is no spike."""
+HISTORY_FROM = 64
+"""Values from which on that median counts."""
+LOWEST = 16
+"""The expected level is not below the lowest of this many last values."""
 ERRORS = 256
 """Forecast errors kept. Noise is estimated from the newer half, at least MINIMUM_ERRORS: early in a run it changes fast."""
 MINIMUM_ERRORS = 16
-LOWEST = 16
-"""The expected level is not below the lowest of this many last values."""
+REFIT = 4
+"""Values after which the line and the noise are estimated anew once there are ERRORS errors; before, after every value."""
 CLIP = 3.0
 """MAD sigmas at which errors are clipped before their standard deviation is taken."""
 MAD_TO_SIGMA = 1.4826
@@ -28,26 +36,16 @@ TINY = 1e-12
 """Least sigma, for a signal that has been exactly 0."""
 
 
-def logarithmic(signal: str) -> bool:
-    """Whether the signal is judged on a log scale: norms and update sizes."""
-    return "norm" in signal or "rms" in signal
-
-
-def judged(signal: str, value: float) -> float:
-    """``value`` on the scale on which its signal is judged; NaN if it is not finite or has no logarithm."""
-    if not math.isfinite(value) or (logarithmic(signal) and value <= 0):
+def judged(kind: SignalKind, value: float) -> float:
+    """``value`` on the scale on which signals of its kind are judged; NaN if it is not finite or has no logarithm."""
+    if not math.isfinite(value) or (kind == "norm" and value <= 0):
         return math.nan
-    return math.log(value) if logarithmic(signal) else value
+    return math.log(value) if kind == "norm" else value
 
 
-def resolution(signal: str, level: float, share: float) -> float:
-    """``share`` of a level, in the unit in which its signal is judged."""
-    return share * (1.0 if logarithmic(signal) else abs(level))
-
-
-def falls(signal: str) -> bool:
-    """Whether training should lower the signal, so that a rise is suspect. (TFSD's objective rises after a cold start.)"""
-    return ("loss" in signal or "nll" in signal) and signal != "loss/objective"
+def resolution(kind: SignalKind, level: float, share: float) -> float:
+    """``share`` of a level, in the unit in which signals of its kind are judged."""
+    return share * (1.0 if kind == "norm" else abs(level))
 
 
 def median(values: Floats) -> float:
@@ -70,51 +68,77 @@ def spacing(values_nk: Floats) -> Floats:
 class Baseline:
     """The history of a series and its expected value (points 1 and 2 of the rule). Attributes are JSON values.
 
-    ``falling``: the line never rises, as training should lower the signal; otherwise it would follow a gradual spike.
+    ``falling``: the level is not expected to rise, as training should lower the signal; a line would follow a gradual spike.
     """
 
     def __init__(self, falling: bool = False) -> None:
         self.falling = falling
+        self.accepted = 0
+        """Values so far."""
         self.steps: list[int] = []
         self.values: list[float] = []
         self.errors: list[float] = []
         self.line: list[float] = []
         """Intercept and slope over log(1 + step), once there are enough values."""
+        self.noise: list[float] = []
+        """Median of the errors and their standard deviation, once there are enough of them."""
+        self.usual: list[float] = []
+        """Intercept and slope of the median of the whole history, once it counts."""
 
     def accept(self, step: int, value: float) -> None:
         """Add a value to the history."""
         if self.line:
-            self.errors = [*self.errors[1 - ERRORS :], value - self._forecast(step)]
-        self.steps = [*self.steps[1 - LINE :], step]
-        self.values = [*self.values[1 - LINE :], value]
-        if len(self.values) >= FEWEST:
-            self.line = self._fit()
+            self.errors = [*self.errors[1 - ERRORS :], value - _at(self.line, step)]
+        self.steps = [*self.steps[1 - HISTORY :], step]
+        self.values = [*self.values[1 - HISTORY :], value]
+        self.accepted += 1
+        if len(self.values) >= FEWEST and (len(self.errors) < ERRORS or self.accepted % REFIT == 0):
+            self._estimate()
 
     def expected(self, step: int) -> tuple[float, float] | None:
         """Expected level at ``step`` and standard deviation of the noise around it; None while it is too early."""
-        if len(self.errors) < FEWEST:
+        if not self.noise:
             return None
+        bias, sigma = self.noise
+        level = max(_at(self.line, step) + bias, min(self.values[-LOWEST:]))
+        return max(level, _at(self.usual, step)) if self.usual else level, sigma
+
+    def _estimate(self) -> None:
+        """Line, noise and usual level from the history."""
+        time, values = np.log1p(np.asarray(self.steps, dtype=np.float64)), np.asarray(self.values)
+        recent = values[-LINE:]
+        self.line = self._line(time[-LINE:], recent)
+        if len(self.errors) < FEWEST:
+            return
         errors = np.asarray(self.errors[-max(MINIMUM_ERRORS, len(self.errors) // 2) :])
         bias = median(errors)
         distance = np.abs(errors - bias)
-        last_digit = float(spacing(np.asarray(self.values)[None])[0])
+        last_digit = float(spacing(recent[None])[0])
         mad = max(MAD_TO_SIGMA * median(distance), last_digit)  # where most errors are 0, the others are no outliers
         clipped = np.minimum(distance, CLIP * mad)
         sigma = max(math.sqrt(float(np.mean(clipped * clipped))), last_digit / math.sqrt(12))
-        level = max(self._forecast(step) + bias, min(self.values[-LOWEST:]))
-        return level, sigma * (1 + SMALL_SAMPLE / len(errors))
+        self.noise = [bias, sigma * (1 + SMALL_SAMPLE / len(errors))]
+        if len(values) >= HISTORY_FROM:
+            self.usual = self._median(time, values)
 
-    def _forecast(self, step: int) -> float:
-        intercept, slope = self.line
-        return intercept + slope * math.log1p(step)
-
-    def _fit(self) -> list[float]:
-        time, values = np.log1p(np.asarray(self.steps, dtype=np.float64)), np.asarray(self.values)
+    def _line(self, time: Floats, values: Floats) -> list[float]:
         earlier, later = _pairs(len(values))
         slope = median((values[later] - values[earlier]) / (time[later] - time[earlier]))
         if self.falling:
             slope = min(slope, 0.0)
         return [median(values - slope * time), slope]
+
+    def _median(self, time: Floats, values: Floats) -> list[float]:
+        half = len(values) // 2
+        slope = (median(values[half:]) - median(values[:half])) / (median(time[half:]) - median(time[:half]))
+        if self.falling:
+            slope = min(slope, 0.0)
+        return [median(values - slope * time), slope]
+
+
+def _at(line: list[float], step: int) -> float:
+    intercept, slope = line
+    return intercept + slope * math.log1p(step)
 
 
 @cache

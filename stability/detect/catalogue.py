@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from record.metrics import SignalKind
+
 from .base import DETECTORS, Detector
-from .baseline import Floats, logarithmic
+from .baseline import Floats
 from .events import Event
 from .level import LevelRule
 from .median_mad import MedianMad
@@ -27,16 +29,16 @@ def judged_from(detector: Detector, warmup_steps: int) -> int:
     They grow with the learning rate and are smooth until the first layers begin to learn, so the early noise is no measure
     of the later noise. A non-finite value counts at any step.
     """
-    muted = logarithmic(detector.signal) and not isinstance(detector, NonFiniteRule)
+    muted = detector.signal_kind == "norm" and not isinstance(detector, NonFiniteRule)
     return warmup_steps + 1 if muted else 0
 
 
 DEFAULT = MedianMad.kind
 
 
-def make_detector(name: str, signal: str) -> Detector:
-    """A new detector. Raises KeyError for a name that is not in :data:`DETECTORS`."""
-    detector: Detector = DETECTORS[name](signal)
+def make_detector(name: str, signal: str, signal_kind: SignalKind | None = None) -> Detector:
+    """A new detector. Raises KeyError for a name that is not in :data:`DETECTORS`. ``signal_kind``: as declared by default."""
+    detector: Detector = DETECTORS[name](signal, signal_kind)
     return detector
 
 

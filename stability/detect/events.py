@@ -1,5 +1,6 @@
 """Events that detectors find: spikes, non-finite values, stalls, rises."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ class _Recorded:
 
 @dataclass
 class Spike(_Recorded):
-    """One spike of one signal, in steps.
+    """One spike of one signal, in steps: it began at ``start_step``, and ``opened_step`` was the first that showed it.
 
     ``height`` is the peak's distance from the expected level, in the signal's unit; ``sigmas`` the same in standard
     deviations of the noise (0 from a rule that measures no noise). ``recovered`` is False for a spike that was still open
@@ -23,6 +24,7 @@ class Spike(_Recorded):
     detector: str
     signal: str
     start_step: int
+    opened_step: int
     peak_step: int
     end_step: int
     height: float
@@ -99,6 +101,16 @@ class Rise(_Recorded):
 
 
 Event = Spike | NonFinite | Stall | Rise
+
+
+def told_by(event: Event, spikes: Iterable[Event]) -> bool:
+    """Whether a rise is the level of one of the ``spikes`` of its signal: one that lasts, or did not recover."""
+    return isinstance(event, Rise) and any(
+        spike.start_step <= event.opened_step <= spike.end_step
+        or (not spike.recovered and spike.start_step <= event.opened_step and event.start_step <= spike.end_step)
+        for spike in spikes
+        if isinstance(spike, Spike) and spike.signal == event.signal
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import math
 from statistics import median
 from typing import Any
 
+from record.metrics import SignalKind
+
 from .base import DETECTORS, Detector
 from .baseline import MAD_TO_SIGMA, SMALL_SAMPLE
 from .events import Event, Rise
@@ -19,7 +21,7 @@ LENGTHS = (32, 128, 512, 2048)
 """Values of a block: of the shortest the median, of the others the mean of the shorter ones' averages."""
 KEPT = 64
 """Blocks of each length that are kept; errors are estimated from them."""
-FEWEST = 6
+FEWEST = 10
 """Errors before a length is judged."""
 SMOOTHED = 3
 """Blocks whose median may lower the level: one lucky block does not."""
@@ -46,8 +48,8 @@ class LevelRule(Detector):
     enters: (b - 2 c + d) / sqrt(6) for independent averages.
     """
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.values: list[list[Any]] = []
         """Step and value of the block that is not full."""
         self.blocks: list[list[Block]] = [[] for _ in LENGTHS]

@@ -2,6 +2,8 @@
 
 import math
 
+from record.metrics import SignalKind
+
 from .base import DETECTORS, Detector
 from .events import Event, NonFinite
 
@@ -10,8 +12,8 @@ from .events import Event, NonFinite
 class NonFiniteRule(Detector):
     """NaN and infinite values: one event for each run of consecutive ones."""
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.steps: list[int] = []
         """First and last step of the current run."""
 

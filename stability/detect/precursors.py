@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from record.metrics import SignalKind, kind_of
+
 from .baseline import Baseline, judged, resolution
 from .events import Spike
 from .median_mad import LONGEST
@@ -23,8 +25,8 @@ OUT = 5.0
 ALONE = 15.0
 RESOLUTION = 0.01
 """Sigma is at least this share of the level: parameter norms follow a line closely, and leave it at every bend."""
-PASSED_OVER = ("data/", "step", "tokens", "lr", "loss/objective", "validation/", "throughput/", "memory/")
-"""Prefixes of metrics that do not measure the model in training."""
+PASSED_OVER = ("loss/objective", "validation/")
+"""Prefixes of metrics that say the same as others, or of later."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,25 @@ class Precursor:
     sigmas: float
 
 
-def precursors(spike: Spike, steps: Sequence[int], signals: Mapping[str, Sequence[float]]) -> list[Precursor]:
+def precursors(
+    spike: Spike,
+    steps: Sequence[int],
+    signals: Mapping[str, Sequence[float]],
+    kinds: Mapping[str, SignalKind] | None = None,
+) -> list[Precursor]:
     """The precursors of ``spike`` among ``signals`` (values at ``steps``, NaN where missing), longest lead first. A lead of
-    0 steps means the signal left its range together with the spike. Later steps are not considered."""
+    0 steps means the signal left its range together with the spike. Later steps are not considered. ``kinds`` of
+    signals: as declared by default."""
     window = [i for i, step in enumerate(steps) if -LEAD - HISTORY <= step - spike.start_step <= 0]
     found = []
     for name, values in signals.items():
-        if name == spike.signal or name.startswith(PASSED_OVER):
+        kind = (kinds or {}).get(name) or kind_of(name)
+        if name == spike.signal or kind == "rate" or name.startswith(PASSED_OVER):
             continue
         # Updates are proportional to the learning rate: a change of the rate is no excursion.
         per = signals["lr"] if name.startswith("update_rms/") and "lr" in signals else None
         first_step, sigmas = _excursion(
-            name, [(steps[i], judged(name, values[i] / per[i] if per and per[i] > 0 else values[i])) for i in window]
+            kind, [(steps[i], judged(kind, values[i] / per[i] if per and per[i] > 0 else values[i])) for i in window]
         )
         lead = spike.start_step - first_step
         if sigmas != 0.0 and lead <= LEAD:
@@ -57,7 +66,7 @@ def precursors(spike: Spike, steps: Sequence[int], signals: Mapping[str, Sequenc
     return sorted(found, key=lambda precursor: (-precursor.lead_steps, -abs(precursor.sigmas)))
 
 
-def _excursion(name: str, series: Iterable[tuple[int, float]]) -> tuple[int, float]:
+def _excursion(kind: SignalKind, series: Iterable[tuple[int, float]]) -> tuple[int, float]:
     """First step and farthest sigmas of an excursion that lasts to the end of ``series``; 0 sigmas if there is none."""
     baseline = Baseline()
     out: list[tuple[int, float]] = []
@@ -65,7 +74,7 @@ def _excursion(name: str, series: Iterable[tuple[int, float]]) -> tuple[int, flo
     for step, value in series:
         if math.isnan(value):
             continue
-        sigmas = _sigmas(name, baseline, step, value)
+        sigmas = _sigmas(kind, baseline, step, value)
         if abs(sigmas) > OUT and (not out or sigmas * out[0][1] > 0):
             out.append((step, sigmas))
             back = []
@@ -80,7 +89,7 @@ def _excursion(name: str, series: Iterable[tuple[int, float]]) -> tuple[int, flo
     return (out[0][0], farthest) if out and real else (0, 0.0)
 
 
-def _sigmas(name: str, baseline: Baseline, step: int, value: float) -> float:
+def _sigmas(kind: SignalKind, baseline: Baseline, step: int, value: float) -> float:
     """Distance of ``value`` from the expected level; 0 while it is too early to tell, or without any noise."""
     level, sigma = baseline.expected(step) or (value, 0.0)
-    return (value - level) / max(sigma, resolution(name, level, RESOLUTION)) if sigma > 0 else 0.0
+    return (value - level) / max(sigma, resolution(kind, level, RESOLUTION)) if sigma > 0 else 0.0

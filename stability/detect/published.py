@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from record.metrics import SignalKind
+
 from .base import DETECTORS, Detector
 from .events import Event
 
@@ -19,8 +21,8 @@ class FlagRule(Detector):
 
     in_a_row: ClassVar[int] = 1
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.flags: list[list[Any]] = []
         """Step, height and sigmas of flagged steps that are still too few for an event."""
 
@@ -34,7 +36,7 @@ class FlagRule(Detector):
         self.flags.append([step, height, sigmas])
         if self.open is not None or len(self.flags) >= self.in_a_row:
             for flag in self.flags:
-                self._extend(*flag)
+                self._extend(*flag, opened_step=step)
             self.flags = []
         return []
 
@@ -49,8 +51,8 @@ class WindowRule(FlagRule):
     window: ClassVar[int]
     fewest: ClassVar[int]
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.history: list[float] = []
 
     def judge(self, value: float) -> tuple[bool, float, float]:
@@ -95,8 +97,8 @@ class Olmo2(WindowRule):
 
     window, fewest = 1000, 128
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.seen = self.outliers = 0
 
     @property
@@ -154,8 +156,8 @@ class LossRatio(FlagRule):
     measures no noise, and is silent for a signal that has been 0 or below.
     """
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.lowest: float | None = None
 
     def judge(self, value: float) -> tuple[bool, float, float]:

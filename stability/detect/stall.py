@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from record.metrics import SignalKind
+
 from .base import DETECTORS, Detector
 from .events import Event, Stall
 
@@ -29,8 +31,8 @@ class StallRule(Detector):
     is not).
     """
 
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
+        super().__init__(signal, signal_kind)
         self.losses: list[list[Any]] = []
         self.logits: dict[str, list[list[Any]]] = {}
         """Steps and values, in order."""

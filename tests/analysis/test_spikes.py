@@ -230,7 +230,7 @@ def test_torch_is_not_needed() -> None:
 def test_of_more_curves_than_a_picture_holds_the_most_eventful_are_drawn() -> None:
     steps, values = np.arange(5.0), np.ones(5)
     panels = {(f"run {i}", "loss"): (steps, values) for i in range(100)}
-    found: list[tuple[str, Event]] = [("run 77", Spike("median_mad", "loss", 2, 2, 2, 1.0, 9.0, recovered=True))]
+    found: list[tuple[str, Event]] = [("run 77", Spike("median_mad", "loss", 2, 2, 2, 2, 1.0, 9.0, recovered=True))]
     with style.look():
         figure = draw_spikes(panels, found, ["median_mad"])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
@@ -250,14 +250,14 @@ def test_the_fall_at_the_start_does_not_flatten_a_late_rise() -> None:
     low, high = panel.get_ylim()
     assert low == pytest.approx(2, abs=0.05)
     assert high == pytest.approx(2.05, abs=0.05)
-    early = Spike("median_mad", "loss", 10, 11, 12, 1.0, 9.0)
+    early = Spike("median_mad", "loss", 10, 10, 11, 12, 1.0, 9.0)
     (panel,) = draw_spikes({("run", "loss"): (steps, values)}, [("run", early)], ["median_mad"]).axes
     assert panel.get_ylim()[1] > values[10]
 
 
 def test_no_two_detectors_have_the_same_colour() -> None:
     found: list[tuple[str, Event]] = [
-        ("run", Spike(name, "loss", 2, 2, 2, 1.0, 9.0, recovered=True)) for name in DETECTORS
+        ("run", Spike(name, "loss", 2, 2, 2, 2, 1.0, 9.0, recovered=True)) for name in DETECTORS
     ]
     with style.look():
         figure = draw_spikes({("run", "loss"): (np.arange(5.0), np.ones(5))}, found, list(DETECTORS))

@@ -10,7 +10,7 @@ from stability.detect.precursors import LEAD, precursors
 
 START = 300
 STEPS = list(range(1, 341))
-SPIKE = Spike("median_mad", "loss/nll", START, START, START + 5, 1.0, 10.0, True)
+SPIKE = Spike("median_mad", "loss/nll", START, START, START, START + 5, 1.0, 10.0, True)
 
 
 def noise(seed, freedom=5):
