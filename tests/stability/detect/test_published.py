@@ -108,7 +108,35 @@ def test_loss_ratio_is_to_the_lowest_value_before(seed):
     assert flagged("loss_ratio", values) == expected
 
 
-@pytest.mark.parametrize("name", ["olmo_core", "olmo2", "llmc"])
+@given(st.integers(0, 1000))
+def test_cusum_sums_as_trainscope_does(seed):
+    values, expected = series(seed), set()
+    values[200:260] += 0.15  # less than two sigmas, but for long
+    values[300:330] -= 0.3
+    high = low = 0.0
+    for i, value, past in finite_before(values):
+        if len(past) < 30:
+            continue
+        middle = np.median(past[-200:])
+        z = (value - middle) / max(1.4826 * np.median(np.abs(past[-200:] - middle)), 1e-12)
+        high, low = max(0.0, high + z - 1), min(0.0, low + z + 1)
+        if high >= 6:
+            expected.add(i)
+        if high >= 6 or low <= -6:
+            high = low = 0.0
+    assert flagged("cusum", values) == expected
+
+
+def test_cusum_sees_a_small_shift_that_no_single_value_shows_and_no_fall():
+    values = 3 + 0.1 * np.random.default_rng(0).standard_normal(300)
+    assert detect("x", range(300), values, "cusum") == []
+    values[200:] += 0.15
+    events = detect("x", range(300), values, "cusum")
+    assert 200 <= events[0].start_step < 240
+    assert detect("x", range(300), np.where(np.arange(300) < 200, 3.0, 2.0), "cusum") == []
+
+
+@pytest.mark.parametrize("name", ["olmo_core", "olmo2", "llmc", "cusum"])
 def test_a_nan_blinds_no_rule(name):
     values = 3 + 0.1 * np.random.default_rng(0).standard_normal(200)
     values[180] = 20

@@ -1,0 +1,49 @@
+"""The rules of trainscope 1.8.1, a debugger for loss spikes, as published (github.com/kaelvalen/trainscope)."""
+
+import numpy as np
+
+from .base import DETECTORS
+from .baseline import MAD_TO_SIGMA, median
+from .published import FlagRule
+
+WINDOW, FEWEST = 200, 30
+"""Values before this one that it is compared with, at most and at least."""
+SLACK = 1.0
+"""Sigmas that a value has to be off for the sum to grow."""
+THRESHOLD = 6.0
+"""Sum, in sigmas, at which the rule fires."""
+LEAST_SIGMA = 1e-12
+
+
+@DETECTORS.register("cusum")
+class Cusum(FlagRule):
+    """The default detector, for the loss: the sums of (z - 1) and of (z + 1), kept at or above 0 and at or below
+    0, where z is the distance from the median of the last 200 values in sigmas by their MAD. Either fires at 6 sigmas, and
+    both begin anew.
+
+    Source: core/detectors/changepoint.py, with its defaults; the test is Page's (Biometrika 41, 1954). There a
+    fall is a spike as well; here an event is a rise. Left out: the score from ``ruptures``, which decides nothing. The window
+    takes in what it is compared with, so a new level becomes the usual one within some hundred values.
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.history: list[float] = []
+        self.above = self.below = 0.0
+        """The two sums."""
+
+    def judge(self, value: float) -> tuple[bool, float, float]:
+        verdict = (False, 0.0, 0.0)
+        if len(self.history) >= FEWEST:
+            window = np.asarray(self.history)
+            usual = median(window)
+            sigma = max(MAD_TO_SIGMA * median(np.abs(window - usual)), LEAST_SIGMA)
+            z = (value - usual) / sigma
+            self.above = max(0.0, self.above + z - SLACK)
+            self.below = min(0.0, self.below + z + SLACK)
+            verdict = (self.above >= THRESHOLD, value - usual, z)
+            if self.above >= THRESHOLD or -self.below >= THRESHOLD:
+                self.above = self.below = 0.0
+        self.history.append(value)
+        del self.history[:-WINDOW]
+        return verdict
