@@ -18,6 +18,7 @@ from stability.detect.catalogue import detect_rows, detect_series, judged_from, 
 from stability.detect.events import Event, Spike
 from stability.detect.precursors import LOOK_BACK, precursors
 from stability.detect.stall import LOGITS, StallRule
+from stability.detect.trainscope import KURTOSIS, Kurtosis
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detec
     after what was kept. Nothing for a rule that means nothing for the column."""
     metric = series.metric(column)
     if rule in ("stall", "level") and not falls(metric):  # growing logits and a rise mean something for a loss only
+        return [], None
+    if rule == Kurtosis.kind and not metric.startswith(KURTOSIS):
         return [], None
     detector = make_detector(rule, metric)
     found = find_events(series, column, detector)

@@ -9,10 +9,13 @@ from stability.detect.base import Detector
 from stability.detect.baseline import falls
 from stability.detect.catalogue import DEFAULT, make_detector
 from stability.detect.events import Event, Rise, Spike
+from stability.detect.trainscope import Kurtosis
 
 from ..detectors import RULES, WATCHED
 from .cases import Curve
 from .score import Sighting
+
+NEEDS_ACTIVATIONS = "needs activations (hidden_kurtosis/layer_NN)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,11 @@ class Contestant:
 def own() -> list[Contestant]:
     """Each rule of stability/detect alone. What a run is watched by is two of them (:data:`WATCHED`)."""
     names = [DEFAULT, "level", *(name for name in RULES if name not in (WATCHED, DEFAULT))]
-    return [Contestant(name, f"stability/detect, {name}", _takes(name), _find(name)) for name in names]
+    rules = [Contestant(name, f"stability/detect, {name}", _takes(name), _find(name)) for name in names]
+    return [
+        *rules,
+        Contestant(Kurtosis.kind, "stability/detect, kurtosis", lambda column: NEEDS_ACTIVATIONS, _find(Kurtosis.kind)),
+    ]
 
 
 def _takes(rule: str) -> Callable[[str], str | None]:

@@ -13,6 +13,12 @@ SLACK = 1.0
 THRESHOLD = 6.0
 """Sum, in sigmas, at which the rule fires."""
 LEAST_SIGMA = 1e-12
+BASELINE = 40
+"""First values, from which the kurtosis rule learns what is usual."""
+CROSSING = 3.0
+"""Sigmas above the usual at which it flags a value."""
+KURTOSIS = "hidden_kurtosis/"
+"""How the metrics begin that it is meant for."""
 
 
 @DETECTORS.register("cusum")
@@ -47,3 +53,29 @@ class Cusum(FlagRule):
         self.history.append(value)
         del self.history[:-WINDOW]
         return verdict
+
+
+@DETECTORS.register("kurtosis")
+class Kurtosis(FlagRule):
+    """The early warning from activations: the kurtosis of a block (hidden_kurtosis/layer_NN) is more than 3 sigmas above the
+    median of its first 40 values, sigmas by their MAD, in three values in a row.
+
+    Source: analysis.py, first_crossing_step. There the first crossing of a finished run of at least 50 values is told; here each
+    one is an event. trainscope measures the outputs of all leaf modules every 5 steps, this project the residual stream
+    where it probes the attention. It applies the same rule to the gradient norm.
+    """
+
+    in_a_row = 3
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.first: list[float] = []
+
+    def judge(self, value: float) -> tuple[bool, float, float]:
+        if len(self.first) < BASELINE:
+            self.first.append(value)
+            return False, 0.0, 0.0
+        usual = sorted(self.first)[BASELINE // 2]  # the upper of the two in the middle, as there
+        sigma = MAD_TO_SIGMA * sorted(abs(each - usual) for each in self.first)[BASELINE // 2]
+        height = value - usual
+        return height > CROSSING * sigma, height, height / sigma if sigma > 0 else 0.0
