@@ -90,20 +90,23 @@ def noted(curves: Sequence[Curve], results: Sequence[Result]) -> str:
     header = ["by the note"]
     for place in places:
         curve = curves[place]
-        header.append(f"{curve.name} {curve.column} ({curve.half})")
-        if not isinstance(curve.rule, Count):
-            header.append(f"false, {curve.name}" if isinstance(curve.rule, TimesMedian) else f"others, {curve.name}")
+        title = f"{curve.name} {curve.column}"
+        if isinstance(curve.rule, Count):
+            header.append(f"{title}, events, {curve.rule.number} by eye ({curve.half})")
+        else:
+            others = "false" if isinstance(curve.rule, TimesMedian) else "others"
+            header += [f"{title} ({curve.half})", f"{others}, {curve.name}"]
     rows = []
     for result in results:
         row = [result.contestant.name]
         for place in places:
             curve, seen = curves[place], result.seen[place]
-            width = 1 if isinstance(curve.rule, Count) else 2
             if seen is None:
-                row += [f"not applicable: {result.contestant.takes(curve.column)}", *[""] * (width - 1)]
+                absent = f"not applicable: {result.contestant.takes(curve.column)}"
+                row += [absent] if isinstance(curve.rule, Count) else [absent, ""]
                 continue
             one = score_noted(curve, seen)
-            row += [f"{one.found} of {one.wanted}", *([] if one.others is None else [str(one.others)])]
+            row += [str(one.found)] if one.others is None else [f"{one.found} of {one.wanted}", str(one.others)]
         rows.append(row)
     return markdown_table(header, rows)
 

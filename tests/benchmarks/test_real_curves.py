@@ -149,6 +149,7 @@ def folder(tmp_path: Path) -> Path:
     norms[[250, 300]] = 30
     labels = {"b-healthy": label(healthy=True), "c": label(sharp=[600]), "d": label(healthy=True)}
     labels["hf_star"] = label(note="two values")
+    labels["nanogpt_153325"] = label(note="fourteen, none of them here")
     steps = np.arange(1_000)
     return write(
         tmp_path / "curves",
@@ -156,6 +157,7 @@ def folder(tmp_path: Path) -> Path:
         b__healthy={"step": steps, "loss": np.where(steps == 0, np.nan, healthy)},
         c={"step": steps, "loss": spiked},
         d={"step": steps, "val_loss": healthy},
+        nanogpt_153325={"step": steps[:500], "loss": spiked[500:]},
         hf_star={"step": 20 * np.arange(400), "loss": healthy[:400], "grad_norm": norms},
     )
 
@@ -166,6 +168,7 @@ def test_the_folder_is_read_halves_alternate_and_what_was_not_written_is_left_ou
         ("b-healthy", "loss", "tune", 999),
         ("c", "loss", "report", 1_000),
         ("hf_star", "grad_norm", "report", 400),
+        ("nanogpt_153325", "loss", "tune", 500),
     ]
     assert "d has no column loss: left out" in capsys.readouterr().err
 
@@ -193,6 +196,7 @@ def test_the_command_measures_every_contestant(folder, tmp_path, capsys):
     assert found["tune half"][0]["sharp spikes"] == ""
     notes = {row["by the note"]: row for row in found["by the note"]}
     assert notes["median_mad"]["hf_star grad_norm (report)"] == "2 of 2"
+    assert notes["median_mad"]["nanogpt_153325 loss, events, 14 by eye (tune)"] == "1"
     assert notes["level"]["hf_star grad_norm (report)"] == "not applicable: for losses only"
     events = pd.read_csv(tmp_path / "out" / "events.csv")
     (spike,) = events[(events["contestant"] == "median_mad") & (events["curve"] == "c")].to_dict("records")
