@@ -23,7 +23,7 @@ from .score import Sighting
 PACKAGES = ("arc-vigil", "losslint", "trainscope")
 TRAINSCOPE_DETECTORS = ("changepoint", "z_score", "percentile")
 NEEDS_A_MODEL = "needs the weights and gradients of a live model (BendexMonitor.observe)"
-LOSS_ONLY = "is fed with the loss only"
+LOSS_ONLY = "fed with the loss only"
 
 
 def installed() -> tuple[list[Contestant], list[str]]:
@@ -61,7 +61,7 @@ def _trainscope(version: str) -> list[Contestant]:
         )
         for name in TRAINSCOPE_DETECTORS
     ]
-    used, reason = "trainscope.analysis.first_crossing_step", "is applied to gradient norm and kurtosis only"
+    used, reason = "trainscope.analysis.first_crossing_step", "applied to gradient norm and kurtosis only"
     crossing = Contestant(f"trainscope {version} first crossing", used, _only("grad_norm", reason), _find_crossing)
     return [*detectors, crossing]
 
