@@ -48,6 +48,7 @@ class Telemetry:
         self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
         self.portions = portions_of(self.parameters)
         self.probing = False
+        """Within :meth:`probe`."""
         self._reset()
         self._handles = self._add_hooks(blocks, final_norm) if enabled else []
 
@@ -235,7 +236,7 @@ def excess_kurtosis(h: Tensor) -> Tensor:
     deviations, less the 3 of a normal distribution; 0 if all are equal."""
     square = (h.float() - h.float().mean()).square()
     variance = square.mean()
-    return torch.where(variance > 0, (square / variance).square().mean() - 3, torch.zeros_like(variance))
+    return torch.where(variance == 0, torch.zeros_like(variance), (square / variance).square().mean() - 3)
 
 
 def weight_histogram(weight_N: Tensor, valid_N: Tensor) -> Tensor:

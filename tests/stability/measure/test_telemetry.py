@@ -202,6 +202,7 @@ def test_excess_kurtosis_by_hand():
     assert excess_kurtosis(torch.tensor([[1.0, -1.0], [1.0, -1.0]])).item() == -2.0
     assert excess_kurtosis(torch.tensor([0.0, 0.0, 0.0, 4.0])).item() == pytest.approx((81 + 3) / 4 / 9 - 3)
     assert excess_kurtosis(torch.full((5,), 7.0)).item() == 0.0
+    assert math.isnan(excess_kurtosis(torch.tensor([1.0, math.nan])).item())
     normal = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     assert abs(excess_kurtosis(normal).item()) < 0.05
     assert excess_kurtosis(1e15 * normal).item() == pytest.approx(excess_kurtosis(normal).item(), abs=1e-3)
