@@ -23,13 +23,12 @@ KURTOSIS = "hidden_kurtosis/"
 
 @DETECTORS.register("cusum")
 class Cusum(FlagRule):
-    """The default detector, for the loss: the sums of (z - 1) and of (z + 1), kept at or above 0 and at or below
-    0, where z is the distance from the median of the last 200 values in sigmas by their MAD. Either fires at 6 sigmas, and
-    both begin anew.
+    """The default detector, for the loss: the sums of (z - 1), kept at or above 0, and of (z + 1), kept at or below 0, where z
+    is the distance from the median of the last 200 values in sigmas by their MAD. Either fires at 6, and both begin anew.
 
-    Source: core/detectors/changepoint.py, with its defaults; the test is Page's (Biometrika 41, 1954). There a
-    fall is a spike as well; here an event is a rise. Left out: the score from ``ruptures``, which decides nothing. The window
-    takes in what it is compared with, so a new level becomes the usual one within some hundred values.
+    Source: core/detectors/changepoint.py, with its defaults; the test is Page's (Biometrika 41, 1954). There a fall is a spike as
+    well; here an event is a rise. Left out: the score from ``ruptures``, which decides nothing. Each value enters the window,
+    so a new level becomes the usual one after some hundred.
     """
 
     def __init__(self, signal: str) -> None:
@@ -61,8 +60,8 @@ class Kurtosis(FlagRule):
     median of its first 40 values, sigmas by their MAD, in three values in a row.
 
     Source: analysis.py, first_crossing_step. There the first crossing of a finished run of at least 50 values is told; here each
-    one is an event. trainscope measures the outputs of all leaf modules every 5 steps, this project the residual stream
-    where it probes the attention. It applies the same rule to the gradient norm.
+    one is an event. There the outputs of all leaf modules are measured, every 5 steps, here the residual stream where the
+    attention is probed; and there the gradient norm is judged by the same rule.
     """
 
     in_a_row = 3
