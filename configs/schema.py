@@ -102,7 +102,7 @@ class TelemetryConfig(Section):
     flush_every: int = Field(default=20, ge=1, le=MOST)
     """Steps between transfers from the device to metrics.jsonl, which has a row for every step regardless."""
     attention_every: int | None = Field(default=20, ge=1, le=MOST)
-    """Steps between measurements of the attention logits; null: never."""
+    """Steps between measurements of the attention logits and of the residual stream's kurtosis; null: never."""
     attention_sequences: int = Field(default=2, ge=1, le=MOST)
     """Validation sequences that this measurement uses; always the same ones, on every rank."""
 

@@ -65,6 +65,7 @@ METRICS = (
     Metric("attention/entropy", "nats", "mean", "entropy of the attention weights, over layers, heads and queries"),
     Metric("attention/layer_NN/logit_max", "nats", "max", "attention/logit_max of one layer"),
     Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
+    Metric("hidden_kurtosis/layer_NN", "1", "same", "excess kurtosis of the residual stream after block NN, on these sequences"),
     Metric("intervention/<kind>/scale", "1", "same", "factor by which the intervention multiplied the gradient"),
     Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention skipped the update, else 0"),
     Metric("throughput/tokens_per_second", "tokens/s", "host", "over all ranks, without evaluation and checkpoints", "rate"),

@@ -108,10 +108,10 @@ class Watch:
     def _spikes(self) -> Iterator[Spike]:
         """All spikes so far, open ones included."""
         yield from (detector.open for detector in self.detectors if detector.open is not None)
-        names = [field.name for field in fields(Spike)]
         for event in read_rows(self.recorder.directory / "events.jsonl"):
             if event["event"] == "spike":
-                yield Spike(**{name: event.get(name, event["start_step"]) for name in names})
+                told: dict[str, Any] = {field.name: event.get(field.name, event["start_step"]) for field in fields(Spike)}
+                yield Spike(**told)
 
     def way_back(self, spike: Spike, drew: Callable[[int], int]) -> tuple[dict[str, Any], str]:
         """What leads back to a spike: fields of its event, and the command that explains it."""

@@ -242,10 +242,12 @@ def test_probing_attention_does_not_disturb_the_run(start):
     dropout = "body.attn_pdrop=0.1"
     probed = start("name=probed", dropout, "telemetry.attention_every=1")[1]
     plain = start("name=plain", dropout, "telemetry.attention_every=null")[1]
-    found = [{k: v for k, v in row.items() if k.startswith("attention/")} for row in rows_of(probed)]
+    found = [
+        {k: v for k, v in row.items() if k.startswith(("attention/", "hidden_kurtosis/"))} for row in rows_of(probed)
+    ]
     names = {
         f"attention/{place}{kind}" for place in ("", "layer_00/", "layer_01/") for kind in ("logit_max", "entropy")
-    }
+    } | {"hidden_kurtosis/layer_00", "hidden_kurtosis/layer_01"}
     assert all(values.keys() == names for values in found)
     assert [r["attention/logit_max"] for r in found] == [
         max(r["attention/layer_00/logit_max"], r["attention/layer_01/logit_max"]) for r in found
@@ -254,6 +256,7 @@ def test_probing_attention_does_not_disturb_the_run(start):
     assert_same_weights(weights(probed), weights(plain))
     every_seventh = start("name=seventh", dropout, "telemetry.attention_every=7")[1]
     assert [r["step"] for r in rows_of(every_seventh) if "attention/logit_max" in r] == [7, 14, 21, 28]
+    assert [r["step"] for r in rows_of(every_seventh) if "hidden_kurtosis/layer_01" in r] == [7, 14, 21, 28]
 
 
 def test_an_error_in_mid_run_is_in_the_status(start, tmp_path, monkeypatch):

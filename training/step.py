@@ -84,9 +84,10 @@ def step_batch(run: Run, step: int) -> tuple[Tensor, Tensor]:
 
 
 def probe_attention(run: Run) -> None:
-    """Measure the attention logits on fixed validation sequences, without random numbers or gradients."""
+    """Measure the attention logits and the residual stream's kurtosis on fixed validation sequences, without random numbers
+    or gradients."""
     model = run.bare_model()
-    with only_looking(model), attention_probe(model.model) as layers:
+    with only_looking(model), run.telemetry.probe(), attention_probe(model.model) as layers:
         model(input_ids=run.probe_BT, logits_to_keep=1, use_cache=False)
     run.telemetry.attention = list(layers)
 

@@ -14,7 +14,7 @@ from record.logs.columns import BY_KEY, SIGNALS, measures_model, role_of
 from record.metrics import SignalKind, kind_of
 from record.table import Table
 from stability.detect.base import Detector
-from stability.detect.catalogue import DEFAULT, detect_rows, detect_series, judged_from, make_detector
+from stability.detect.catalogue import DEFAULT, DETECTORS, detect_rows, detect_series, judged_from, make_detector
 from stability.detect.events import Event, Spike, told_by
 from stability.detect.precursors import LOOK_BACK, precursors
 from stability.detect.stall import LOGITS, StallRule
@@ -94,7 +94,7 @@ def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detec
     """The events that the detector ``rule`` finds in a column, first what was kept, then each abandoned branch; and the detector
     after what was kept. Nothing for a rule that means nothing for the column."""
     metric, kind = series.metric(column), series.kind(column)
-    if rule in ("stall", "level") and kind != "loss":  # growing logits and a rise mean something for a loss only
+    if not DETECTORS[rule].applies_to(metric, kind):
         return [], None
     detector = make_detector(rule, metric, kind)
     found = find_events(series, column, detector)

@@ -37,6 +37,11 @@ class Detector(ABC):
         self.open: Spike | None = None
         self.last_step: int | None = None
 
+    @classmethod
+    def applies_to(cls, signal: str, signal_kind: SignalKind) -> bool:
+        """Whether the rule means something for a signal."""
+        return True
+
     def update(self, row: Mapping[str, Any]) -> list[Event]:
         """Take one row ("step" and metrics by name); returns the events that end with it. Raises ValueError if the step is
         not after the last one."""
@@ -72,10 +77,10 @@ class Detector(ABC):
         detector.open = None if state["open"] is None else Spike(**state["open"])
         return detector
 
-    def _extend(self, step: int, height: float, sigmas: float, opened_step: int | None = None) -> None:
-        """Extend the spike to ``step``, or open one that began there: at ``opened_step``, by default at once."""
+    def _extend(self, step: int, height: float, sigmas: float) -> None:
+        """Extend the spike to ``step``, or open one that began there."""
         if self.open is None:
-            self.open = Spike(self.kind, self.signal, step, opened_step or step, step, step, height, sigmas)
+            self.open = Spike(self.kind, self.signal, step, step, step, step, height, sigmas)
         self.open.end_step = step
         if height > self.open.height:
             self.open.peak_step, self.open.height, self.open.sigmas = step, height, sigmas

@@ -61,6 +61,10 @@ class LevelRule(Detector):
         self.risen: list[Any] = []
         """Of the last rise, until its level is usual: which length, the level before, its error, and blocks since."""
 
+    @classmethod
+    def applies_to(cls, signal: str, signal_kind: SignalKind) -> bool:
+        return signal_kind == "loss"
+
     def take(self, step: int, value: float) -> list[Event]:
         if not math.isfinite(value):
             return []

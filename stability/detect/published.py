@@ -36,7 +36,10 @@ class FlagRule(Detector):
         self.flags.append([step, height, sigmas])
         if self.open is not None or len(self.flags) >= self.in_a_row:
             for flag in self.flags:
-                self._extend(*flag, opened_step=step)
+                self._extend(*flag)
+            assert self.open is not None
+            if len(self.flags) > 1:
+                self.open.opened_step = step
             self.flags = []
         return []
 

@@ -8,7 +8,8 @@ Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P param
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .norms import GroupNorms, full, portions_of, tensor_norms, whole
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
 _WEIGHT_DECADES = 16
+BLOCK, KURTOSIS = "hidden_norm/layer_", "hidden_kurtosis/layer_"
 Means = dict[str, tuple[Tensor, Tensor]]
 """By metric name: the mean on this rank, and the number of values."""
 
@@ -45,6 +47,8 @@ class Telemetry:
         self.group_norms = GroupNorms(groups, self.parameters)
         self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
         self.portions = portions_of(self.parameters)
+        self.probing = False
+        """Within :meth:`probe`."""
         self._reset()
         self._handles = self._add_hooks(blocks, final_norm) if enabled else []
 
@@ -65,22 +69,34 @@ class Telemetry:
     def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: Any, output: Any = None) -> None:
+                value = output if output is not None else arguments
+                h_BTD = value[0] if isinstance(value, tuple) else value
                 if module.training:  # evaluation leaves no trace
-                    value = output if output is not None else arguments
-                    h_BTD = value[0] if isinstance(value, tuple) else value
                     # The last block's output is the final norm's input: measured only once (FSDP2 may make a copy).
                     if h_BTD is not self.last_hidden[0]:
                         with torch.no_grad():
                             norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
                         self.last_hidden = (h_BTD, norm_N)
                     self.latest[name] = self.last_hidden[1]
+                elif self.probing and name.startswith(BLOCK):
+                    self.step_values[name.replace(BLOCK, KURTOSIS)] = excess_kurtosis(h_BTD)
 
             return hook
 
-        handles = [b.register_forward_hook(keep(f"hidden_norm/layer_{i:02d}")) for i, b in enumerate(blocks)]
+        handles = [b.register_forward_hook(keep(f"{BLOCK}{i:02d}")) for i, b in enumerate(blocks)]
         handles.append(final_norm.register_forward_pre_hook(keep("hidden_norm/pre_final")))
         handles.append(final_norm.register_forward_hook(keep("hidden_norm/final")))
         return handles
+
+    @contextmanager
+    def probe(self) -> Iterator[None]:
+        """Within the block, a forward pass in evaluation mode measures the kurtosis of the residual stream for the step to
+        come. All ranks pass the same sequences."""
+        self.probing = True
+        try:
+            yield
+        finally:
+            self.probing = False
 
     def end_micro_batch(self, losses: TokenLosses) -> None:
         """Keep the losses of a micro-batch, and what the hooks have measured of it, until the end of the step."""
@@ -212,6 +228,15 @@ def _over_ranks(means: Means, maxima: dict[str, Tensor]) -> dict[str, Tensor]:
     all_reduce(max_values, "max")
     reduced = totals_2M[0] / totals_2M[1].clamp(min=1)
     return dict(zip(means, reduced.unbind(), strict=True)) | dict(zip(maxima, max_values.unbind(), strict=True))
+
+
+@torch.no_grad()
+def excess_kurtosis(h: Tensor) -> Tensor:
+    """Excess kurtosis () of all entries of ``h``: the mean fourth power of their distance from their mean in standard
+    deviations, less the 3 of a normal distribution; 0 if all are equal."""
+    square = (h.float() - h.float().mean()).square()
+    variance = square.mean()
+    return torch.where(variance == 0, torch.zeros_like(variance), (square / variance).square().mean() - 3)
 
 
 def weight_histogram(weight_N: Tensor, valid_N: Tensor) -> Tensor:

@@ -112,16 +112,30 @@ def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> No
     spikes.main([str(eventful), "--detector", "all", "--signal", "loss/nll", "--out", str(tmp_path)])
     table = read_table(eventful / "metrics.jsonl")
     found = [event for event in events(tmp_path) if event["detector"] not in ("stall", "non_finite")]
+    assert "kurtosis" not in {event["detector"] for event in found}  # it is meant for other signals
     expected = [
         event.event()
         for name in DETECTORS
-        if name not in ("stall", "non_finite")
+        if name not in ("stall", "non_finite", "kurtosis")
         for event in detect("loss/nll", table.steps.tolist(), table.columns["loss/nll"], name)
     ]
     assert expected
     assert [{key: event[key] for key in one} for event, one in zip(found, expected, strict=True)] == expected
     (nan,) = [event for event in events(tmp_path) if event["kind"] == "non_finite"]
     assert (nan["start_step"], nan["end_step"], nan["height"]) == (301, 301, None)
+
+
+def test_kurtosis_is_judged_where_it_was_measured(tmp_path: Path) -> None:
+    rows = training_rows(200)
+    for step, row in enumerate(rows, start=1):
+        if step % 2 == 0:
+            row["hidden_kurtosis/layer_00"] = 1.0 + 0.1 * (step % 3) + (5.0 if step >= 150 else 0.0)
+    run = write_run(tmp_path / "run", rows)
+    spikes.main(
+        [str(run), "--detector", "kurtosis", "--signal", "loss/nll", "hidden_kurtosis/layer_00", "--out", str(tmp_path)]
+    )
+    (event,) = events(tmp_path)
+    assert (event["signal"], event["start_step"], event["end_step"]) == ("hidden_kurtosis/layer_00", 150, 200)
 
 
 def test_norms_are_judged_from_the_end_of_the_warm_up_on_in_the_run_and_after_it(tmp_path: Path) -> None:

@@ -108,7 +108,57 @@ def test_loss_ratio_is_to_the_lowest_value_before(seed):
     assert flagged("loss_ratio", values) == expected
 
 
-@pytest.mark.parametrize("name", ["olmo_core", "olmo2", "llmc"])
+@given(st.integers(0, 1000))
+def test_cusum_sums_as_trainscope_does(seed):
+    values, expected = series(seed), set()
+    values[200:260] += 0.15  # less than two sigmas, but for long
+    values[300:330] -= 0.3
+    high = low = 0.0
+    for i, value, past in finite_before(values):
+        if len(past) < 30:
+            continue
+        middle = np.median(past[-200:])
+        z = (value - middle) / max(1.4826 * np.median(np.abs(past[-200:] - middle)), 1e-12)
+        high, low = max(0.0, high + z - 1), min(0.0, low + z + 1)
+        if high >= 6:
+            expected.add(i)
+        if high >= 6 or low <= -6:
+            high = low = 0.0
+    assert flagged("cusum", values) == expected
+
+
+def test_cusum_sees_a_small_shift_that_no_single_value_shows_and_no_fall():
+    values = 3 + 0.1 * np.random.default_rng(0).standard_normal(300)
+    assert detect("x", range(300), values, "cusum") == []
+    values[200:] += 0.15
+    events = detect("x", range(300), values, "cusum")
+    assert 200 <= events[0].start_step < 240
+    assert detect("x", range(300), np.where(np.arange(300) < 200, 3.0, 2.0), "cusum") == []
+
+
+@given(st.integers(0, 1000))
+def test_kurtosis_is_compared_with_its_first_forty_values(seed):
+    values, expected, run = series(seed), set(), []
+    first = np.sort(values[np.isfinite(values)][:40])
+    spread = np.sort(np.abs(first - first[20]))[20]
+    for i, value, past in finite_before(values):
+        run = [*run, i] if len(past) >= 40 and value > first[20] + 3 * 1.4826 * spread else []
+        expected |= set(run) if len(run) > 2 else set()
+    assert flagged("kurtosis", values) == expected
+
+
+def test_kurtosis_needs_three_values_in_a_row_and_starts_at_the_first():
+    values = np.tile([1.0, 2.0, 3.0], 30)  # the limit: 2 + 3 * 1.4826
+    values[[60, 61]] = 7.0
+    assert detect("x", range(90), values, "kurtosis") == []
+    values[62] = 6.44
+    assert detect("x", range(90), values, "kurtosis") == []
+    values[62] = 6.45
+    (spike,) = detect("x", range(90), values, "kurtosis")
+    assert (spike.start_step, spike.peak_step, spike.end_step) == (60, 60, 62)
+
+
+@pytest.mark.parametrize("name", ["olmo_core", "olmo2", "llmc", "cusum"])
 def test_a_nan_blinds_no_rule(name):
     values = 3 + 0.1 * np.random.default_rng(0).standard_normal(200)
     values[180] = 20

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from model.chunked import SAMPLING
 from optim.optimizers import build_optimizer
 from record.metrics import METRICS, describe, table
 from stability.measure.norms import parameter_groups
-from stability.measure.telemetry import weight_histogram, weight_quantile
+from stability.measure.telemetry import excess_kurtosis, weight_histogram, weight_quantile
 from training.build import build_telemetry
 
 RAW = {
@@ -178,3 +179,30 @@ def test_the_documented_table_is_the_registry():
     assert len({m.name for m in METRICS}) == len(METRICS)
     with pytest.raises(KeyError, match="no/such"):
         describe("no/such")
+
+
+def test_kurtosis_is_that_of_the_probed_sequences_and_of_no_other_forward_pass(model):
+    telemetry = build_telemetry(model, CONFIG)
+    model.eval()
+    with torch.no_grad(), telemetry.probe():
+        hidden = model(input_ids=batch(), output_hidden_states=True, use_cache=False).hidden_states
+    with torch.no_grad():
+        model(input_ids=batch()[:1], use_cache=False)  # an evaluation
+    found, _ = instrumented_step(model.train(), telemetry, 1)
+    kurtoses = {name: value for name, value in found.items() if name.startswith("hidden_kurtosis/")}
+    assert sorted(kurtoses) == ["hidden_kurtosis/layer_00", "hidden_kurtosis/layer_01"]
+    expected = scipy.stats.kurtosis(hidden[1].double().numpy(), axis=None)
+    assert kurtoses["hidden_kurtosis/layer_00"].item() == pytest.approx(expected, rel=1e-5)
+    assert {describe(name).reduction for name in kurtoses} == {"same"}
+    again, _ = instrumented_step(model, telemetry, 1)
+    assert not any(name.startswith("hidden_kurtosis/") for name in again)
+
+
+def test_excess_kurtosis_by_hand():
+    assert excess_kurtosis(torch.tensor([[1.0, -1.0], [1.0, -1.0]])).item() == -2.0
+    assert excess_kurtosis(torch.tensor([0.0, 0.0, 0.0, 4.0])).item() == pytest.approx((81 + 3) / 4 / 9 - 3)
+    assert excess_kurtosis(torch.full((5,), 7.0)).item() == 0.0
+    assert math.isnan(excess_kurtosis(torch.tensor([1.0, math.nan])).item())
+    normal = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    assert abs(excess_kurtosis(normal).item()) < 0.05
+    assert excess_kurtosis(1e15 * normal).item() == pytest.approx(excess_kurtosis(normal).item(), abs=1e-3)
