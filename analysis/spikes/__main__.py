@@ -23,7 +23,7 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_json
 from stability.detect.catalogue import DEFAULT, DETECTORS
-from stability.detect.events import Rise, Spike
+from stability.detect.events import Rise, Saturated, Spike
 from stability.detect.published import Olmo2
 
 from .figure import Left, draw_spikes
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--detector",
         default=DEFAULT,
-        help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT}, and level for losses)",
+        help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT}; level and stall for losses; saturated)",
     )
     parser.add_argument(
         "--signal", nargs="+", help="columns to look at (default: loss and gradient norm, where written)"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--detector {options.detector}: no such detector; give all or one of {', '.join(DETECTORS)}")
     series = load_series(options.runs, options.columns)
     signals = {one.label: _signals(one, options.signal) for one in series}
-    chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level"]}
+    chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level", "stall", "saturated"]}
     detectors = chosen.get(options.detector, [options.detector])
     found = []
     for one in series:
@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if isinstance(detector, Olmo2):
                     score = f"{detector.score:.3%} of {detector.seen} values"
                     print(f"OLMo 2 spike score of {one.label}, {signal}: {score}")
+        if "saturated" in detectors and not options.signal:
+            for column in one.saturable:
+                events, _ = find_all(one, column, "saturated")
+                found += events
+                signals[one.label] += sorted({each.event.signal for each in events})  # a panel of its own
     back = rollbacks(series)
     _print_table(series, signals, back, found)
     _draw(series, signals, found, detectors, options.out / "spikes.png")
@@ -130,12 +135,16 @@ def _cells(found: Found) -> list[str]:
     event = found.event
     steps = f"{event.start_step}" + (f" to {event.end_step}" if event.end_step > event.start_step else "")
     peak, sigmas, recovered = ("", "", "")
+    if isinstance(event, Rise | Saturated):
+        steps = f"from {event.start_step}, seen at {event.opened_step}"
     if isinstance(event, Rise):
-        steps, sigmas = f"from {event.start_step}, seen at {event.opened_step}", f"{event.sigmas:.1f}"
+        sigmas = f"{event.sigmas:.1f}"
     if isinstance(event, Spike):
         peak, sigmas = str(event.peak_step), f"{event.sigmas:.1f}" if event.sigmas else ""
         recovered = "yes" if event.recovered else "no"
     height = "" if event.height is None else f"{event.height:+.3g}"
+    if isinstance(event, Saturated):  # a value, not a distance
+        height = f"{event.height:.4g}"
     kind = event.kind if found.abandoned is None else f"{event.kind}, abandoned"
     return [found.run, event.signal, event.detector, kind, steps, peak, height, sigmas, recovered]
 
