@@ -55,7 +55,10 @@ class Watch:
         rules = [(self.detector, signal) for signal in self.signals]
         rules += [("level", signal) for signal in self.signals if falls(signal)]
         rules += [("saturated", signal) for signal in LIMITS]
-        return [make_detector(rule, signal) for rule, signal in (*rules, ("stall", "loss/nll"))]
+        rules.append(("stall", "loss/nll"))
+        return [
+            make_detector(rule, signal) for rule, signal in dict.fromkeys(rules)
+        ]  # each once, whatever is configured
 
     def state(self) -> list[dict[str, Any]]:
         """The detectors' state as JSON, for a checkpoint."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from .base import DETECTORS, Detector
 from .events import Event, Stall
-from .saturation import LIMITS
 
 ATTENTION = "attention/logit_max"
 LOGITS = (ATTENTION, "logit/max", "logit/std")
@@ -27,6 +26,9 @@ GROWTH = 1.5
 FALL_SATURATED = 0.025
 """The same while attention is saturated. Where a healthy run of a million parameters falls by 13% (steps 50 to 150), those
 that stall fall by 2%."""
+SATURATED = 400.0
+"""Median of the attention logits over the span from which on a stall is put down to them. Runs that ended half a nat behind but
+kept learning had 240 to 370 (an event of saturation.py), those that stood still at least 550."""
 FEWEST = 2
 """Measured values that must show the saturation."""
 
@@ -37,7 +39,7 @@ class StallRule(Detector):
 
     A metric of :data:`LOGITS` has grown from the median of the span's first half to that of the second, if that of the first is
     positive (``logit/max`` of a metric head is not). Attention is saturated if the median of its logits over the span is above
-    the limit of saturation.py.
+    :data:`SATURATED`.
     Not covered: a stall in a run whose attention is not measured, unless output logits grow at the same time.
     """
 
@@ -92,7 +94,7 @@ class StallRule(Detector):
     def _saturation(self) -> tuple[float, str]:
         """If attention logits are saturated, the factor by which they have grown over the span, and their name."""
         values = [value for _, value in self.logits.get(ATTENTION, [])]
-        if len(values) < FEWEST or median(values) <= LIMITS[ATTENTION].value:
+        if len(values) < FEWEST or median(values) <= SATURATED:
             return 0.0, ""
         return values[-1] / values[0], ATTENTION
 

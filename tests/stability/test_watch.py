@@ -29,6 +29,13 @@ def test_every_run_is_watched_for_spikes_rises_saturation_and_stalls(tmp_path):
     assert rules(new_watch(tmp_path)) == [*expected, ("stall", "loss/nll")]
 
 
+def test_a_rule_that_is_chosen_and_always_there_speaks_once(tmp_path):
+    watch = Watch(Recorder(tmp_path, writes=True), lambda _: None, "saturated", ["attention/logit_max", "loss/nll"])
+    watch.look(rows(1, 60, **{"attention/logit_max": 900.0}), drew=lambda step: step)
+    (event,) = events_of(tmp_path)
+    assert (event["event"], event["start_step"]) == ("saturated", 1)
+
+
 def test_it_goes_on_exactly_from_its_own_state(tmp_path):
     watch, other = new_watch(tmp_path), new_watch(tmp_path)
     watch.look(rows(1, 50) + rows(51, 60, **{"attention/logit_max": 900.0}), drew=lambda step: step)
