@@ -52,13 +52,12 @@ class Watch:
         self.carried = [Alarm(**alarm) for alarm in undecided]
 
     def _new_detectors(self) -> list[Detector]:
+        """What every run is watched for, each once, whatever is configured."""
         rules = [(self.detector, signal) for signal in self.signals]
         rules += [("level", signal) for signal in self.signals if falls(signal)]
         rules += [("saturated", signal) for signal in LIMITS]
         rules.append(("stall", "loss/nll"))
-        return [
-            make_detector(rule, signal) for rule, signal in dict.fromkeys(rules)
-        ]  # each once, whatever is configured
+        return [make_detector(rule, signal) for rule, signal in dict.fromkeys(rules)]
 
     def state(self) -> list[dict[str, Any]]:
         """The detectors' state as JSON, for a checkpoint."""
@@ -154,7 +153,7 @@ def replay_command(run: Path, step: int) -> str:
 def _continued(new: Detector, saved: dict[str, Any] | None) -> Detector:
     """The detector as it was saved; ``new`` itself where the checkpoint is of a version that had no such rule, or another form
     of it."""
-    return detector_from_state(saved) if saved is not None and saved.keys() == new.state().keys() else new
+    return detector_from_state(saved) if saved is not None and saved.keys() >= new.state().keys() else new
 
 
 def _alarm(spike: Spike) -> Alarm:

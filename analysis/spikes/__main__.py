@@ -5,7 +5,7 @@
 RUN is a run directory, LOG a log of any kind that docs/running.md lists. Prints a table and writes DIR/events.json and
 DIR/spikes.png. Detectors see every value as logged, in the order of the steps, not smoothed. Where a log goes back, they also
 follow the branch that it left, as it was logged. As during the run, norms and update sizes count from the end of the warm-up
-on; a log has no known warm-up.
+on; a log has no known warm-up. Saturation is looked for in the metrics of logits, which have a panel where it is found.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for column in one.saturable:
                 events, _ = find_all(one, column, "saturated")
                 found += events
-                signals[one.label] += sorted({each.event.signal for each in events})  # a panel of its own
+                seen = {each.event.signal for each in events} & set(one.table.columns)
+                signals[one.label] += sorted(seen)  # a panel of its own
     back = rollbacks(series)
     _print_table(series, signals, back, found)
     _draw(series, signals, found, detectors, options.out / "spikes.png")
