@@ -27,8 +27,8 @@ FALL_SATURATED = 0.025
 """The same while attention is saturated. Where a healthy run of a million parameters falls by 13% (steps 50 to 150), those
 that stall fall by 2%."""
 SATURATED = 400.0
-"""Median of the attention logits over the span from which on a stall is put down to them. Runs that ended half a nat behind but
-kept learning had 240 to 370 (an event of saturation.py), those that stood still at least 550."""
+"""Median of the attention logits over the span from which on a stall is put down to them. Runs that fell behind but kept
+learning had 240 to 370 (an event of saturation.py), those that stood still at least 550."""
 FEWEST = 2
 """Measured values that must show the saturation."""
 

@@ -53,7 +53,7 @@ def test_real_runs_at_too_high_a_rate_are_seen_within_some_probes(signal, values
     [
         (LOGITS, [0.4, 6.8, 16.6, 19.3, 28.9, 36.8, 28.2, 23.8, 18.2]),  # the demo, linear head
         (LOGITS, [0.4, 40, 97, 115, 110, 115, 113]),  # the largest seen in a run that was not behind
-        (ENTROPY, [3.88, 3.42, 3.08, 2.71, 2.04, 1.95, 2.09, 2.40]),
+        (ENTROPY, [3.58, 1.15, 1.56, 0.81, 1.27, 1.28, 1.25, 1.34]),  # the worst layer of a llama at 3e-3
         ("logit/max", np.linspace(1.9, 14.6, 100)),
         ("logit/max", np.linspace(-62, -94, 100)),  # the demo, metric head
         ("logit/std", np.linspace(0.23, 2.3, 100)),
@@ -64,8 +64,8 @@ def test_healthy_runs_are_silent(signal, values):
     assert saturations(signal, probed(signal, values, every=1 if signal.startswith("logit") else 20)) == []
 
 
-def test_a_run_that_is_half_a_nat_behind_is_seen_later():
-    """A llama of 1.3 million parameters at 1e-2, which keeps learning: NLL 5.9 after 300 steps instead of 5.4."""
+def test_a_run_that_falls_behind_is_seen_later():
+    """A llama of 1.3 million parameters at 1e-2, which keeps learning: NLL 5.94 after 300 steps, at 3e-3 5.56."""
     values = [19, 77, 133, 175, 230, 241, 242, 250, 243, 250, 263, 256, 242, 247, 243]
     (event,) = saturations(LOGITS, probed(LOGITS, values))
     assert (event.start_step, event.opened_step, event.height) == (100, 120, 241)
