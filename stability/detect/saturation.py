@@ -4,8 +4,8 @@ At too high a learning rate attention logits grow without bound, the entropy of 
 falls behind for good (Wortsman et al. 2023, arXiv 2309.14322; Zhai et al. 2023, arXiv 2303.06296). The rule is this project's
 own. Its limits come from runs of a million parameters. Those that were not behind had attention logits up to 115 and, in the
 layer with the least, an entropy of at least 0.77 nats; those that ended 0.25 to 0.4 nats behind 240 to 370 and 0.14 to 0.33;
-those that stalled 550 to 12,000 and 0.01 to 0.14. The spread of the output logits was at most 4.4 in all of these, and 20 to 140 at
-absurd rates.
+those that stalled 550 to 12,000 and 0.01 to 0.14. The spread of the output logits was at most 4.4 in all of these, and
+20 to 140 at absurd rates.
 """
 
 import math

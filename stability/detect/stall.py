@@ -24,8 +24,8 @@ FALL = 0.01
 GROWTH = 1.5
 """Factor by which logits must have grown."""
 FALL_SATURATED = 0.025
-"""The same while attention is saturated. Where a healthy run of a million parameters falls by 13% (steps 50 to 150), those
-that stall fall by 2%."""
+"""The same while attention is saturated. Where healthy runs of a million parameters fall by 7 to 13% (steps 50 to 150),
+those that stall fall by 2%."""
 SATURATED = 400.0
 """Median of the attention logits over the span from which on a stall is put down to them. Runs that fell behind but kept
 learning had 240 to 370 (an event of saturation.py), those that stood still at least 550."""
