@@ -34,7 +34,7 @@ Random = np.random.Generator
 WATCHED = f"{DEFAULT} and level"
 """What a run is watched by."""
 RULES = {WATCHED: (DEFAULT, "level")} | {
-    name: (name,) for name in DETECTORS if name not in ("stall", "non_finite", "level", "kurtosis")
+    name: (name,) for name in DETECTORS if name not in ("stall", "non_finite", "level", "saturated", "kurtosis")
 }
 """Detectors by the name under which they are measured."""
 SIZES = (3, 4, 6, 8, 12, 20, 40)

@@ -12,9 +12,11 @@ from record.checkpoints import checkpoint_before, step_of
 from record.metrics import kind_of
 from record.recorder import Recorder
 from record.rows import Row, read_rows, rows_up_to
+from stability.detect.base import Detector
 from stability.detect.catalogue import detector_from_state, judged_from, make_detector
 from stability.detect.events import Alarm, Event, Spike, told_by
 from stability.detect.precursors import LOOK_BACK, precursors
+from stability.detect.saturation import LIMITS
 
 TENSORS_TOLD = 20
 """Most tensor names in an event: after one bad token all gradients are bad."""
@@ -37,12 +39,10 @@ class Watch:
 
     def restore(self, state: list[dict[str, Any]] | None, step: int, undecided: Sequence[dict[str, Any]] = ()) -> None:
         """Continue from what :meth:`state` returned after ``step`` (None: from the start), and from undecided alarms."""
-        if state is None:
-            self.detectors = [make_detector(self.detector, signal) for signal in self.signals]
-            self.detectors += [make_detector("level", signal) for signal in self.signals if kind_of(signal) == "loss"]
-            self.detectors.append(make_detector("stall", "loss/nll"))
-        else:
-            self.detectors = [detector_from_state(s) for s in state]
+        self.detectors = self._new_detectors()
+        if state is not None:
+            saved = {(one["detector"], one["signal"]): one for one in state}
+            self.detectors = [_continued(new, saved.get((new.kind, new.signal))) for new in self.detectors]
         self.recent: deque[Row] = deque(maxlen=LOOK_BACK)
         if step > 0:
             rows = rows_up_to(self.recorder.directory / "metrics.jsonl", step, LOOK_BACK)
@@ -50,6 +50,14 @@ class Watch:
             self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         self.alarms: list[Alarm] = []
         self.carried = [Alarm(**alarm) for alarm in undecided]
+
+    def _new_detectors(self) -> list[Detector]:
+        """What every run is watched for, each once, whatever is configured."""
+        rules = [(self.detector, signal) for signal in self.signals]
+        rules += [("level", signal) for signal in self.signals if kind_of(signal) == "loss"]
+        rules += [("saturated", signal) for signal in LIMITS]
+        rules.append(("stall", "loss/nll"))
+        return [make_detector(rule, signal) for rule, signal in dict.fromkeys(rules)]
 
     def state(self) -> list[dict[str, Any]]:
         """The detectors' state as JSON, for a checkpoint."""
@@ -110,7 +118,9 @@ class Watch:
         yield from (detector.open for detector in self.detectors if detector.open is not None)
         for event in read_rows(self.recorder.directory / "events.jsonl"):
             if event["event"] == "spike":
-                told: dict[str, Any] = {field.name: event.get(field.name, event["start_step"]) for field in fields(Spike)}
+                told: dict[str, Any] = {
+                    field.name: event.get(field.name, event["start_step"]) for field in fields(Spike)
+                }
                 yield Spike(**told)
 
     def way_back(self, spike: Spike, drew: Callable[[int], int]) -> tuple[dict[str, Any], str]:
@@ -150,6 +160,12 @@ def replay_command(run: Path, step: int) -> str:
     return shlex.join(
         ["python", "-m", "analysis.replay", str(run), "--step", str(step), "--out", f"{run}/replay_{step}"]
     )
+
+
+def _continued(new: Detector, saved: dict[str, Any] | None) -> Detector:
+    """The detector as it was saved; ``new`` itself where the checkpoint is of a version that had no such rule, or another form
+    of it."""
+    return detector_from_state(saved) if saved is not None and saved.keys() >= new.state().keys() else new
 
 
 def _alarm(spike: Spike) -> Alarm:

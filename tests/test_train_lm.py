@@ -259,6 +259,26 @@ def test_probing_attention_does_not_disturb_the_run(start):
     assert [r["step"] for r in rows_of(every_seventh) if "hidden_kurtosis/layer_01" in r] == [7, 14, 21, 28]
 
 
+PROBED = ("train.steps=30", "telemetry.attention_every=5")
+
+
+def test_a_run_at_an_absurd_rate_says_that_its_attention_is_saturated(start):
+    _, run = start("name=absurd", "optimizer.lr=1.0", *PROBED)
+    by_signal = {event["signal"]: event for event in events_of(run) if event["event"] == "saturated"}
+    attention = by_signal["attention/logit_max"]
+    logits = {row["step"]: row["attention/logit_max"] for row in rows_of(run) if "attention/logit_max" in row}
+    assert logits[attention["start_step"]] > attention["limit"]
+    assert attention["opened_step"] == attention["start_step"] + 5
+    assert attention["height"] == logits[attention["opened_step"]]
+    assert "layer_00" in attention["layers"]
+    assert by_signal["attention/layer_00/entropy"]["height"] < by_signal["attention/layer_00/entropy"]["limit"]
+    assert len(by_signal) == len([event for event in events_of(run) if event["event"] == "saturated"])
+
+
+def test_a_healthy_run_has_no_event_at_all(start):
+    assert events_of(start("name=healthy", *PROBED)[1]) == []
+
+
 def test_an_error_in_mid_run_is_in_the_status(start, tmp_path, monkeypatch):
     import training.flush as flush_module
 

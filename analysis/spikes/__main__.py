@@ -7,7 +7,8 @@ RUN is a run directory, LOG a log of any kind that docs/running.md lists. Prints
 DIR/spikes.png. Detectors see every value as logged, in the order of the steps, not smoothed. Where a log goes back, they also
 follow the branch that it left, as it was logged. How a column is judged follows from the metric that it is (docs/metrics.md);
 --kinds says it for any other column: as a loss (its level should not rise), a norm (by its logarithm) or a scale. As during
-the run, norms and update sizes count from the end of the warm-up on; a log has no known warm-up.
+the run, norms and update sizes count from the end of the warm-up on; a log has no known warm-up. Saturation is looked for in
+the metrics of logits, which have a panel where it is found.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from common.errors import InputError
 from common.files import write_json
 from record.metrics import SignalKind
 from stability.detect.catalogue import DEFAULT, DETECTORS
-from stability.detect.events import Rise, Spike
+from stability.detect.events import Rise, Saturated, Spike
 from stability.detect.published import Olmo2
 
 from .figure import Left, draw_spikes
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--detector",
         default=DEFAULT,
-        help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT}, and level for losses)",
+        help=f"all, or one of {', '.join(DETECTORS)} (default: {DEFAULT}; level and stall for losses; saturated)",
     )
     parser.add_argument(
         "--signal", nargs="+", help="columns to look at (default: loss and gradient norm, where written)"
@@ -61,25 +62,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--detector {options.detector}: no such detector; give all or one of {', '.join(DETECTORS)}")
     series = load_series(options.runs, options.columns, options.kinds)
     signals = {one.label: _signals(one, options.signal) for one in series}
-    chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level"]}
+    chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level", "stall", "saturated"]}
     detectors = chosen.get(options.detector, [options.detector])
     found = []
     for one in series:
         for signal in signals[one.label]:
-            if options.detector == DEFAULT:
-                found += find_watched(one, signal)
-                continue
-            for name in detectors:
-                events, detector = find_all(one, signal, name)
+            found += find_watched(one, signal) if options.detector == DEFAULT else _find(one, signal, detectors)
+        if "saturated" in detectors and not options.signal:
+            for column in one.saturable:
+                events, _ = find_all(one, column, "saturated")
                 found += events
-                if isinstance(detector, Olmo2):
-                    score = f"{detector.score:.3%} of {detector.seen} values"
-                    print(f"OLMo 2 spike score of {one.label}, {signal}: {score}")
+                seen = {each.event.signal for each in events} & set(one.table.columns)
+                signals[one.label] += sorted(seen)  # a panel of its own
     back = rollbacks(series)
     _print_table(series, signals, back, found)
     _draw(series, signals, found, detectors, options.out / "spikes.png")
     write_json(options.out / "events.json", [b.row() for b in back] + [f.row() for f in found])
     print(f"written to {options.out}: events.json, spikes.png")
+
+
+def _find(series: Series, signal: str, detectors: Sequence[str]) -> list[Found]:
+    """The events of each detector in a column; prints OLMo 2's score."""
+    found = []
+    for name in detectors:
+        events, detector = find_all(series, signal, name)
+        found += events
+        if isinstance(detector, Olmo2):
+            score = f"{detector.score:.3%} of {detector.seen} values"
+            print(f"OLMo 2 spike score of {series.label}, {signal}: {score}")
+    return found
 
 
 def _draw(
@@ -144,12 +155,16 @@ def _cells(found: Found) -> list[str]:
     event = found.event
     steps = f"{event.start_step}" + (f" to {event.end_step}" if event.end_step > event.start_step else "")
     peak, sigmas, recovered = ("", "", "")
+    if isinstance(event, Rise | Saturated):
+        steps = f"from {event.start_step}, seen at {event.opened_step}"
     if isinstance(event, Rise):
-        steps, sigmas = f"from {event.start_step}, seen at {event.opened_step}", f"{event.sigmas:.1f}"
+        sigmas = f"{event.sigmas:.1f}"
     if isinstance(event, Spike):
         peak, sigmas = str(event.peak_step), f"{event.sigmas:.1f}" if event.sigmas else ""
         recovered = "yes" if event.recovered else "no"
     height = "" if event.height is None else f"{event.height:+.3g}"
+    if isinstance(event, Saturated):  # a value, not a distance
+        height = f"{event.height:.4g}"
     kind = event.kind if found.abandoned is None else f"{event.kind}, abandoned"
     return [found.run, event.signal, event.detector, kind, steps, peak, height, sigmas, recovered]
 

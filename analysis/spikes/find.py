@@ -17,7 +17,7 @@ from stability.detect.base import Detector
 from stability.detect.catalogue import DEFAULT, DETECTORS, detect_rows, detect_series, judged_from, make_detector
 from stability.detect.events import Event, Spike, told_by
 from stability.detect.precursors import LOOK_BACK, precursors
-from stability.detect.stall import LOGITS, StallRule
+from stability.detect.saturation import LIMITS
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Series:
             return [name for name in (BY_KEY[key].metric for key in SIGNALS) if name in self.table.columns]
         there = {key: column for key, column in self.log.roles.items() if column in self.table.columns}
         return [there[key] for key in SIGNALS if key in there] or [there[key] for key in ("val_loss",) if key in there]
+
+    @property
+    def saturable(self) -> list[str]:
+        """The columns that are looked at for saturation by default."""
+        return [column for column in self.table.columns if self.metric(column) in LIMITS]
 
     def metric(self, column: str) -> str:
         """The metric of this project that a column is: it is judged by the same rule. An unknown column is itself."""
@@ -106,11 +111,12 @@ def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detec
 
 
 def find_watched(series: Series, column: str) -> list[Found]:
-    """The events in a column that a run reports by default, each only once."""
-    spikes, _ = find_all(series, column, DEFAULT)
-    rises, _ = find_all(series, column, "level")
-    return spikes + [
-        rise for rise in rises if not told_by(rise.event, (s.event for s in spikes if s.abandoned is rise.abandoned))
+    """The events in a column that a run reports by default, each only once; its saturated softmaxes are other columns' events."""
+    found = [one for rule in (DEFAULT, "level", "stall") for one in find_all(series, column, rule)[0]]
+    return [
+        one
+        for one in found
+        if not told_by(one.event, (each.event for each in found if each.abandoned is one.abandoned))
     ]
 
 
@@ -118,20 +124,24 @@ def find_events(series: Series, column: str, detector: Detector) -> list[Found]:
     """The events that ``detector`` finds in a column, in the order in which they end. They are named after the column."""
     if column not in series.table.columns:
         return []
-    if isinstance(detector, StallRule):
-        events = detect_rows(detector, series.rows({column: detector.signal, **{name: name for name in LOGITS}}))
+    if beside := detector.reads(series.table.columns):
+        events = detect_rows(detector, series.rows({column: detector.signal, **{name: name for name in beside}}))
     else:
         written = series.table.written(column)
         written &= series.table.steps >= judged_from(detector, series.warmup_steps)
         events = detect_series(detector, series.table.steps[written], series.table.columns[column][written])
     return [
-        Found(series.label, _named(event, column), _precursors(event, series) if isinstance(event, Spike) else [])
+        Found(
+            series.label,
+            _named(event, detector.signal, column),
+            _precursors(event, series) if isinstance(event, Spike) else [],
+        )
         for event in events
     ]
 
 
-def _named(event: Event, column: str) -> Event:
-    return event if event.signal == column else replace(event, signal=column)
+def _named(event: Event, metric: str, column: str) -> Event:
+    return replace(event, signal=column) if event.signal == metric != column else event
 
 
 def _precursors(spike: Spike, series: Series) -> list[dict[str, Any]]:

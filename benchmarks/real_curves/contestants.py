@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from record.logs.columns import role_of
+from record.metrics import SignalKind, kind_of
 from stability.detect.base import Detector
-from stability.detect.baseline import falls
-from stability.detect.catalogue import DEFAULT, make_detector
-from stability.detect.events import Event, Rise, Spike
+from stability.detect.catalogue import DEFAULT, DETECTORS, detect_series, make_detector
+from stability.detect.events import Rise, Spike
 from stability.detect.trainscope import Kurtosis
 
 from ..detectors import RULES, WATCHED
@@ -41,33 +42,21 @@ def own() -> list[Contestant]:
 
 def _takes(rule: str) -> Callable[[str], str | None]:
     def takes(column: str) -> str | None:
-        return "for losses only" if rule == "level" and not falls(column) else None
+        return None if DETECTORS[rule].applies_to(column, _kind(column)) else "for losses only"
 
     return takes
 
 
 def _find(rule: str) -> Callable[[Curve], list[Sighting]]:
-    return lambda curve: sightings(make_detector(rule, curve.column), curve)
+    return lambda curve: sightings(make_detector(rule, curve.column, _kind(curve.column)), curve)
+
+
+def _kind(column: str) -> SignalKind:
+    role = role_of(column)
+    return "scale" if role is None else kind_of(role.metric)
 
 
 def sightings(detector: Detector, curve: Curve) -> list[Sighting]:
-    """The events of a detector that takes a curve row by row. A spike is opened at the step at which ``detector.open`` becomes
-    one, a rise at the one that it names."""
-    seen: list[Sighting] = []
-    opened: int | None = None
-    before = None
-
-    def closed(events: list[Event], step: int) -> None:
-        for event in events:
-            if isinstance(event, Rise):
-                seen.append(Sighting(event.start_step, event.opened_step, event.end_step))
-            elif isinstance(event, Spike):
-                seen.append(Sighting(event.start_step, step if opened is None else opened, event.end_step))
-
-    for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True):
-        closed(detector.update({"step": step, detector.signal: value}), step)
-        if detector.open is not before:
-            opened = None if detector.open is None else step
-            before = detector.open
-    closed(detector.finish(), int(curve.steps[-1]))
-    return sorted(seen)
+    """The events of a detector in a curve, and when it would have told them."""
+    found = detect_series(detector, curve.steps, curve.values)
+    return sorted(Sighting(e.start_step, e.opened_step, e.end_step) for e in found if isinstance(e, Rise | Spike))

@@ -1,1 +1,1 @@
-"""Detectors of spikes, stalls and non-finite values in a run's rows."""
+"""Detectors of spikes, stalls, saturation and non-finite values in a run's rows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +54,10 @@ class Detector(ABC):
     @abstractmethod
     def take(self, step: int, value: float) -> list[Event]:
         """Take one value of the signal; it may be NaN or infinite."""
+
+    def reads(self, columns: Iterable[str]) -> list[str]:
+        """Those of ``columns`` that the rule reads besides its signal."""
+        return []
 
     def finish(self) -> list[Event]:
         """Close what is still open at the end of the run, as not recovered."""

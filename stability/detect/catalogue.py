@@ -15,12 +15,14 @@ from .level import LevelRule
 from .median_mad import MedianMad
 from .non_finite import NonFiniteRule
 from .published import LlmC, LlmFoundry, LossRatio, Olmo2, OlmoCore
+from .saturation import SaturationRule
 from .stall import StallRule
 from .trainscope import Cusum, Kurtosis
 
 __all__ = [
     "DEFAULT", "DETECTORS", "Cusum", "Kurtosis", "LevelRule", "LlmC", "LlmFoundry", "LossRatio", "MedianMad", "NonFiniteRule",
-    "Olmo2", "OlmoCore", "StallRule", "detect_rows", "detect_series", "detector_from_state", "judged_from", "make_detector",
+    "Olmo2", "OlmoCore", "SaturationRule", "StallRule", "detect_rows", "detect_series", "detector_from_state", "judged_from",
+    "make_detector",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Events that detectors find: spikes, non-finite values, stalls, rises."""
+"""Events that detectors find: spikes, non-finite values, stalls, rises, saturations."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 
@@ -56,8 +56,8 @@ class NonFinite(_Recorded):
 
 @dataclass
 class Stall(_Recorded):
-    """Logits grew while the loss stood still, changing by ``height`` nats from ``start_step`` to ``end_step``. ``logits``
-    is the metric that grew, ``growth`` the factor."""
+    """The loss stood still, changing by ``height`` nats from ``start_step`` to ``end_step``, while logits grew or were
+    saturated. ``logits`` is their metric, ``growth`` the factor by which it grew meanwhile, ``size`` its last value."""
 
     kind: ClassVar[str] = "stall"
     detector: str
@@ -67,11 +67,12 @@ class Stall(_Recorded):
     height: float
     logits: str
     growth: float
+    size: float
 
     def __str__(self) -> str:
         return (
             f"stall of {self.signal}: steps {self.start_step} to {self.end_step}, {self.height:+.3g}, "
-            f"while {self.logits} grew by a factor of {self.growth:.2f}"
+            f"while {self.logits} became {self.growth:.2f} times as large: {self.size:.3g}"
         )
 
 
@@ -100,7 +101,34 @@ class Rise(_Recorded):
         )
 
 
-Event = Spike | NonFinite | Stall | Rise
+@dataclass
+class Saturated(_Recorded):
+    """A metric of a softmax is beyond its ``limit``: from ``start_step`` on, noticed at ``opened_step``, where it was
+    ``height``. ``layers``: those that are beyond it, where layers are measured, as in the metrics' names."""
+
+    kind: ClassVar[str] = "saturated"
+    detector: str
+    signal: str
+    start_step: int
+    opened_step: int
+    height: float
+    limit: float
+    layers: list[str] = field(default_factory=list)
+
+    @property
+    def end_step(self) -> int:
+        """The last step that the event rests on."""
+        return self.opened_step
+
+    def __str__(self) -> str:
+        where = f" ({', '.join(self.layers)})" if self.layers else ""
+        return (
+            f"{self.signal} is saturated: since step {self.start_step}, noticed at {self.opened_step}, "
+            f"{self.height:.3g}{where}; the limit is {self.limit:.3g}"
+        )
+
+
+Event = Spike | NonFinite | Stall | Rise | Saturated
 
 
 def told_by(event: Event, spikes: Iterable[Event]) -> bool:

@@ -164,6 +164,38 @@ def test_norms_are_judged_from_the_end_of_the_warm_up_on_in_the_run_and_after_it
     assert ("grad_norm/total", 35) in [(event["signal"], event["start_step"]) for event in events(tmp_path / "bare")]
 
 
+def test_saturated_attention_and_the_stall_it_causes_are_in_table_list_and_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss that stands still; attention is measured every 20 steps, and one of two layers is saturated from step 40 on."""
+    rows = training_rows(200)
+    for row in rows:
+        row["loss/nll"] = 6.6 + 0.1 * (row["loss/nll"] - 3) / 6
+    for row in rows[19::20]:
+        logits, entropy = (900.0, 0.05) if row["step"] >= 40 else (90.0, 2.0)
+        row |= {
+            "attention/logit_max": logits,
+            "attention/layer_00/logit_max": logits,
+            "attention/layer_01/logit_max": 9.0,
+        }
+        row |= {
+            "attention/entropy": (entropy + 3) / 2,
+            "attention/layer_00/entropy": entropy,
+            "attention/layer_01/entropy": 3.0,
+        }
+    run = write_run(tmp_path / "run", rows)
+    spikes.main([str(run), "--out", str(tmp_path / "out")])
+    found = {event["signal"]: event for event in events(tmp_path / "out")}
+    assert found.keys() == {"loss/nll", "attention/logit_max", "attention/layer_00/entropy"}
+    assert (found["loss/nll"]["kind"], found["loss/nll"]["logits"]) == ("stall", "attention/logit_max")
+    logits = found["attention/logit_max"]
+    assert (logits["kind"], logits["start_step"], logits["opened_step"]) == ("saturated", 40, 60)
+    assert (logits["height"], logits["layers"]) == (900.0, ["layer_00"])
+    assert "from 40, seen at 60" in capsys.readouterr().out
+    spikes.main([str(run), "--signal", "loss/nll", "--out", str(tmp_path / "loss")])
+    assert [event["signal"] for event in events(tmp_path / "loss")] == ["loss/nll"]
+
+
 def test_a_norm_that_is_not_finite_is_told_in_the_warm_up_too(tmp_path: Path) -> None:
     rows = training_rows(60)
     rows[9]["grad_norm/total"] = "Infinity"

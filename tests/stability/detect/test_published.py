@@ -174,39 +174,3 @@ def test_non_finite_is_an_event_for_each_unbroken_row_of_them():
     found = detect("x", range(20), values, "non_finite")
     assert found == [NonFinite("non_finite", "x", first, last) for first, last in ((3, 3), (8, 10), (19, 19))]
     assert found[0].event()["height"] is None
-
-
-def rows(loss, logits, name="attention/logit_max", every=1):
-    """Rows with a loss at every step and a logit at every so many."""
-    return [
-        {"step": i + 1, "loss/nll": float(a)} | ({name: float(b)} if i % every == 0 else {})
-        for i, (a, b) in enumerate(zip(loss, logits, strict=True))
-    ]
-
-
-def stalls(run):
-    return detect_rows(make_detector("stall", "loss/nll"), run)
-
-
-FLAT = np.full(400, 6.7) + 0.05 * np.random.default_rng(0).standard_normal(400)
-FALLING = 3 + 5 / np.sqrt(1 + np.arange(400) / 20) + 0.05 * np.random.default_rng(0).standard_normal(400)
-GROWING = np.exp(np.linspace(0, 4, 400))
-
-
-@pytest.mark.parametrize(("name", "every"), [("attention/logit_max", 20), ("logit/max", 1), ("logit/std", 1)])
-def test_logits_that_grow_while_the_loss_is_flat_are_one_stall(name, every):
-    (stall,) = stalls(rows(FLAT, GROWING, name, every))
-    assert (stall.kind, stall.logits) == ("stall", name)
-    assert stall.growth >= 1.5
-    assert abs(stall.height) < 0.07
-    assert stall.end_step - stall.start_step == 99
-
-
-def test_healthy_logits_are_no_stall():
-    assert stalls(rows(FALLING, GROWING)) == []  # they grow, the loss falls
-    assert stalls(rows(FLAT, np.full(400, 20.0))) == []  # the loss is flat, they are too
-    assert stalls(rows(FLAT, -GROWING)) == []  # the logits of a metric head are below 0: no ratio
-    early = np.concatenate([np.linspace(0.1, 5, 40), np.full(360, 5.0)])
-    plateau = np.concatenate([np.linspace(8, 6.7, 40), FLAT[40:]])
-    assert stalls(rows(plateau, early)) == []  # they grew while it fell, and both are at rest since
-    assert stalls([{"step": i, "loss/nll": v} for i, v in enumerate(FLAT)]) == []

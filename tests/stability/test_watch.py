@@ -1,0 +1,72 @@
+"""What a watch looks for in every run, and how it goes on from a checkpoint, older ones included."""
+
+import json
+
+import pytest
+
+from record.recorder import Recorder
+from stability.detect.saturation import LIMITS
+from stability.watch import Watch
+from tests.conftest import events_of
+
+
+def new_watch(folder):
+    return Watch(Recorder(folder, writes=True), lambda _: None, "median_mad", ["loss/nll", "grad_norm/total"])
+
+
+def rows(first, last, **changed):
+    usual = {"loss/nll": 5.0, "loss/objective": 5.0, "grad_norm/total": 1.0, "attention/logit_max": 20.0}
+    return [{"step": step, **usual, **changed} for step in range(first, last + 1)]
+
+
+def rules(watch):
+    return [(detector.kind, detector.signal) for detector in watch.detectors]
+
+
+def test_every_run_is_watched_for_spikes_rises_saturation_and_stalls(tmp_path):
+    expected = [("median_mad", "loss/nll"), ("median_mad", "grad_norm/total"), ("level", "loss/nll")]
+    expected += [("saturated", signal) for signal in LIMITS]
+    assert rules(new_watch(tmp_path)) == [*expected, ("stall", "loss/nll")]
+
+
+def test_a_rule_that_is_chosen_and_always_there_speaks_once(tmp_path):
+    watch = Watch(Recorder(tmp_path, writes=True), lambda _: None, "saturated", ["attention/logit_max", "loss/nll"])
+    watch.look(rows(1, 60, **{"attention/logit_max": 900.0}), drew=lambda step: step)
+    (event,) = events_of(tmp_path)
+    assert (event["event"], event["start_step"]) == ("saturated", 1)
+
+
+def test_it_goes_on_exactly_from_its_own_state(tmp_path):
+    watch, other = new_watch(tmp_path), new_watch(tmp_path)
+    watch.look(rows(1, 50) + rows(51, 60, **{"attention/logit_max": 900.0}), drew=lambda step: step)
+    state = json.loads(json.dumps(watch.state()))
+    other.restore(state, 60)
+    assert other.state() == state
+    assert all(detector.last_step == 60 for detector in other.detectors)
+
+
+@pytest.mark.parametrize("lacking", [("level",), ("saturated",), ("level", "saturated", "stall")])
+def test_rules_that_an_older_checkpoint_lacks_begin_at_its_step(tmp_path, lacking):
+    watch, other = new_watch(tmp_path), new_watch(tmp_path)
+    watch.look(rows(1, 50), drew=lambda step: step)
+    old = [detector for detector in watch.state() if detector["detector"] not in lacking]
+    other.restore(old, 50)
+    assert rules(other) == rules(watch)
+    assert {d.kind for d in other.detectors if d.last_step is None} == set(lacking)
+    assert [detector for detector in other.state() if detector["detector"] not in lacking] == old
+    other.look(rows(51, 60, **{"attention/logit_max": 900.0}), drew=lambda step: step)
+    (event,) = events_of(tmp_path)
+    assert (event["event"], event["start_step"], event["opened_step"]) == ("saturated", 51, 52)
+
+
+def test_a_rule_that_kept_other_values_in_an_older_checkpoint_begins_anew(tmp_path):
+    watch, other = new_watch(tmp_path), new_watch(tmp_path)
+    watch.look(rows(1, 50), drew=lambda step: step)
+    old = [
+        {k: v for k, v in one.items() if k != "quiet"} | ({"former": 1} if "quiet" in one else {})
+        for one in watch.state()
+    ]
+    other.restore(old, 50)
+    assert [detector.kind for detector in other.detectors if detector.last_step is None] == ["stall"]
+    other.look(rows(51, 60), drew=lambda step: step)
+    assert events_of(tmp_path) == []
