@@ -14,8 +14,8 @@ REMEMBERED = 16384
 """Values for which the farthest outliers stay on record."""
 FARTHEST = 8
 """Outliers on record."""
-FEW = 4
-"""So many outliers may be spikes of a single value; more are a heavy tail."""
+FEW = 1
+"""So many outliers may be spikes; more are a heavy tail."""
 RARE = 1e-3
 """Share of outliers up to which one is evidence in full."""
 LESS = 3.0

@@ -23,6 +23,8 @@ LOOK_BACK = LEAD + HISTORY + 2 * LONGEST
 """Rows to keep until a spike is over, so that :func:`precursors` sees all it needs for most spikes."""
 OUT = 5.0
 ALONE = 15.0
+FARTHEST = 1000.0
+"""Most sigmas that are told: a signal that was all but constant may jump by any number of them."""
 RESOLUTION = 0.01
 """Sigma is at least this share of the level: parameter norms follow a line closely, and leave it at every bend."""
 PASSED_OVER = ("loss/objective", "validation/")
@@ -32,7 +34,7 @@ PASSED_OVER = ("loss/objective", "validation/")
 @dataclass(frozen=True)
 class Precursor:
     """``signal`` left its range at ``first_step``, ``lead_steps`` before the spike; ``sigmas`` is its farthest point,
-    signed."""
+    signed, at most ``FARTHEST`` away."""
 
     signal: str
     first_step: int
@@ -85,6 +87,7 @@ def _excursion(kind: SignalKind, series: Iterable[tuple[int, float]]) -> tuple[i
                 baseline.accept(*accepted)
             out, back = [], []
     farthest = max((sigmas for _, sigmas in out), key=abs, default=0.0)
+    farthest = max(-FARTHEST, min(FARTHEST, farthest))
     real = len(out) >= 2 or abs(farthest) > ALONE
     return (out[0][0], farthest) if out and real else (0, 0.0)
 

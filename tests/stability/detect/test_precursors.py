@@ -85,6 +85,14 @@ def test_gaps_and_signals_without_noise_are_borne():
     assert precursors(SPIKE, STEPS, {"logit/max": sparse.tolist(), "tfsd/weight_below_1pct": constant.tolist()}) == []
 
 
+def test_a_jump_from_all_but_nothing_is_told_with_bounded_sigmas():
+    """As the entropy of a target that is one-hot."""
+    values = 1e-26 * noise(0)
+    values[START - 3 :] = 0.5
+    (found,) = precursors(SPIKE, STEPS, {"tfsd/target_entropy": values.tolist()})
+    assert (found.lead_steps, found.sigmas) == (2, 1000.0)
+
+
 def test_noise_has_hardly_any():
     """Sixty signals of noise with heavy tails, ten spikes: at most one of them has any."""
     with_some = sum(
