@@ -54,6 +54,9 @@ COLUMNS = (
     Column("status", "status", "s", "status.json"),
     Column("nll_spikes", "NLL spikes", "d", "spike events on loss/nll"),
     Column("gradient_spikes", "grad spikes", "d", "spike events on grad_norm/total"),
+    Column("rises", "rises", "d", "rises of the level of the loss"),
+    Column("stalls", "stalls", "d", "times that the loss stood still while logits grew or were saturated"),
+    Column("saturated", "saturated", "d", "softmaxes that became saturated"),
     Column("rollbacks", "back", "d", "how often a log goes back"),
     Column("non_finite", "NaN/inf", "d", "steps with a NaN or infinite value in any metric"),
     Column("residual_norm_first", "resid first", ".4g", "residual stream before the last norm, mean L2, first step"),
@@ -151,6 +154,9 @@ def _row(label: str, run: Run) -> dict[str, Any]:
         "status": run.status.get("status"),
         "nll_spikes": _spikes(run, "loss/nll"),
         "gradient_spikes": _spikes(run, "grad_norm/total"),
+        "rises": _events(run, "rise"),
+        "stalls": _events(run, "stall"),
+        "saturated": _events(run, "saturated"),
         "non_finite": len(np.unique(np.concatenate([[], *run.non_finite.values()]))),
         "residual_norm_first": _at(residual, 0),
         "residual_norm_last": _at(residual, -1),
@@ -163,6 +169,11 @@ def _row(label: str, run: Run) -> dict[str, Any]:
 def _spikes(run: Run, signal: str) -> int | None:
     """The number of spikes; None for a log without the signal, in which none could be found."""
     return None if isinstance(run, LogRun) and run.series(signal).empty else len(run.spikes(signal))
+
+
+def _events(run: Run, kind: str) -> int | None:
+    """The number of events of a kind, None for none: few runs have any."""
+    return sum(event.get("event") == kind and "abandoned" not in event for event in run.events) or None
 
 
 def _at(series: pd.Series, position: int) -> float | None:

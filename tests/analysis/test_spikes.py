@@ -125,6 +125,40 @@ def test_offline_is_what_the_detectors_say(eventful: Path, tmp_path: Path) -> No
     assert (nan["start_step"], nan["end_step"], nan["height"]) == (301, 301, None)
 
 
+def test_a_column_that_no_table_knows_is_judged_as_it_is_said(tmp_path: Path) -> None:
+    """Values with multiplicative noise, whose logarithm has fewer outliers."""
+    values = np.exp(0.4 * np.random.default_rng(0).standard_normal(400))
+    values[300:303] *= 8
+    log = tmp_path / "log.csv"
+    log.write_text("step,g\n" + "".join(f"{step},{value}\n" for step, value in enumerate(values, start=1)))
+    found = {}
+    for kind in ("scale", "norm", "loss"):
+        spikes.main([str(log), "--signal", "g", "--kinds", f"{kind}=g", "--out", str(tmp_path / kind)])
+        found[kind] = {event["detector"]: event["sigmas"] for event in events(tmp_path / kind)}
+    spikes.main([str(log), "--signal", "g", "--out", str(tmp_path / "undeclared")])
+    assert {event["detector"]: event["sigmas"] for event in events(tmp_path / "undeclared")} == found["scale"]
+    assert found["scale"] != found["norm"]
+    for kind, sigmas in found.items():
+        expected = detect("g", range(1, 401), values, "median_mad", kind)
+        assert [event.sigmas for event in expected] == [s for name, s in sigmas.items() if name == "median_mad"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("norm", "give KIND=COLUMN"),
+        ("size=g", "one of loss, norm, scale, rate"),
+        ("norm=h", "has no column h; it has g"),
+    ],
+)
+def test_a_kind_that_is_none_is_told(given: str, told: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("step,g\n" + "".join(f"{step},{step % 7}\n" for step in range(50)))
+    with pytest.raises(InputError, match=told):
+        spikes.main([str(log), "--signal", "g", "--kinds", given, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_kurtosis_is_judged_where_it_was_measured(tmp_path: Path) -> None:
     rows = training_rows(200)
     for step, row in enumerate(rows, start=1):

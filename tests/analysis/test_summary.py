@@ -30,7 +30,8 @@ def arms(tmp_path: Path) -> list[Path]:
     rows[4] |= {"grad_norm/total": "Infinity"}
     config = {"head": {"kind": "metric", "scale": 0.5}, "objective": {"kind": "tfsd"}}
     events = [spike("loss/nll", 20), spike("loss/nll", 30), spike("grad_norm/total", 20)]
-    return [linear, write_run(tmp_path / "metric", rows, events=events, config=config, status="diverged")]
+    others = [{"event": "rise"}, {"event": "saturated"}, {"event": "saturated"}]
+    return [linear, write_run(tmp_path / "metric", rows, events=events + others, config=config, status="diverged")]
 
 
 def test_values_are_those_worked_out_by_hand(arms: list[Path]) -> None:
@@ -47,6 +48,9 @@ def test_values_are_those_worked_out_by_hand(arms: list[Path]) -> None:
         "best_validation_nll": 5.0,
         "validation_nll_difference": 0.0,
         "status": "finished",
+        "rises": None,
+        "stalls": None,
+        "saturated": None,
         "nll_spikes": 0,
         "gradient_spikes": 0,
         "non_finite": 0,
@@ -59,6 +63,7 @@ def test_values_are_those_worked_out_by_hand(arms: list[Path]) -> None:
     assert metric["scale"] == "0.5"
     assert metric["validation_nll_difference"] == pytest.approx(0.75)
     assert (metric["nll_spikes"], metric["gradient_spikes"], metric["non_finite"]) == (2, 1, 1)
+    assert (metric["rises"], metric["stalls"], metric["saturated"]) == (1, None, 2)
     assert metric["tfsd_weight"] == pytest.approx(0.395)
     assert metric["status"] == "diverged"
 

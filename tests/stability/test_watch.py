@@ -1,12 +1,17 @@
 """What a watch looks for in every run, and how it goes on from a checkpoint, older ones included."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from analysis.spikes import __main__ as spikes
 from record.recorder import Recorder
+from stability.detect.events import Rise, Spike, told_by
 from stability.detect.saturation import LIMITS
 from stability.watch import Watch
+from tests.analysis.written import write_run
 from tests.conftest import events_of
 
 
@@ -70,3 +75,51 @@ def test_a_rule_that_kept_other_values_in_an_older_checkpoint_begins_anew(tmp_pa
     assert [detector.kind for detector in other.detectors if detector.last_step is None] == ["stall"]
     other.look(rows(51, 60), drew=lambda step: step)
     assert events_of(tmp_path) == []
+
+
+def losses(length, jump, at):
+    random = np.random.default_rng(0)
+    values = 3 + 0.02 * random.standard_normal(length)
+    values[at - 1 :] += jump
+    return [{"step": step, "loss/nll": value} for step, value in enumerate(values.tolist(), start=1)]
+
+
+@pytest.mark.parametrize("flush", [20, 3000])
+@pytest.mark.parametrize(("jump", "kinds"), [(1.0, ["spike"]), (0.03, ["rise"])])
+def test_a_level_that_stays_is_told_once_online_and_offline(tmp_path, jump, kinds, flush):
+    """Far above the noise it is a spike that does not recover; 1.5 noises above it a rise."""
+    taken = losses(3000, jump, at=1500)
+    watch = new_watch(tmp_path)
+    for begin in range(0, 3000, flush):
+        watch.look(taken[begin : begin + flush], drew=lambda step: step)
+    watch.finish(3000, drew=lambda step: step)
+    online = events_of(tmp_path)
+    assert [event["event"] for event in online] == kinds
+    assert 1300 < online[0]["start_step"] <= 1500 + 50
+    run = write_run(tmp_path / "written", taken)
+    spikes.main([str(run), "--out", str(tmp_path)])
+    offline = json.loads((tmp_path / "events.json").read_text())
+    (event,), (told,) = offline, online
+    common = event.keys() & told.keys() - {"precursors"}
+    assert {key: event[key] for key in common} == {key: told[key] for key in common}
+    assert {"start_step", "opened_step", "height", "sigmas"} <= common
+
+
+RISE = Rise("level", "loss/nll", 100, 200, 0.1, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "recovered", "told"),
+    [
+        (150, 250, True, True),  # it was open when the rise was noticed
+        (90, 110, True, False),  # it was over: the level is another matter
+        (90, 110, False, True),  # its level has become the usual one
+        (90, 99, False, False),
+        (201, 300, False, False),
+    ],
+)
+def test_a_rise_is_told_by_the_spike_whose_level_it_is(start, end, recovered, told):
+    spike = Spike("median_mad", "loss/nll", start, start, start, end, 1.0, 9.0, recovered)
+    assert told_by(RISE, [spike]) == told
+    assert not told_by(RISE, [replace(spike, signal="other")])
+    assert not told_by(spike, [spike])
