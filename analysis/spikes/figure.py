@@ -13,7 +13,7 @@ from analysis.show import style
 from analysis.show.style import ArmStyle, Floats
 from analysis.show.text import clip
 from record.logs.base import Abandoned
-from stability.detect.events import Event, Spike
+from stability.detect.events import Event, Rise, Spike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,8 @@ TITLE = 110
 """Characters of a panel's title that fit the figure's width."""
 FALL = 0.05
 """Share of the steps in which training starts; its fall does not determine the axis if it would take up most of it."""
+PEAKS = (0.0005, 0.9995)
+"""Quantiles of what follows between which the axis lies where a curve has a late rise."""
 CURVE = ArmStyle("#555555", "-", "o")
 
 LEFT = ArmStyle("#999999", "-", "o")
@@ -105,15 +107,22 @@ def _draw_panel(
 
 
 def _crop_fall(axes: Axes, steps: Floats, values: Floats, events: Sequence[Event]) -> None:
-    """Leave out the fall at the start of a curve if it would make the rest a flat line: a late rise may be 0.02 of 8 nats."""
-    after = min([steps[0] + FALL * (steps[-1] - steps[0]), *(event.start_step for event in events)])
+    """Leave out the fall at the start of a curve if it would make the rest a flat line: a late rise may be 0.02 of 8 nats. Where
+    there is one, leave out peaks as well."""
+    rises = any(isinstance(event, Rise) for event in events)
+    after = steps[0] + FALL * (steps[-1] - steps[0])
+    after = after if rises else min([after, *(event.start_step for event in events)])
     shown = style.showable(axes, values)
     rest = shown[(steps >= after) & ~np.isnan(shown)]
-    if axes.get_yscale() == "log" or not len(rest) or np.nanmax(shown) <= 2 * rest.max() - rest.min():
+    if axes.get_yscale() == "log" or not len(rest):
         return
-    room = 0.08 * (rest.max() - rest.min() or abs(rest.max()))
-    axes.set_ylim(rest.min() - room, rest.max() + room)
-    style.note(axes, f"the fall before step {after:,.0f} is above")
+    low, high = np.quantile(rest, PEAKS) if rises else (rest.min(), rest.max())
+    if np.nanmax(shown) <= 2 * high - low:
+        return
+    room = 0.08 * (high - low or abs(high))
+    axes.set_ylim(low - room, high + room)
+    beside = " and the highest peaks are" if rises and rest.max() > high + room else " is"
+    style.note(axes, f"the fall before step {after:,.0f}{beside} above")
 
 
 def _draw_left(axes: Axes, branches: Sequence[Left], styles: dict[str, ArmStyle]) -> None:

@@ -333,6 +333,14 @@ def test_the_fall_at_the_start_does_not_flatten_a_late_rise() -> None:
     early = Spike("median_mad", "loss", 10, 10, 11, 12, 1.0, 9.0)
     (panel,) = draw_spikes({("run", "loss"): (steps, values)}, [("run", early)], ["median_mad"]).axes
     assert panel.get_ylim()[1] > values[10]
+    (panel,) = draw_spikes(
+        {("run", "loss"): (steps, values)}, [("run", early), ("run", rise)], ["median_mad", "level"]
+    ).axes
+    assert panel.get_ylim() == (low, high)
+    values[4000:4003] += 6
+    (panel,) = draw_spikes({("run", "loss"): (steps, values)}, [("run", rise)], ["level"]).axes
+    assert panel.get_ylim() == pytest.approx((low, high), abs=0.01)
+    assert "the highest peaks are above" in "".join(text.get_text() for text in panel.texts)
 
 
 def test_no_two_detectors_have_the_same_colour() -> None:
