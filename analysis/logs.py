@@ -88,7 +88,7 @@ def as_run(log: Log, label: str) -> LogRun:
     events = [
         {"event": found.event.kind} | found.row() | {"signal": series.metric(column)}
         for column in series.default_signals
-        for found in find_watched(series, column)
+        for found in find_watched(series, column)[0]
     ]
     metrics = pd.DataFrame(columns, pd.Index(log.table.steps, name="step"), copy=False)
     return LogRun(log.path, label, {}, metrics, non_finite, events, {}, log)

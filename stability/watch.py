@@ -48,6 +48,8 @@ class Watch:
             rows = rows_up_to(self.recorder.directory / "metrics.jsonl", step, LOOK_BACK)
             # Non-finite numbers are stored as strings.
             self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
+        self.announced = {_which(d.open) for d in self.detectors if d.open is not None}
+        """Spikes that were reported while open."""
         self.alarms: list[Alarm] = []
         self.carried = [Alarm(**alarm) for alarm in undecided]
 
@@ -75,6 +77,7 @@ class Watch:
                 for found in detector.update(row):
                     self._report(found, written_at=rows[-1]["step"], drew=drew)
         self.alarms += [_alarm(d.open) for d in self.detectors if d.open is not None]
+        self._announce(rows[-1]["step"] if rows else 0)
         if diverged_since is not None:
             self.alarms.append(Alarm("non_finite", diverged_since, rows[-1]["step"], math.inf))
 
@@ -112,6 +115,18 @@ class Watch:
         before = [asdict(p) for p in precursors(found, steps, signals)]
         self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back)
         self.say(f"{found}\n  what happened? {command}")
+
+    def _announce(self, written_at: int) -> None:
+        """Report spikes that are open at the end of the rows, once each: one that never ends must not go unreported."""
+        for detector in self.detectors:
+            spike = detector.open
+            if spike is None or _which(spike) in self.announced:
+                continue
+            self.announced.add(_which(spike))
+            told = {key: value for key, value in spike.event().items() if key != "recovered"}
+            self.recorder.event("spike_opened", written_at, **told)
+            height = f"{spike.height:+.3g} ({spike.sigmas:.1f} sigma) at step {spike.peak_step}"
+            self.say(f"a spike in {spike.signal} is open: since step {spike.start_step}, {height} so far")
 
     def _spikes(self) -> Iterator[Spike]:
         """All spikes so far, open ones included."""
@@ -166,6 +181,10 @@ def _continued(new: Detector, saved: dict[str, Any] | None) -> Detector:
     """The detector as it was saved; ``new`` itself where the checkpoint is of a version that had no such rule, or another form
     of it."""
     return detector_from_state(saved) if saved is not None and saved.keys() >= new.state().keys() else new
+
+
+def _which(spike: Spike) -> tuple[str, str, int]:
+    return spike.detector, spike.signal, spike.start_step
 
 
 def _alarm(spike: Spike) -> Alarm:

@@ -32,7 +32,7 @@ from stability.detect.events import Rise, Saturated, Spike
 from stability.detect.published import Olmo2
 
 from .figure import Left, draw_spikes
-from .find import Found, Rollback, Series, find_all, find_watched, rollbacks
+from .find import Found, Rollback, Series, find_all, find_watched, remark, rollbacks
 
 PRINTED_PRECURSORS = 4
 _LISTED = 12
@@ -64,10 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signals = {one.label: _signals(one, options.signal) for one in series}
     chosen = {"all": list(DETECTORS), DEFAULT: [DEFAULT, "level", "stall", "saturated"]}
     detectors = chosen.get(options.detector, [options.detector])
-    found = []
+    found, remarks = [], []
     for one in series:
         for signal in signals[one.label]:
-            found += find_watched(one, signal) if options.detector == DEFAULT else _find(one, signal, detectors)
+            if options.detector == DEFAULT:
+                events, detector = find_watched(one, signal)
+                said = remark(one, signal, events, detector)
+                remarks += [f"{one.label}, {signal}: {said}"] if said else []
+                found += events
+            else:
+                found += _find(one, signal, detectors)
         if "saturated" in detectors and not options.signal:
             for column in one.saturable:
                 events, _ = find_all(one, column, "saturated")
@@ -75,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seen = {each.event.signal for each in events} & set(one.table.columns)
                 signals[one.label] += sorted(seen)  # a panel of its own
     back = rollbacks(series)
-    _print_table(series, signals, back, found)
+    _print_not_finite(series, signals)
+    _print_table(back, found)
+    print(*remarks, sep="\n", end="\n" * bool(remarks))
     _draw(series, signals, found, detectors, options.out / "spikes.png")
     write_json(options.out / "events.json", [b.row() for b in back] + [f.row() for f in found])
     print(f"written to {options.out}: events.json, spikes.png")
@@ -130,9 +138,17 @@ def _signals(series: Series, given: Sequence[str] | None) -> list[str]:
     return signals
 
 
-def _print_table(
-    series: Sequence[Series], signals: dict[str, list[str]], back: Sequence[Rollback], found: Sequence[Found]
-) -> None:
+def _print_not_finite(series: Sequence[Series], signals: dict[str, list[str]]) -> None:
+    for one in series:
+        for signal in signals[one.label]:
+            count = int((~np.isfinite(one.values(signal)[1])).sum())
+            if count:
+                print(f"{one.label}, {signal}: {count} values are not finite (--detector non_finite lists them)")
+        for line in skipped_lines(one.table.columns, one.table.steps):
+            print(f"{one.label}: {line}")
+
+
+def _print_table(back: Sequence[Rollback], found: Sequence[Found]) -> None:
     header = ["run", "signal", "detector", "event", "steps", "peak", "height", "sigmas", "recovered"]
     rows = [[b.run, "step", "", "rollback", f"{b.from_step} back to {b.to_step}", "", "", "", ""] for b in back]
     rows += [_cells(f) for f in found]
@@ -142,13 +158,6 @@ def _print_table(
             named = [f"{p['signal']} ({p['lead_steps']} steps, {p['sigmas']:+.0f} sigma)" for p in f.precursors]
             before = first_of(named, PRINTED_PRECURSORS)
             print(f"before {f.run}, {f.event.signal}, step {f.event.start_step} ({f.event.detector}): {before}")
-    for one in series:
-        for signal in signals[one.label]:
-            count = int((~np.isfinite(one.values(signal)[1])).sum())
-            if count:
-                print(f"{one.label}, {signal}: {count} values are not finite (--detector non_finite lists them)")
-        for line in skipped_lines(one.table.columns, one.table.steps):
-            print(f"{one.label}: {line}")
 
 
 def _cells(found: Found) -> list[str]:

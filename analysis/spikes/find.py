@@ -14,8 +14,11 @@ from record.logs.columns import BY_KEY, SIGNALS, measures_model, role_of
 from record.metrics import SignalKind, kind_of
 from record.table import Table
 from stability.detect.base import Detector
+from stability.detect.baseline import FEWEST
 from stability.detect.catalogue import DEFAULT, DETECTORS, detect_rows, detect_series, judged_from, make_detector
 from stability.detect.events import Event, Spike, told_by
+from stability.detect.median_mad import MedianMad
+from stability.detect.outliers import FAR
 from stability.detect.precursors import LOOK_BACK, precursors
 from stability.detect.saturation import LIMITS
 
@@ -110,14 +113,28 @@ def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detec
     return found, detector
 
 
-def find_watched(series: Series, column: str) -> list[Found]:
-    """The events in a column that a run reports by default, each only once; its saturated softmaxes are other columns' events."""
-    found = [one for rule in (DEFAULT, "level", "stall") for one in find_all(series, column, rule)[0]]
-    return [
+def find_watched(series: Series, column: str) -> tuple[list[Found], Detector | None]:
+    """The events in a column that a run reports by default, each only once, and the default detector after what was kept. Its
+    saturated softmaxes are other columns' events."""
+    found, detector = find_all(series, column, DEFAULT)
+    found += [one for rule in ("level", "stall") for one in find_all(series, column, rule)[0]]
+    once = [
         one
         for one in found
         if not told_by(one.event, (each.event for each in found if each.abandoned is one.abandoned))
     ]
+    return once, detector
+
+
+def remark(series: Series, column: str, found: Sequence[Found], detector: Detector | None) -> str | None:
+    """What a reader has to know of the default detector's silence about a column; None if there is nothing."""
+    count = int(np.isfinite(series.values(column)[1]).sum())
+    if count <= 2 * FEWEST:
+        return f"only {count} values, of which none can be judged: the first verdict is on the {2 * FEWEST + 1}th"
+    alone = [one for one in found if one.abandoned is None and isinstance(one.event, Spike) and one.event.sigmas >= FAR]
+    told = sum(one.event.signal == column and one.event.start_step == one.event.end_step for one in alone)
+    more = detector.outliers.far - told if isinstance(detector, MedianMad) else 0
+    return f"{more} more single values of {FAR:.0f} sigma or more, too frequent here to be spikes" if more > 0 else None
 
 
 def find_events(series: Series, column: str, detector: Detector) -> list[Found]:

@@ -10,6 +10,7 @@ SIZES = (3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
 """Sigmas from which on outliers are counted."""
 HALVED = 2048
 """Values after which half of the counts is forgotten."""
+FAR = 8.0
 REMEMBERED = 16384
 """Values for which the farthest outliers stay on record."""
 FARTHEST = 8
@@ -32,6 +33,8 @@ class Outliers:
         """Values so far."""
         self.counts = [0.0] * len(SIZES)
         """Outliers of at least SIZES sigmas among the last few thousand values."""
+        self.far = 0
+        """Outliers of at least FAR sigmas so far."""
         self.farthest: list[list[float]] = []
         """Place and height of the highest outliers, in the unit in which the signal is judged, lowest first."""
 
@@ -46,6 +49,7 @@ class Outliers:
         if sigmas < SIZES[0]:
             return
         self.counts = [count + (sigmas >= size) for count, size in zip(self.counts, SIZES, strict=True)]
+        self.far += sigmas >= FAR
         recent = [outlier for outlier in self.farthest if outlier[0] > self.seen - REMEMBERED]
         self.farthest = sorted([*recent, [self.seen, height]], key=lambda outlier: outlier[1])[-FARTHEST:]
 

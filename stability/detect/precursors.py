@@ -1,13 +1,15 @@
 """Precursors of a spike: other signals that were out of their usual range when it began.
 
 A signal counts if it is out of range at the spike's first step, with two values of more than 5 sigmas on the same side
-since ``first_step``, or one of more than 15 (strict, since some 60 signals are checked). It is back in range after two
+since ``first_step``, or one of more than 15 (strict, since some 60 signals are checked), and if it left its range by a jump
+rather than by drifting. It is back in range after two
 values in a row. Range and sigmas are those of baseline.py, two-sided, with the history frozen during an excursion.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from record.metrics import SignalKind, kind_of
 
@@ -23,6 +25,10 @@ LOOK_BACK = LEAD + HISTORY + 2 * LONGEST
 """Rows to keep until a spike is over, so that :func:`precursors` sees all it needs for most spikes."""
 OUT = 5.0
 ALONE = 15.0
+JUMP, SOON = 2.5, 5
+"""Sigmas from one value to the next, within so many values after it left its range: a signal that drifts out is no precursor."""
+RATE_JUMP = 2.0
+"""Factor by which the learning rate must rise in one step."""
 FARTHEST = 1000.0
 """Most sigmas that are told: a signal that was all but constant may jump by any number of them."""
 RESOLUTION = 0.01
@@ -65,34 +71,56 @@ def precursors(
         lead = spike.start_step - first_step
         if sigmas != 0.0 and lead <= LEAD:
             found.append(Precursor(name, first_step, lead, sigmas))
+    found += _rate_jump(spike, [(steps[i], signals["lr"][i]) for i in window] if "lr" in signals else [])
     return sorted(found, key=lambda precursor: (-precursor.lead_steps, -abs(precursor.sigmas)))
+
+
+def _rate_jump(spike: Spike, rates: Sequence[tuple[int, float]]) -> list[Precursor]:
+    """The last rise of the learning rate before the spike by more than ``RATE_JUMP`` in a step, which no schedule has after its
+    second step; in sigmas of ``RESOLUTION``."""
+    for (_, before), (step, rate) in reversed(list(pairwise(rates))):
+        if before > 0 and rate > RATE_JUMP * before and spike.start_step - step <= LEAD:
+            return [Precursor("lr", step, spike.start_step - step, min(FARTHEST, math.log(rate / before) / RESOLUTION))]
+    return []
 
 
 def _excursion(kind: SignalKind, series: Iterable[tuple[int, float]]) -> tuple[int, float]:
     """First step and farthest sigmas of an excursion that lasts to the end of ``series``; 0 sigmas if there is none."""
     baseline = Baseline()
-    out: list[tuple[int, float]] = []
+    out: list[tuple[int, float, float]] = []
+    """Step, value and sigmas of the excursion."""
     back: list[tuple[int, float]] = []
+    last, jump = math.nan, 0.0
     for step, value in series:
         if math.isnan(value):
             continue
-        sigmas = _sigmas(kind, baseline, step, value)
-        if abs(sigmas) > OUT and (not out or sigmas * out[0][1] > 0):
-            out.append((step, sigmas))
-            back = []
+        sigmas, change = _sigmas(kind, baseline, step, value), _sigmas(kind, baseline, step, value, since=last)
+        last = value
+        if abs(sigmas) <= OUT:
+            back.append((step, value))
+            if not out or len(back) == 2:
+                for accepted in back:
+                    baseline.accept(*accepted)
+                out, back = [], []
             continue
-        back.append((step, value))
-        if not out or len(back) == 2:
-            for accepted in back:
-                baseline.accept(*accepted)
-            out, back = [], []
-    farthest = max((sigmas for _, sigmas in out), key=abs, default=0.0)
+        if not out or sigmas * out[0][2] < 0:
+            out, jump = [], 0.0
+        out.append((step, value, sigmas))
+        back = []
+        if len(out) <= SOON:
+            jump = max(jump, change * math.copysign(1.0, sigmas))
+        if len(out) == SOON and jump <= JUMP:  # it has drifted there: that is its range now
+            for drifted in out:
+                baseline.accept(*drifted[:2])
+            out = []
+    farthest = max((sigmas for *_, sigmas in out), key=abs, default=0.0)
     farthest = max(-FARTHEST, min(FARTHEST, farthest))
-    real = len(out) >= 2 or abs(farthest) > ALONE
+    real = jump > JUMP and (len(out) >= 2 or abs(farthest) > ALONE)
     return (out[0][0], farthest) if out and real else (0, 0.0)
 
 
-def _sigmas(kind: SignalKind, baseline: Baseline, step: int, value: float) -> float:
-    """Distance of ``value`` from the expected level; 0 while it is too early to tell, or without any noise."""
+def _sigmas(kind: SignalKind, baseline: Baseline, step: int, value: float, since: float | None = None) -> float:
+    """Distance of ``value`` from the expected level, or from ``since``; 0 while it is too early to tell, or without any noise."""
     level, sigma = baseline.expected(step) or (value, 0.0)
-    return (value - level) / max(sigma, resolution(kind, level, RESOLUTION)) if sigma > 0 else 0.0
+    distance = value - (level if since is None else since)
+    return distance / max(sigma, resolution(kind, level, RESOLUTION)) if sigma > 0 else 0.0

@@ -93,8 +93,11 @@ def test_a_level_that_stays_is_told_once_online_and_offline(tmp_path, jump, kind
     for begin in range(0, 3000, flush):
         watch.look(taken[begin : begin + flush], drew=lambda step: step)
     watch.finish(3000, drew=lambda step: step)
-    online = events_of(tmp_path)
+    opened, online = (
+        [e for e in events_of(tmp_path) if (e["event"] == "spike_opened") == wanted] for wanted in (True, False)
+    )
     assert [event["event"] for event in online] == kinds
+    assert [(e["start_step"], e["written_at"]) for e in opened] == ([(1500, 1500)] if flush == 20 and jump == 1 else [])
     assert 1300 < online[0]["start_step"] <= 1500 + 50
     run = write_run(tmp_path / "written", taken)
     spikes.main([str(run), "--out", str(tmp_path)])

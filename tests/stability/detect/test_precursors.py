@@ -62,7 +62,6 @@ def test_what_is_no_measurement_of_the_model_is_passed_over():
     names = (
         "loss/nll",
         "loss/objective",
-        "lr",
         "tokens",
         "step",
         "validation/nll",
@@ -91,6 +90,20 @@ def test_a_jump_from_all_but_nothing_is_told_with_bounded_sigmas():
     values[START - 3 :] = 0.5
     (found,) = precursors(SPIKE, STEPS, {"tfsd/target_entropy": values.tolist()})
     assert (found.lead_steps, found.sigmas) == (2, 1000.0)
+
+
+def test_a_signal_that_drifts_out_of_its_range_is_none():
+    """Update sizes and norms follow smooth trends that bend: here one that halves in 80 steps."""
+    smooth = 0.002 * np.exp(-np.maximum(0, np.array(STEPS) - 200) / 115)
+    assert precursors(SPIKE, STEPS, {"update_rms/norm": smooth.tolist(), "embedding_norm/max": smooth.tolist()}) == []
+
+
+def test_a_jump_of_the_learning_rate_is_one_and_a_schedule_is_none():
+    schedule = np.array([0.003 * min(1, step / 50) * (1 + math.cos(math.pi * step / 340)) / 2 for step in STEPS])
+    assert precursors(SPIKE, STEPS, {"lr": schedule.tolist()}) == []
+    schedule[START - 2 : START] *= 100
+    (found,) = precursors(SPIKE, STEPS, {"lr": schedule.tolist()})
+    assert (found.signal, found.lead_steps) == ("lr", 1)
 
 
 def test_noise_has_hardly_any():
