@@ -13,10 +13,14 @@ import pandas as pd
 
 from common.command import ArgumentParser, exit_status
 from common.files import write_text
+from stability.detect.catalogue import DEFAULT
 
 from . import logged, logged_report, pulses, report
 from .cases import SEEDS
-from .measure import RULES, Outcome, outcomes
+from .measure import RULES, WATCHED, Outcome, outcomes
+
+EACH = {WATCHED: RULES[WATCHED], DEFAULT: (DEFAULT,), "level": ("level",)} | RULES
+"""Level alone as well, which is not made for pulses."""
 
 
 def main() -> None:
@@ -29,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     with_pulses, with_shapes = list(pulses.cases(options.split)), list(logged.cases(options.split))
     found = {"pulses": outcomes(with_pulses, RULES)}
-    found["shapes"] = outcomes(with_shapes, RULES | {"level": ("level",)})
+    found["shapes"] = outcomes(with_shapes, EACH)
     text = f"{report.tables(found['pulses'])}\n{logged_report.tables(with_shapes, found['shapes'])}"
     print(text)
     if options.out:

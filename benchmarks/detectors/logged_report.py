@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from analysis.show.tables import markdown_table
+from record.metrics import kind_of
 
 from .cases import Case
 from .logged import AS_IT_WAS, RISE_LOGS, RISE_SIZES, SIZES, SPIKE_LOGS
@@ -24,12 +26,11 @@ SLOW = 30
 
 def tables(all_cases: Sequence[Case], outcomes: dict[str, Outcome]) -> str:
     """The tables of this part in Markdown."""
-    sources = list(dict.fromkeys(case.source for case in all_cases))
+    sources = [case.source for case in all_cases]
+    intervals = [case.every if kind_of(case.signal) == "loss" else None for case in all_cases]
     parts = [by_shape(outcomes), late_rises(outcomes), by_interval(outcomes), delays(outcomes)]
-    parts.append(false_alarms("noise of", sources, [case.source for case in all_cases], "source", all_cases, outcomes))
-    parts.append(
-        false_alarms("every", list(SPIKE_LOGS), [case.every for case in all_cases], "every", all_cases, outcomes)
-    )
+    parts.append(false_alarms("noise of", list(dict.fromkeys(sources)), sources, all_cases, outcomes))
+    parts.append(false_alarms("losses every", list(SPIKE_LOGS), intervals, all_cases, outcomes))
     return "\n".join(parts)
 
 
@@ -38,18 +39,13 @@ def _rows(outcomes: dict[str, Outcome], cells: Callable[[pd.DataFrame], list[str
 
 
 def by_shape(outcomes: dict[str, Outcome]) -> str:
-    """Recall by shape and size where every step is logged."""
-
-    def cells(faults: pd.DataFrame, kind: str) -> list[str]:
-        chosen = faults[(faults["kind"] == kind) & (faults["every"] == 1)]
-        return [share(chosen[chosen["size"] == size], 2) for size in (*SIZES, AS_IT_WAS)]
-
-    rows = [
-        [f"{name}, {kind}", *cells(outcome.faults, kind)]
-        for name, outcome in outcomes.items()
-        for kind in (*SPIKES, "bloom")
-        if not (name == "level" and kind == "bloom")
-    ]
+    """Recall by shape, signal and size where every step is logged."""
+    rows = []
+    for name, outcome in outcomes.items():
+        spikes = outcome.faults[(outcome.faults["every"] == 1) & (outcome.faults["kind"] != "late rise")]
+        for (kind, signal), group in spikes.groupby(["kind", "signal"]):
+            cells = [share(group[group["size"] == size], 2) for size in (*SIZES, AS_IT_WAS)]
+            rows.append([f"{name}, {kind} in {signal}", *cells])
     return markdown_table(["spikes hit, every step", *(f"{size} sigmas" for size in SIZES), "as it was"], rows)
 
 
@@ -113,20 +109,24 @@ def false_alarms(
     title: str,
     groups: Sequence[object],
     group_of: Sequence[object],
-    column: str,
     all_cases: Sequence[Case],
     outcomes: dict[str, Outcome],
 ) -> str:
-    """False alarms in 10,000 values outside of faults, by a column of the alarms; ``group_of``: the same of each case."""
-    values = {
-        group: sum(quiet_values(case) for case, of in zip(all_cases, group_of, strict=True) if of == group)
-        for group in groups
-    }
+    """False alarms in 10,000 values outside of faults, by groups of cases; ``group_of``: that of each case."""
+    values: Counter[object] = Counter()
+    for case, group in zip(all_cases, group_of, strict=True):
+        values[group] += quiet_values(case)
+    total = sum(values[group] for group in groups)
 
     def cells(alarms: pd.DataFrame) -> list[str]:
-        each = [f"{1e4 * (alarms[column] == group).sum() / values[group]:.2f}" for group in groups]
-        return [*each, f"{1e4 * len(alarms) / sum(values.values()):.2f}"]
+        counts = Counter(group_of[case] for case in alarms["case"])
+        each = [_rate(counts[group], values[group]) for group in groups]
+        return [*each, _rate(sum(counts[group] for group in groups), total)]
 
     rows = [[name, *cells(outcome.alarms)] for name, outcome in outcomes.items()]
-    rows.append(["values outside of faults", *(f"{count:,}" for count in values.values()), f"{sum(values.values()):,}"])
+    rows.append(["values outside of faults", *(f"{values[group]:,}" for group in groups), f"{total:,}"])
     return markdown_table([f"false alarms per 10,000, {title}", *map(str, groups), "all"], rows)
+
+
+def _rate(alarms: int, values: int) -> str:
+    return f"{1e4 * alarms / values:.2f}" if values else ""

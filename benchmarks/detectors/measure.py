@@ -81,18 +81,18 @@ def measure(all_cases: Sequence[Case], rules: Sequence[Decided]) -> Outcome:
     rows, alarms = [], []
     for index, case in enumerate(all_cases):
         hits, false = match(case.faults, sorted(place for rule in rules for place in rule.places[index]))
-        alarms += [{"case": index, "source": case.source, "every": case.every, "place": place} for place in false]
+        alarms += [{"case": index, "source": case.source, "place": place} for place in false]
         for fault, hit in zip(case.faults, hits, strict=True):
             target = fault.size >= 6 and fault.length >= 2 and fault.kind != "creep"
             delay = np.nan if hit is None else hit - fault.start
             rows.append(
-                {"case": index, "source": case.source, "every": case.every, "kind": fault.kind, "size": fault.size,
-                 "length": fault.length, "start": fault.start, "rise": fault.rise, "top": fault.top, "target": target,
-                 "hit": hit is not None, "delay": delay}
+                {"case": index, "source": case.source, "signal": case.signal, "every": case.every, "kind": fault.kind,
+                 "size": fault.size, "length": fault.length, "start": fault.start, "rise": fault.rise, "top": fault.top,
+                 "target": target, "hit": hit is not None, "delay": delay}
             )  # fmt: skip
     return Outcome(
         pd.DataFrame(rows),
-        pd.DataFrame(alarms, columns=["case", "source", "every", "place"]),
+        pd.DataFrame(alarms, columns=["case", "source", "place"]),
         sum(rule.seconds for rule in rules),
         sum(len(case.values) for case in all_cases),
     )

@@ -193,14 +193,14 @@ def test_the_tables_count_what_was_found():
     alarms = found["loss_ratio"].alarms
     quiet = sum(quiet_values(case) for case in few)
     assert len(alarms) > 0
-    table = logged_report.false_alarms("every", [1], [1] * len(few), "every", few, found)
+    table = logged_report.false_alarms("all logs", [1], [1] * len(few), few, found)
     (row,) = [line for line in table.splitlines() if line.startswith("| loss_ratio ")]
     assert row.split("|")[-2].strip() == f"{1e4 * len(alarms) / quiet:.2f}"
     for heading in (
         "spikes hit, every step",
         "hit, by interval",
         "median delay, values",
-        "false alarms per 10,000, every",
+        "false alarms per 10,000, losses every",
     ):
         assert f"| {heading} |" in text
 
