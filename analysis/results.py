@@ -6,7 +6,8 @@ Run it in the root of the repository. A study is a folder of results/ with study
 renders to README.md, any other NAME.md.j2 to NAME.md) and, if it was measured, summary.json. --collect STUDY first writes that
 study's summary.json from the output of its commands. --check writes nothing and exits 1 naming each page that is out of date.
 
-Templates see the fields of study.yaml, the values of summary.json and the function ``table``; any other name is an error.
+Templates see the fields of study.yaml, the values of summary.json, the function ``table`` and the filters ``row`` and ``number``;
+any other name is an error.
 """
 
 from __future__ import annotations
@@ -222,6 +223,7 @@ def _environment(results: Path) -> Environment:
         list(rows[0]), [[str(cell) for cell in row.values()] for row in rows]
     ).rstrip("\n")
     environment.filters["number"] = number
+    environment.filters["row"] = row
     return environment
 
 
@@ -231,6 +233,14 @@ def _render(environment: Environment, name: str, values: Mapping[str, Any], text
         return template.render(values)
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"results/{name} cannot be rendered: {error}") from error
+
+
+def row(rows: Sequence[Mapping[str, str]], name: str) -> Mapping[str, str]:
+    """The row of a table whose first cell is ``name``. Raises ValueError if there is none."""
+    for each in rows:
+        if next(iter(each.values())) == name:
+            return each
+    raise ValueError(f"no row of the table is called {name}")
 
 
 def number(value: float, form: str) -> str:

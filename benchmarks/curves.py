@@ -1,4 +1,4 @@
-"""Real telemetry for benchmarks/detectors.py: loss and gradient norm of healthy runs, in benchmarks/curves.csv.
+"""Real telemetry for the benchmark of detectors: loss and gradient norm of healthy runs, in benchmarks/curves.csv.
 
     python -m benchmarks.curves RUN...        # writes the file, which was made once, from runs/scale/*
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis.results import load_studies, main, markdown_tables, number, out_of_date, rendered
+from analysis.results import load_studies, main, markdown_tables, number, out_of_date, rendered, row
 from analysis.show.tables import markdown_table
 from common.errors import InputError
 from tests.conftest import ROOT
@@ -83,6 +83,11 @@ def changed(value: Any) -> Any:
     return f"{value}9" if isinstance(value, str) else (value or 0) + 1
 
 
+def changed_table(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same rows, by whose names a page finds them, with every other cell changed."""
+    return [changed(each) | dict([next(iter(each.items()))]) for each in rows]
+
+
 def test_every_page_and_the_index_are_what_the_command_renders() -> None:
     pages = rendered(ROOT)
     assert out_of_date(pages) == []
@@ -126,10 +131,18 @@ def test_a_changed_number_is_found(
     (folder.parent / "RESULTS.md.j2").write_text(f"{{{{ line['{name}'] }}}}")
     monkeypatch.chdir(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
-    summary[part][value] = changed(summary[part][value])
+    change = changed_table if STUDIES[name].collect[part].file.endswith(".md") else changed
+    summary[part][value] = change(summary[part][value])
     (folder / "summary.json").write_text(json.dumps(summary))
     assert main(["--check"]) == 1
     assert f"results/{name}/" in capsys.readouterr().out
+
+
+def test_a_row_is_found_by_its_name_or_missed_aloud() -> None:
+    rows = [{"coin": "penny", "heads": "3"}, {"coin": "dime", "heads": "4"}]
+    assert row(rows, "dime")["heads"] == "4"
+    with pytest.raises(ValueError, match="no row of the table is called 4"):
+        row(rows, "4")
 
 
 def test_check_names_what_was_edited_or_lost_and_writes_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
