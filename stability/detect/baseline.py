@@ -68,7 +68,8 @@ def spacing(values_nk: Floats) -> Floats:
 class Baseline:
     """The history of a series and its expected value (points 1 and 2 of the rule). Attributes are JSON values.
 
-    ``falling``: the level is not expected to rise, as training should lower the signal; a line would follow a gradual spike.
+    ``falling``: the line never rises, as it would follow a spike that takes tens of values to rise. That a norm grows slowly
+    is a bias that the errors show.
     """
 
     def __init__(self, falling: bool = False) -> None:

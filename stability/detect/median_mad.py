@@ -62,7 +62,7 @@ class MedianMad(Detector):
 
     def __init__(self, signal: str, signal_kind: SignalKind | None = None) -> None:
         super().__init__(signal, signal_kind)
-        self.baseline = Baseline(falling=self.signal_kind == "loss")
+        self.baseline = Baseline(falling=self.signal_kind in ("loss", "norm"))
         self.outliers = Outliers()
         self.evidence = 0.0
         self.held: list[list[Any]] = []
@@ -173,7 +173,7 @@ class MedianMad(Detector):
 
     def _give_up(self) -> list[Event]:
         """The spike's level has become the usual one: start a new history there."""
-        self.baseline = Baseline(falling=self.signal_kind == "loss")
+        self.baseline = Baseline(falling=self.signal_kind in ("loss", "norm"))
         return self._end(self.inside, recovered=False)
 
     def _end(self, accepted: list[list[Any]], recovered: bool) -> list[Event]:
