@@ -75,7 +75,8 @@ class Detector(ABC):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Detector:
         """Restore the detector from its :meth:`state`."""
-        detector = cls(state["signal"], state["signal_kind"])
+        signal, kind = state["signal"], state["signal_kind"]
+        detector = cls(signal) if kind == kind_of(signal) else cls(signal, kind)
         for key in vars(detector):
             setattr(detector, key, copy.deepcopy(state[key]))
         detector.open = None if state["open"] is None else Spike(**state["open"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from record.metrics import SignalKind
+from record.metrics import SignalKind, kind_of
 
 from .base import DETECTORS, Detector
 from .baseline import Floats
@@ -40,8 +40,10 @@ DEFAULT = MedianMad.kind
 
 
 def make_detector(name: str, signal: str, signal_kind: SignalKind | None = None) -> Detector:
-    """A new detector. Raises KeyError for a name that is not in :data:`DETECTORS`. ``signal_kind``: as declared by default."""
-    detector: Detector = DETECTORS[name](signal, signal_kind)
+    """A new detector. Raises KeyError for a name that is not in :data:`DETECTORS`. ``signal_kind``: as declared by
+    default; a plug-in's rule need not take another."""
+    declared = signal_kind in (None, kind_of(signal))
+    detector: Detector = DETECTORS[name](signal) if declared else DETECTORS[name](signal, signal_kind)
     return detector
 
 
