@@ -86,9 +86,10 @@ def as_run(log: Log, label: str) -> LogRun:
     non_finite = {(names | others)[c]: steps for c, steps in log.table.non_finite.items() if c in names or c in others}
     series = Series(label, log.table, log=log)
     events = [
-        {"event": found.event.kind} | found.row() | {"signal": series.metric(column)}
-        for column in series.default_signals
+        {"event": found.event.kind} | found.row() | {"signal": series.metric(found.event.signal)}
+        for column in dict.fromkeys([*series.default_signals, *series.saturable])
         for found in find_watched(series, column)[0]
+        if column in series.default_signals or found.event.kind == "saturated"
     ]
     metrics = pd.DataFrame(columns, pd.Index(log.table.steps, name="step"), copy=False)
     return LogRun(log.path, label, {}, metrics, non_finite, events, {}, log)

@@ -180,7 +180,18 @@ def replay_command(run: Path, step: int) -> str:
 def _continued(new: Detector, saved: dict[str, Any] | None) -> Detector:
     """The detector as it was saved; ``new`` itself where the checkpoint is of a version that had no such rule, or another form
     of it."""
-    return detector_from_state(saved) if saved is not None and saved.keys() >= new.state().keys() else new
+    if saved is None or not _has_all(saved, new.state()):
+        return new
+    return detector_from_state(saved)
+
+
+def _has_all(saved: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a state has all keys of a new detector's, those of the history and the outliers included."""
+    return saved.keys() >= new.keys() and all(
+        _has_all(saved[key], value)
+        for key, value in new.items()
+        if isinstance(value, dict) and isinstance(saved[key], dict)
+    )
 
 
 def _which(spike: Spike) -> tuple[str, str, int]:

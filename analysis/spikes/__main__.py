@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for signal in signals[one.label]:
             if options.detector == DEFAULT:
                 events, detector = find_watched(one, signal)
-                said = remark(one, signal, events, detector)
+                said = remark(one, signal, detector)
                 remarks += [f"{one.label}, {signal}: {said}"] if said else []
                 found += events
             else:

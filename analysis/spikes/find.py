@@ -114,10 +114,9 @@ def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detec
 
 
 def find_watched(series: Series, column: str) -> tuple[list[Found], Detector | None]:
-    """The events in a column that a run reports by default, each only once, and the default detector after what was kept. Its
-    saturated softmaxes are other columns' events."""
+    """The events in a column that a run reports by default, each only once, and the default detector after what was kept."""
     found, detector = find_all(series, column, DEFAULT)
-    found += [one for rule in ("level", "stall") for one in find_all(series, column, rule)[0]]
+    found += [one for rule in ("level", "stall", "saturated") for one in find_all(series, column, rule)[0]]
     once = [
         one
         for one in found
@@ -126,14 +125,12 @@ def find_watched(series: Series, column: str) -> tuple[list[Found], Detector | N
     return once, detector
 
 
-def remark(series: Series, column: str, found: Sequence[Found], detector: Detector | None) -> str | None:
+def remark(series: Series, column: str, detector: Detector | None) -> str | None:
     """What a reader has to know of the default detector's silence about a column; None if there is nothing."""
     count = int(np.isfinite(series.values(column)[1]).sum())
     if count <= 2 * FEWEST:
         return f"only {count} values, of which none can be judged: the first verdict is on the {2 * FEWEST + 1}th"
-    alone = [one for one in found if one.abandoned is None and isinstance(one.event, Spike) and one.event.sigmas >= FAR]
-    told = sum(one.event.signal == column and one.event.start_step == one.event.end_step for one in alone)
-    more = detector.outliers.far - told if isinstance(detector, MedianMad) else 0
+    more = detector.outliers.passed_over if isinstance(detector, MedianMad) else 0
     return f"{more} more single values of {FAR:.0f} sigma or more, too frequent here to be spikes" if more > 0 else None
 
 

@@ -32,13 +32,16 @@ SMALL_SAMPLE = 2.0
 """Sigma estimated from n errors is enlarged by the factor 1 + 2/n."""
 RESOLUTION = 1e-3
 """Sigma is at least this share of the level, so that a noiseless signal does not spike at its last digits."""
+HUGE = 1e150
+"""Values beyond it are as good as infinite: the squares of what is below have a sum."""
 TINY = 1e-12
 """Least sigma, for a signal that has been exactly 0."""
 
 
 def judged(kind: SignalKind, value: float) -> float:
-    """``value`` on the scale on which signals of its kind are judged; NaN if it is not finite or has no logarithm."""
-    if not math.isfinite(value) or (kind == "norm" and value <= 0):
+    """``value`` on the scale on which signals of its kind are judged; NaN if it is not finite, too large to be reckoned
+    with, or has no logarithm."""
+    if not abs(value) <= HUGE or (kind == "norm" and value <= 0):
         return math.nan
     return math.log(value) if kind == "norm" else value
 

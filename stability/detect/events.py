@@ -134,8 +134,8 @@ Event = Spike | NonFinite | Stall | Rise | Saturated
 def told_by(event: Event, spikes: Iterable[Event]) -> bool:
     """Whether a rise is the level of one of the ``spikes`` of its signal: one that lasts, or did not recover."""
     return isinstance(event, Rise) and any(
-        spike.start_step <= event.opened_step <= spike.end_step
-        or (not spike.recovered and spike.start_step <= event.opened_step and event.start_step <= spike.end_step)
+        spike.opened_step <= event.opened_step <= spike.end_step
+        or (not spike.recovered and spike.opened_step <= event.opened_step and event.start_step <= spike.end_step)
         for spike in spikes
         if isinstance(spike, Spike) and spike.signal == event.signal
     )

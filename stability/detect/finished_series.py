@@ -14,7 +14,20 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from .baseline import CLIP, ERRORS, HISTORY, LINE, LOWEST, MAD_TO_SIGMA, REFIT, RESOLUTION, SMALL_SAMPLE, TINY, spacing
+from .baseline import (
+    CLIP,
+    ERRORS,
+    HISTORY,
+    HUGE,
+    LINE,
+    LOWEST,
+    MAD_TO_SIGMA,
+    REFIT,
+    RESOLUTION,
+    SMALL_SAMPLE,
+    TINY,
+    spacing,
+)
 from .events import Event
 from .median_mad import ALONE, REFERENCE, SLOW_DECISION, SLOW_MOST, SLOW_REFERENCE, UNIT, MedianMad, Seen
 
@@ -36,7 +49,7 @@ def detect_batches(detector: MedianMad, steps: Steps, values: Floats) -> list[Ev
         raise ValueError(f"step {seen[back[0] + 1]} after step {seen[back[0]]}: steps of a series ascend")
     detector.last_step = int(seen[-1]) if len(seen) else None
     positive = detector.signal_kind == "norm"
-    judgeable = np.isfinite(values) & (values > 0 if positive else True)  # the rule skips the others
+    judgeable = (np.abs(values) <= HUGE) & (values > 0 if positive else True)  # the rule skips the others
     steps, values = steps[judgeable], values[judgeable]
     # numpy's logarithm may differ from math's in the last bit.
     judged = np.fromiter(map(math.log, values), np.float64) if positive else values

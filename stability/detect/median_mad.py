@@ -17,7 +17,7 @@ from record.metrics import SignalKind
 from .base import DETECTORS, Detector
 from .baseline import LINE, RESOLUTION, TINY, Baseline, judged, median, resolution
 from .events import Event, Spike
-from .outliers import SIZES, Outliers
+from .outliers import FAR, SIZES, Outliers
 
 REFERENCE = 2.5
 """Sigmas that count neither for nor against a spike."""
@@ -104,12 +104,13 @@ class MedianMad(Detector):
         slowly = self.signal_kind == "loss" and self._slowly(seen, most)
         if slowly or self.evidence > DECISION or self._stands_alone(seen, sigma):
             self._open(seen.step, slowly)
-        elif self.evidence == 0.0:
+        elif self.evidence == 0.0 or len(self.held) == LONGEST:  # a history frozen for long is none
             for held in self.held:
                 self.baseline.accept(*held[:2])
                 if self.signal_kind == "loss":
                     self.outliers.remember(*held[3:])
-            self.held = []
+                    self.outliers.passed_over += held[3] >= FAR
+            self.evidence, self.held = 0.0, []
 
     def _open(self, step: int, slowly: bool) -> None:
         """Open a spike at ``step``, from the first value on that added evidence."""

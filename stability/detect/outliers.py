@@ -33,8 +33,8 @@ class Outliers:
         """Values so far."""
         self.counts = [0.0] * len(SIZES)
         """Outliers of at least SIZES sigmas among the last few thousand values."""
-        self.far = 0
-        """Outliers of at least FAR sigmas so far."""
+        self.passed_over = 0
+        """Values of at least FAR sigmas so far that were part of no event."""
         self.farthest: list[list[float]] = []
         """Place and height of the highest outliers, in the unit in which the signal is judged, lowest first."""
 
@@ -49,7 +49,6 @@ class Outliers:
         if sigmas < SIZES[0]:
             return
         self.counts = [count + (sigmas >= size) for count, size in zip(self.counts, SIZES, strict=True)]
-        self.far += sigmas >= FAR
         recent = [outlier for outlier in self.farthest if outlier[0] > self.seen - REMEMBERED]
         self.farthest = sorted([*recent, [self.seen, height]], key=lambda outlier: outlier[1])[-FARTHEST:]
 
@@ -62,5 +61,6 @@ class Outliers:
 
     def farthest_but_one(self, errors: Floats) -> float:
         """The second highest of absolute ``errors`` and the outliers on record."""
-        heights = np.append(errors, [height for _, height in self.farthest])
+        recent = [height for place, height in self.farthest if place > self.seen - REMEMBERED]
+        heights = np.append(errors, recent)
         return float(np.partition(heights, -2)[-2])

@@ -28,7 +28,7 @@ ALONE = 15.0
 JUMP, SOON = 2.5, 5
 """Sigmas from one value to the next, within so many values after it left its range: a signal that drifts out is no precursor."""
 RATE_JUMP = 2.0
-"""Factor by which the learning rate must rise in one step."""
+"""Factor by which the learning rate must rise from one row to the next."""
 FARTHEST = 1000.0
 """Most sigmas that are told: a signal that was all but constant may jump by any number of them."""
 RESOLUTION = 0.01
@@ -76,10 +76,11 @@ def precursors(
 
 
 def _rate_jump(spike: Spike, rates: Sequence[tuple[int, float]]) -> list[Precursor]:
-    """The last rise of the learning rate before the spike by more than ``RATE_JUMP`` in a step, which no schedule has after its
-    second step; in sigmas of ``RESOLUTION``."""
-    for (_, before), (step, rate) in reversed(list(pairwise(rates))):
-        if before > 0 and rate > RATE_JUMP * before and spike.start_step - step <= LEAD:
+    """The last rise of the learning rate before the spike by more than ``RATE_JUMP``, beyond what a linear warm-up rises by
+    between the two steps; in sigmas of ``RESOLUTION``."""
+    positive = [(step, rate) for step, rate in rates if step > 0 and rate > 0]
+    for (earlier, before), (step, rate) in reversed(list(pairwise(positive))):
+        if rate > RATE_JUMP * before * step / earlier and spike.start_step - step <= LEAD:
             return [Precursor("lr", step, spike.start_step - step, min(FARTHEST, math.log(rate / before) / RESOLUTION))]
     return []
 

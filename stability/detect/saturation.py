@@ -77,7 +77,8 @@ class SaturationRule(Detector):
 
     def update(self, row: Mapping[str, Any]) -> list[Event]:
         there = row.get(self.signal) is not None
-        self.layers = {name: float(row[name]) for name in self.reads(row) if row[name] is not None} if there else {}
+        layers = {name: float(row[name]) for name in self.reads(row) if row[name] is not None} if there else {}
+        self.layers = {name: value for name, value in layers.items() if math.isfinite(value)}
         return super().update(row)
 
     def reads(self, columns: Iterable[str]) -> list[str]:

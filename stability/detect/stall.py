@@ -102,7 +102,8 @@ class StallRule(Detector):
         values = [value for _, value in self.logits.get(ATTENTION, [])]
         if len(values) < FEWEST or median(values) <= SATURATED:
             return 0.0, ""
-        return values[-1] / values[0], ATTENTION
+        first = next(value for value in values if value > 0)  # queries that start at 0 have logits of 0
+        return values[-1] / first, ATTENTION
 
 
 def _ends(pairs: list[list[Any]], early: int, late: int) -> tuple[float, float]:

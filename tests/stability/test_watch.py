@@ -77,6 +77,16 @@ def test_a_rule_that_kept_other_values_in_an_older_checkpoint_begins_anew(tmp_pa
     assert events_of(tmp_path) == []
 
 
+def test_a_history_of_another_form_in_an_older_checkpoint_begins_anew(tmp_path):
+    watch, other = new_watch(tmp_path), new_watch(tmp_path)
+    watch.look(rows(1, 50), drew=lambda step: step)
+    old = watch.state()
+    del old[0]["baseline"]["usual"]
+    other.restore(old, 50)
+    assert [(d.kind, d.signal) for d in other.detectors if d.last_step is None] == [("median_mad", "loss/nll")]
+    other.look(rows(51, 60), drew=lambda step: step)
+
+
 def losses(length, jump, at):
     random = np.random.default_rng(0)
     values = 3 + 0.02 * random.standard_normal(length)

@@ -104,6 +104,15 @@ def test_a_jump_of_the_learning_rate_is_one_and_a_schedule_is_none():
     schedule[START - 2 : START] *= 100
     (found,) = precursors(SPIKE, STEPS, {"lr": schedule.tolist()})
     assert (found.signal, found.lead_steps) == ("lr", 1)
+    schedule[START - 3] = math.nan  # a row without a rate does not hide it
+    (again,) = precursors(SPIKE, STEPS, {"lr": schedule.tolist()})
+    assert (again.signal, again.lead_steps) == ("lr", 1)
+
+
+def test_a_warm_up_that_is_logged_at_every_tenth_step_is_no_jump():
+    steps = [1, *range(10, 201, 10)]
+    spike = Spike("median_mad", "loss/nll", 100, 100, 100, 110, 1.0, 10.0, True)
+    assert precursors(spike, steps, {"lr": [1e-6 * step for step in steps]}) == []
 
 
 def test_noise_has_hardly_any():
