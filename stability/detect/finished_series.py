@@ -80,7 +80,7 @@ class _Batch:
         self.judged = np.append(baseline.values, judged)
         self.lines, self.usual = self._lines()
         group_n = np.arange(len(steps)) // REFIT
-        now_n = np.array([math.log1p(step) for step in steps.tolist()])
+        now_n = np.fromiter(map(math.log1p, steps.tolist()), np.float64)
         forecast_n = self.lines[group_n, 0] + self.lines[group_n, 1] * now_n
         self.errors = np.append(baseline.errors, judged - forecast_n)
         self.noise = self._noise()
@@ -103,7 +103,8 @@ class _Batch:
         slope_g = self._slope(_medians(_slopes(self.judged[HISTORY - LINE :], time[HISTORY - LINE :])))
         lines = _medians(values_gk[:, -LINE:] - slope_g[:, None] * time_gk[:, -LINE:]), slope_g
         half = HISTORY // 2
-        rise_g, run_g = (_medians(gk[:, half:].copy()) - _medians(gk[:, :half].copy()) for gk in (values_gk, time_gk))
+        rise_g = _medians(values_gk[:, half:].copy()) - _medians(values_gk[:, :half].copy())
+        run_g = _middles(time_gk[:, half:]) - _middles(time_gk[:, :half])
         slope_g = self._slope(rise_g / run_g)
         usual = _medians(values_gk - slope_g[:, None] * time_gk), slope_g
         return np.stack(lines, axis=1), np.stack(usual, axis=1)
@@ -208,6 +209,12 @@ def _places() -> npt.NDArray[np.intp]:
     after = LINE - 1
     place_p = earlier * after + later - earlier - 1
     return np.arange(0, LARGEST + 1, REFIT)[:, None] * after + place_p
+
+
+def _middles(rows: Floats) -> Floats:
+    """Median of each row, of even length and ascending."""
+    half = rows.shape[1] // 2
+    return (rows[:, half - 1] + rows[:, half]) / 2
 
 
 def _medians(rows: Floats) -> Floats:
