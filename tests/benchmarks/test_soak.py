@@ -32,17 +32,18 @@ def test_a_short_soak_tells_memory_rows_and_the_cost_of_each_command(tmp_path: P
         assert re.search(rf"analysis\.{name} +[\d.]+ s by the clock, +[\d.]+ s of CPU, \d+ MiB at most", out)
     assert (tmp_path / "rows_3000" / "out" / "curves.png").exists()
     kinds = {json.loads(line)["event"] for line in (tmp_path / "soak_200" / "events.jsonl").read_text().splitlines()}
-    assert kinds <= {"spike"}
+    assert kinds <= {"spike", "spike_opened"}
     assert list((tmp_path / "soak_200" / "checkpoints").glob("step_*"))
 
 
-@pytest.mark.parametrize("lacking", ["row", "attention", "validation", "loss/nll"])
+@pytest.mark.parametrize("lacking", ["row", "attention", "hidden_kurtosis", "validation", "loss/nll"])
 def test_what_a_file_lacks_is_found(lacking: str) -> None:
     steps = np.arange(1, 2 * EVALUATED + 1)
     values = np.ones(len(steps))
     columns = {
         "loss/nll": values.copy(),
         "attention/layer_00/max": np.where(steps % PROBED == 0, 1.0, np.nan),
+        "hidden_kurtosis/layer_00": np.where(steps % PROBED == 0, 1.0, np.nan),
         "validation/nll": np.where(steps % EVALUATED == 0, 1.0, np.nan),
     }
     assert missing(Table(steps, columns, {}), len(steps)) == []
