@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from analysis.spikes.find import Series, find_watched
+from analysis.spikes.find import Series, find_all, find_watched
 from common.command import ArgumentParser
 from common.errors import InputError, one_line
 from record.finished import Run, load_run, read_config, run_directory, run_file, unique_labels
@@ -87,9 +87,10 @@ def as_run(log: Log, label: str) -> LogRun:
     series = Series(label, log.table, log=log)
     events = [
         {"event": found.event.kind} | found.row() | {"signal": series.metric(found.event.signal)}
-        for column in dict.fromkeys([*series.default_signals, *series.saturable])
-        for found in find_watched(series, column)[0]
-        if column in series.default_signals or found.event.kind == "saturated"
+        for found in [
+            *(found for column in series.default_signals for found in find_watched(series, column)[0]),
+            *(found for column in series.saturable for found in find_all(series, column, "saturated")[0]),
+        ]
     ]
     metrics = pd.DataFrame(columns, pd.Index(log.table.steps, name="step"), copy=False)
     return LogRun(log.path, label, {}, metrics, non_finite, events, {}, log)
