@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import InputError
 
 from .base import number_in
-from .tensorboard_events import is_event_file
+from .tensorboard_events import NAMED, is_event_file
 from .trainer_state import history
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -57,7 +57,8 @@ def _metrics(folder: Path) -> list[Path]:
 
 
 def _event_folders(folder: Path) -> Iterator[Path]:
-    """The folders that have event files."""
+    """The folders that have event files. Only files named as TensorBoard names them are opened: some of a system's own folders
+    hold files that never answer."""
     seen = 0
     for place, folders, files in os.walk(folder):
         here = Path(place)
@@ -65,5 +66,5 @@ def _event_folders(folder: Path) -> Iterator[Path]:
         if seen > _MOST or len(here.relative_to(folder).parts) >= _DEPTH:
             folders.clear()
         folders.sort()
-        if any(is_event_file(here / name) for name in files):
+        if any(NAMED in name and is_event_file(here / name) for name in files):
             yield here

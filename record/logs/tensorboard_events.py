@@ -13,6 +13,8 @@ from .base import FORMATS, Format, Rows, RowsBuilder, open_error
 
 _MARK = b"brain.Event:"
 """In the first record of every event file."""
+NAMED = "tfevents"
+"""In the name of every event file: by it TensorBoard itself finds them in a folder."""
 _LENGTH = struct.Struct("<Q")
 _FRAME = 16
 """Bytes around a record: its length with a checksum, and a checksum."""
@@ -49,7 +51,7 @@ class TensorBoardEvents(Format):
             raise InputError(
                 f"{path}: TensorBoard events need the package tensorboard: pip install tensorboard"
             ) from error
-        files = sorted(filter(is_event_file, path.iterdir())) if path.is_dir() else [path]
+        files = sorted(_event_files(path)) if path.is_dir() else [path]
         builder = RowsBuilder()
         begun = []
         for file in files:
@@ -62,6 +64,10 @@ class TensorBoardEvents(Format):
                 if numbers:
                     builder.add({"step": float(event.step), **numbers})
         return [builder.rows()] if builder.count else []
+
+
+def _event_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if NAMED in path.name and is_event_file(path))
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -232,6 +232,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert done.stderr == f"error: --device cuda: cannot be used: {reason}\n"
 
 
+@pytest.mark.timeout(960)
 def test_all_of_it_on_a_cpu(tmp_path):
     """Every part, on tiny sizes, in processes of their own."""
     done = python("-m", "benchmarks.gpu_check", "--device", "cpu", "--minutes", "9", "--out", tmp_path, timeout=900)

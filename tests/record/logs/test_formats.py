@@ -292,13 +292,15 @@ def test_event_files_of_tensorboard_and_folders_of_them(tmp_path: Path, tensors:
     rows = [(step, {"train/loss": 3.0 - step / 8}) for step in range(1, 9)]
     write_events(tmp_path / "runs" / "b" / "events.out.tfevents.2", [(8, {"eval/loss": 2.5})], 2.0, tensors)
     write_events(tmp_path / "runs" / "b" / "events.out.tfevents.1", rows, 1.0, tensors)
-    write_events(tmp_path / "runs" / "a" / "any name", rows[:3], 1.0, tensors)
+    write_events(tmp_path / "runs" / "a" / "events.out.tfevents.3", rows[:3], 1.0, tensors)
+    write_events(tmp_path / "runs" / "c" / "any name", rows, 1.0, tensors)  # not opened, unless it is named
     whole = {step: numbers["train/loss"] for step, numbers in rows}
     logs = read_logs(tmp_path / "runs", {}).logs
     assert [log.label for log in logs] == ["runs/a", "runs/b"]
     assert written(logs[1], "loss") == whole and written(logs[1], "val_loss") == {8: 2.5}
-    one = read(tmp_path / "runs" / "b" / "events.out.tfevents.1")
-    assert one.format == "TensorBoard events" and written(one, "loss") == whole
+    for named in ("b/events.out.tfevents.1", "c/any name"):
+        one = read(tmp_path / "runs" / named)
+        assert one.format == "TensorBoard events" and written(one, "loss") == whole
 
 
 def test_event_files_that_torch_writes(tmp_path: Path) -> None:
