@@ -20,7 +20,7 @@ from optim.schedules import SCHEDULES
 from record.metrics import describe
 from stability.detect.catalogue import DETECTORS
 from stability.intervene.kinds import INTERVENTIONS
-from stability.stress.base import Stress
+from stability.stress.base import Setup, Stress
 from stability.stress.kinds import STRESSES
 
 from .body import body_problems
@@ -110,10 +110,12 @@ def _detection_problems(config: RunConfig) -> list[str]:
 def _problems_of_kinds(config: RunConfig) -> Iterator[str]:
     """Problems that stresses and interventions find in the run's configuration."""
     train = config.train
+    moments = OPTIMIZERS[config.optimizer.kind].moments
+    setup = Setup(train.steps, train.batch_size, config.data.sequence_length, moments)
     for number, choice in enumerate(config.stress):
         cls = STRESSES[choice.kind]
         options = checked_options(cls, choice.options)
-        for key, text in cls.problems(options, steps=train.steps, batch_size=train.batch_size):
+        for key, text in cls.problems(options, setup):
             yield f"stress.{number}.{key}: {text}"
         if train.precision == "fp16" and cls.gradients is not Stress.gradients:
             yield f"stress.{number}.kind: {choice.kind} changes gradients after the fp16 scaler has checked them; use bf16"

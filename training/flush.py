@@ -26,6 +26,7 @@ def flush(run: Run, evaluation_due: bool) -> None:
     run.rows = rows
     run.validation_nll = rows[-1].get("validation/nll")
     run.recorder.write_rows(rows)
+    report_stresses(run)
     since = None
     if run.diverged:  # the step before is to blame if it was its update that made something not finite
         since = rows[-1]["step"] - any(not name.startswith("gradient of ") for name in run.vitals.names())
@@ -33,6 +34,18 @@ def flush(run: Run, evaluation_due: bool) -> None:
     run.trackers.log(rows)
     run.bar.set_postfix({"nll": f"{rows[-1]['loss/nll']:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
     run.bar.update(rows[-1]["step"] - run.bar.n)
+
+
+def report_stresses(run: Run) -> None:
+    """Write an event for each stress that has begun or ended to act in the steps just flushed."""
+    for row in run.rows:
+        step = row["step"]
+        for number, stress in enumerate(run.stresses):
+            acts, acted = (stress.acts(s, run.batch_number(s)) if s else False for s in (step, step - 1))
+            if acts != acted:
+                what = stress.describe(step, run.batch_number(step)) if acts else ""
+                event = {"step": step, "number": number, "kind": stress.kind, "description": what}
+                run.recorder.event("stress_began" if acts else "stress_ended", step, **event)
 
 
 def evaluate(run: Run) -> dict[str, float]:

@@ -31,6 +31,7 @@ from record.rewinds import RewindEvent, last_rewind
 from record.rows import Row
 from record.trackers import Title, Trackers
 from stability.intervene.base import Intervention, make_interventions
+from stability.intervene.stages import changes_updates
 from stability.measure.norms import full
 from stability.measure.telemetry import Telemetry
 from stability.measure.vitals import Vitals
@@ -68,10 +69,14 @@ class Run:
     optimizer: AcceleratedOptimizer
     telemetry: Telemetry
     vitals: Vitals
+    settings: list[dict[str, Any]]
+    """The optimizer's hyperparameters by parameter group, as configured."""
     alive: Tensor
     """Device scalar: 1, and NaN from the first step on at which something was not finite."""
     interventions: dict[str, Intervention] = field(default_factory=dict)
     """By name, in the configuration's order."""
+    handles: list[Any] = field(default_factory=list)
+    """Of the interventions' hooks on the model."""
     step: int = 0
     """Optimizer steps taken."""
     diverged: bool = False
@@ -180,7 +185,7 @@ def build_run(
     )
     title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
     trackers = Trackers(config.trackers, title, recorder, watch.say)
-    stresses = make_stresses(config.stress, seed=config.seed, vocab_size=store.vocab_size)
+    stresses = make_stresses(config.stress, seed=config.seed, store=store)
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
     run = Run(config, directory, accelerator, *parts, *trainable)
     _restore(run, checkpoint)
@@ -201,18 +206,19 @@ def _record_lost_ranks(
 
 def go_to(run: Run, checkpoint: Path | None) -> None:
     """Bring ``run`` to ``checkpoint`` (None: to its start), whatever its state. All ranks call it."""
-    del run.model, run.optimizer, run.telemetry, run.vitals  # free their memory for the new ones
+    del run.model, run.optimizer, run.telemetry, run.vitals, run.interventions  # free their memory for the new ones
     run.accelerator.free_memory()
     clear_device_cache(garbage_collection=True)  # Accelerate collects garbage before it drops its own references
     trainable = _trainable(run.config, run.accelerator, run.store, checkpoint)
-    run.model, run.optimizer, run.telemetry, run.vitals, run.alive = trainable
+    run.model, run.optimizer, run.telemetry, run.vitals, run.settings, run.alive = trainable
     _restore(run, checkpoint)
 
 
 def _trainable(
     config: RunConfig, accelerator: Accelerator, store: TokenStore, checkpoint: Path | None
-) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Vitals, Tensor]:
-    """Model and optimizer as prepared for the launch, telemetry and vitals on them, and the ``alive`` flag."""
+) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Vitals, list[dict[str, Any]], Tensor]:
+    """Model and optimizer as prepared for the launch, telemetry and vitals on them, the optimizer's settings, and the ``alive``
+    flag."""
     model = load_weights(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
     check_optimizer(config.optimizer, accelerator.device)
@@ -222,7 +228,8 @@ def _trainable(
     telemetry = build_telemetry(bare, config)
     names = [name for name, _ in bare.named_parameters()]
     vitals = Vitals(names, telemetry.parameters, make_optimizer(config.optimizer).moments)
-    return wrapped, optimizer, telemetry, vitals, torch.ones((), device=accelerator.device)
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return wrapped, optimizer, telemetry, vitals, settings, torch.ones((), device=accelerator.device)
 
 
 def interventions_of(config: RunConfig) -> dict[str, Intervention]:
@@ -235,7 +242,8 @@ def interventions_of(config: RunConfig) -> dict[str, Intervention]:
 def _restore(run: Run, checkpoint: Path | None) -> None:
     """Restore everything that steps change, except the model, to ``checkpoint`` or to the start."""
     run.step, run.validation_nll, run.diverged, run.spoilt = 0, None, False, False
-    run.interventions = interventions_of(run.config)
+    run.handles = []  # those of another model
+    attach_interventions(run, interventions_of(run.config))
     for stress in run.stresses:
         stress.attach(run.bare_model(), functools.partial(_acts_now, run, stress))
     detectors, alarms = None, []
@@ -253,6 +261,16 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
     run.rewind = RewindEvent(**found) if found else None
     run.watch.restore(detectors, run.step, alarms)
     run.bar.n = run.bar.initial = run.bar.last_print_n = run.step
+
+
+def attach_interventions(run: Run, interventions: dict[str, Intervention]) -> None:
+    """Let these interventions act on the run, instead of those it has."""
+    for handle in run.handles:
+        handle.remove()
+    run.interventions, model = interventions, run.bare_model()
+    run.handles = [h for i in interventions.values() for h in i.attach(model, run.optimizer.optimizer)]
+    if changes_updates(interventions):
+        run.telemetry.keep_before()
 
 
 def _acts_now(run: Run, stress: Stress) -> bool:

@@ -15,7 +15,8 @@ from model import attention_probe
 from optim.optimizers import learning_rate
 from ranks.collectives import all_reduce, only_looking
 from record.recorder import ALIVE
-from stability.intervene.base import Seen, act, scale_gradients
+from stability.intervene.base import Seen
+from stability.intervene.stages import on_gradient, on_update
 
 from .run import Run
 
@@ -30,6 +31,7 @@ def training_step(run: Run, step: int) -> None:
         x_BT, y_BT = x_BT.pin_memory(), y_BT.pin_memory()  # copies from pageable memory would block
     rows = config.train.micro_batch_size or len(x_BT)
     targets = valid_targets(y_BT, accelerator.device)
+    lose_targets(run, step, y_BT)
     for start in range(0, len(x_BT), rows):
         run.watchdog.moved(step, "forward and backward")
         last = start + rows >= len(x_BT)
@@ -59,18 +61,27 @@ def valid_targets(y_BT: Tensor, device: torch.device) -> Tensor:
 
 
 def prepare_step(run: Run, step: int) -> dict[str, Any]:
-    """Set learning rate and random state of ``step``, probe attention if due; returns the values known on the host."""
+    """Set learning rate and random state of ``step``, probe attention if due; returns the values known on the host. Stresses
+    disturb the optimizer's settings and the state that the step starts from."""
     config = run.config
     batch = run.batch_number(step)
+    acting = [stress for stress in run.stresses if stress.acts(step, batch)]
     lr = learning_rate(config.optimizer, config.train.steps, step)
-    lr *= math.prod(stress.rate(step) for stress in run.stresses if stress.acts(step, batch))
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    lr *= math.prod(stress.rate(step) for stress in acting)
+    lr *= math.prod(intervention.rate(step) for intervention in run.interventions.values())
+    for group, usual in zip(run.optimizer.param_groups, run.settings, strict=True):
+        group.update(usual, lr=lr)
+        for stress in acting:
+            group.update(stress.settings(step, group))
+    with torch.no_grad():
+        for stress in acting:
+            stress.state(step, dict(run.bare_model().named_parameters()), run.optimizer.optimizer)
     every = config.telemetry.attention_every
     if config.telemetry.enabled and every is not None and step % every == 0:
         probe_attention(run)
     torch.manual_seed(stream_seed(config.seed, "dropout", step, run.accelerator.process_index))
-    return {"step": step, "tokens": step * run.tokens_per_step, "lr": lr, "data/batch": batch}
+    row = {"step": step, "tokens": step * run.tokens_per_step, "lr": lr, "data/batch": batch}
+    return row | ({"stress/acting": len(acting)} if run.stresses else {})
 
 
 def step_batch(run: Run, step: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +91,19 @@ def step_batch(run: Run, step: int) -> tuple[Tensor, Tensor]:
     for stress in run.stresses:
         if stress.acts(step, number):
             stress.batch(number, x_BT, y_BT, first_row=run.accelerator.process_index * len(x_BT))
+    for stress in run.stresses:
+        if stress.acts(step, number):
+            x_BT, y_BT = stress.reshape(number, x_BT, y_BT)
     return x_BT, y_BT
+
+
+def lose_targets(run: Run, step: int, y_BT: Tensor) -> None:
+    """Let stresses ignore targets that have been counted."""
+    number, rows = run.batch_number(step), len(y_BT)
+    for stress in run.stresses:
+        if stress.acts(step, number):
+            batch_rows = rows * run.accelerator.num_processes
+            stress.lose(number, y_BT, first_row=run.accelerator.process_index * rows, batch_rows=batch_rows)
 
 
 def probe_attention(run: Run) -> None:
@@ -118,27 +141,28 @@ def update(run: Run, step: int) -> dict[str, Any]:
         if stress.acts(step, run.batch_number(step)):
             stress.gradients(step, [p.grad for p in telemetry.parameters if p.grad is not None])
     total = telemetry.before_update()
-    healthy = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite() & (total.isfinite() | scaled)
+    norms = telemetry.gradient_norm_P, telemetry.parameter_norm_P
+    seen = Seen(step, losses["loss/nll"], total, *norms, telemetry.parameters)
+    seen, decisions = on_gradient(run.interventions, seen)
+    sound = losses["loss/objective"].isfinite() & losses["loss/nll"].isfinite() & (total.isfinite() | scaled)
     healthy = run.vitals.look(
         run.alive,
         telemetry.local_loss,
-        None if scaled else telemetry.gradient_norm_P,
-        telemetry.parameter_norm_P,
+        None if scaled else norms[0],
+        norms[1],
         optimizer.optimizer,
-        sound=healthy,
+        sound=sound,
+        skipped=decisions.skip,
     )
     run.alive = torch.where(healthy, run.alive, math.nan)
-    norms = telemetry.gradient_norm_P, telemetry.parameter_norm_P
-    seen = Seen(step, losses["loss/nll"], total, *norms, telemetry.parameters)
-    scale, skip, metrics = act(run.interventions, seen)
-    if scale is not None:
-        scale_gradients(telemetry.parameters, scale)
+    taken = healthy & run.alive.isfinite()
+    if decisions.skip is not None:
+        taken = taken & ~decisions.skip
     if not scaled:
         # With found_inf = 1 the fused kernel leaves parameters and moments alone, without waiting for the device.
-        optimizer.optimizer.found_inf = (~healthy if skip is None else ~healthy | skip).float()
+        optimizer.optimizer.found_inf = (~taken).float()
     optimizer.step()
-    for intervention in run.interventions.values():
-        intervention.on_update(seen)
+    on_update(run.interventions, seen, telemetry.before, taken, decisions)
     telemetry.after_update()
     optimizer.zero_grad(set_to_none=True)
-    return losses | telemetry.collect() | metrics | {ALIVE: run.alive}
+    return losses | telemetry.collect() | decisions.logged | {ALIVE: run.alive}

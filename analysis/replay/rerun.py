@@ -27,7 +27,7 @@ from record.finished import run_file
 from record.integrity import damage
 from record.metrics import is_known
 from record.rewinds import last_rewind
-from training.run import Run, build_run, interventions_of, interventions_state, load_interventions
+from training.run import Run, attach_interventions, build_run, interventions_of, interventions_state, load_interventions
 from training.step import training_step
 
 from .explanation import Counterfactual
@@ -192,7 +192,7 @@ def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:
 def _restore(run: Run, before: dict[str, Any]) -> None:
     run.bare_model().load_state_dict(before["model"])
     run.optimizer.optimizer.load_state_dict(copy.deepcopy(before["optimizer"]))
-    run.interventions = interventions_of(run.config)
+    attach_interventions(run, interventions_of(run.config))
     load_interventions(run, copy.deepcopy(before["interventions"]))
     run.step = before["step"]
     run.alive = torch.ones_like(run.alive)

@@ -1,7 +1,8 @@
 """Interventions: what a run does about instability, on the device within a step and on the host between steps.
 
 A new intervention is a class in one file, here or in a plug-in, registered with :data:`INTERVENTIONS`. Its ``state`` is restored
-when a run resumes, rewinds or is replayed. Shapes: P parameters (tensors).
+when a run resumes, rewinds or is replayed. stages.py calls the methods that act within a step in the order in which they
+stand here, all interventions at one stage before any at the next. Shapes: P parameters (tensors).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from common.errors import InputError
 from common.registry import Registry, checked_options
 from common.section import Choice
+from model.objectives import TokenLogits
 from record.metrics import Metric, declare
 from stability.detect.events import Alarm
 
@@ -30,21 +33,37 @@ class Seen:
     loss: Tensor
     """loss/nll of the step."""
     gradient_norm: Tensor
-    """grad_norm/total, before any intervention."""
+    """Of the whole gradient before it is scaled, by whichever intervention. If it is not finite, there is no update, but
+    ``state`` lasts."""
     gradient_norm_P: Tensor
     """The same of each parameter."""
     parameter_norm_P: Tensor
     parameters: Sequence[Tensor]
+    """With their gradients in ``grad``, None where there is none."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the optimizer has just done."""
+
+    taken: Tensor
+    """() boolean: false if the step was skipped or something was not finite; then nothing has changed and nothing may."""
+    norm_P: Tensor
+    """L2 norm of each parameter's change, weight decay included."""
+    before: Sequence[Tensor]
+    """The parameters before the step."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """What is done to the update of a step. Scales of several interventions multiply; one that skips is enough."""
+    """What is done to the gradient or to the update of a step."""
 
     scale: Tensor | None = None
-    """() by which the gradient is multiplied."""
+    """() by which the gradient is multiplied: the smallest scale of all interventions counts, so that each of two limits
+    holds and neither is applied to what the other has left. Of an update: () or (P,), one after the other. Exactly 1 changes
+    nothing."""
     skip: Tensor | None = None
-    """() boolean: parameters and optimizer state stay as they are."""
+    """() boolean, of a gradient: parameters and optimizer state stay as they are. One intervention that skips is enough."""
     said: Mapping[str, Tensor] = field(default_factory=dict)
     """Values to log, by the names in ``metrics``."""
 
@@ -73,12 +92,40 @@ class Intervention:
     def __init__(self, options: Any) -> None:
         self.options = options
 
-    def on_gradient(self, seen: Seen) -> Action | None:
-        """After the backward pass, before the update. Device tensors only: nothing here may wait for the device."""
+    def attach(self, model: Any, optimizer: Optimizer) -> Sequence[RemovableHandle]:
+        """Get to know the model, without the launch's wrappers, and its optimizer. Returns the handles of hooks, which must act
+        in training mode only."""
+        return ()
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate: a function of the step alone, on the host."""
+        return 1.0
+
+    def penalty(self, t: TokenLogits) -> Tensor:
+        """A loss of each token (N,) in addition to the objective, in training only; differentiable by autograd.
+        ``penalty_reads`` names the logits that it uses beyond true and negatives."""
+        raise NotImplementedError
+
+    penalty_reads: ClassVar[tuple[str, ...]] = ()
+    """Of ``mean``, ``largest``."""
+
+    def on_tensors(self, seen: Seen) -> Mapping[str, Tensor] | None:
+        """After the backward pass: change the gradients one by one, in place; the norms that later interventions see are measured
+        anew. Returns values to log, by the names in ``metrics``. From here on device tensors only: nothing may wait for the
+        device."""
         return None
 
-    def on_update(self, seen: Seen) -> None:
-        """After the optimizer has changed the parameters."""
+    def on_gradient(self, seen: Seen) -> Action | None:
+        """Scale the whole gradient, or skip the step."""
+        return None
+
+    def on_update(self, seen: Seen, update: Update) -> Action | None:
+        """After the optimizer's step: scale the change it has made, decay included, of all parameters or of each."""
+        return None
+
+    def on_weights(self, seen: Seen, update: Update) -> Mapping[str, Tensor] | None:
+        """Last, change the parameters in place, unless ``update.taken`` is false. Returns values to log."""
+        return None
 
     def on_alarms(self, alarms: Sequence[Alarm]) -> Rewind | None:
         """On the host, when rows have arrived: whether to go back because of one of their alarms.
@@ -98,9 +145,14 @@ class Intervention:
         declare(*(replace(metric, name=f"intervention/{cls.kind}/{metric.name}") for metric in cls.metrics))
 
     @classmethod
+    def has(cls, method: str) -> bool:
+        """Whether it overrides a method of the base."""
+        return getattr(cls, method) is not getattr(Intervention, method)
+
+    @classmethod
     def decides(cls) -> bool:
         """Whether it can ask for a rewind."""
-        return cls.on_alarms is not Intervention.on_alarms
+        return cls.has("on_alarms")
 
     def state(self) -> dict[str, Tensor]:
         """What later steps depend on; saved in checkpoints."""
@@ -124,35 +176,3 @@ def make_interventions(choices: Sequence[Choice]) -> dict[str, Intervention]:
         number = sum(type(other) is cls for other in made.values())
         made[f"{choice.kind}-{number + 1}" if number else choice.kind] = cls(checked_options(cls, choice.options))
     return made
-
-
-def act(
-    interventions: Mapping[str, Intervention], seen: Seen
-) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
-    """The product of all scales, whether any skips (each None if no intervention says), and what is logged. Does not wait."""
-    scale: Tensor | None = None
-    skip: Tensor | None = None
-    logged: dict[str, Tensor] = {}
-    for name, intervention in interventions.items():
-        action = intervention.on_gradient(seen)
-        if action is None:
-            continue
-        if unknown := action.said.keys() - {metric.name for metric in intervention.metrics}:
-            raise InputError(
-                f"interventions: {name} says {', '.join(sorted(unknown))}, which its metrics do not declare"
-            )
-        logged |= {f"intervention/{name}/{key}": value for key, value in action.said.items()}
-        if action.scale is not None:
-            logged[f"intervention/{name}/scale"] = action.scale
-            scale = action.scale if scale is None else scale * action.scale
-        if action.skip is not None:
-            logged[f"intervention/{name}/skipped"] = action.skip.float()
-            skip = action.skip if skip is None else skip | action.skip
-    return scale, skip, logged
-
-
-def scale_gradients(parameters: Sequence[Tensor], scale: Tensor) -> None:
-    """Multiply all gradients in place."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients:
-        torch._foreach_mul_(gradients, scale)

@@ -48,8 +48,7 @@ class GroupNorms:
     @torch.no_grad()
     def __call__(self, norm_P: Tensor) -> tuple[Tensor, Tensor]:
         """Norm of each group (G,) and of all tensors (), in float32, from the norms of the P tensors."""
-        squares = norm_P.float().square()
-        return (self.members_GP @ squares).sqrt(), squares.sum().sqrt()
+        return (self.members_GP @ norm_P.float().square()).sqrt(), total_norm(norm_P)
 
 
 def portions_of(parameters: Sequence[Tensor]) -> list[slice]:
@@ -68,6 +67,11 @@ def portions_of(parameters: Sequence[Tensor]) -> list[slice]:
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of each tensor (P,)."""
     return whole(torch._foreach_norm(list(tensors)))
+
+
+def total_norm(norm_P: Tensor) -> Tensor:
+    """The norm () of all tensors together, in float32, from their norms."""
+    return norm_P.float().square().sum().sqrt()
 
 
 def whole(norms: Sequence[Tensor]) -> Tensor:

@@ -45,12 +45,19 @@ class Telemetry:
         self.n_classes = getattr(head, "n_classes", None)
         self.parameters: list[Tensor] = list(named_parameters.values())
         self.group_norms = GroupNorms(groups, self.parameters)
-        self.before = [torch.empty_like(p) for p in self.parameters] if enabled else []
+        self.before: list[Tensor] = []
+        """The parameters before the optimizer's step, from :meth:`before_update` to :meth:`after_update`."""
+        if enabled:
+            self.keep_before()
         self.portions = portions_of(self.parameters)
         self.probing = False
         """Within :meth:`probe`."""
         self._reset()
         self._handles = self._add_hooks(blocks, final_norm) if enabled else []
+
+    def keep_before(self) -> None:
+        """Keep ``before`` from now on, even if nothing is measured."""
+        self.before = self.before or [torch.empty_like(p) for p in self.parameters]
 
     def _reset(self) -> None:
         self.norms: dict[str, list[Tensor]] = {}
@@ -127,6 +134,8 @@ class Telemetry:
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
         else:
             self.parameter_norm_P = tensor_norms(self.parameters)
+            for copy, parameter in zip(self.before, self.parameters, strict=False):  # none or all
+                copy.copy_(parameter)
         return total
 
     @torch.no_grad()

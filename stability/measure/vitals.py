@@ -30,13 +30,18 @@ class Vitals:
         parameter_P: Tensor,
         optimizer: torch.optim.Optimizer,
         sound: Tensor,
+        skipped: Tensor | None = None,
     ) -> Tensor:
         """Whether everything is finite (a boolean scalar, equal on all ranks).
 
         ``alive`` is 1 while everything was; later steps are not remembered. ``local_loss`` is that of this rank's tokens.
         ``gradient_P`` and ``parameter_P`` are norms; ``gradient_P`` is None if non-finite gradients are allowed. ``sound``
-        is what this rank knows already.
+        is what this rank knows already. In a step that an intervention has ``skipped``, only parameters and moments count: its
+        loss and gradient are not used.
         """
+        if skipped is not None:
+            sound, local_loss = sound | skipped, torch.where(skipped, 0, local_loss)
+            gradient_P = None if gradient_P is None else torch.where(skipped, 0, gradient_P)
         norms = self._state_norms(parameter_P, optimizer)
         if gradient_P is not None:
             norms["gradient"] = gradient_P

@@ -4,15 +4,19 @@ A new stress is a class in one file, here or in a plug-in: it registers with :da
 disturbs. Shapes: R rows of this rank, T positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from common.registry import Registry, checked_options
 from common.section import MOST, Choice
+
+if TYPE_CHECKING:
+    from data.store import TokenStore
 
 STRESSES = Registry("stress")
 
@@ -23,17 +27,35 @@ class When:
 
     step: Annotated[int, Field(ge=1, le=MOST)]
     """First step at which the fault acts."""
-    steps: Annotated[int, Field(ge=1, le=MOST)] = 1
-    """Number of steps it lasts."""
+    steps: Annotated[int, Field(ge=1, le=MOST)] | None = 1
+    """Number of steps it lasts; null: to the end of the run."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the options of a stress are checked against."""
+
+    steps: int
+    """Of the run."""
+    batch_size: int
+    """Sequences per step, over all ranks."""
+    sequence_length: int
+    moments: tuple[str, ...]
+    """Names of the optimizer's per-parameter state tensors."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a stress knows of the run: its index among the stresses, for random streams, and sizes."""
+    """What a stress knows of the run: its index among the stresses, for random streams, and the tokens."""
 
     number: int
     seed: int
-    vocab_size: int
+    store: "TokenStore"
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        return self.store.vocab_size
 
 
 class Stress:
@@ -48,22 +70,38 @@ class Stress:
         self.options, self.place = options, place
 
     @classmethod
-    def problems(cls, options: Any, *, steps: int, batch_size: int) -> Iterator[tuple[str, str]]:
-        """Problems with the options in a run of ``steps`` steps of ``batch_size`` sequences, as (key, text)."""
-        if options.step > steps:
-            yield "step", f"{options.step} comes after the last step, train.steps={steps}"
+    def problems(cls, options: Any, setup: Setup) -> Iterator[tuple[str, str]]:
+        """Problems with the options in such a run, as (key, text)."""
+        if options.step > setup.steps:
+            yield "step", f"{options.step} comes after the last step, train.steps={setup.steps}"
 
     def acts(self, step: int, batch: int) -> bool:
         """Whether the fault acts at ``step``, which draws ``batch``."""
-        now = batch if self.counts == "batches" else step
-        return bool(self.options.step <= now < self.options.step + self.options.steps)
+        now, o = batch if self.counts == "batches" else step, self.options
+        return bool(o.step <= now and (o.steps is None or now < o.step + o.steps))
 
     def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:
         """Disturb inputs and targets in place. ``first_row`` is the index of this rank's first row in the batch."""
 
+    def reshape(self, batch: int, x_RT: Tensor, y_RT: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch in another shape, after all stresses have disturbed it; at least one row on each rank."""
+        return x_RT, y_RT
+
+    def lose(self, batch: int, y_RT: Tensor, *, first_row: int, batch_rows: int) -> None:
+        """Ignore targets, in place, after they have been counted: the loss is still divided by the number that there was, and
+        the share of those ignored is missing in the gradient. ``batch_rows``: rows over all ranks."""
+
     def rate(self, step: int) -> float:
         """Factor on the learning rate."""
         return 1.0
+
+    def settings(self, step: int, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Other hyperparameters of the optimizer's parameter group ``group`` (betas, eps, ...) for this step alone."""
+        return {}
+
+    def state(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+        """Disturb parameters or the optimizer's state in place, before the forward pass, without gradients and without waiting
+        for the device. Parameters come by name, those of a tied weight once; under FSDP2 they are DTensors."""
 
     def gradients(self, step: int, gradients: Sequence[Tensor]) -> None:
         """Disturb the gradients in place, before they are measured and clipped. On the device, without a sync.
@@ -81,12 +119,12 @@ class Stress:
         return f"{self.kind} with {self.options}"
 
 
-def make_stresses(choices: Sequence[Choice], *, seed: int, vocab_size: int) -> list[Stress]:
+def make_stresses(choices: Sequence[Choice], *, seed: int, store: "TokenStore") -> list[Stress]:
     """The stresses of a checked configuration, in its order."""
     made = []
     for number, choice in enumerate(choices):
         cls = STRESSES[choice.kind]
-        made.append(cls(checked_options(cls, choice.options), Place(number, seed, vocab_size)))
+        made.append(cls(checked_options(cls, choice.options), Place(number, seed, store)))
     return made
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.seeds import stream_seed
 from data.batches import IGNORED
 
-from .base import STRESSES, Stress, When
+from .base import STRESSES, Setup, Stress, When
 
 
 @STRESSES.register("corrupt_sequences")
@@ -32,12 +32,12 @@ class CorruptSequences(Stress):
         """Length of the repeated pattern, in tokens."""
 
     @classmethod
-    def problems(cls, options: Any, *, steps: int, batch_size: int) -> Iterator[tuple[str, str]]:
+    def problems(cls, options: Any, setup: Setup) -> Iterator[tuple[str, str]]:
         """Also more sequences than the batch has, and a batch without any target."""
-        yield from super().problems(options, steps=steps, batch_size=batch_size)
-        if options.sequences > batch_size:
-            yield "sequences", f"{options.sequences} is more than train.batch_size={batch_size}"
-        if options.pattern == "ignored" and options.sequences == batch_size:
+        yield from super().problems(options, setup)
+        if options.sequences > setup.batch_size:
+            yield "sequences", f"{options.sequences} is more than train.batch_size={setup.batch_size}"
+        if options.pattern == "ignored" and options.sequences == setup.batch_size:
             yield "sequences", f"all {options.sequences} sequences of a batch without targets leave no loss"
 
     def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:

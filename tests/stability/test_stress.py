@@ -9,9 +9,13 @@ from stability.stress.base import describe_stresses, make_stresses
 from stability.stress.kinds import STRESSES
 
 
+class Store:
+    vocab_size = 500
+
+
 def stresses(*entries, seed=0):
     assert all(entry["kind"] in STRESSES for entry in entries)
-    return make_stresses([Choice.model_validate(entry) for entry in entries], seed=seed, vocab_size=500)
+    return make_stresses([Choice.model_validate(entry) for entry in entries], seed=seed, store=Store())
 
 
 def corrupt(x_BT, y_BT, planted, batch, first_row=0):
