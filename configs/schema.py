@@ -140,6 +140,9 @@ class RunConfig(Section):
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: continue from the last checkpoint if there is one; never: refuse a directory that holds a run; must: refuse one
     without a checkpoint."""
+    branch_from: Place | None = None
+    """RUN@STEP: begin at this checkpoint of another run, with its weights, optimizer state and detectors, and its place in the
+    data; null: begin with a new model. Data, body, head and the kind of optimizer must be the same."""
     data: DataConfig
     body: BodyConfig
     head: Choice

@@ -28,6 +28,10 @@ from common.files import flush_to_disk
 from .integrity import MANIFEST_FILE, write_manifest
 
 STATE_FILE = "trainer_state.json"
+BRANCH_FOLDER = "branch_point"
+"""Holds the checkpoint of another run from which this one begins."""
+BRANCH_ROWS = "rows.jsonl"
+"""Beside it, the other run's last rows before."""
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
 """A folder without any of them never was a checkpoint; one whose manifest lists missing weights is damaged."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -81,6 +85,23 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def checkpoint_at(run: Path, step: int) -> Path:
     """Path of the checkpoint of ``step``."""
     return run / "checkpoints" / f"step_{step:08d}"
+
+
+def start_of(run: Path) -> Path | None:
+    """The checkpoint from which a branched run begins; None if the run begins with a new model."""
+    folder = run / BRANCH_FOLDER
+    return next((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), None) if folder.is_dir() else None
+
+
+def start_step(run: Path) -> int:
+    """The step after which a run begins: 0, or where it branched."""
+    start = start_of(run)
+    return step_of(start) if start else 0
+
+
+def starting_point(run: Path, step: int) -> Path | None:
+    """The checkpoint of ``step``, the one at which the run begins included; None if it begins with a new model there."""
+    return start_of(run) if step == start_step(run) else checkpoint_at(run, step)
 
 
 def write_checkpoint(
@@ -137,9 +158,10 @@ def set_aside(checkpoint: Path) -> None:
 
 
 def checkpoint_before(run: Path, step: int, every: int = 1) -> Path | None:
-    """The newest complete checkpoint before ``step``, from those at multiples of ``every``; None means the start."""
+    """The newest complete checkpoint before ``step``, from those at multiples of ``every``, or that from which the run begins;
+    None means the start, with a new model."""
     earlier = [path for path in list_checkpoints(run) if step_of(path) < step and step_of(path) % every == 0]
-    return earlier[-1] if earlier else None
+    return earlier[-1] if earlier else start_of(run)
 
 
 def prune(run: Path, keep: int, before: Collection[int] = (), every: int = 1) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from record.checkpoints import checkpoint_before, step_of
+from record.checkpoints import BRANCH_ROWS, checkpoint_before, start_of, step_of
 from record.metrics import kind_of
 from record.recorder import Recorder
 from record.rows import Row, read_rows, rows_up_to
@@ -46,6 +46,8 @@ class Watch:
         self.recent: deque[Row] = deque(maxlen=LOOK_BACK)
         if step > 0:
             rows = rows_up_to(self.recorder.directory / "metrics.jsonl", step, LOOK_BACK)
+            if (start := start_of(self.recorder.directory)) is not None:
+                rows = [*read_rows(start.with_name(BRANCH_ROWS)), *rows]
             # Non-finite numbers are stored as strings.
             self.recent.extend({k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         self.announced = {_which(d.open) for d in self.detectors if d.open is not None}

@@ -12,6 +12,8 @@ from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model
+from model.modeling import build
+from model.registry import OBJECTIVES
 from stability.measure.norms import parameter_groups
 from stability.measure.telemetry import Telemetry
 
@@ -55,13 +57,17 @@ def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
     return model
 
 
-def load_weights(checkpoint: Path) -> Any:
-    """The model in a run's checkpoint. Raises InputError if its weights are not exactly the model's."""
+def load_weights(checkpoint: Path, config: RunConfig) -> Any:
+    """The model in a checkpoint, with the run's objective: a branch may have another one. Raises InputError if the weights are
+    not exactly the model's."""
     try:
-        return load_model(checkpoint)
+        model: Any = load_model(checkpoint)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None
+    objective = {"kind": config.objective.kind, **config.objective.options}
+    model.config.objective, model.objective = objective, build(OBJECTIVES, objective)
+    return model
 
 
 def prepare_model(config: RunConfig, model: Any) -> Any:

@@ -8,7 +8,7 @@ import sys
 from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_STORAGE
 from configs.recipe import dump_config
 from ranks.stop import StopVote
-from record.checkpoints import list_checkpoints, set_aside, tidy_up
+from record.checkpoints import list_checkpoints, set_aside, start_step, tidy_up
 from record.environment import environment
 
 from .resume import ResumePoint
@@ -41,7 +41,9 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
         run.watch.say(f"{rejected['checkpoint']} cannot be used: {rejected['problem']}")
     if point.rejected and not run.step:
         run.watch.say("no checkpoint can be used: starting over")
-    if run.step:
+    if run.step and run.step == start_step(run.directory):
+        run.watch.say(f"a branch: going on from step {run.step} of {config.branch_from}")
+    elif run.step:
         recorder.event("resume", run.step, step=run.step)
         run.watch.say(f"going on from step {run.step}")
     accelerator.wait_for_everyone()
@@ -50,7 +52,7 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
 def storage_failed(run: Run, error: OSError) -> int:
     """Report the disk error and where the same command will resume; returns the exit status."""
     checkpoints = list_checkpoints(run.directory)
-    after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "the start"
+    after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "its start"
     reason = f"{error.filename or run.directory}: {error.strerror} at step {run.step}"
     with contextlib.suppress(OSError):
         if run.directory.is_dir():

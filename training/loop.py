@@ -12,10 +12,11 @@ from ranks.collectives import from_main
 from ranks.launch import connection_timeout, start_accelerator
 from ranks.stop import StopVote, stop_signals
 from ranks.watchdog import RankLostError
-from record.checkpoints import checkpoint_at
+from record.checkpoints import start_of, starting_point
 from record.lock import run_lock
 from record.trackers import refuse_unready
 
+from .branch import begin_branch
 from .due import due_after
 from .ends import diverged, finished, open_run_directory, preempted, storage_failed
 from .flush import flush
@@ -39,7 +40,8 @@ def run_training(config: RunConfig) -> int:
         if point.finished:
             accelerator.print(f"{directory}: already finished")
             return EXIT_FINISHED
-        checkpoint = checkpoint_at(directory, point.step) if point.step else None
+        from_main(lambda: begin_branch(config, directory), accelerator.device)
+        checkpoint = starting_point(directory, point.step) if point.step else start_of(directory)
         run = build_run(config, accelerator, directory, checkpoint, launch=launch)
         held.callback(run.bar.close)  # so that an error before the first step starts on a new line
         from_main(lambda: run.trackers.start(run.step), accelerator.device)

@@ -3,8 +3,9 @@
 import time
 from dataclasses import asdict
 
+from common.errors import InputError
 from ranks.collectives import from_main
-from record.checkpoints import checkpoint_at, set_aside
+from record.checkpoints import set_aside, start_step, starting_point
 from record.integrity import damage
 from record.rewinds import ABANDONED, RewindEvent, take_back
 from stability.intervene.rewind import decide
@@ -28,7 +29,7 @@ def rewind(run: Run) -> bool:
         f"rewind {back.number}: from step {back.from_step} to {back.to_step}, without batches "
         f"{back.skipped[-1][0]} to {back.skipped[-1][1]}; the steps taken back are in {ABANDONED}"
     )
-    go_to(run, checkpoint_at(run.directory, back.to_step) if back.to_step else None)
+    go_to(run, starting_point(run.directory, back.to_step))
     run.began = time.perf_counter()
     return True
 
@@ -39,12 +40,12 @@ def _decided(run: Run) -> RewindEvent | None:
     wishes = [i.on_alarms(run.watch.alarms) for i in run.interventions.values()]
     while True:
         back = decide([w for w in wishes if w is not None], run.rewind, skipped, run.step, run.directory, every)
-        if back is None or back.to_step == 0:
+        target = starting_point(run.directory, back.to_step) if back else None
+        problem = damage(target) if target else None
+        if back is None or target is None or problem is None:
             return back
-        target = checkpoint_at(run.directory, back.to_step)
-        problem = damage(target)
-        if problem is None:
-            return back
+        if back.to_step == start_step(run.directory):
+            raise InputError(f"{target} cannot be used: {problem}; nothing before it is left")
         set_aside(target)
         run.recorder.event("checkpoint_rejected", run.step, step=run.step, checkpoint=target.name, problem=problem)
         run.watch.say(f"{target.name} cannot be used: {problem}")

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.section import Choice, flat
 from common.seeds import stream_seed
+from configs.kinds import check_kinds
 from configs.schema import RunConfig
 from data.batches import Batches, batch_number, evaluation_batches
 from data.store import TokenStore, open_store
@@ -24,7 +25,7 @@ from optim.optimizers import build_optimizer, make_optimizer
 from ranks.collectives import from_main
 from ranks.launch import autocast_sharded
 from ranks.watchdog import Watchdog
-from record.checkpoints import intervention_tensors, load_optimizer, read_state
+from record.checkpoints import intervention_tensors, load_optimizer, read_state, start_of
 from record.lock import held_by
 from record.recorder import Recorder
 from record.rewinds import RewindEvent, last_rewind
@@ -219,7 +220,7 @@ def _trainable(
 ) -> tuple[nn.Module, AcceleratedOptimizer, Telemetry, Vitals, list[dict[str, Any]], Tensor]:
     """Model and optimizer as prepared for the launch, telemetry and vitals on them, the optimizer's settings, and the ``alive``
     flag."""
-    model = load_weights(checkpoint) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
+    model = load_weights(checkpoint, config) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
     model = prepare_model(config, model)
     check_optimizer(config.optimizer, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
@@ -250,9 +251,13 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         state = read_state(checkpoint)
         load_optimizer(checkpoint, run.model, run.optimizer.optimizer)
-        load_interventions(run, intervention_tensors(checkpoint))
         run.step, run.validation_nll, detectors = state["step"], state["validation_nll"], state["detectors"]
-        alarms = state["alarms"]
+        tensors, alarms = intervention_tensors(checkpoint), state["alarms"]
+        if checkpoint == start_of(run.directory):  # another run's, which may have had other interventions
+            theirs = interventions_of(check_kinds(RunConfig.model_validate(state["config"]), recorded=True))
+            same = [n for n, i in run.interventions.items() if n in theirs and i.options == theirs[n].options]
+            tensors, alarms = {key: t for key, t in tensors.items() if key.partition(".")[0] in same}, []
+        load_interventions(run, tensors)
         if run.accelerator.scaler is not None:
             run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
     found = from_main(

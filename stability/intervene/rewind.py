@@ -12,7 +12,7 @@ from pydantic import Field
 
 from common.section import MOST, Text
 from data.batches import batch_number
-from record.checkpoints import checkpoint_before, list_checkpoints, step_of
+from record.checkpoints import checkpoint_before, list_checkpoints, start_of, step_of
 from record.rewinds import RewindEvent
 from stability.detect.events import Alarm
 
@@ -72,12 +72,12 @@ def decide(
             continue
         alarm = wish.alarm
         checkpoint = checkpoint_before(run, alarm.start_step, every)
-        if checkpoint is None and any(step_of(path) % every == 0 for path in list_checkpoints(run)):
+        if checkpoint == start_of(run) and any(step_of(path) % every == 0 for path in list_checkpoints(run)):
             continue  # the one before it has been pruned: a slow rise may have begun long ago
         to_step = step_of(checkpoint) if checkpoint else 0
         drawn = [batch_number(s, [*always_skipped, *earlier]) for s in (to_step, alarm.start_step, alarm.end_step)]
         # Batches before the checkpoint can no longer be skipped.
-        consumed = drawn[0] if to_step else 0
+        consumed = drawn[0] if checkpoint else 0
         batches = [max(consumed + 1, drawn[1] - wish.margin), drawn[2] + wish.margin]
         return RewindEvent(number, step, to_step, [*earlier, batches], asdict(alarm))
     return None

@@ -1,0 +1,98 @@
+"""Branching: a run that begins at a checkpoint of another one, so that arms differ in nothing but what their recipes change.
+
+The checkpoint is copied into the run's directory, as ``branch_point/step_N``: whatever becomes of the other run, this one can
+be resumed, rewound and replayed from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files import sha256_of
+from common.section import flat
+from configs.kinds import check_kinds
+from configs.schema import RunConfig
+from record.checkpoints import BRANCH_FOLDER, BRANCH_ROWS, list_checkpoints, read_state, start_of, step_of
+from record.integrity import MANIFEST_FILE, damage
+from record.recorder import Recorder
+from record.rewinds import last_rewind
+from record.rows import json_line, rows_up_to
+from stability.detect.precursors import LOOK_BACK
+
+SAME = ("data", "body", "head", "optimizer.kind")
+"""Keys that a branch shares with the run it comes from: what the checkpoint holds depends on them."""
+FREE = ("data.cache_dir",)
+
+
+def begin_branch(config: RunConfig, directory: Path) -> None:
+    """Copy the checkpoint that ``branch_from`` names into the run's directory, once. Main process only. Raises InputError if
+    there is no such checkpoint, or if the run cannot go on from it."""
+    if config.branch_from is None or start_of(directory) is not None:
+        return
+    run, step = branch_point(config.branch_from)
+    found = {step_of(path): path for path in list_checkpoints(run)}
+    if step not in found:
+        steps = ", ".join(map(str, found)) or "none"
+        raise InputError(f"branch_from: {config.branch_from}: no checkpoint of step {step}; the run has {steps}")
+    checkpoint = found[step]
+    if problem := damage(checkpoint):
+        raise InputError(f"branch_from: {checkpoint} cannot be used: {problem}")
+    if step >= config.train.steps:
+        raise InputError(f"branch_from: step {step} is not before the last one, train.steps={config.train.steps}")
+    _refuse_other(config, read_state(checkpoint)["config"], checkpoint)
+    temporary = directory / f".{BRANCH_FOLDER}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _copy(checkpoint, temporary / checkpoint.name)
+    # The rows before, in which precursors of a spike soon after are looked for.
+    rows = rows_up_to(run / "metrics.jsonl", step, LOOK_BACK)
+    (temporary / BRANCH_ROWS).write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
+    recorder = Recorder(directory, writes=True)
+    (directory / "events.jsonl").unlink(missing_ok=True)
+    if (rewind := last_rewind(run, step)) is not None:  # its batches stay left out
+        recorder.event("rewind", rewind.to_step, **asdict(rewind))
+    sha256 = sha256_of(checkpoint / MANIFEST_FILE)
+    recorder.event("branch", step, step=step, run=str(run), manifest_sha256=sha256)
+    temporary.rename(directory / BRANCH_FOLDER)
+
+
+def branch_point(given: str) -> tuple[Path, int]:
+    """The run directory and the step in ``RUN@STEP``. Raises InputError if it is neither."""
+    run, _, step = given.rpartition("@")
+    if not run or not step.isdecimal():
+        raise InputError(f"branch_from: {given}: give a run directory and a step, as runs/calm@500")
+    if not (Path(run) / "config.yaml").is_file():
+        raise InputError(f"branch_from: {run} is no run directory: it has no config.yaml")
+    return Path(run), int(step)
+
+
+def _refuse_other(config: RunConfig, recorded: dict[str, Any], checkpoint: Path) -> None:
+    before = flat(check_kinds(RunConfig.model_validate(recorded), recorded=True).model_dump())
+    now = flat(config.model_dump())
+    differing = [
+        f"{key}: {checkpoint} was written with {before.get(key)!r}, and a branch from it cannot have {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        and key not in FREE
+        and any(f"{key}.".startswith(f"{same}.") for same in SAME)
+    ]
+    if differing:
+        raise InputError(*differing)
+
+
+def _copy(checkpoint: Path, place: Path) -> None:
+    """The same files under another name if the file system allows it, since checkpoints are never changed; else copies."""
+
+    def link(source: str, target: str) -> str:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+        return target
+
+    shutil.copytree(checkpoint, place, copy_function=link)
