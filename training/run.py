@@ -76,6 +76,8 @@ class Run:
     """Device scalar: 1, and NaN from the first step on at which something was not finite."""
     interventions: dict[str, Intervention] = field(default_factory=dict)
     """By name, in the configuration's order."""
+    edge_every: int | None = None
+    """Steps between measurements of how near the edge a step came; a replay measures its last step, too."""
     handles: list[Any] = field(default_factory=list)
     """Of the interventions' hooks on the model."""
     step: int = 0
@@ -188,7 +190,7 @@ def build_run(
     trackers = Trackers(config.trackers, title, recorder, watch.say)
     stresses = make_stresses(config.stress, seed=config.seed, store=store)
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
-    run = Run(config, directory, accelerator, *parts, *trainable)
+    run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
     return run
 

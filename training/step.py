@@ -18,6 +18,7 @@ from record.recorder import ALIVE
 from stability.intervene.base import Seen
 from stability.intervene.stages import on_gradient, on_update
 
+from .edge import Edge, edge_due
 from .run import Run
 
 
@@ -32,6 +33,7 @@ def training_step(run: Run, step: int) -> None:
     rows = config.train.micro_batch_size or len(x_BT)
     targets = valid_targets(y_BT, accelerator.device)
     lose_targets(run, step, y_BT)
+    edge = Edge(run, x_BT, y_BT, targets) if edge_due(run, step) else None
     for start in range(0, len(x_BT), rows):
         run.watchdog.moved(step, "forward and backward")
         last = start + rows >= len(x_BT)
@@ -48,8 +50,11 @@ def training_step(run: Run, step: int) -> None:
             # Gradients are averaged over ranks, hence the factor. Once ``alive`` is NaN there are no more updates.
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
             run.telemetry.end_micro_batch(out.losses)
+            if start == 0 and not last and config.telemetry.enabled and accelerator.scaler is None:
+                factor = 1.0 if accelerator.is_fsdp2 else accelerator.num_processes
+                run.telemetry.after_first_micro_batch(targets, factor=factor, shared=accelerator.is_fsdp2)
     run.watchdog.moved(step, "update")
-    run.recorder.add(host, update(run, step))
+    run.recorder.add(host, update(run, step, edge))
     run.step = step
 
 
@@ -126,9 +131,9 @@ def refuse_unreached(run: Run) -> None:
     run.reached = True
 
 
-def update(run: Run, step: int) -> dict[str, Any]:
+def update(run: Run, step: int, edge: Edge | None) -> dict[str, Any]:
     """Update the parameters unless something is not finite or an intervention skips the step; returns what was measured.
-    Everything stays on the device, and nothing waits for it."""
+    Everything stays on the device, and nothing waits for it. ``edge``: what else is measured around this step's update."""
     telemetry, optimizer = run.telemetry, run.optimizer
     if not run.reached:
         refuse_unreached(run)
@@ -137,6 +142,8 @@ def update(run: Run, step: int) -> dict[str, Any]:
     if scaled:
         # fp16 overflows by design; the GradScaler skips those steps itself, and an infinite gradient is no divergence.
         run.accelerator.unscale_gradients(optimizer)
+    if edge:
+        edge.before_gradients_change()
     for stress in run.stresses:
         if stress.acts(step, run.batch_number(step)):
             stress.gradients(step, [p.grad for p in telemetry.parameters if p.grad is not None])
@@ -161,8 +168,11 @@ def update(run: Run, step: int) -> dict[str, Any]:
     if not scaled:
         # With found_inf = 1 the fused kernel leaves parameters and moments alone, without waiting for the device.
         optimizer.optimizer.found_inf = (~taken).float()
+    if edge:
+        edge.before_update()
     optimizer.step()
     on_update(run.interventions, seen, telemetry.before, taken, decisions)
     telemetry.after_update()
+    near = edge.after_update(decisions.scale) if edge else {}
     optimizer.zero_grad(set_to_none=True)
-    return losses | telemetry.collect() | decisions.logged | {ALIVE: run.alive}
+    return losses | telemetry.collect() | decisions.logged | near | {ALIVE: run.alive}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,7 @@ def explain(
     old_VD = embedding_VD.detach().clone()
 
     model.train()
+    run.edge_every = 1
     rows += replay_to(run, step)
     model.eval()
     nll_after, norms_after = layer_norms(model, x_BT, y_BT)
@@ -66,7 +66,7 @@ def explain(
         spike=max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"] or 0.0), default=None),
         usual_window=(int(usual.index[0]), int(usual.index[-1])) if len(usual) else (0, 0),
         metrics=metrics,
-        clipped_by=math.prod(scales) if scales else None,
+        clipped_by=min(scales, default=None),
         nll_before=nll_before,
         nll_after=nll_after,
         sequences=sequences,

@@ -25,6 +25,8 @@ class Decisions:
 
     skip: Tensor | None = None
     """() boolean; None if no intervention ever skips."""
+    scale: Tensor | None = None
+    """() by which the whole gradient was multiplied; None if it was not."""
     logged: dict[str, Tensor] = field(default_factory=dict)
 
     def log(self, name: str, intervention: Intervention, said: Mapping[str, Tensor]) -> None:
@@ -46,7 +48,6 @@ def on_gradient(interventions: Interventions, seen: Seen) -> tuple[Seen, Decisio
             gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in seen.parameters]
             norm_P = tensor_norms(gradients)
             seen = replace(seen, gradient_norm_P=norm_P, gradient_norm=total_norm(norm_P))
-    scale: Tensor | None = None
     for name, intervention in interventions.items():
         action = intervention.on_gradient(seen)
         if action is None:
@@ -54,13 +55,14 @@ def on_gradient(interventions: Interventions, seen: Seen) -> tuple[Seen, Decisio
         decisions.log(name, intervention, action.said)
         if action.scale is not None:
             decisions.logged[f"intervention/{name}/scale"] = action.scale
-            scale = action.scale if scale is None else torch.minimum(scale, action.scale)
+            others = decisions.scale
+            decisions.scale = action.scale if others is None else torch.minimum(others, action.scale)
         if action.skip is not None:
             decisions.logged[f"intervention/{name}/skipped"] = action.skip.float()
             decisions.skip = action.skip if decisions.skip is None else decisions.skip | action.skip
     gradients = [p.grad for p in seen.parameters if p.grad is not None]
-    if scale is not None and gradients:
-        torch._foreach_mul_(gradients, scale)
+    if decisions.scale is not None and gradients:
+        torch._foreach_mul_(gradients, decisions.scale)
     return seen, decisions
 
 
@@ -86,7 +88,7 @@ def on_update(
         if action.scale is not None:
             update = _scaled(seen, update, action)
             logged = action.scale if action.scale.dim() == 0 else action.scale.mean()
-            decisions.logged[f"intervention/{name}/scale"] = logged
+            decisions.logged[f"intervention/{name}/update_scale"] = logged
     for name, intervention in interventions.items():
         if intervention.has("on_weights"):
             decisions.log(name, intervention, intervention.on_weights(seen, update) or {})

@@ -19,7 +19,8 @@ from model.chunked import TokenLosses
 from ranks.collectives import all_reduce, world_size
 from record.metrics import describe
 
-from .norms import GroupNorms, full, portions_of, tensor_norms, whole
+from .edge import noise_scale
+from .norms import GroupNorms, full, portions_of, tensor_norms, total_norm, whole
 
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
@@ -44,6 +45,7 @@ class Telemetry:
         self.head, self.enabled = head, enabled
         self.n_classes = getattr(head, "n_classes", None)
         self.parameters: list[Tensor] = list(named_parameters.values())
+        self.groups = groups
         self.group_norms = GroupNorms(groups, self.parameters)
         self.before: list[Tensor] = []
         """The parameters before the optimizer's step, from :meth:`before_update` to :meth:`after_update`."""
@@ -72,6 +74,8 @@ class Telemetry:
         self.attention: list[dict[str, Tensor]] = []
         """Filled in by a probe of the attention: by layer, {"logit_max": (), "entropy": ()}."""
         self.step_values: dict[str, Tensor] = {}
+        self.first_3: Tensor | None = None
+        """Of the first of several micro-batches: the squared norm of its mean gradient, its number of targets, and the step's."""
 
     def _add_hooks(self, blocks: nn.ModuleList, final_norm: nn.Module) -> list[Any]:
         def keep(name: str) -> Callable[..., None]:
@@ -113,6 +117,23 @@ class Telemetry:
         self.latest, self.last_hidden = {}, (None, None)
 
     @torch.no_grad()
+    def after_first_micro_batch(self, targets: Tensor, *, factor: float, shared: bool) -> None:
+        """Measure the gradient of the first of several micro-batches, before others are added to it.
+
+        ``targets``: the number by which the step's loss is divided; ``factor``: by which the gradient is multiplied besides;
+        ``shared``: whether it is already the mean over ranks, and not this rank's alone.
+        """
+        count = self.losses[0].valid_N.sum()
+        if shared:
+            all_reduce(count, "sum")
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        norm = total_norm(tensor_norms(gradients)) * targets / (factor * count)
+        self.first_3 = torch.stack([norm.square(), count.float(), targets.float()])
+        if not shared:
+            all_reduce(self.first_3, "sum")
+            self.first_3 /= world_size()
+
+    @torch.no_grad()
     def before_update(self) -> Tensor:
         """Measure gradients and parameters, after synchronisation and before clipping; returns the total gradient norm ().
         Sets ``gradient_norm_P`` and ``parameter_norm_P``, the norms of each parameter."""
@@ -120,6 +141,9 @@ class Telemetry:
         self.gradient_norm_P = tensor_norms(gradients)
         groups, total = self.group_norms(self.gradient_norm_P)
         self.step_values["grad_norm/total"] = total
+        if self.first_3 is not None:
+            small_square, small, big = self.first_3.unbind()
+            self.step_values |= noise_scale(small_square, total.square(), small, big)
         if self.enabled:
             self._store("grad_norm", groups)
             norms: list[Tensor] = []
@@ -146,7 +170,9 @@ class Telemetry:
             for portion in self.portions:
                 torch._foreach_sub_(self.before[portion], self.parameters[portion])
                 norms += torch._foreach_norm(self.before[portion])
-            self._store("update_rms", self.group_norms(whole(norms))[0] / self.group_norms.root_count_G)
+            norms_G = self.group_norms(whole(norms))[0]
+            self._store("update_rms", norms_G / self.group_norms.root_count_G)
+            self._store("update_ratio", norms_G / self.group_norms(self.parameter_norm_P)[0])
 
     def _store(self, kind: str, values_G: Tensor) -> None:
         self.step_values |= {

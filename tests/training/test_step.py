@@ -54,8 +54,11 @@ class HostReads(TorchDispatchMode):
 
 
 def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
-    """A whole training step: attention probe, two micro-batches, clipping, update, telemetry; and a transfer at the end."""
-    run = built(recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1")
+    """A whole training step: attention probe, two micro-batches, clipping, update, telemetry, measurements of the edge; and a
+    transfer at the end."""
+    run = built(
+        recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1", "telemetry.edge_every=1"
+    )
     training_step(run, 1)
     with HostReads() as reads:
         for method in ("tolist", "cpu", "numpy", "item"):
@@ -75,7 +78,7 @@ def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
         rows = run.recorder.transfer().rows
         assert len(reads.found) == 1, "one transfer for all steps"
     assert [row["step"] for row in rows] == [1, 2]
-    assert "attention/layer_01/logit_max" in rows[1]
+    assert {"attention/layer_01/logit_max", "edge/kappa", "noise/variance"} <= rows[1].keys()
 
 
 def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):

@@ -1,0 +1,121 @@
+"""Measuring how near to the edge of stability a step of the run comes (stability/measure/edge.py): one more forward pass of its
+batch, and two of a sequence.
+
+Shapes: B sequences of this rank, T positions, S sampled tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.chunked import TokenLosses
+from ranks.collectives import all_reduce, only_looking, world_size
+from stability.measure.edge import adam_values, cosine, dot, ghost_radius, kappa, moments_of
+from stability.stress.base import Stress
+
+from .run import Run
+
+TOKENS = 64
+"""Positions of the first sequence whose logits are compared."""
+
+
+def edge_due(run: Run, step: int) -> bool:
+    """Whether ``step`` is one that is measured."""
+    every = run.edge_every
+    return run.config.telemetry.enabled and every is not None and step % every == 0
+
+
+class Edge:
+    """The measurements around one update. All ranks make them; nothing waits for the device."""
+
+    def __init__(self, run: Run, x_BT: Tensor, y_BT: Tensor, targets: Tensor) -> None:
+        """``targets``: the number by which the step's loss is divided, over all ranks."""
+        self.run, self.targets = run, targets
+        device = run.accelerator.device
+        self.x_BT, self.y_BT = (ids.to(device, non_blocking=True) for ids in (x_BT, y_BT))
+        rows = run.config.train.micro_batch_size or len(x_BT)
+        self.micro_batches = list(zip(self.x_BT.split(rows), self.y_BT.split(rows), strict=True))
+        length = x_BT.shape[1]
+        self.positions_S = torch.arange(0, length, -(-length // TOKENS), device=device)
+        self.gradients: list[Tensor] = []
+
+    @torch.no_grad()
+    def before_gradients_change(self) -> None:
+        """Keep the gradients as they came, if something is going to change single ones."""
+        run = self.run
+        acting = any(s.acts(run.step + 1, run.batch_number(run.step + 1)) for s in run.stresses)
+        if acting or any(i.has("on_tensors") for i in run.interventions.values()):
+            self.gradients = [g.clone() for g in _gradients(run.telemetry.parameters)]
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """Measure what the parameters do before they change."""
+        run = self.run
+        self.loss_before = self._sum(run.telemetry.losses) if trains_as_it_evaluates(run) else self._loss()
+        self.logits_SV = self._logits()
+        momentum = moments_of(run.optimizer.optimizer, run.telemetry.parameters)
+        gradients = _gradients(run.telemetry.parameters)
+        self.along_momentum = cosine(gradients, [m["exp_avg"] for m in momentum]) if momentum else None
+
+    @torch.no_grad()
+    def after_update(self, scale: Tensor | None) -> dict[str, Tensor]:
+        """What was measured, by metric name, once telemetry holds the difference that the update made. ``scale``: of the whole
+        gradient, undone here: the slope is that of the loss, not of what clipping has left of it."""
+        run = self.run
+        used = _gradients(run.telemetry.parameters)
+        promised = -dot(self.gradients or used, run.telemetry.before)  # which is before minus after
+        if not self.gradients and scale is not None:
+            promised = promised / scale
+        values = {"edge/promised": promised, "edge/kappa": kappa(self.loss_before, self._loss(), promised)}
+        radius = ghost_radius(self.logits_SV, self._logits())
+        if world_size() > 1:
+            largest, others = radius["max"], torch.stack([radius["p50"], radius["p99"]])
+            all_reduce(largest, "max")
+            all_reduce(others, "sum")
+            radius = {"p50": others[0] / world_size(), "p99": others[1] / world_size(), "max": largest}
+        values |= {f"edge/logit_change_{name}": value for name, value in radius.items()}
+        if (moments := moments_of(run.optimizer.optimizer, run.telemetry.parameters)) is not None:
+            values |= adam_values(moments, used, run.telemetry.groups)
+        if self.along_momentum is not None:
+            values["adam/momentum_cosine"] = self.along_momentum
+        return {name: value.float() for name, value in values.items()}
+
+    def _loss(self) -> Tensor:
+        """The objective of the step's batch () as the step has it: per target, over all ranks, but without dropout."""
+        model = self.run.bare_model()
+        with only_looking(model):
+            losses = [
+                model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
+                for x_RT, y_RT in self.micro_batches
+            ]
+        return self._sum(losses)
+
+    def _sum(self, losses: Sequence[TokenLosses]) -> Tensor:
+        total = torch.stack([(each.objective_N.double() * each.valid_N).sum() for each in losses]).sum()
+        all_reduce(total, "sum")
+        return total / self.targets
+
+    def _logits(self) -> Tensor:
+        """Logits (S, V) of the first sequence."""
+        model = self.run.bare_model()
+        with only_looking(model):
+            logits_SV = model(input_ids=self.x_BT[:1], logits_to_keep=self.positions_S, use_cache=False).logits[0]
+        return logits_SV[:, : model.lm_head.n_classes]
+
+
+def trains_as_it_evaluates(run: Run) -> bool:
+    """Whether a training pass has the loss of an evaluation, to the bit: then the step's own need not be measured again."""
+    model = run.bare_model()
+    dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+    dropout = dropout or any(getattr(model.model.config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
+    changed = any(i.has("penalty") for i in run.interventions.values()) or any(
+        type(s).attach is not Stress.attach for s in run.stresses
+    )
+    return not (dropout or changed or run.config.train.compile)
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
