@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.chunked import TokenLosses
-from ranks.collectives import all_reduce, only_looking, world_size
+from ranks.collectives import all_reduce, only_looking
 from stability.measure.edge import adam_values, cosine, dot, ghost_radius, kappa, moments_of
 from stability.stress.base import Stress
 
@@ -71,11 +71,9 @@ class Edge:
             promised = promised / scale
         values = {"edge/promised": promised, "edge/kappa": kappa(self.loss_before, self._loss(), promised)}
         radius = ghost_radius(self.logits_SV, self._logits())
-        if world_size() > 1:
-            largest, others = radius["max"], torch.stack([radius["p50"], radius["p99"]])
-            all_reduce(largest, "max")
-            all_reduce(others, "sum")
-            radius = {"p50": others[0] / world_size(), "p99": others[1] / world_size(), "max": largest}
+        spread_3 = torch.stack(list(radius.values())) * (run.accelerator.process_index == 0)
+        all_reduce(spread_3, "sum")
+        radius = dict(zip(radius, spread_3.unbind(), strict=True))
         values |= {f"edge/logit_change_{name}": value for name, value in radius.items()}
         if (moments := moments_of(run.optimizer.optimizer, run.telemetry.parameters)) is not None:
             values |= adam_values(moments, used, run.telemetry.groups)
@@ -99,7 +97,7 @@ class Edge:
         return total / self.targets
 
     def _logits(self) -> Tensor:
-        """Logits (S, V) of the first sequence."""
+        """Logits (S, V) of this rank's first sequence; those of rank 0 count."""
         model = self.run.bare_model()
         with only_looking(model):
             logits_SV = model(input_ids=self.x_BT[:1], logits_to_keep=self.positions_S, use_cache=False).logits[0]

@@ -13,7 +13,7 @@ from record.checkpoints import list_checkpoints, step_of
 from tests.conftest import ROOT, events_of, python, rows_of
 
 from .ranks import Ranks, rows_written, wait_until
-from .test_world_sizes import UNEVEN, assert_same_curves, assert_same_weights
+from .test_world_sizes import EDGE, UNEVEN, assert_same_curves, assert_same_weights
 
 MANY = pytest.mark.faults
 PROBED = "telemetry.attention_every=5"
@@ -54,6 +54,7 @@ def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
     with_head = (
         UNEVEN,
         PROBED,
+        EDGE,
         f"head={head}",
         "objective={kind: ce}" if "linear" in head else "objective={kind: tfsd}",
     )

@@ -15,6 +15,7 @@ from .ranks import Ranks, rows_written, wait_until
 
 UNEVEN = "stress=[{kind: corrupt_sequences, step: 5, steps: 20, sequences: 5, pattern: ignored}]"
 """Of eight sequences five have no targets: on several ranks the first ones have none at all, or one."""
+EDGE = "telemetry.edge_every=4"
 
 
 @pytest.fixture
@@ -35,8 +36,9 @@ def assert_same_curves(one, other, *, closely):
     a, b = rows_of(one), rows_of(other)
     assert [r["step"] for r in a] == [r["step"] for r in b]
     for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for name in x.keys() - {"tfsd/weight_p10"} if x["step"] <= closely else ():
+        names = {name for name in x if not name.startswith("noise/")}  # which only several micro-batches show
+        assert names == {name for name in y if not name.startswith("noise/")}
+        for name in names - {"tfsd/weight_p10"} if x["step"] <= closely else ():
             assert x[name] == pytest.approx(y[name], rel=2e-4, abs=1e-5), (name, x["step"])
         assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=1e-3), x["step"]
 
@@ -49,8 +51,8 @@ def assert_same_weights(one, other):
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.faults)])
 def test_uneven_ranks_count_every_token_alike(world_size, run, tmp_path):
-    run("one", 1, UNEVEN)
-    run("many", world_size, UNEVEN, "train.micro_batch_size=2")
+    run("one", 1, UNEVEN, EDGE)
+    run("many", world_size, UNEVEN, EDGE, "train.micro_batch_size=2")
     assert_same_curves(tmp_path / "one", tmp_path / "many", closely=12)  # seven steps with uneven ranks
     assert_same_weights(tmp_path / "one", tmp_path / "many")
     assert events_of(tmp_path / "many") == events_of(tmp_path / "one")
