@@ -70,7 +70,7 @@ METRICS = (
     Metric("update_ratio/<group>", "1", "same", "L2 norm of the update over that of the group's parameters", "norm"),
     Metric("edge/promised", "nats/token", "same", "g . d: the loss's slope times the step taken; what follows is on edge_every"),
     Metric("edge/kappa", "1", "mean", "what the step did to its batch's loss, over edge/promised: 1 as promised, < 0 it rose"),
-    Metric("edge/logit_change_p50", "pi nats", "same", "max - min of a token's logit change, over the vocabulary: median of 64 tokens"),
+    Metric("edge/logit_change_p50", "pi nats", "same", "spread over the vocabulary of a token's logit change: median token"),
     Metric("edge/logit_change_p99", "pi nats", "same", "the same, 99th percentile of tokens"),
     Metric("edge/logit_change_max", "pi nats", "same", "the same, largest: as the ghost radius of arXiv 2603.13552"),
     Metric("adam_rms/<group>", "1", "same", "root mean square of g / sqrt(v) after the step: far above 1, v is behind", "norm"),

@@ -29,6 +29,7 @@ NEEDED = {
     "grammar": ["--baseline", "RUN", "--candidate", "RUN", "--out", "OUT"],
     "synonyms": ["--baseline", "RUN", "--candidate", "RUN", "--out", "OUT"],
     "replay": ["RUN", "--step", "5", "--out", "OUT"],
+    "step": ["RUN", "--step", "5", "--out", "OUT"],
     "curves": ["RUN", "--out", "OUT/figure.png"],
     "spikes": ["RUN", "--out", "OUT"],
     "summary": ["RUN", "--out", "OUT"],
@@ -134,6 +135,7 @@ NUMBERS = {
     "synonyms": ["--contexts-per-word", "--min-contexts", "--seed"],
     "tolerance": ["--contexts-per-word", "--min-contexts", "--seed"],
     "replay": ["--step", "--sequences", "--window"],
+    "step": ["--step", "--sequences"],
     "curves": ["--smooth"],
 }
 NOT_COUNTS = st.one_of(
