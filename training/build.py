@@ -12,7 +12,7 @@ from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model
-from stability.measure.norms import parameter_groups
+from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
 
 
@@ -84,13 +84,6 @@ def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
     assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
         "the launch broke the tied embedding"
     )
-    names = {id(module): name for name, module in model.named_modules()}
-    parameters = dict(model.named_parameters())
-    stack = blocks(model.model)
-    groups = parameter_groups(
-        list(parameters),
-        embedding_prefix=names[id(model.get_input_embeddings())],
-        blocks_prefix=names[id(stack)],
-        head_prefix=names[id(model.lm_head)],
-    )
-    return Telemetry(stack, final_norm(model.model), model.lm_head, parameters, groups, config.telemetry.enabled)
+    parameters, groups = dict(model.named_parameters()), groups_of(model)
+    stack, last = blocks(model.model), final_norm(model.model)
+    return Telemetry(stack, last, model.lm_head, parameters, groups, config.telemetry.enabled)

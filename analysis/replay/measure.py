@@ -21,22 +21,23 @@ Gradients = list[dict[str, Any]]
 """By row of the batch: grad_norm, alignment and group_grad_norms of :class:`BatchSequence`."""
 
 
-def sequence_gradients(model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor) -> tuple[Gradients, TokenTable]:
+def sequence_gradients(
+    model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor, counted: Tensor
+) -> tuple[Gradients, TokenTable]:
     """Norm of each sequence's gradient, in total and by group, its cosine with the whole gradient, and the tokens' losses.
 
     Two backward passes per sequence: the first sums the gradient, the second compares each sequence with it. ``.grad`` stays
-    as it is.
+    as it is. ``counted`` (): the targets that the loss is divided by.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    valid = (y_BT != -100).sum()
     pairs = list(zip(x_BT, y_BT, strict=True))
     whole: list[Tensor] = [torch.zeros_like(p) for p in parameters]
     for x_T, y_T in pairs:
-        torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, valid)[0])
+        torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, counted)[0])
     whole_norm = float(group_norms(tensor_norms(whole))[1])
     found, losses = [], []
     for x_T, y_T in pairs:
-        gradient, of_tokens = _gradient(model, parameters, x_T, y_T, valid)
+        gradient, of_tokens = _gradient(model, parameters, x_T, y_T, counted)
         by_group, norm = group_norms(tensor_norms(gradient))
         products = torch._foreach_mul(gradient, whole)
         product = float(torch.stack([p.sum(dtype=torch.float64) for p in products]).sum())

@@ -39,8 +39,8 @@ CASES = {
     ),
     "stresses": (
         *METRIC,
-        f"plugins=[{PLUGINS}/gradient_noise.py, {PLUGINS}/doubled_states.py]",
-        "stress=[{kind: gradient_noise, step: 2, steps: 9, std: 1e-3}, {kind: doubled_states, step: 2, steps: 9}, "
+        f"plugins=[{PLUGINS}/white_noise.py, {PLUGINS}/doubled_states.py]",
+        "stress=[{kind: white_noise, step: 2, steps: 9, std: 1e-3}, {kind: doubled_states, step: 2, steps: 9}, "
         "{kind: corrupt_sequences, step: 2, steps: 9, sequences: 3, pattern: ignored}]",
     ),
     "dropout, checkpointing, no telemetry": (
