@@ -3,6 +3,7 @@ any number of ranks."""
 
 import math
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ def test_sequences_are_corrupted_at_their_batches_only():
         assert int(x_BT.max()) < 500
 
 
-@pytest.mark.parametrize("fault", [RANDOM, SHUFFLED, SPAN, RARE, LABELS], ids=lambda fault: fault.get("pattern", "labels"))
+@pytest.mark.parametrize(
+    "fault", [RANDOM, SHUFFLED, SPAN, RARE, LABELS], ids=lambda fault: fault.get("pattern", "labels")
+)
 def test_a_fault_of_the_batch_acts_at_its_batches_only_and_each_time_anew(fault):
     found = []
     for batch in (4, 5, 6, 7):
@@ -134,11 +137,11 @@ def test_rare_tokens_are_those_that_make_up_the_last_share():
     for seed in range(20):
         found = text()
         corrupt(*found, stresses(RARE, seed=seed), 5)
-        drawn |= set(sum(windows(*found)[:7], []))
+        drawn |= set(chain(*windows(*found)[:7]))
     assert drawn == rarest
     found = text()
     corrupt(*found, stresses(RARE | {"rare_share": 1e-9}), 5)
-    assert set(sum(windows(*found)[:7], [])) == {498}, "the rarest token that occurs"
+    assert set(chain(*windows(*found)[:7])) == {498}, "the rarest token that occurs"
 
 
 def test_label_noise_replaces_its_share_of_the_targets_that_count():
@@ -159,7 +162,9 @@ def test_after_targets_are_ignored_a_sequence_can_still_be_corrupted():
     assert min(map(min, windows(*found))) >= 0
 
 
-@pytest.mark.parametrize("fault", [RANDOM, SHUFFLED, SPAN, RARE, LABELS], ids=lambda fault: fault.get("pattern", "labels"))
+@pytest.mark.parametrize(
+    "fault", [RANDOM, SHUFFLED, SPAN, RARE, LABELS], ids=lambda fault: fault.get("pattern", "labels")
+)
 def test_ranks_share_the_faults_of_one(fault):
     whole = text()
     corrupt(*whole, stresses(fault, seed=7), 5)
