@@ -81,20 +81,19 @@ def test_the_log_tells_when_a_stress_acts(whole):
     assert swapped == "moments of the first and the last block exchanged"
 
 
-@pytest.mark.parametrize("kept", [10, 20])
-def test_a_stressed_run_goes_on_to_the_bit(kept, whole, start, tmp_path):
+def test_a_stressed_run_goes_on_to_the_bit(whole, start, tmp_path):
     broken = tmp_path / "whole"
     shutil.copytree(whole, broken)
     for folder in (broken / "checkpoints").iterdir():
-        if folder.name > f"step_{kept:08d}":
+        if folder.name > "step_00000010":
             shutil.rmtree(folder)
     (broken / "status.json").unlink()
     start("whole", f"output_dir={tmp_path}")
-    assert [e["step"] for e in events_of(broken) if e["event"] == "resume"] == [kept]
+    assert [e["step"] for e in events_of(broken) if e["event"] == "resume"] == [10]
     assert rows_of(broken) == rows_of(whole)
 
 
-@pytest.mark.parametrize("step", [5, 12, 17, 29, 32, STEPS])
+@pytest.mark.parametrize("step", [5, 12, 17, 29, 32])
 def test_a_stressed_run_is_replayed_to_the_bit(step, whole, tmp_path):
     out = tmp_path / "out"
     replay([str(whole), "--step", str(step), "--out", str(out)])
