@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis.compare.differing import differing, differing_words
 from analysis.logs import RUN_OR_LOG, LogRun, add_columns_option, load_runs_and_logs
+from analysis.show.stresses import ACTING
 from analysis.show.tables import markdown_table, terminal_table
 from analysis.show.text import visible
 from common.command import ArgumentParser, exit_status
@@ -57,6 +58,7 @@ COLUMNS = (
     Column("rises", "rises", "d", "rises of the level of the loss"),
     Column("stalls", "stalls", "d", "times that the loss stood still while logits grew or were saturated"),
     Column("saturated", "saturated", "d", "softmaxes that became saturated"),
+    Column("stressed", "stressed", "d", "steps at which a stress acted"),
     Column("rollbacks", "back", "d", "how often a log goes back"),
     Column("non_finite", "NaN/inf", "d", "steps with a NaN or infinite value in any metric"),
     Column("residual_norm_first", "resid first", ".4g", "residual stream before the last norm, mean L2, first step"),
@@ -157,6 +159,7 @@ def _row(label: str, run: Run) -> dict[str, Any]:
         "rises": _events(run, "rise"),
         "stalls": _events(run, "stall"),
         "saturated": _events(run, "saturated"),
+        "stressed": int((run.series(ACTING) > 0).sum()) or None,
         "non_finite": len(np.unique(np.concatenate([[], *run.non_finite.values()]))),
         "residual_norm_first": _at(residual, 0),
         "residual_norm_last": _at(residual, -1),

@@ -43,12 +43,12 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
         tokenizer = train_bpe(_read_spool(spool), corpus.options.vocab_size, progress=progress)
         spooled = tqdm(_read_spool(spool), desc="encoding", total=count, unit="doc", disable=not progress)
         stream = itertools.chain(spooled, stream)
-    documents = _encoded(tokenizer, stream, corpus.max_tokens)
+    documents = encoded(tokenizer, stream, corpus.max_tokens)
     vocab_size = vocabulary_size(tokenizer)
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     fraction = data.validation_fraction
     if corpus.may_be_cut:
-        assigned = by_weight(documents, fraction, lambda text: next(_encoded(tokenizer, [text], None)))
+        assigned = by_weight(documents, fraction, lambda text: next(encoded(tokenizer, [text], None)))
     else:
         assigned = by_hash(documents, fraction)
     splits, text_sha256 = _write_splits(folder, assigned, dtype, fraction)
@@ -91,9 +91,7 @@ def _read_spool(spool: Path) -> Iterator[str]:
             yield json.loads(line)
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], max_tokens: int | None
-) -> Iterator[Document]:
+def encoded(tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], max_tokens: int | None) -> Iterator[Document]:
     """Yield the documents encoded, on all cores, until the source or the token budget ends."""
     encoder = encoder_of(tokenizer)
     tokens = 0

@@ -120,8 +120,9 @@ MISTAKES = [
     ),
     (
         ["stress=[{kind: earthquake, step: 5}]"],
-        "stress.0.kind: unknown kind 'earthquake'; registered: corrupt_sequences, scale_lr; one of your own needs its file in "
-        "plugins",
+        "stress.0.kind: unknown kind 'earthquake'; registered: corrupt_sequences, dead_rank, flip_bit, foreign_text, "
+        "gradient_noise, half_parameters, label_noise, optimizer_settings, scale_lr, scale_weights, short_sequences, "
+        "small_batch, stale_moments; one of your own needs its file in plugins",
     ),
     (
         ["stress=[{kind: corrupt_sequences, step: 5, sequences: 17, pattern: random}]"],

@@ -32,7 +32,7 @@ from train_lm import train
 PLUGINS = ROOT / "tests" / "plugins"
 ALL = f"plugins=[{', '.join(str(path) for path in sorted(PLUGINS.glob('[a-z]*.py')))}]"
 ZCLIP = "interventions=[{kind: zclip, warmup: 5, threshold: 1.0}]"
-NOISE = "{kind: gradient_noise, step: 14, steps: 2, std: 0.05}"
+NOISE = "{kind: white_noise, step: 14, steps: 2, std: 0.05}"
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def lines_of_code(name):
     [
         ("zclip", 60),
         ("skip_step", 60),
-        ("gradient_noise", 30),
+        ("white_noise", 30),
         ("doubled_states", 30),
         ("copying", 50),
         ("cosine_head", 25),
@@ -169,7 +169,7 @@ def test_a_run_of_plug_ins_alone(start, tmp_path):
             "head.kind=linear",
             "objective.kind=ce",
         ),
-        "stress=[{kind: gradient_noise, step: 12, steps: 9, std: 3.0}, {kind: doubled_states, step: 3}]",
+        "stress=[{kind: white_noise, step: 12, steps: 9, std: 3.0}, {kind: doubled_states, step: 3}]",
     )
     status, run = start("name=own", *overrides)
     assert status == 0
@@ -196,9 +196,9 @@ def test_a_run_of_plug_ins_alone(start, tmp_path):
             "interventions=[{kind: zclip, warmup: long}]",
             'interventions.0.warmup: input should be a valid integer, but is "long"',
         ),
-        ("stress=[{kind: gradient_noise, step: 3}]", "stress.0.std: is required and has no default"),
+        ("stress=[{kind: white_noise, step: 3}]", "stress.0.std: is required and has no default"),
         (
-            "stress=[{kind: gradient_noise, step: 31, std: 1.0}]",
+            "stress=[{kind: white_noise, step: 31, std: 1.0}]",
             "stress.0.step: 31 comes after the last step, train.steps=30",
         ),
         ("optimizer.kind=sdg", "optimizer.kind: unknown kind 'sdg'; registered: adamw, sgd"),

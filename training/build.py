@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model
 from model.modeling import build
 from model.registry import OBJECTIVES
-from stability.measure.norms import parameter_groups
+from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
 
 
@@ -90,13 +90,6 @@ def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
     assert not tied or model.lm_head.weight is model.get_input_embeddings().weight, (
         "the launch broke the tied embedding"
     )
-    names = {id(module): name for name, module in model.named_modules()}
-    parameters = dict(model.named_parameters())
-    stack = blocks(model.model)
-    groups = parameter_groups(
-        list(parameters),
-        embedding_prefix=names[id(model.get_input_embeddings())],
-        blocks_prefix=names[id(stack)],
-        head_prefix=names[id(model.lm_head)],
-    )
-    return Telemetry(stack, final_norm(model.model), model.lm_head, parameters, groups, config.telemetry.enabled)
+    parameters, groups = dict(model.named_parameters()), groups_of(model)
+    stack, last = blocks(model.model), final_norm(model.model)
+    return Telemetry(stack, last, model.lm_head, parameters, groups, config.telemetry.enabled)

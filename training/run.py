@@ -36,7 +36,7 @@ from stability.intervene.stages import changes_updates
 from stability.measure.norms import full
 from stability.measure.telemetry import Telemetry
 from stability.measure.vitals import Vitals
-from stability.stress.base import Stress, make_stresses
+from stability.stress.base import Stress, check_stresses, make_stresses
 from stability.watch import Watch
 
 from .build import build_model, build_telemetry, load_weights, prepare_model
@@ -167,7 +167,10 @@ def build_run(
         tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
         print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
     trainable = _trainable(config, accelerator, store, checkpoint)
-    loss_kernel = check_loss_kernel(config, accelerator.unwrap_model(trainable[0], keep_torch_compile=False).lm_head)
+    bare = accelerator.unwrap_model(trainable[0], keep_torch_compile=False)
+    loss_kernel = check_loss_kernel(config, bare.lm_head)
+    stresses = make_stresses(config.stress, seed=config.seed, store=store, sequence_length=config.data.sequence_length)
+    from_main(lambda: check_stresses(stresses, bare, trainable[1].optimizer), accelerator.device)
     watch = Watch(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
@@ -188,7 +191,6 @@ def build_run(
     )
     title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
     trackers = Trackers(config.trackers, title, recorder, watch.say)
-    stresses = make_stresses(config.stress, seed=config.seed, store=store)
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
     run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
@@ -247,6 +249,7 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
     run.step, run.validation_nll, run.diverged, run.spoilt = 0, None, False, False
     run.handles = []  # those of another model
     attach_interventions(run, interventions_of(run.config))
+    check_stresses(run.stresses, run.bare_model(), run.optimizer.optimizer)
     for stress in run.stresses:
         stress.attach(run.bare_model(), functools.partial(_acts_now, run, stress))
     detectors, alarms = None, []

@@ -78,15 +78,21 @@ def prepare_step(run: Run, step: int) -> dict[str, Any]:
         group.update(usual, lr=lr)
         for stress in acting:
             group.update(stress.settings(step, group))
-    with torch.no_grad():
-        for stress in acting:
-            stress.state(step, dict(run.bare_model().named_parameters()), run.optimizer.optimizer)
+    disturb_state(run, step)
     every = config.telemetry.attention_every
     if config.telemetry.enabled and every is not None and step % every == 0:
         probe_attention(run)
     torch.manual_seed(stream_seed(config.seed, "dropout", step, run.accelerator.process_index))
     row = {"step": step, "tokens": step * run.tokens_per_step, "lr": lr, "data/batch": batch}
     return row | ({"stress/acting": len(acting)} if run.stresses else {})
+
+
+@torch.no_grad()
+def disturb_state(run: Run, step: int) -> None:
+    """Let stresses disturb the parameters and the optimizer's state that ``step`` starts from."""
+    for stress in run.stresses:
+        if stress.acts(step, run.batch_number(step)):
+            stress.state(step, dict(run.bare_model().named_parameters()), run.optimizer.optimizer)
 
 
 def step_batch(run: Run, step: int) -> tuple[Tensor, Tensor]:
@@ -96,6 +102,12 @@ def step_batch(run: Run, step: int) -> tuple[Tensor, Tensor]:
     for stress in run.stresses:
         if stress.acts(step, number):
             stress.batch(number, x_BT, y_BT, first_row=run.accelerator.process_index * len(x_BT))
+    return reshaped(run, step, x_BT, y_BT)
+
+
+def reshaped(run: Run, step: int, x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch of ``step`` in the shape that the stresses give it."""
+    number = run.batch_number(step)
     for stress in run.stresses:
         if stress.acts(step, number):
             x_BT, y_BT = stress.reshape(number, x_BT, y_BT)

@@ -3,6 +3,7 @@
     python -m analysis.curves RUN|LOG... --out FILE.png|.svg [--smooth N] [--x tokens|steps] [--columns ROLE=COLUMN ...]
 
 RUN is a run directory, LOG a log of any kind that docs/running.md lists; rows that a log left when it went back are thin.
+Bars above the panels show where a stress acted, in the colour of the run.
 Panels for which no run has data are left out. All runs share each panel's axes. Smoothing is for display only.
 More than nine runs are drawn as families: runs that differ only in the seed share one colour, with their median drawn strong; a
 number in which the families differ, such as the learning rate, becomes a colour scale. Logs, whose settings are not known, are
@@ -30,6 +31,7 @@ from record.finished import Run
 from record.logs.columns import ROLES
 
 from .palette import Palette, draw_family
+from .stressed import LANE, Lane, draw_bar, ends_of, lanes, legend_handle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,6 +114,8 @@ class _Drawing:
     """Of the loss axes."""
     axis: str
     """Unit of the horizontal axis: "tokens" or "steps"."""
+    stressed: Sequence[Lane]
+    """Where stresses acted."""
 
     @property
     def logs(self) -> bool:
@@ -122,6 +126,11 @@ class _Drawing:
     def mark(self) -> float:
         """Size of the triangles in points."""
         return 4 if self.palette else 7
+
+    @property
+    def title_pad(self) -> float:
+        """Points between a panel and its title, where the bars of stresses are."""
+        return 6 + LANE * len(self.stressed)
 
     def x(self, run: Run, steps: npt.NDArray[Any]) -> Floats:
         """Positions of ``steps`` on the horizontal axis, interpolated for a step without a row."""
@@ -151,7 +160,8 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
         styles = {label: palette.styles[family.label] for family in palette.families for label in family.members}
     else:
         styles = style.arm_styles(list(runs))
-    drawing = _Drawing(runs, styles, palette, span, nll_limits(runs), _choose_axis(runs, axis))
+    stressed = lanes((run, styles[label]) for label, run in runs.items())
+    drawing = _Drawing(runs, styles, palette, span, nll_limits(runs), _choose_axis(runs, axis), stressed)
     panels = [*([_VALIDATION_PANEL] if palette else []), *PANELS[:1], *([LEARNING_RATE] if logs else []), *PANELS[1:]]
     panels = [panel for panel in panels if any(not run.series(panel.key).empty for run in runs.values())]
     rows = math.ceil((len(panels) + 2) / _COLUMNS)  # the training loss takes two cells
@@ -162,6 +172,7 @@ def draw_curves(runs: dict[str, Run], span: int | None = None, axis: str | None 
     for cell, panel in enumerate(panels, start=2):
         _draw_panel(figure.add_subplot(grid[cell // _COLUMNS, cell % _COLUMNS], sharex=top), panel, drawing)
     for axes in figure.axes:
+        _draw_stresses(axes, drawing)
         _finish(axes, drawing.axis)
     if palette and palette.bar:
         palette.bar.draw(figure)
@@ -214,7 +225,8 @@ def _choose_axis(runs: dict[str, Run], axis: str | None) -> str:
 def _draw_nll(axes: Axes, drawing: _Drawing) -> None:
     loss, unit = ("loss", "as logged") if drawing.logs else ("NLL", "nats per token")
     axes.set_title(
-        f"Training {loss}" if drawing.palette else f"Training {loss} (lines) and validation {loss} (markers)"
+        f"Training {loss}" if drawing.palette else f"Training {loss} (lines) and validation {loss} (markers)",
+        pad=drawing.title_pad,
     )
     axes.set_ylabel(unit)
     axes.set_ylim(drawing.limits)
@@ -324,7 +336,7 @@ def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
     keys, title = [panel.key], panel.title
     if panel.thin and not drawing.palette:
         keys, title = [panel.key, panel.thin[0]], f"{title} (thin: {panel.thin[1]})"
-    axes.set_title(title)
+    axes.set_title(title, pad=drawing.title_pad)
     axes.set_ylabel(panel.unit)
     values = np.concatenate([run.series(key).to_numpy() for run in drawing.runs.values() for key in keys])
     log = _needs_log(panel, values)
@@ -341,6 +353,14 @@ def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:
         _draw_abandoned(axes, run, panel.key, drawing.styles[label], drawing)
     if log and (hidden := int((values <= 0).sum())):
         style.note(axes, f"{hidden} values of 0 have no place on a log axis")
+
+
+def _draw_stresses(axes: Axes, drawing: _Drawing) -> None:
+    ends = ends_of(drawing.x(run, run.metrics.index.to_numpy()) for run in drawing.runs.values())
+    for number, lane in enumerate(drawing.stressed):
+        for run, first, last in lane.bars:
+            begins, stops = drawing.x(run, np.array([first - 0.5, last + 0.5]))
+            draw_bar(axes, begins, stops, number, lane.colour, ends)
 
 
 def _needs_log(panel: Panel, values: Floats) -> bool:
@@ -380,6 +400,7 @@ def _legend(drawing: _Drawing) -> list[Any]:
     spikes = any(run.spikes(signal) for run in drawing.runs.values() for signal in signals)
     if any(isinstance(run, LogRun) and run.log.abandoned for run in drawing.runs.values()):
         handles.append(Line2D([], [], color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1)), label="abandoned rows"))
+    handles += [legend_handle()] if drawing.stressed else []
     return handles + style.mark_handles(
         peaks="spike (event)" if spikes else None,
         non_finite=any(run.non_finite for run in drawing.runs.values()),

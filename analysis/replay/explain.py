@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from data.batches import IGNORED
 from record.finished import Run as LoggedRun
 from stability.stress.base import describe_stresses
 from training.run import Run
-from training.step import step_batch
+from training.step import lose_targets, reshaped, step_batch
 
 from .explanation import Explanation, Group, Layer, MetricCheck, TokenTable
 from .measure import describe_sequences, layer_norms, moved_embeddings, sequence_gradients
-from .rerun import agrees, disagreements, replay_to, snapshot, tolerance_for
+from .rerun import agrees, disagreements, disturbed, replay_to, snapshot, tolerance_for
 
 USUAL = 64
 """Logged steps before the step that define what is usual."""
@@ -33,12 +35,15 @@ def explain(
     model, tokenizer, batch = run.bare_model(), run.store.load_tokenizer(), run.batch_number(step)
     x_BT, y_BT = (ids.to(run.accelerator.device) for ids in step_batch(run, step))
     model.eval()
-    gradients, tokens = sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT)
-    indices = run.batches.sequences(batch).tolist()
-    sequences = describe_sequences(model, tokenizer, gradients, tokens, x_BT, indices, detailed)
-    nll_before, norms_before = layer_norms(model, x_BT, y_BT)
+    counted = (y_BT != IGNORED).sum()
+    lose_targets(run, step, y_BT)
     embedding_VD = model.get_input_embeddings().weight
-    old_VD = embedding_VD.detach().clone()
+    with disturbed(run, step):
+        gradients, tokens = sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT, counted)
+        indices = _sequences_of_rows(run, step)
+        sequences = describe_sequences(model, tokenizer, gradients, tokens, x_BT, indices, detailed)
+        nll_before, norms_before = layer_norms(model, x_BT, y_BT)
+        old_VD = embedding_VD.detach().clone()
 
     model.train()
     run.edge_every = 1
@@ -76,6 +81,14 @@ def explain(
         history={name: [logged.value(name, s) for s in around] for name in HISTORY},
     )
     return explanation, tokens, before
+
+
+def _sequences_of_rows(run: Run, step: int) -> list[int]:
+    """The sequence of the text that each row of the batch comes from, in the shape that stresses give the batch."""
+    index_R = torch.from_numpy(run.batches.sequences(run.batch_number(step)))
+    index_RT = index_R[:, None].repeat(1, run.config.data.sequence_length)
+    rows, _ = reshaped(run, step, index_RT, index_RT)
+    return rows[:, 0].tolist()
 
 
 def _check(name: str, value: float, logged: LoggedRun, usual: pd.DataFrame, step: int, tolerance: float) -> MetricCheck:

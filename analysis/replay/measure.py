@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.batches import IGNORED
 from model import blocks, final_norm
 from stability.measure.norms import GroupNorms, tensor_norms
 
@@ -21,22 +22,23 @@ Gradients = list[dict[str, Any]]
 """By row of the batch: grad_norm, alignment and group_grad_norms of :class:`BatchSequence`."""
 
 
-def sequence_gradients(model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor) -> tuple[Gradients, TokenTable]:
+def sequence_gradients(
+    model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor, counted: Tensor
+) -> tuple[Gradients, TokenTable]:
     """Norm of each sequence's gradient, in total and by group, its cosine with the whole gradient, and the tokens' losses.
 
     Two backward passes per sequence: the first sums the gradient, the second compares each sequence with it. ``.grad`` stays
-    as it is.
+    as it is. ``counted`` (): the targets that the loss is divided by.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    valid = (y_BT != -100).sum()
     pairs = list(zip(x_BT, y_BT, strict=True))
     whole: list[Tensor] = [torch.zeros_like(p) for p in parameters]
     for x_T, y_T in pairs:
-        torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, valid)[0])
+        torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, counted)[0])
     whole_norm = float(group_norms(tensor_norms(whole))[1])
     found, losses = [], []
     for x_T, y_T in pairs:
-        gradient, of_tokens = _gradient(model, parameters, x_T, y_T, valid)
+        gradient, of_tokens = _gradient(model, parameters, x_T, y_T, counted)
         by_group, norm = group_norms(tensor_norms(gradient))
         products = torch._foreach_mul(gradient, whole)
         product = float(torch.stack([p.sum(dtype=torch.float64) for p in products]).sum())
@@ -69,7 +71,8 @@ def _gradient(
 def describe_sequences(
     model: Any, tokenizer: Any, gradients: Gradients, table: TokenTable, x_BT: Tensor, indices: list[int], detailed: int
 ) -> list[BatchSequence]:
-    """All sequences, largest gradient first; with tokens the first ``detailed`` and the one with the worst token."""
+    """All sequences, largest gradient first; with tokens the first ``detailed`` and the one with the worst token. Without
+    targets, a sequence is its inputs."""
     order = sorted(range(len(x_BT)), key=lambda row: gradients[row]["grad_norm"], reverse=True)
     with_tokens = {*order[:detailed], int(table.nll_BT.max(1).argmax())}
     return [
@@ -80,7 +83,9 @@ def describe_sequences(
             worst_nll=float(table.nll_BT[row].max()),
             objective=float(table.objective_BT[row].mean()),
             weight_mean=None if table.weight_BT is None else float(table.weight_BT[row].mean()),
-            text=tokenizer.decode([int(x_BT[row, 0]), *table.token_id_BT[row].tolist()]),
+            text=tokenizer.decode(
+                [*x_BT[row].tolist(), *[i for i in table.token_id_BT[row, -1:].tolist() if i != IGNORED]]
+            ),
             tokens=_tokens(model, tokenizer, table, x_BT, row) if row in with_tokens else [],
             **gradients[row],
         )
@@ -103,6 +108,7 @@ def _tokens(model: Any, tokenizer: Any, table: TokenTable, x_BT: Tensor, row: in
             top=[(tokenizer.decode([i]), p) for i, p in zip(id_K, p_K, strict=True)],
         )
         for position, (p_K, id_K) in enumerate(zip(top_TK.values.tolist(), top_TK.indices.tolist(), strict=True))
+        if table.token_id_BT[row, position] != IGNORED
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -27,8 +28,9 @@ from record.finished import run_file
 from record.integrity import damage
 from record.metrics import is_known
 from record.rewinds import last_rewind
+from stability.stress.base import Stress
 from training.run import Run, attach_interventions, build_run, interventions_of, interventions_state, load_interventions
-from training.step import training_step
+from training.step import disturb_state, training_step
 
 from .explanation import Counterfactual
 
@@ -133,6 +135,24 @@ def replay_to(run: Run, last: int) -> Iterator[dict[str, Any]]:
     while run.step < last:
         training_step(run, run.step + 1)
         yield from run.recorder.transfer().rows
+
+
+@contextlib.contextmanager
+def disturbed(run: Run, step: int) -> Iterator[None]:
+    """Within the block parameters and moments are those that stresses make of them before ``step``, the next one; afterwards
+    they are as before, for the step to disturb them itself."""
+    acting = [s for s in run.stresses if s.acts(step, run.batch_number(step)) and type(s).state is not Stress.state]
+    slots = run.optimizer.optimizer.state.values() if acting else ()
+    moments = [t for slot in slots for t in slot.values() if isinstance(t, torch.Tensor)]
+    tensors = [*(run.bare_model().parameters() if acting else ()), *moments]
+    kept = [t.detach().clone() for t in tensors]
+    disturb_state(run, step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in zip(tensors, kept, strict=True):
+                tensor.copy_(before)
 
 
 def disagreements(logged: LoggedRun, row: dict[str, Any], tolerance: float) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from analysis.logs import RUN_OR_LOG, add_columns_option, load_series
 from analysis.show import style
+from analysis.show.stresses import words
 from analysis.show.tables import terminal_table
 from analysis.show.text import first_of, skipped_lines
 from common.command import ArgumentParser, exit_status
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 signals[one.label] += sorted(seen)  # a panel of its own
     back = rollbacks(series)
     _print_not_finite(series, signals)
-    _print_table(back, found)
+    _print_table(series, back, found)
     print(*remarks, sep="\n", end="\n" * bool(remarks))
     _draw(series, signals, found, detectors, options.out / "spikes.png")
     write_json(options.out / "events.json", [b.row() for b in back] + [f.row() for f in found])
@@ -148,7 +149,7 @@ def _print_not_finite(series: Sequence[Series], signals: dict[str, list[str]]) -
             print(f"{one.label}: {line}")
 
 
-def _print_table(back: Sequence[Rollback], found: Sequence[Found]) -> None:
+def _print_table(series: Sequence[Series], back: Sequence[Rollback], found: Sequence[Found]) -> None:
     header = ["run", "signal", "detector", "event", "steps", "peak", "height", "sigmas", "recovered"]
     rows = [[b.run, "step", "", "rollback", f"{b.from_step} back to {b.to_step}", "", "", "", ""] for b in back]
     rows += [_cells(f) for f in found]
@@ -158,6 +159,10 @@ def _print_table(back: Sequence[Rollback], found: Sequence[Found]) -> None:
             named = [f"{p['signal']} ({p['lead_steps']} steps, {p['sigmas']:+.0f} sigma)" for p in f.precursors]
             before = first_of(named, PRINTED_PRECURSORS)
             print(f"before {f.run}, {f.event.signal}, step {f.event.start_step} ({f.event.detector}): {before}")
+    for one in series:
+        if stressed := one.stressed(0, int(one.table.steps[-1])):
+            near = sum(bool(f.stressed) for f in found if f.run == one.label)
+            print(f"{one.label}: stress acted at {words(stressed)}, in or shortly before {near} of these events")
 
 
 def _cells(found: Found) -> list[str]:

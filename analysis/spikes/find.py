@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.show.stresses import ACTING, Spans, spans, within
 from analysis.show.style import Floats
 from record.logs.base import Abandoned, Log
 from record.logs.columns import BY_KEY, SIGNALS, measures_model, role_of
@@ -75,6 +76,12 @@ class Series:
         """How a column is judged."""
         return self.kinds.get(column) or kind_of(self.metric(column))
 
+    def stressed(self, first: int, last: int) -> Spans:
+        """The stretches of these steps and what continues them at which a stress of the run's configuration acted."""
+        if ACTING not in self.table.columns:
+            return []
+        return within(spans(self.table.steps, self.table.columns[ACTING]), first, last)
+
     def branches(self) -> Iterator[tuple[Abandoned, Series]]:
         """Each abandoned branch, and the metrics as they were logged up to its end."""
         for left in self.log.abandoned if self.log else ():
@@ -90,12 +97,16 @@ class Found:
     precursors: list[dict[str, Any]] = field(default_factory=list)
     abandoned: Abandoned | None = None
     """The branch that it is in, if it was left."""
+    stressed: Spans = field(default_factory=list)
+    """The stretches at which a stress acted in it or shortly before."""
 
     def row(self) -> dict[str, Any]:
         """The event in events.json."""
         left = self.abandoned
         where = {} if left is None else {"abandoned": {"from_step": left.from_step, "to_step": left.to_step}}
-        return {"run": self.run, "kind": self.event.kind} | self.event.event() | where | {"precursors": self.precursors}
+        stress = {"stress": [list(span) for span in self.stressed]} if self.stressed else {}
+        more = where | stress | {"precursors": self.precursors}
+        return {"run": self.run, "kind": self.event.kind} | self.event.event() | more
 
 
 def find_all(series: Series, column: str, rule: str) -> tuple[list[Found], Detector | None]:
@@ -149,6 +160,7 @@ def find_events(series: Series, column: str, detector: Detector) -> list[Found]:
             series.label,
             _named(event, detector.signal, column),
             _precursors(event, series) if isinstance(event, Spike) else [],
+            stressed=series.stressed(event.start_step - LOOK_BACK, event.end_step),
         )
         for event in events
     ]

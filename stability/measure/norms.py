@@ -3,10 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from model import blocks
 
 PORTION = 100_000
 """Parameters copied and measured together on CPU: two sets of them fit a core's second-level cache."""
@@ -30,6 +33,17 @@ def parameter_groups(
             group = "norm"
         groups.setdefault(group, []).append(index)
     return groups
+
+
+def groups_of(model: Any) -> dict[str, list[int]]:
+    """The same for one of this project's models, from its ``named_parameters()``."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return parameter_groups(
+        [name for name, _ in model.named_parameters()],
+        embedding_prefix=names[id(model.get_input_embeddings())],
+        blocks_prefix=names[id(blocks(model.model))],
+        head_prefix=names[id(model.lm_head)],
+    )
 
 
 class GroupNorms:

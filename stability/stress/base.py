@@ -4,16 +4,19 @@ A new stress is a class in one file, here or in a plug-in: it registers with :da
 disturbs. Shapes: R rows of this rank, T positions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common.errors import InputError
 from common.registry import Registry, checked_options
 from common.section import MOST, Choice
+from common.seeds import stream_seed
 
 if TYPE_CHECKING:
     from data.store import TokenStore
@@ -51,6 +54,7 @@ class Place:
     number: int
     seed: int
     store: "TokenStore"
+    sequence_length: int
 
     @property
     def vocab_size(self) -> int:
@@ -79,6 +83,19 @@ class Stress:
         """Whether the fault acts at ``step``, which draws ``batch``."""
         now, o = batch if self.counts == "batches" else step, self.options
         return bool(o.step <= now and (o.steps is None or now < o.step + o.steps))
+
+    def check(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Raise InputError (:meth:`refuse`) if it cannot act on this model or optimizer, both as prepared for the launch. Called
+        on every rank for every newly built model, before :meth:`attach`."""
+
+    def refuse(self, key: str, text: str) -> NoReturn:
+        """Raise InputError about one of its options."""
+        raise InputError(f"stress.{self.place.number}.{key}: {text}")
+
+    def random(self, *position: int) -> np.random.Generator:
+        """Random numbers that are its own and the same on every rank, drawn from the seed and ``position``: the step or batch,
+        and the row if each has its own."""
+        return np.random.default_rng(stream_seed(self.place.seed, "stress", self.place.number, *position))
 
     def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:
         """Disturb inputs and targets in place. ``first_row`` is the index of this rank's first row in the batch."""
@@ -119,13 +136,29 @@ class Stress:
         return f"{self.kind} with {self.options}"
 
 
-def make_stresses(choices: Sequence[Choice], *, seed: int, store: "TokenStore") -> list[Stress]:
-    """The stresses of a checked configuration, in its order."""
+def without_effect(options: Any, chosen: str, used: Mapping[str, Collection[Any]]) -> Iterator[tuple[str, str]]:
+    """Problems with options that are set although the value of the option ``chosen`` makes no use of them. ``used``: the values
+    with which each of them has an effect."""
+    value = getattr(options, chosen)
+    for field in fields(options):
+        unused = field.name in used and value not in used[field.name]
+        if unused and getattr(options, field.name) != field.default:
+            yield field.name, f"has no effect with {chosen}={value}; leave it out"
+
+
+def make_stresses(choices: Sequence[Choice], *, seed: int, store: "TokenStore", sequence_length: int) -> list[Stress]:
+    """The stresses of a checked configuration, in its order. Raises InputError for a text that a stress cannot read."""
     made = []
     for number, choice in enumerate(choices):
         cls = STRESSES[choice.kind]
-        made.append(cls(checked_options(cls, choice.options), Place(number, seed, store)))
+        made.append(cls(checked_options(cls, choice.options), Place(number, seed, store, sequence_length)))
     return made
+
+
+def check_stresses(stresses: Sequence[Stress], model: nn.Module, optimizer: Optimizer) -> None:
+    """Let each stress look at the model and the optimizer that it will act on. Raises InputError if it cannot."""
+    for stress in stresses:
+        stress.check(model, optimizer)
 
 
 def describe_stresses(stresses: Sequence[Stress], step: int, batch: int) -> list[str]:

@@ -77,6 +77,22 @@ def test_a_run_directory_gives_events_table_and_figure(eventful: Path, tmp_path:
     assert sorted(path.name for path in out.iterdir()) == ["events.json", "spikes.png"]
 
 
+def test_a_stress_near_an_event_is_told(eventful: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (eventful / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["stress/acting"] = int(row["step"] in (196, 197, 390))
+    out = tmp_path / "out"
+    spikes.main([str(write_run(tmp_path / "stressed", rows)), "--out", str(out)])
+    assert (
+        "stressed: stress acted at steps 196 to 197, 390, in or shortly before 2 of these events"
+        in capsys.readouterr().out
+    )
+    assert [event.get("stress") for event in events(out) if event["start_step"] in (199, 201)] == [[[196, 197]]] * 2
+    spikes.main([str(eventful), "--out", str(out)])
+    assert "stress acted" not in capsys.readouterr().out
+    assert not any("stress" in event for event in events(out))
+
+
 def test_a_foreign_file_needs_only_step_and_the_signal(foreign: Path, tmp_path: Path) -> None:
     spikes.main([str(foreign), "--signal", "train_loss", "--out", str(tmp_path / "out")])
     first, last = events(tmp_path / "out")

@@ -53,6 +53,7 @@ def test_values_are_those_worked_out_by_hand(arms: list[Path]) -> None:
         "saturated": None,
         "nll_spikes": 0,
         "gradient_spikes": 0,
+        "stressed": None,
         "non_finite": 0,
         "residual_norm_first": 1.0,
         "residual_norm_last": 40.0,
@@ -66,6 +67,13 @@ def test_values_are_those_worked_out_by_hand(arms: list[Path]) -> None:
     assert (metric["rises"], metric["stalls"], metric["saturated"]) == (1, None, 2)
     assert metric["tfsd_weight"] == pytest.approx(0.395)
     assert metric["status"] == "diverged"
+
+
+def test_the_steps_at_which_a_stress_acted_are_counted(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss/nll": 2.0, "stress/acting": max(0, step - 7)} for step in range(1, 11)]
+    run = write_run(tmp_path / "stressed", rows)
+    header, cells = formatted(summarise(load_runs([run])))
+    assert dict(zip(header, cells[0], strict=True))["stressed"] == "3"
 
 
 def test_columns_that_no_run_has_are_left_out(arms: list[Path]) -> None:

@@ -7,13 +7,13 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from common.command import EXIT_DIVERGED, EXIT_PREEMPTED
+from common.command import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED
 from model import load_model
 from record.checkpoints import list_checkpoints, step_of
 from tests.conftest import ROOT, events_of, python, rows_of
 
 from .ranks import Ranks, rows_written, wait_until
-from .test_world_sizes import EDGE, UNEVEN, assert_same_curves, assert_same_weights
+from .test_world_sizes import EDGE, OF_TEXT, SHARED, UNEVEN, WHOLE, assert_same_curves, assert_same_weights
 
 MANY = pytest.mark.faults
 PROBED = "telemetry.attention_every=5"
@@ -213,3 +213,19 @@ def test_a_launch_that_shards_or_accumulates_in_another_way_is_refused(asked, an
     assert [status for status, _ in ended] == [2, 2]
     assert f"error: launch: {answer}" in ended[0][1]
     assert not (tmp_path / "run").exists()
+
+
+@MANY
+def test_sharded_ranks_share_the_stresses_of_one(run, tmp_path):
+    faults = (f"stress=[{SHARED}, {OF_TEXT}]", "train.steps=15")
+    run("one", *faults, world_size=1)
+    run("sharded", *faults, sharded=True)
+    assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
+
+
+@MANY
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_stress_of_whole_tensors_is_refused_for_shards(kind, launch):
+    ended = launch("refused", f"stress=[{WHOLE[kind]}]", sharded=True).wait()
+    assert [status for status, _ in ended] == [EXIT_BAD_INPUT] * 2
+    assert f"stress.0.kind: {kind} cannot act on sharded parameters; launch without FSDP2" in str(ended)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from common.command import EXIT_PREEMPTED
+from common.command import EXIT_BAD_INPUT, EXIT_PREEMPTED
 from record.checkpoints import list_checkpoints, step_of
 from tests.conftest import events_of, rows_of
 
@@ -16,6 +16,21 @@ from .ranks import Ranks, rows_written, wait_until
 UNEVEN = "stress=[{kind: corrupt_sequences, step: 5, steps: 20, sequences: 5, pattern: ignored}]"
 """Of eight sequences five have no targets: on several ranks the first ones have none at all, or one."""
 EDGE = "telemetry.edge_every=4"
+
+SHARED = (
+    "{kind: small_batch, step: 1, steps: 2, sequences: 4}, {kind: short_sequences, step: 2, steps: 2, parts: 4}, "
+    "{kind: label_noise, step: 3, share: 0.5}, {kind: optimizer_settings, step: 4, beta2: 0.8, eps: 1.0e-6}, "
+    "{kind: scale_weights, step: 5, parameters: embedding, factor: 1.2}, {kind: half_parameters, step: 6}, "
+    "{kind: stale_moments, step: 7, what: swap}, {kind: stale_moments, step: 8, what: reset}, "
+    "{kind: dead_rank, step: 9, ranks: 8, rank: 5}"
+)
+"""Stresses that may act on sharded parameters, too."""
+OF_TEXT = "{kind: corrupt_sequences, step: 10, sequences: 5, pattern: shuffled}"
+WHOLE = {
+    "gradient_noise": "{kind: gradient_noise, step: 10, factor: 0.5}",
+    "flip_bit": "{kind: flip_bit, step: 11, what: parameter, bit: 24}",
+}
+"""Stresses that may not."""
 
 
 @pytest.fixture
@@ -56,6 +71,27 @@ def test_uneven_ranks_count_every_token_alike(world_size, run, tmp_path):
     assert_same_curves(tmp_path / "one", tmp_path / "many", closely=12)  # seven steps with uneven ranks
     assert_same_weights(tmp_path / "one", tmp_path / "many")
     assert events_of(tmp_path / "many") == events_of(tmp_path / "one")
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.faults)])
+def test_ranks_share_the_stresses_of_one(world_size, run, recipe, tmp_path):
+    foreign = f"{{kind: foreign_text, step: 11, sequences: 5, paths: [{recipe['path'].parent / 'text'}]}}"
+    every = (f"stress=[{SHARED}, {OF_TEXT}, {foreign}, {', '.join(WHOLE.values())}]", "train.steps=15")
+    run("one", 1, *every)
+    run("many", world_size, *every)
+    assert_same_curves(tmp_path / "one", tmp_path / "many", closely=12)
+    assert events_of(tmp_path / "many") == events_of(tmp_path / "one")
+
+
+@pytest.mark.faults
+def test_a_small_batch_must_be_shared_out_evenly(recipe):
+    ranks = Ranks(recipe, "name=uneven", "stress=[{kind: small_batch, step: 5, sequences: 3}]", world_size=2)
+    try:
+        ended = ranks.wait()
+    finally:
+        ranks.kill()
+    assert [status for status, _ in ended] == [EXIT_BAD_INPUT] * 2
+    assert "stress.0.sequences: 3 is not a multiple of the number of processes, 2" in str(ended)
 
 
 @pytest.mark.faults

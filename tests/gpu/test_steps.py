@@ -39,9 +39,25 @@ CASES = {
     ),
     "stresses": (
         *METRIC,
-        f"plugins=[{PLUGINS}/gradient_noise.py, {PLUGINS}/doubled_states.py]",
-        "stress=[{kind: gradient_noise, step: 2, steps: 9, std: 1e-3}, {kind: doubled_states, step: 2, steps: 9}, "
+        f"plugins=[{PLUGINS}/white_noise.py, {PLUGINS}/doubled_states.py]",
+        "stress=[{kind: white_noise, step: 2, steps: 9, std: 1e-3}, {kind: doubled_states, step: 2, steps: 9}, "
         "{kind: corrupt_sequences, step: 2, steps: 9, sequences: 3, pattern: ignored}]",
+    ),
+    "stresses of the state": (
+        *METRIC,
+        "stress=[{kind: optimizer_settings, step: 2, steps: 9, beta2: 0.8}, {kind: half_parameters, step: 2, steps: 9}, "
+        "{kind: scale_weights, step: 2, steps: 9, parameters: embedding, factor: 0.9}, "
+        "{kind: stale_moments, step: 2, steps: 9, what: swap}, "
+        "{kind: stale_moments, step: 2, steps: 9, what: reset, step_count: reset}, "
+        "{kind: gradient_noise, step: 2, steps: 9, factor: 0.5}, {kind: flip_bit, step: 2, steps: 9, what: gradient, bit: 20}, "
+        "{kind: flip_bit, step: 2, steps: 9, what: parameter, bit: 20}, "
+        "{kind: flip_bit, step: 2, steps: 9, what: moment, moment: exp_avg, bit: 20}]",
+    ),
+    "stresses of the batch": (
+        *METRIC,
+        "stress=[{kind: corrupt_sequences, step: 2, steps: 9, sequences: 3, pattern: rare}, "
+        "{kind: label_noise, step: 2, steps: 9, share: 0.5}, {kind: small_batch, step: 2, steps: 9, sequences: 4}, "
+        "{kind: short_sequences, step: 2, steps: 9, parts: 2}, {kind: dead_rank, step: 2, steps: 9, ranks: 4}]",
     ),
     "dropout, checkpointing, no telemetry": (
         *LINEAR,

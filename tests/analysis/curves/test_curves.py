@@ -245,3 +245,51 @@ def test_of_more_kinds_than_colours_the_ends_are_named(tmp_path: Path) -> None:
     order = sorted(ends, key=lambda label: ends[label])
     assert [word.partition(" ")[0] for word in words] == [*order[:3], *order[-3:]]
     assert figure.axes[-1].get_ylabel() == "loss/nll at the end"
+
+
+def stressed_runs(folder: Path, acting: dict[str, set[int]], seeds: bool = False) -> dict[str, Run]:
+    paths = []
+    for number, (name, steps) in enumerate(acting.items()):
+        rows = training_rows(300, seed=number)
+        for row in rows:
+            row["stress/acting"] = 2 * (row["step"] in steps)
+        paths.append(write_run(folder / name, rows, config={"seed": number} if seeds else None))
+    return load_runs(paths)
+
+
+def bars(figure: Figure) -> list[list[tuple[str, float, float, float]]]:
+    """By panel: colour, start and end on the axis, and height above the panel, of each bar."""
+    found = []
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if not line.get_clip_on() and line.get_linewidth() == 3.0]
+        top = axes.get_window_extent().y1
+        ends = [line.get_window_extent() for line in lines]
+        box = [(line.get_xdata(), (end.y0 - top) * 72 / figure.dpi) for line, end in zip(lines, ends, strict=True)]
+        found.append([(str(line.get_color()), *x, y) for line, (x, y) in zip(lines, box, strict=True)])
+    return found
+
+
+def test_bars_above_every_panel_show_where_a_stress_acted(tmp_path: Path) -> None:
+    figure = drawn(stressed_runs(tmp_path, {"calm": set(), "hit": {80, 81, 150}, "long": set(range(201, 301))}))
+    assert "stress acts (bar above)" in legend_words(figure)
+    assert len(bars(figure)) == len(figure.axes) > 2
+    for axes, found in zip(figure.axes, bars(figure), strict=True):
+        assert [colour for colour, *_ in found] == [style._COLOURS[1]] * 2 + [style._COLOURS[2]]
+        (_, begins, ends, low), _, (_, first, last, high) = found
+        assert begins == pytest.approx(79.5 * 64) and ends == pytest.approx(81.5 * 64)
+        assert first == pytest.approx(200.5 * 64) and last == pytest.approx(300 * 64)
+        assert 0 < low < high, "a lane each, and above the curves"
+        assert axes.get_tightbbox().y1 < figure.legends[0].get_window_extent().y0
+    (_, alone, end, _) = bars(figure)[0][1]
+    assert end - alone == pytest.approx(64), "one step"
+
+
+def test_runs_without_a_stress_have_no_bars(tmp_path: Path) -> None:
+    figure = drawn(stressed_runs(tmp_path, {"calm": set()}))
+    assert not any(bars(figure))
+    assert "stress acts (bar above)" not in legend_words(figure)
+
+
+def test_a_family_shares_its_bars(tmp_path: Path) -> None:
+    figure = drawn(stressed_runs(tmp_path, {f"arm_seed{i}": {50} for i in range(10)}, seeds=True))
+    assert [len(found) for found in bars(figure)] == [1] * len(figure.axes)

@@ -1,0 +1,1 @@
+"""The cause of a spike, by experiment: the steps around it again, each time with one thing changed."""

@@ -1,0 +1,117 @@
+"""What is changed, one thing at a time, when the steps of a spike are taken again.
+
+An experiment starts from the state before the spike. Its changes are overrides of the run's configuration, and what no key of a
+configuration says: a rate held at what it was, moments forgotten before each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from configs.schema import RunConfig
+from stability.intervene.base import Action, Intervention, Seen, Update
+from stability.measure.norms import total_norm
+
+DATA, STATE, RATE = "data", "optimizer state", "rate too high"
+ATTENTION, OUTPUT = "attention logits", "output logits"
+NUMERICS, HARDWARE, UNDECIDED = "numerics", "hardware", "not decided"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The steps that are taken again: from ``first``, some steps before the spike's ``start``, to ``last``, when it is over."""
+
+    first: int
+    start: int
+    peak: int
+    last: int
+    batches: tuple[int, int]
+    """The batches of ``first`` to the peak."""
+    rates: Mapping[int, float]
+    """The logged rate of each step."""
+    usual_rate: float
+    """The median rate of the steps before."""
+    usual_update: float | None
+    """The median norm of their updates; None if it was not logged."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One change."""
+
+    name: str
+    cause: str
+    """What it speaks for if it removes the spike; empty if for nothing in particular."""
+    overrides: Sequence[str] = ()
+    """Of the configuration."""
+    rate_factors: Mapping[int, float] = field(default_factory=dict)
+    """By step, on the logged rate; 1 where it is not given."""
+    forget_until: int = 0
+    """Both moments are set to zero before each step up to this one."""
+    longest_update: float | None = None
+    """Limit of the norm of each update."""
+
+
+class Conditions(Intervention):
+    """What an experiment changes besides the configuration."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(None)
+        self.experiment = experiment
+        self.optimizer: Optimizer | None = None
+
+    def attach(self, model: Any, optimizer: Optimizer) -> Sequence[Any]:
+        self.optimizer = optimizer
+        return ()
+
+    def rate(self, step: int) -> float:
+        if step <= self.experiment.forget_until and self.optimizer is not None:
+            forget_moments(self.optimizer)
+        return self.experiment.rate_factors.get(step, 1.0)
+
+    def on_update(self, seen: Seen, update: Update) -> Action | None:
+        limit = self.experiment.longest_update
+        return None if limit is None else Action(scale=(limit / total_norm(update.norm_P)).clamp(max=1.0))
+
+
+def forget_moments(optimizer: Optimizer) -> None:
+    """Set Adam's moments to zero; its step count stays, so that the next steps are small."""
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if isinstance(state.get(name), torch.Tensor):
+                state[name].zero_()
+
+
+def experiments(config: RunConfig, window: Window) -> list[Experiment]:
+    """The experiments that make sense for a run of this configuration."""
+    o = config.optimizer.options
+    first, last = window.batches
+    tried = [
+        Experiment("without its batches", DATA, [f"data.skip_steps={[*config.data.skip_steps, [first, last]]}"]),
+        Experiment("half the rate", RATE, rate_factors=dict.fromkeys(window.rates, 0.5)),
+    ]
+    held = {step: min(1.0, window.usual_rate / rate) for step, rate in window.rates.items() if rate > 0}
+    if min(held.values(), default=1.0) < 0.9:
+        tried.append(Experiment("the rate as before", RATE, rate_factors=held))
+    if {"beta1", "beta2"} <= o.keys():
+        tried.append(Experiment("moments forgotten", STATE, forget_until=window.start))
+        beta2 = float(o["beta2"])
+        changed = {"lower beta2": 1 - 4 * (1 - beta2), "higher beta2": 1 - (1 - beta2) / 4}
+        tried += [Experiment(name, STATE, [f"optimizer.beta2={b:.6g}"]) for name, b in changed.items() if 0 < b < 1]
+    added = {
+        "QK-clip": (ATTENTION, {"kind": "qk_clip", "threshold": 50.0, "every": 1}),
+        "z-loss": (OUTPUT, {"kind": "z_loss", "weight": 1e-2}),
+    }
+    for name, (cause, choice) in added.items():
+        others = [{"kind": i.kind, **i.options} for i in config.interventions if i.kind != choice["kind"]]
+        tried.append(Experiment(name, cause, [f"interventions={[*others, choice]}"]))
+    if window.usual_update is not None:
+        tried.append(Experiment("updates as long as before", "", longest_update=window.usual_update))
+    if config.train.precision != "fp32":
+        tried.append(Experiment("in fp32", NUMERICS))
+    return tried

@@ -1,0 +1,61 @@
+"""An autopsy in words, for the terminal and as a page."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from analysis.show.tables import terminal_table
+from analysis.show.text import number, visible
+
+from .conclude import REMOVED, Conclusion
+from .window import Found
+
+
+def summary(found: Found, conclusion: Conclusion, spike: Mapping[str, Any]) -> list[str]:
+    """The conclusion, why, and the experiments."""
+    w, e = found.window, found.evidence
+    lines = [f"spike in {found.signal} from step {w.start}, peak at {w.peak}: {conclusion.cause}"]
+    lines += [f"  {reason}" for reason in conclusion.reasons]
+    if not e.reproduced:
+        same = (
+            "on the same kind of machine" if e.comparable else f"within {found.tolerance:g}, on another kind of machine"
+        )
+        lines.append(f"the steps taken again differ from the log, {same}: {found.disagreements[0]}")
+    rows = [["the same again", "", _share(e.again)]]
+    rows += [[name, cause, _share(share)] for name, (cause, share) in e.removed.items()]
+    lines += ["", terminal_table(["change", "speaks for", "of the spike gone"], rows)]
+    first = sorted(spike.get("precursors") or [], key=lambda p: p["step"])[:3]
+    if first:
+        told = ", ".join(f"{p['signal']} at step {p['step']}" for p in first)
+        lines.append(f"moved first: {visible(told)}")
+    lines.append(
+        f"at the weights before, the loss of its batches stood {e.batch_sigmas:.1f} sigmas above that of others; "
+        f"{found.steps_taken} steps were taken; gone counts from {100 * REMOVED:.0f}%"
+    )
+    return lines
+
+
+def _share(share: float) -> str:
+    return "it grew without limit" if math.isinf(share) else f"{number(100 * share, 3)}%"
+
+
+def page(name: str, lines: Sequence[str], step: Sequence[str], figure: bytes) -> str:
+    """The page: the summary, the figure, and what the step at which it began consists of."""
+    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            name=visible(name),
+            headline=lines[0],
+            summary="\n".join(lines[1:]),
+            step="\n".join(step),
+            figure=base64.b64encode(figure).decode(),
+        )
+    )
