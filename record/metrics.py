@@ -68,6 +68,7 @@ METRICS = (
     Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
     Metric("hidden_kurtosis/layer_NN", "1", "same", "excess kurtosis of the residual stream after block NN, on these sequences"),
     Metric("intervention/<kind>/scale", "1", "same", "factor on the gradient or the update (mean over parameters)"),
+    Metric("intervention/<kind>/penalty", "nats/token", "mean", "what the intervention adds to the objective"),
     Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention skipped the update, else 0"),
     Metric("throughput/tokens_per_second", "tokens/s", "host", "over all ranks, without evaluation and checkpoints", "rate"),
     Metric("memory/peak_bytes", "bytes", "host", "peak since the main process began: on its GPU, else resident", "rate"),
