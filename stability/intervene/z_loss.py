@@ -28,7 +28,7 @@ class ZLoss(Intervention):
         """Coefficient of (log Z)^2."""
         gauge: Literal["absolute", "relative"] = "absolute"
         """absolute: of the true logits; relative: without the constant that the head adds to all logits of a token (metric head:
-        -g ||h||^2), so that the length of the hidden states is not penalised by itself."""
+        -g h.h), so that the length of the hidden states is not penalised by itself."""
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
