@@ -18,6 +18,7 @@ from model import load_model
 from record.checkpoints import list_checkpoints
 from tests.conftest import events_of, rows_of
 from tests.distributed.ranks import Ranks
+from tests.distributed.test_world_sizes import assert_same_weights
 from tests.training.built import built
 from train_lm import train
 from training.run import attach_interventions
@@ -144,8 +145,7 @@ def test_two_ranks_follow_one(sharded, remedies, recipe, tmp_path):
         assert x["intervention/centre_embeddings/mean_norm"] == pytest.approx(
             y["intervention/centre_embeddings/mean_norm"], rel=1e-2
         )
-    for name, weight in weights(tmp_path / "one").items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], weight, rtol=0, atol=2e-3)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_sharded_weights_are_not_clipped(recipe):
