@@ -1,12 +1,14 @@
 """How the body attends: without device synchronisation in training, and with a probe that measures attention logits.
-Shapes: B sequences, H heads, Q query positions, K key positions, d width of a head."""
+Shapes: B sequences, T positions, H heads, Q query positions, K key positions, d width of a head."""
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
@@ -77,20 +79,60 @@ def attention_statistics(
 ) -> dict[str, Tensor]:
     """Largest logit and mean entropy (nats) of causal attention, in float32. ``mask`` is boolean, additive or None
     (causal). Uses at most QUERIES query positions, always including the last."""
-    length = query_BHQd.shape[2]
-    positions_Q = torch.arange(length - 1, -1, -max(1, -(-length // QUERIES)), device=query_BHQd.device)
-    z_BHQK = query_BHQd[:, :, positions_Q].float() @ key_BHKd.float().transpose(2, 3) * scaling
+    positions_Q, z_BHQK = _some_logits(query_BHQd, key_BHKd, scaling)
     if softcap is not None:
         z_BHQK = softcap * torch.tanh(z_BHQK / softcap)
     if mask is None:
-        seen_QK = torch.arange(key_BHKd.shape[2], device=z_BHQK.device) <= positions_Q[:, None]
-        z_BHQK = z_BHQK.masked_fill(~seen_QK, -torch.inf)
+        z_BHQK = z_BHQK.masked_fill(_future(positions_Q, key_BHKd.shape[2]), -torch.inf)
     elif mask.dtype == torch.bool:
         z_BHQK = z_BHQK.masked_fill(~mask[:, :, positions_Q], -torch.inf)
     else:
         z_BHQK = z_BHQK + mask[:, :, positions_Q].float()
     p_BHQK = z_BHQK.softmax(-1)
     return {"logit_max": z_BHQK.max(), "entropy": torch.special.entr(p_BHQK).sum(-1).mean()}
+
+
+def largest_logits(query_BHTd: Tensor, key_BHTd: Tensor, scaling: float) -> Tensor:
+    """The largest logit of each query head (H,) in causal attention, before any cap, in float32. Queries may share keys. Uses at
+    most QUERIES query positions, always including the last."""
+    key_BHTd = key_BHTd.repeat_interleave(query_BHTd.shape[1] // key_BHTd.shape[1], dim=1)
+    positions_Q, z_BHQK = _some_logits(query_BHTd, key_BHTd, scaling)
+    return z_BHQK.masked_fill_(_future(positions_Q, key_BHTd.shape[2]), -torch.inf).amax((0, 2, 3))
+
+
+def _some_logits(query_BHTd: Tensor, key_BHTd: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Evenly spaced query positions (Q,) and their logits (B, H, Q, K), the future included."""
+    length = query_BHTd.shape[2]
+    positions_Q = torch.arange(length - 1, -1, -max(1, -(-length // QUERIES)), device=query_BHTd.device)
+    return positions_Q, query_BHTd[:, :, positions_Q].float() @ key_BHTd.float().transpose(2, 3) * scaling
+
+
+def _future(positions_Q: Tensor, keys: int) -> Tensor:
+    """Which keys (Q, K) a query does not see."""
+    return torch.arange(keys, device=positions_Q.device) > positions_Q[:, None]
+
+
+Watcher = Callable[[Tensor, Tensor, float], None]
+"""Called with query (B, H, T, d), key (B, H, T, d; fewer heads if queries share keys) and the factor on their products."""
+
+
+def watch_attention(layer: nn.Module, watcher: Watcher) -> RemovableHandle:
+    """Call ``watcher`` whenever ``layer`` attends in training mode. Only for bodies that attend causally without a mask
+    (:func:`attend_causally`)."""
+    watchers: OrderedDict[int, Watcher] | None = getattr(layer, "attention_watchers", None)
+    if watchers is None:
+        watchers = layer.attention_watchers = OrderedDict()  # type: ignore[assignment]
+    handle = RemovableHandle(watchers)
+    watchers[handle.id] = watcher
+    return handle
+
+
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """Scaled dot-product attention of transformers, and what watches the layer in training."""
+    if module.training and (watchers := getattr(module, "attention_watchers", None)):
+        for watcher in watchers.values():
+            watcher(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
@@ -102,7 +144,7 @@ def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+AttentionInterface.register(CAUSAL, attend)
 AttentionInterface.register(f"{CAUSAL}_probe", _probe)
 AttentionInterface.register("sdpa_probe", _probe)
 AttentionMaskInterface.register("sdpa_probe", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

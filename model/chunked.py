@@ -2,8 +2,9 @@
 
 The gradient is computed in the forward pass, chunk by chunk, and only scaled in the backward pass, so that only C x V
 logits exist at any time, never N x V. For a loss l(z_y, L, mean z) per token (objectives.py), the gradient with respect to
-the logits is dl/dL * exp(z_k - L) + dl/dmean / V for k != y, and dl/dz_y + dl/dmean / V for k = y. It is kept factored
-(:class:`LogitGradient`), so that only the matrix products remain.
+the logits is dl/dL * exp(z_k - L) + dl/dmean / V for k != y, and dl/dz_y + dl/dmean / V for k = y; a loss that reads the
+largest negative adds its derivative in that one column. The gradient is kept factored (:class:`LogitGradient`), so that only
+the matrix products remain.
 
 Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width.
 """
@@ -26,6 +27,8 @@ MAX_ROWS = {"cpu": 512, "cuda": 4096}
 """Most tokens of a chunk: where matrix products are near full speed (RESULTS.md; not measured on CUDA)."""
 MAX_BYTES = 1 << 30
 """Most bytes of a chunk's logits."""
+PART = "part:"
+"""Marks, among the numbers per token, the parts of the objective that are reported."""
 SAMPLING = 16
 """Spread and entropies of the logits need extra passes over them, so they are measured on every 16th token."""
 
@@ -130,7 +133,7 @@ class _ChunkedLoss(torch.autograd.Function):
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
         raw = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        t = TokenLogits(raw["true"], raw["negatives"], raw["mean"])
+        t = TokenLogits(raw["true"], raw["negatives"], raw["mean"], raw["largest_negative"], shift_N)
         objective_sum = (raw["objective"] * valid_N).sum()
         nll_N = negative_log_likelihood(t)
         per_token, sampled = _statistics(head, objective, t, raw) if statistics else ({}, {})
@@ -190,12 +193,14 @@ class _Chunk:
             sample_SV = self.z_CV[sampled].clone() if bias_V is None else self.z_CV[sampled] + bias_V
         self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype, self.head.kernel)
         with torch.enable_grad():
-            logits = (true_C, self.negatives.logsumexp_C + self.shift_C, mean_C)
+            negatives_C, largest_C = self.negatives.logsumexp_C + self.shift_C, self.negatives.max_C + self.shift_C
+            logits = (true_C, negatives_C, mean_C, largest_C, self.shift_C)
             self.t = TokenLogits(*(x.detach().requires_grad_() for x in logits))
-            self.loss_C = self.objective.loss(self.t)
-        raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": logits[1], "mean": mean_C}
+            self.loss_C, parts = self.objective.terms(self.t)
+        raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
+        raw["largest_negative"] = largest_C
         if sample_SV is not None and sampled is not None:
-            raw["largest_negative"] = self.negatives.max_C + self.shift_C
+            raw |= {f"{PART}{name}": part_C.detach() for name, part_C in parts.items()}
             raw |= self._sample(sample_SV, sampled, true_C, mean_C)
         return raw
 
@@ -215,22 +220,28 @@ class _Chunk:
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Gradients of the summed loss for features (C, D) and shift (C,); those of the classes are accumulated."""
-        leaves = (self.t.true, self.t.negatives, self.t.mean)
-        d_true_C, d_negatives_C, d_mean_C = torch.autograd.grad(
+        t = self.t
+        leaves = (t.true, t.negatives, t.mean, t.largest_negative, t.shift)
+        d_true_C, d_negatives_C, d_mean_C, d_largest_C, d_shift_C = torch.autograd.grad(
             self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
         )
         weights_CV, total_C = self.negatives.weights_CV, self.negatives.total_C
-        # The target's gradient becomes one more weight of its row. If that of the negatives is 0 but the target's is not, a scale
-        # far below rounding stands for 0.
+        # The target's gradient becomes one more weight of its row, that of the largest negative is added to its weight. If the
+        # gradient of the negatives is 0 but one of these is not, a scale far below rounding stands for 0.
         most = 1e4 if weights_CV.dtype == torch.float16 else 1e25
         scale_C = d_negatives_C / total_C
-        least_C = d_true_C.abs() / most
+        least_C = torch.maximum(d_true_C.abs(), d_largest_C.abs()) / most
         scale_C = torch.where(scale_C.abs() < least_C, least_C, scale_C)
+        if self.objective.uses_largest:
+            # In half precision the first of those that round to the largest probability.
+            largest_C1 = weights_CV.argmax(1, keepdim=True)
+            extra_C = torch.where(scale_C == 0, 0, d_largest_C / scale_C)
+            weights_CV.scatter_add_(1, largest_C1, extra_C.to(weights_CV.dtype)[:, None])
         target_C = torch.where(scale_C == 0, 0, d_true_C / scale_C)
         weights_CV.scatter_(1, self.y_C[:, None], target_C.to(weights_CV.dtype)[:, None])
         uniform_C = d_mean_C / weights_CV.shape[1] if self.objective.uses_mean else None
         df_CD = self.vocabulary.accumulate(LogitGradient(weights_CV, scale_C, uniform_C), self.f_CD)
-        return df_CD, d_true_C + d_negatives_C + d_mean_C
+        return df_CD, d_true_C + d_negatives_C + d_mean_C + d_largest_C + d_shift_C
 
 
 def _statistics(
@@ -242,6 +253,7 @@ def _statistics(
         "logit/mean": t.mean,
         "logit/logsumexp": log_partition(t),
         **head.statistics(t.true),
+        **{name.removeprefix(PART): part_N for name, part_N in raw.items() if name.startswith(PART)},
     }
     true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]
     # P and Q share the renormalised negatives, so only their entropy takes a pass over the vocabulary.

@@ -1,6 +1,7 @@
 """A causal language model: any transformers decoder as body, with a head and an objective of this project. Shapes: B batch,
 T positions, N = B*T tokens, V vocabulary, D width."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.utils import can_return_tuple
 from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
 from .configuration import SwapHeadConfig
 from .heads import Head
-from .objectives import Objective
+from .objectives import Objective, Penalty, WithPenalties
 from .zoo import HEADS, OBJECTIVES
 
 
@@ -65,6 +66,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head: Head = build(HEADS, config.head, width, text.vocab_size)
         self.lm_head.n_classes = config.n_classes
         self.objective: Objective = build(OBJECTIVES, config.objective)
+        self.penalties: Sequence[Penalty] = ()
+        """Added to the objective in training mode."""
         if config.tie_word_embeddings:
             # The name of the input embedding differs between bodies: wte, embed_tokens, ...
             source = next(n for n, m in self.model.named_modules() if m is self.model.get_input_embeddings())
@@ -165,9 +168,11 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
+        penalised = self.training and self.penalties
+        objective = WithPenalties(self.objective, self.penalties) if penalised else self.objective
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
-            losses = loss_of_features(head, self.objective, f_ND, y_N, statistics)
+            losses = loss_of_features(head, objective, f_ND, y_N, statistics)
             return losses, None if keep is None else head.true_logits(f_ND.unflatten(0, h_BTD.shape[:2])[:, keep])
 
         return self.lm_head(h_BTD, both)

@@ -1,10 +1,11 @@
 """Training objectives: a token's loss as a function of its logits.
 
-An objective that only asks how the target compares with the rest is a function of three numbers per token
+An objective that only asks how the target compares with the rest is a function of a few numbers per token
 (:class:`TokenLogits`). Its gradient for V logits follows by the chain rule, so it never needs an N x V tensor and is
 ordinary differentiable code on vectors.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,15 @@ class TokenLogits:
     """L = log sum_{k != y} exp(z_k)"""
     mean: Tensor
     """mean over k of z_k; only set for objectives with ``uses_mean``"""
+    largest_negative: Tensor
+    """max_{k != y} z_k; differentiable only for objectives with ``uses_largest``"""
+    shift: Tensor
+    """The constant that the head adds to all logits of the token (:meth:`Head.shift`); 0 for a linear head"""
+
+    @property
+    def largest(self) -> Tensor:
+        """max_k z_k"""
+        return torch.maximum(self.true, self.largest_negative)
 
 
 def negative_log_likelihood(t: TokenLogits) -> Tensor:
@@ -46,11 +56,13 @@ class Objective:
 
     uses_mean = False
     """Whether ``loss`` reads ``TokenLogits.mean``."""
+    uses_largest = False
+    """Whether ``loss`` reads ``TokenLogits.largest`` or ``largest_negative``: costs a pass over the logits."""
     uses_weight = False
     """Whether the loss uses the TFSD weight."""
     shift_invariant = False
-    """Whether adding a constant to all logits of a token changes nothing; its gradient, mere rounding, is then not
-    computed."""
+    """Whether adding a constant to all logits of a token, and to ``TokenLogits.shift``, changes nothing; its gradient, mere
+    rounding, is then not computed."""
 
     @dataclass(frozen=True)
     class Options:
@@ -62,3 +74,40 @@ class Objective:
     def loss(self, t: TokenLogits) -> Tensor:
         """Loss of each token (N,)."""
         raise TypeError(f"{type(self).__name__} must define loss()")
+
+    def terms(self, t: TokenLogits) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss, and parts of it (N,) to report with the statistics of the logits, by metric name."""
+        return self.loss(t), {}
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A loss of each token (N,) that is added to the objective in training."""
+
+    name: str
+    """The metric under which its mean is reported."""
+    loss: Callable[[TokenLogits], Tensor]
+    uses_mean: bool = False
+    uses_largest: bool = False
+    shift_invariant: bool = False
+    """These as in :class:`Objective`."""
+
+
+class WithPenalties(Objective):
+    """The sum of an objective and penalties."""
+
+    def __init__(self, objective: Objective, penalties: Sequence[Penalty]) -> None:
+        super().__init__(objective.options)
+        self.objective, self.penalties = objective, penalties
+        self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
+        self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
+        self.uses_weight = objective.uses_weight
+        self.shift_invariant = objective.shift_invariant and all(p.shift_invariant for p in penalties)
+
+    def loss(self, t: TokenLogits) -> Tensor:
+        return self.terms(t)[0]
+
+    def terms(self, t: TokenLogits) -> tuple[Tensor, Mapping[str, Tensor]]:
+        loss, parts = self.objective.terms(t)
+        penalties = {p.name: p.loss(t) for p in self.penalties}
+        return sum(penalties.values(), start=loss), {**parts, **penalties}

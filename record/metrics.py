@@ -81,6 +81,7 @@ METRICS = (
     Metric("noise/variance", "nats^2 tokens", "mean", "variance of a token's gradient; their ratio is the noise scale"),
     Metric("intervention/<kind>/scale", "1", "same", "factor by which the intervention wanted the gradient multiplied"),
     Metric("intervention/<kind>/update_scale", "1", "same", "factor on the update, mean over parameters"),
+    Metric("intervention/<kind>/penalty", "nats/token", "mean", "what the intervention adds to the objective"),
     Metric("intervention/<kind>/skipped", "1", "same", "1 where the intervention skipped the update, else 0"),
     Metric("throughput/tokens_per_second", "tokens/s", "host", "over all ranks, without evaluation and checkpoints", "rate"),
     Metric("memory/peak_bytes", "bytes", "host", "peak since the main process began: on its GPU, else resident", "rate"),

@@ -32,7 +32,7 @@ from record.rewinds import RewindEvent, last_rewind
 from record.rows import Row
 from record.trackers import Title, Trackers
 from stability.intervene.base import Intervention, make_interventions
-from stability.intervene.stages import changes_updates
+from stability.intervene.stages import changes_updates, penalties
 from stability.measure.norms import full
 from stability.measure.telemetry import Telemetry
 from stability.measure.vitals import Vitals
@@ -279,6 +279,7 @@ def attach_interventions(run: Run, interventions: dict[str, Intervention]) -> No
         handle.remove()
     run.interventions, model = interventions, run.bare_model()
     run.handles = [h for i in interventions.values() for h in i.attach(model, run.optimizer.optimizer)]
+    model.penalties = penalties(interventions)
     if changes_updates(interventions):
         run.telemetry.keep_before()
 

@@ -71,6 +71,8 @@ def prepare_step(run: Run, step: int) -> dict[str, Any]:
     config = run.config
     batch = run.batch_number(step)
     acting = [stress for stress in run.stresses if stress.acts(step, batch)]
+    for intervention in run.interventions.values():
+        intervention.begin(step)
     lr = learning_rate(config.optimizer, config.train.steps, step)
     lr *= math.prod(stress.rate(step) for stress in acting)
     lr *= math.prod(intervention.rate(step) for intervention in run.interventions.values())

@@ -97,17 +97,23 @@ class Intervention:
         in training mode only."""
         return ()
 
+    def begin(self, step: int) -> None:
+        """On the host, before the forward passes of ``step``."""
+
     def rate(self, step: int) -> float:
         """Factor on the learning rate: a function of the step alone, on the host."""
         return 1.0
 
     def penalty(self, t: TokenLogits) -> Tensor:
         """A loss of each token (N,) in addition to the objective, in training only; differentiable by autograd.
-        ``penalty_reads`` names the logits that it uses beyond true and negatives."""
+        ``penalty_reads`` names the logits that it uses beyond true and negatives. Its mean is logged as
+        ``intervention/<kind>/penalty`` with the statistics of the logits (``telemetry.enabled``)."""
         raise NotImplementedError
 
     penalty_reads: ClassVar[tuple[str, ...]] = ()
     """Of ``mean``, ``largest``."""
+    penalty_shift_invariant: bool = False
+    """Whether the penalty stays the same if a constant is added to all logits of a token and to ``TokenLogits.shift``."""
 
     def on_tensors(self, seen: Seen) -> Mapping[str, Tensor] | None:
         """After the backward pass: change the gradients one by one, in place; the norms that later interventions see are measured
@@ -137,10 +143,10 @@ class Intervention:
     @classmethod
     def declare_metrics(cls) -> None:
         """Make what is logged known by its full names. Raises InputError for a name that is taken or has a slash."""
-        if taken := [m.name for m in cls.metrics if m.name in ("scale", "skipped", "update_scale") or "/" in m.name]:
+        if taken := [m.name for m in cls.metrics if m.name in ("scale", "skipped", "update_scale", "penalty") or "/" in m.name]:
             raise InputError(
                 f"interventions: {cls.kind}: {', '.join(taken)} cannot be the name of a metric of its own; it is logged as "
-                f"intervention/{cls.kind}/<name>, beside scale, skipped and update_scale"
+                f"intervention/{cls.kind}/<name>, beside scale, skipped, update_scale and penalty"
             )
         declare(*(replace(metric, name=f"intervention/{cls.kind}/{metric.name}") for metric in cls.metrics))
 

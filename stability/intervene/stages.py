@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from model.objectives import Penalty
 from stability.measure.norms import tensor_norms, total_norm
 
 from .base import Action, Intervention, Seen, Update
@@ -36,6 +37,21 @@ class Decisions:
                 f"interventions: {name} says {', '.join(sorted(unknown))}, which its metrics do not declare"
             )
         self.logged |= {f"intervention/{name}/{key}": value for key, value in said.items()}
+
+
+def penalties(interventions: Interventions) -> list[Penalty]:
+    """What the interventions add to the objective."""
+    return [
+        Penalty(
+            f"intervention/{name}/penalty",
+            i.penalty,
+            uses_mean="mean" in i.penalty_reads,
+            uses_largest="largest" in i.penalty_reads,
+            shift_invariant=i.penalty_shift_invariant,
+        )
+        for name, i in interventions.items()
+        if i.has("penalty")
+    ]
 
 
 def on_gradient(interventions: Interventions, seen: Seen) -> tuple[Seen, Decisions]:

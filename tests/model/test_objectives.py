@@ -267,7 +267,7 @@ def test_tfsd_value_keeps_its_precision():
             s = mpmath.exp(log_s)
             exact_N.append(float(mpmath.log((mpmath.exp(z) + s) / (1 + s)) - mpmath.mpf(z) / (1 + s)))
     exact = torch.tensor(exact_N, dtype=torch.float64)
-    single = tfsd_value(TokenLogits(true_N, negatives_N, true_N)).double()
+    single = tfsd_value(TokenLogits(true_N, negatives_N, *[true_N] * 3)).double()
     smallest = torch.finfo(torch.float32).tiny
     assert float(((single - exact).abs() / exact.clamp(min=smallest)).max()) <= 1e-7
 
