@@ -34,9 +34,9 @@ class Spam(Intervention):
     left alone from k = ``warmup`` on; the first steps of the run are not warmed up. Adam's count of steps goes on, so that
     the first update after a reset is (1 - beta1) / sqrt(1 - beta2) per element, times a rate of 1%.
 
-    Differs: weight decay is scaled with the rate; an element whose v is 0, which has never had a gradient, is not clipped, as it
-    would be set to 0 for ever. The published optimizer has beta2 = 0.999 and eps = 1e-6: set them in ``optimizer``. A step
-    that is skipped forgets the moments as well.
+    Differs: weight decay is scaled with the rate. Two kinds of elements are not clipped: those whose v is 0, which have never
+    had a gradient and would be set to 0 for ever, and those that are not finite. The published optimizer has beta2 = 0.999 and
+    eps = 1e-6: set them in ``optimizer``. A step that is skipped forgets the moments as well.
     """
 
     metrics = (Metric("clipped_share", "1", "same", "share of the gradient's elements that were clipped"),)
@@ -76,7 +76,8 @@ class Spam(Intervention):
         for _, parameter, state in with_state(self.optimizer, seen.parameters) if since >= o.pause else ():
             assert parameter.grad is not None
             gradient, v = local(parameter.grad), local(state["exp_avg_sq"])
-            limit = torch.where(v > 0, (o.threshold * v).sqrt(), math.inf)
+            # What is not finite stays so, for those that skip such steps to see.
+            limit = torch.where((v > 0) & gradient.isfinite(), (o.threshold * v).sqrt(), math.inf)
             clipped += (gradient.abs() > limit).sum()
             elements += gradient.numel()
             torch.clamp(gradient, -limit, limit, out=gradient)

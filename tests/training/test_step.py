@@ -54,8 +54,11 @@ class HostReads(TorchDispatchMode):
 
 
 def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
-    """A whole training step: attention probe, two micro-batches, clipping, update, telemetry; and a transfer at the end."""
-    run = built(recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1")
+    """A whole training step: attention probe, two micro-batches, remedies, update, telemetry; and a transfer at the end."""
+    kinds = ("zclip", "adagc", "agc", "skip_step", "spam, pause: 1, every: 2", "stable_adamw")
+    kinds += ("clip_update_norm", "reset_moments")
+    remedies = f"interventions=[{', '.join(f'{{kind: {kind}}}' for kind in kinds)}]"
+    run = built(recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1", remedies)
     training_step(run, 1)
     with HostReads() as reads:
         for method in ("tolist", "cpu", "numpy", "item"):

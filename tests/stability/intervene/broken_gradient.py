@@ -1,4 +1,4 @@
-"""A stress that makes one element of the gradient not a number."""
+"""A stress that makes one element of the gradient infinite or not a number."""
 
 from collections.abc import Sequence
 
@@ -11,4 +11,4 @@ from stability.stress.base import STRESSES, Stress
 @STRESSES.register("broken_gradient")
 class BrokenGradient(Stress):
     def gradients(self, step: int, gradients: Sequence[Tensor]) -> None:
-        gradients[0].view(-1)[3] = torch.nan
+        gradients[0].view(-1)[3] = torch.inf if step % 2 else torch.nan

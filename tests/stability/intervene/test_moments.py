@@ -79,7 +79,7 @@ class TestSpam:
         assert float((before - parameter.detach()) / 0.1) == pytest.approx(bias * 0.1 / math.sqrt(0.001), rel=1e-3)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_what_is_not_finite_stays_out_of_the_moments(self, bad):
+    def test_what_is_not_finite_is_left_for_others_to_see(self, bad):
         (parameter,), spam = parameters((4,)), made("spam", pause=1)
         optimizer = adam([parameter])
         spam.attach(None, optimizer)
@@ -87,6 +87,7 @@ class TestSpam:
         before = {name: t.clone() for name, t in optimizer.state[parameter].items()}
         parameter.grad[2] = bad
         spam.on_tensors(seen(2, [parameter]))
+        assert parameter.grad.isfinite().tolist() == [True, True, False, True]
         assert all(torch.equal(t, before[name]) for name, t in optimizer.state[parameter].items())
 
     def test_an_element_that_never_had_a_gradient_can_have_one(self):

@@ -127,16 +127,25 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_poisons_nothing(start):
         "{kind: spam, pause: 2}, {kind: stable_adamw}, {kind: clip_update_norm, window: 8}, {kind: reset_moments, window: 8}"
     )
     status, run = start("name=lives", f"interventions=[{kinds}]", "stress=[{kind: broken_gradient, step: 1}, "
-                        "{kind: broken_gradient, step: 14}]")  # fmt: skip
+                        "{kind: broken_gradient, step: 14, steps: 2}]")  # fmt: skip
     assert status == 0
     rows = rows_of(run)
-    assert [row["step"] for row in rows if row["intervention/skip_step/skipped"]] == [1, 14]
+    assert [row["step"] for row in rows if row["intervention/skip_step/skipped"]] == [1, 14, 15]
     for row in rows:
-        broken = row["step"] in (1, 14)
+        broken = row["step"] in (1, 14, 15)
         assert (row["update_rms/embedding"] == 0) == broken
         assert broken or all(math.isfinite(v) for name, v in row.items() if name.startswith("intervention/"))
     assert rows[-1]["loss/nll"] < rows[0]["loss/nll"] - 0.2
     assert all(row["intervention/adagc/clipped_share"] > 0 for row in rows[-5:]), "it goes on acting"
+
+
+def test_agc_finds_the_units_of_gpt_2(recipe):
+    run = built(recipe, "interventions=[{kind: agc}]")
+    names = {id(p): name for name, p in run.bare_model().named_parameters()}
+    agc = run.interventions["agc"]
+    assert {names[i] for i in agc.excluded} == {"model.wte.weight"}, "the head is tied to the embedding"
+    columns = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert {names[i] for i in agc.by_column} == {f"model.h.{n}.{c}.weight" for n in (0, 1) for c in columns}
 
 
 def test_another_optimizer_s_moments_are_refused_before_the_first_step(start):
