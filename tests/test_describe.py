@@ -110,11 +110,11 @@ def test_another_broken_pipe_is_not_passed_over():
 
 
 def test_the_list_has_the_kinds_of_plug_ins(tmp_path: Path):
-    listed = python("-m", "configs.list", "interventions", "--plugins", PLUGINS / "zclip.py", "stress")
+    listed = python("-m", "configs.list", "interventions", "--plugins", PLUGINS / "clip_to_usual.py", "stress")
     assert listed.returncode == 0, listed.stderr
     lines = [line.split() for line in listed.stdout.splitlines()]
-    assert ["threshold", "float;", "2.5"] in lines
-    assert {"clip_norm", "rewind", "zclip", "scale_lr"} <= {line[0] for line in lines}
+    assert ["factor", "float;", "2.0"] in lines
+    assert {"clip_norm", "rewind", "clip_to_usual", "scale_lr"} <= {line[0] for line in lines}
     unknown = python("-m", "configs.list", "heads")
     assert unknown.returncode == 2
     assert "did you mean head?" in unknown.stderr

@@ -53,7 +53,8 @@ def explain(
     model.train()
     usual = logged.metrics.loc[: step - 1].tail(USUAL)
     metrics = {name: _check(name, value, logged, usual, step, tolerance) for name, value in rows[-1].items()}
-    scales = [v for name, v in rows[-1].items() if name.startswith("intervention/") and name.endswith("/scale")]
+    clipping = [f"intervention/{name}/scale" for name, i in run.interventions.items() if i.has("on_gradient")]
+    scales = [rows[-1][name] for name in clipping if name in rows[-1]]
     spikes = [e for e in logged.events if e["event"] == "spike" and e["start_step"] <= step <= e["end_step"]]
     around = logged.metrics.loc[step - AROUND : step + AROUND].index
     explanation = Explanation(
@@ -71,7 +72,7 @@ def explain(
         spike=max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"] or 0.0), default=None),
         usual_window=(int(usual.index[0]), int(usual.index[-1])) if len(usual) else (0, 0),
         metrics=metrics,
-        clipped_by=min(scales, default=None),
+        clipped_by=float(np.min(scales)) if scales else None,  # NaN if any is
         nll_before=nll_before,
         nll_after=nll_after,
         sequences=sequences,

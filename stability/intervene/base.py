@@ -143,7 +143,9 @@ class Intervention:
     @classmethod
     def declare_metrics(cls) -> None:
         """Make what is logged known by its full names. Raises InputError for a name that is taken or has a slash."""
-        if taken := [m.name for m in cls.metrics if m.name in ("scale", "skipped", "update_scale", "penalty") or "/" in m.name]:
+        if taken := [
+            m.name for m in cls.metrics if m.name in ("scale", "skipped", "update_scale", "penalty") or "/" in m.name
+        ]:
             raise InputError(
                 f"interventions: {cls.kind}: {', '.join(taken)} cannot be the name of a metric of its own; it is logged as "
                 f"intervention/{cls.kind}/<name>, beside scale, skipped, update_scale and penalty"

@@ -100,11 +100,8 @@ def test_a_run_goes_on_sharded_or_not(first, then, launch, run, tmp_path):
 @MANY
 def test_a_sharded_run_goes_on_to_the_bit(launch, run, tmp_path):
     """With running statistics, of which every rank has its own and rank 0's count, and an intervention's state."""
-    zclip = (
-        f"plugins=[{ROOT / 'tests' / 'plugins' / 'zclip.py'}]",
-        "interventions=[{kind: zclip, warmup: 5, threshold: 1.0}]",
-    )
-    longer = (*zclip, "train.steps=60", "train.eval_every=60", "checkpoint.every=60", "head.feature_norm=batchnorm")
+    zclip = "interventions=[{kind: zclip, warmup: 5, threshold: 1.0}]"
+    longer = (zclip, "train.steps=60", "train.eval_every=60", "checkpoint.every=60", "head.feature_norm=batchnorm")
     run("whole", *longer, sharded=True)
     ranks = launch("moved", *longer, sharded=True)
     wait_until(lambda: rows_written(tmp_path / "moved") > 6, ranks)

@@ -69,7 +69,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(precision, runs):
         options += [PROBED]
     if precision != "fp16":
         options += ["interventions=[{kind: zclip, warmup: 5, threshold: 1.0}]"]
-    plugins = f"plugins=[{ROOT}/tests/plugins/zclip.py, {ROOT}/tests/gpu/stop_at.py]"
+    plugins = f"plugins=[{ROOT}/tests/gpu/stop_at.py]"
     whole = runs.here("whole", *options, plugins)
     stopping = (*options, plugins, "stress=[{kind: stop, step: 13}]")
     stopped = runs.here("stopped", *stopping, status=EXIT_PREEMPTED)

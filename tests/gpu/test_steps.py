@@ -34,8 +34,14 @@ CASES = {
     "interventions": (
         *METRIC,
         "optimizer.clip_norm=null",
-        f"plugins=[{PLUGINS}/zclip.py, {PLUGINS}/skip_step.py]",
-        "interventions=[{kind: zclip, warmup: 2}, {kind: skip_above, above: 1.0}, {kind: clip_norm, max_norm: 0.1}]",
+        f"plugins=[{PLUGINS}/clip_to_usual.py, {PLUGINS}/skip_step.py]",
+        "interventions=[{kind: clip_to_usual}, {kind: skip_above, above: 1.0}, {kind: clip_norm, max_norm: 0.1}]",
+    ),
+    "interventions by stage": (
+        *METRIC,
+        "interventions=[{kind: zclip, warmup: 2}, {kind: adagc, warmup: 2}, {kind: agc}, {kind: skip_step, window: 8}, "
+        "{kind: spam, pause: 1, every: 4}, {kind: stable_adamw}, {kind: clip_update_norm, window: 4}, "
+        "{kind: reset_moments, window: 8}, {kind: rewarm, at: [3], steps: 2}]",
     ),
     "stresses": (
         *METRIC,

@@ -54,11 +54,13 @@ class HostReads(TorchDispatchMode):
 
 
 def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
-    """A whole training step: attention probe, two micro-batches, clipping, update, telemetry, measurements of the edge; and a
+    """A whole training step: attention probe, two micro-batches, remedies, update, telemetry, measurements of the edge; and a
     transfer at the end."""
-    run = built(
-        recipe, "name=unread", "train.micro_batch_size=4", "telemetry.attention_every=1", "telemetry.edge_every=1"
-    )
+    kinds = ("zclip", "adagc", "agc", "skip_step", "spam, pause: 1, every: 2", "stable_adamw")
+    kinds += ("clip_update_norm", "reset_moments", "z_loss", "max_z", "mu_loss", "qk_clip, every: 1")
+    remedies = f"interventions=[{', '.join(f'{{kind: {kind}}}' for kind in kinds)}]"
+    often = ("telemetry.attention_every=1", "telemetry.edge_every=1")
+    run = built(recipe, "name=unread", "train.micro_batch_size=4", *often, remedies)
     training_step(run, 1)
     with HostReads() as reads:
         for method in ("tolist", "cpu", "numpy", "item"):
