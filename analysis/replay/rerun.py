@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,12 @@ def changed_config(logged: LoggedRun, step: int, change: str) -> RunConfig:
     return load_recorded(logged.path, [f"{_KEYS[kind]}={value}"])
 
 
+def load_changed(run: Run, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a replayed run with these overrides, and with what the replay itself has changed in it."""
+    changed = load_recorded(run.directory, list(overrides))
+    return changed.model_copy(update={"trackers": [], "train": run.config.train})
+
+
 def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:
     """A copy of everything that steps change. ``checkpoint``: the step that the replay started from."""
     return {
@@ -213,7 +219,8 @@ def snapshot(run: Run, checkpoint: int) -> dict[str, Any]:
     }
 
 
-def _restore(run: Run, before: dict[str, Any]) -> None:
+def restore(run: Run, before: dict[str, Any]) -> None:
+    """Bring the run to a :func:`snapshot`, with the interventions of its present configuration."""
     run.bare_model().load_state_dict(before["model"])
     run.optimizer.optimizer.load_state_dict(copy.deepcopy(before["optimizer"]))
     attach_interventions(run, interventions_of(run.config))
@@ -234,7 +241,7 @@ def counterfactual(
     factual_config, factual_objective = run.config, run.bare_model().objective
     batch_of = {s: run.batch_number(s) for s in range(first, last + 1)}
     run.config = config
-    _restore(run, before)
+    restore(run, before)
     if config.objective != factual_config.objective:
         run.bare_model().objective = build(OBJECTIVES, {"kind": config.objective.kind, **config.objective.options})
     try:
