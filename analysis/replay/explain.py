@@ -22,6 +22,8 @@ USUAL = 64
 """Logged steps before the step that define what is usual."""
 AROUND = 60
 """Logged steps shown on either side of the step."""
+RECENT = 8
+"""Steps before the step whose stresses are told with it: what they do to the loss may follow later."""
 HISTORY = ("step", "loss/nll", "grad_norm/total")
 
 
@@ -68,7 +70,7 @@ def explain(
         tolerance_reason=reason,
         disagreements=[name for replayed in rows for name in disagreements(logged, replayed, tolerance)],
         steps_compared=sum(replayed["step"] in logged.metrics.index for replayed in rows),
-        stress=describe_stresses(run.stresses, step, batch),
+        stress=[*describe_stresses(run.stresses, step, batch), *_stresses_before(run, step)],
         spike=max(spikes, key=lambda e: (e["signal"] == "loss/nll", e["height"] or 0.0), default=None),
         usual_window=(int(usual.index[0]), int(usual.index[-1])) if len(usual) else (0, 0),
         metrics=metrics,
@@ -82,6 +84,18 @@ def explain(
         history={name: [logged.value(name, s) for s in around] for name in HISTORY},
     )
     return explanation, tokens, before
+
+
+def _stresses_before(run: Run, step: int) -> list[str]:
+    """A line for each stress that acted in the last steps before, and no longer does."""
+    found = []
+    for stress in run.stresses:
+        acted = (s for s in range(step, max(0, step - RECENT - 1), -1) if stress.acts(s, run.batch_number(s)))
+        last = next(acted, step)
+        if last < step:
+            ago = "1 step" if step - last == 1 else f"{step - last} steps"
+            found.append(f"{ago} before: {stress.describe(last, run.batch_number(last))}")
+    return found
 
 
 def _sequences_of_rows(run: Run, step: int) -> list[int]:

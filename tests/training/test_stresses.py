@@ -99,7 +99,10 @@ def test_a_stressed_run_is_replayed_to_the_bit(step, whole, tmp_path):
     replay([str(whole), "--step", str(step), "--out", str(out)])
     found = json.loads((out / "explanation.json").read_text())
     assert found["reproduced"], found["disagreements"]
-    assert len(found["stress"]) == rows_of(whole)[step - 1]["stress/acting"]
+    now = [line for line in found["stress"] if " before: " not in line]
+    assert len(now) == rows_of(whole)[step - 1]["stress/acting"]
+    if step == 5:
+        assert found["stress"] == ["each sequence cut into 4", "2 steps before: only 4 sequences of batch 3 used"]
     assert len(found["sequences"]) == 32 if step == 5 else 8
     # The sequences' gradients are parts of the step's: of the disturbed parameters, of the targets that were not lost.
     parts = sum(s["grad_norm"] * s["alignment"] for s in found["sequences"])
