@@ -19,7 +19,7 @@ from data.batches import IGNORED
 from ranks.collectives import only_looking
 from stability.measure.edge import cosine, dot, moments_of
 from training.run import Run
-from training.step import step_batch, training_step
+from training.step import lose_targets, step_batch, training_step
 
 from .curvature import along, gradient_curvature, hessian_product, preconditioned_sharpness, threshold
 
@@ -70,20 +70,25 @@ class _Taken:
     row: dict[str, Any]
     x_BT: Tensor
     y_BT: Tensor
+    kept_BT: Tensor
+    """The targets without those that a stress has lost."""
     after: list[Tensor]
     change: list[Tensor]
 
 
 def _take(run: Run) -> _Taken:
     step = run.step + 1
-    x_BT, y_BT = (ids.to(run.accelerator.device) for ids in step_batch(run, step))
+    x_BT, y_BT = step_batch(run, step)
+    kept_BT = y_BT.clone()
+    lose_targets(run, step, kept_BT)
+    x_BT, y_BT, kept_BT = (ids.to(run.accelerator.device) for ids in (x_BT, y_BT, kept_BT))
     run.edge_every = 1
     run.telemetry.keep_before()
     training_step(run, step)
     (row,) = run.recorder.transfer().rows
     after = [p.detach().clone() for p in run.telemetry.parameters]
     # Measured by the step itself: from where a stress may have moved the weights to.
-    return _Taken(row, x_BT, y_BT, after, [-difference for difference in run.telemetry.before])
+    return _Taken(row, x_BT, y_BT, kept_BT, after, [-difference for difference in run.telemetry.before])
 
 
 def take_vectors(run: Run) -> tuple[dict[str, Any], Vectors]:
@@ -103,7 +108,7 @@ def take_step(run: Run, *, sequences: int, previous: Vectors | None = None) -> t
     taken = _take(run)
     try:
         line = list(_line_search(run, taken))
-        new = batch_gradient(run, taken.x_BT, taken.y_BT, taken.after)
+        new = batch_gradient(run, taken, taken.after)
         old = _gradient_before(run, taken)  # and the parameters are there
         own = _curvature(run, taken, old, sequences)
     finally:
@@ -123,7 +128,7 @@ def take_step(run: Run, *, sequences: int, previous: Vectors | None = None) -> t
 def _gradient_before(run: Run, taken: _Taken) -> list[Tensor]:
     """The gradient before the step; the parameters are left there."""
     before = [a - d for a, d in zip(taken.after, taken.change, strict=True)]
-    return batch_gradient(run, taken.x_BT, taken.y_BT, before)
+    return batch_gradient(run, taken, before)
 
 
 def _put_back(run: Run, taken: _Taken) -> None:
@@ -159,13 +164,13 @@ def _line_search(run: Run, taken: _Taken) -> Iterator[Point]:
         yield Point(multiple, objective / count, sum(float(each.nll_sum) for each in found) / count)
 
 
-def batch_gradient(run: Run, x_BT: Tensor, y_BT: Tensor, place: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of the batch's mean objective with the parameters at ``place``."""
+def batch_gradient(run: Run, taken: _Taken, place: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of the step's batch with the parameters at ``place``."""
     model, parameters = run.bare_model(), run.telemetry.parameters
     _set(parameters, place)
     model.eval()
-    count, total = (y_BT != IGNORED).sum(), [torch.zeros_like(p) for p in parameters]
-    for x_RT, y_RT in _parts(run, x_BT, y_BT):
+    count, total = (taken.y_BT != IGNORED).sum(), [torch.zeros_like(p) for p in parameters]
+    for x_RT, y_RT in _parts(run, taken.x_BT, taken.kept_BT):
         options = {"num_items_in_batch": count, "skip_logits": True, "use_cache": False}
         loss = model(input_ids=x_RT, shift_labels=y_RT, **options).loss
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))

@@ -23,15 +23,21 @@ KINDS = ", ".join(
     )
 )
 DECISIONS = ("skip_step/skipped", "reset_moments/reset")
-MEASURES = ("agc/kept", "adagc/clipped_share", "spam/clipped_share", "stable_adamw/scale", "clip_update_norm/scale")
+MEASURES = (
+    "agc/kept",
+    "adagc/clipped_share",
+    "spam/clipped_share",
+    "stable_adamw/update_scale",
+    "clip_update_norm/update_scale",
+)
 
 
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_two_ranks_decide_as_one(sharded, recipe, tmp_path):
     # The plug-in draws noise for what it is given: for a shard other noise than for the whole.
-    noise = "" if sharded else "{kind: gradient_noise, step: 14, steps: 2, std: 0.05}"
+    noise = "" if sharded else "{kind: white_noise, step: 14, steps: 2, std: 0.05}"
     overrides = (
-        f"plugins=[{ROOT}/tests/plugins/gradient_noise.py]",
+        f"plugins=[{ROOT}/tests/plugins/white_noise.py]",
         "optimizer.clip_norm=null",
         f"interventions=[{KINDS}]",
         f"stress=[{noise}]",

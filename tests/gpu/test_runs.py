@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(precision, runs):
     if precision != "fp16":
         options += ["interventions=[{kind: zclip, warmup: 5, threshold: 1.0}]"]
     plugins = f"plugins=[{ROOT}/tests/gpu/stop_at.py]"
-    whole = runs.here("whole", *options, plugins)
+    whole = runs.here("whole", *options, plugins, "stress=[{kind: scale_lr, step: 13, factor: 1.0}]")
     stopping = (*options, plugins, "stress=[{kind: stop, step: 13}]")
     stopped = runs.here("stopped", *stopping, status=EXIT_PREEMPTED)
     assert [row["step"] for row in rows_of(stopped)] == list(range(1, 14))

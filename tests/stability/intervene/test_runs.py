@@ -21,7 +21,7 @@ from train_lm import train
 from training.run import attach_interventions
 from training.step import training_step
 
-PLUGINS = f"plugins=[{ROOT}/tests/plugins/gradient_noise.py, {ROOT}/tests/stability/intervene/broken_gradient.py]"
+PLUGINS = f"plugins=[{ROOT}/tests/plugins/white_noise.py, {ROOT}/tests/stability/intervene/broken_gradient.py]"
 AT_REST = {
     "clip_norm": "max_norm: 1e30",
     "zclip": "threshold: 1e30, warmup: 2, max_norm: null",
@@ -71,7 +71,7 @@ def start(recipe):
     return run
 
 
-NOISE = "{kind: gradient_noise, step: 23, steps: 2, std: 0.05}"
+NOISE = "{kind: white_noise, step: 23, steps: 2, std: 0.05}"
 ACTING = {
     "norms": (
         "{kind: zclip, warmup: 5, threshold: 1.0, max_norm: null}, {kind: skip_step, window: 16, sigmas: 4.0}",
