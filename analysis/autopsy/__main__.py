@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from .window import LEAD, investigate
     environment_of(logged)
     run = open_replay(logged, max(int(spike["start_step"]) - LEAD, int(logged.metrics.index[0])))
-    with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(unit="step", dynamic_ncols=True, leave=False, disable=None) as bar:
 
         def progress(name: str, steps: int) -> None:
             bar.set_description(name)

@@ -13,7 +13,9 @@ from .experiments import ATTENTION, DATA, HARDWARE, NUMERICS, OUTPUT, RATE, STAT
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
 UNUSUAL = 5.0
-"""Sigmas by which a batch's loss at the weights before the spike stands out, for the batch itself to be unusual."""
+"""Sigmas by which a batch's loss at the weights before the spike, or the size of the logits, must stand out to be unusual."""
+SIGN_LIKE = 0.5
+"""Share of parameters that Adam moves as far as it ever does, from which on its moments have lost their history."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Evidence:
     """By experiment: the cause it speaks for, and the share of the spike that it removed."""
     batch_sigmas: float
     """By how much the loss of the spike's batches stood out at the weights before it."""
+    logit_sigmas: float
+    """By how much the size of the output logits stood out from that of the steps before, up to the spike's start."""
+    sign_like: float
+    """The largest share of parameters, in a step before the spike, that Adam moved almost as far as it ever does: near 1 where
+    its moments hold little but the last gradient."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,20 @@ def conclude(e: Evidence) -> Conclusion:
     odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
     if DATA in by_cause and unusual:
         return Conclusion(DATA, [*by_cause[DATA], odd])
+    if e.sign_like >= SIGN_LIKE and DATA not in by_cause:
+        moved = f"before it, Adam moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
+        return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
     held = [line for line in by_cause.get(RATE, []) if line.startswith("the rate as before")]
     if held:
         return Conclusion(RATE, by_cause[RATE])
-    for cause in (NUMERICS, ATTENTION, OUTPUT):
+    for cause in (NUMERICS, ATTENTION):
         if cause in by_cause and DATA not in by_cause:
             return Conclusion(cause, by_cause[cause])
-    left = [cause for cause in (DATA, STATE, RATE) if cause in by_cause]
-    if len(left) == 1:
+    if OUTPUT in by_cause and DATA not in by_cause and e.logit_sigmas >= UNUSUAL:
+        size = f"before it, the output logits were {e.logit_sigmas:.0f} sigmas from their usual size"
+        return Conclusion(OUTPUT, [*by_cause[OUTPUT], size])
+    left = [cause for cause in (DATA, OUTPUT, STATE, RATE) if cause in by_cause]
+    if len(left) == 1 and left[0] != OUTPUT:
         return Conclusion(left[0], by_cause[left[0]])
     if set(left) == {STATE, RATE} and not unusual:
         return _state_or_rate(e, by_cause)

@@ -31,7 +31,7 @@ class Window:
     peak: int
     last: int
     batches: tuple[int, int]
-    """The batches of ``first`` to the peak."""
+    """The batches of ``first`` to the end of the spike."""
     rates: Mapping[int, float]
     """The logged rate of each step."""
     usual_rate: float

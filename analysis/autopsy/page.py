@@ -16,6 +16,9 @@ from analysis.show.text import number, visible
 from .conclude import REMOVED, Conclusion
 from .window import Found
 
+NEAR = 10
+"""Steps before a spike from which on what moved is told."""
+
 
 def summary(found: Found, conclusion: Conclusion, spike: Mapping[str, Any]) -> list[str]:
     """The conclusion, why, and the experiments."""
@@ -30,12 +33,13 @@ def summary(found: Found, conclusion: Conclusion, spike: Mapping[str, Any]) -> l
     rows = [["the same again", "", _share(e.again)]]
     rows += [[name, cause, _share(share)] for name, (cause, share) in e.removed.items()]
     lines += ["", terminal_table(["change", "speaks for", "of the spike gone"], rows)]
-    first = sorted(spike.get("precursors") or [], key=lambda p: p["step"])[:3]
-    if first:
-        told = ", ".join(f"{p['signal']} at step {p['step']}" for p in first)
+    near = [p for p in spike.get("precursors") or [] if p["lead_steps"] <= NEAR]
+    if first := sorted(near, key=lambda p: p["first_step"])[:3]:
+        told = ", ".join(f"{p['signal']} at step {p['first_step']}" for p in first)
         lines.append(f"moved first: {visible(told)}")
     lines.append(
-        f"at the weights before, the loss of its batches stood {e.batch_sigmas:.1f} sigmas above that of others; "
+        f"at the weights before, the loss of its batches stood {e.batch_sigmas:.1f} sigmas above that of others; the output "
+        f"logits were up to {e.logit_sigmas:.1f} sigmas from their usual size; "
         f"{found.steps_taken} steps were taken; gone counts from {100 * REMOVED:.0f}%"
     )
     return lines

@@ -20,7 +20,7 @@ from record.finished import Run as LoggedRun
 from training.run import Run, attach_interventions, interventions_of
 from training.step import step_batch, training_step
 
-from .conclude import Evidence, Level, level_of, removed
+from .conclude import REMOVED, Evidence, Level, level_of, removed
 from .experiments import Conditions, Experiment, Window
 
 LEAD = 4
@@ -77,7 +77,7 @@ def window_of(logged: LoggedRun, run: Run, spike: Mapping[str, Any]) -> Window:
         norm = float(np.median(np.sqrt(sum(squares))))
     rates = {int(step): float(rows["lr"].loc[step]) for step in range(first, last + 1)}
     usual = float(before["lr"].median())
-    drew = run.batch_number(first), run.batch_number(min(peak, last))
+    drew = run.batch_number(first), run.batch_number(min(max(peak, int(spike["end_step"])), last))
     return Window(first, start, peak, last, drew, rates, usual, norm)
 
 
@@ -105,15 +105,22 @@ def investigate(
     level = level_of([v for v in usual if v is not None])
     own = [_value(logged.value(signal, s), logarithm) for s in range(window.first, window.last + 1)]
     spiked = level.excess([math.nan if v is None else v for v in own])
+    if spiked == 0:
+        raise InputError(
+            f"step {window.start}: {signal} is not above its usual level there; there is no spike to explain"
+        )
     again, changed, shares, taken = _series(rows, signal, window, logarithm), {}, {}, len(rows)
-    for experiment in tried(window):
+    gone = removed(spiked, level.excess(again))
+    for experiment in tried(window) if gone < REMOVED else ():  # there is nothing left to remove
         progress(experiment.name, window.last - window.first + 1)
         found = _take(run, before, window, experiment)
         taken += len(found)
         changed[experiment.name] = _series(found, signal, window, logarithm)
         shares[experiment.name] = (experiment.cause, removed(spiked, level.excess(changed[experiment.name])))
-    gone = removed(spiked, level.excess(again))
-    evidence = Evidence(not different, tolerance == 0, gone, shares, sigmas)
+    signs = [rows[s].get("adam/sign_like", 0.0) for s in range(window.first, window.start + 1) if s in rows]
+    signs = [x for x in signs if math.isfinite(x)]
+    logits = _logit_sigmas(logged, window)
+    evidence = Evidence(not different, tolerance == 0, gone, shares, sigmas, logits, max(signs, default=0.0))
     return Found(window, signal, level, [*usual, *own], again, changed, evidence, different, tolerance, taken), before
 
 
@@ -135,7 +142,8 @@ def _series(rows: Rows, signal: str, window: Window, logarithm: bool) -> list[fl
 
 def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experiment | None) -> Rows:
     """The rows of the window's steps from the snapshot ``before``, with what the experiment changes."""
-    factual, settings = run.config, run.settings
+    factual, settings, every = run.config, run.settings, run.edge_every
+    run.edge_every = 1 if experiment is None else None
     try:
         if experiment is not None:
             run.config = load_changed(run, experiment.overrides)
@@ -152,7 +160,7 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
                 rows |= {row["step"]: row for row in run.recorder.transfer().rows}
             return rows
     finally:
-        run.config, run.settings = factual, settings
+        run.config, run.settings, run.edge_every = factual, settings, every
         attach_interventions(run, interventions_of(factual))
 
 
@@ -170,6 +178,17 @@ def _in_fp32(run: Run, wanted: bool) -> Iterator[None]:
         yield
     finally:
         model.forward = wrapped
+
+
+def _logit_sigmas(logged: LoggedRun, window: Window) -> float:
+    """By how many sigmas the logits' mean log partition function or their spread has left what it was before the window."""
+    found = [0.0]
+    for name in ("logit/logsumexp", "logit/std"):
+        if name in logged.metrics:
+            usual = level_of(list(logged.metrics[name].loc[: window.first - 1].tail(USUAL)))
+            now = logged.metrics[name].loc[window.first : window.start].to_numpy()
+            found += list(np.abs(now - usual.median) / max(usual.sigma, 1e-12))
+    return float(np.nanmax(found))
 
 
 def _batch_sigmas(run: Run, window: Window) -> float:

@@ -64,7 +64,7 @@ def precursors(
         if name == spike.signal or kind == "rate" or name.startswith(PASSED_OVER):
             continue
         # Updates are proportional to the learning rate: a change of the rate is no excursion.
-        per = signals["lr"] if name.startswith("update_rms/") and "lr" in signals else None
+        per = signals["lr"] if name.startswith(("update_rms/", "update_ratio/")) and "lr" in signals else None
         first_step, sigmas = _excursion(
             kind, [(steps[i], judged(kind, values[i] / per[i] if per and per[i] > 0 else values[i])) for i in window]
         )

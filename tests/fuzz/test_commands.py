@@ -30,6 +30,7 @@ NEEDED = {
     "synonyms": ["--baseline", "RUN", "--candidate", "RUN", "--out", "OUT"],
     "replay": ["RUN", "--step", "5", "--out", "OUT"],
     "step": ["RUN", "--step", "5", "--out", "OUT"],
+    "autopsy": ["RUN", "--step", "5", "--out", "OUT"],
     "curves": ["RUN", "--out", "OUT/figure.png"],
     "spikes": ["RUN", "--out", "OUT"],
     "summary": ["RUN", "--out", "OUT"],
@@ -136,6 +137,7 @@ NUMBERS = {
     "tolerance": ["--contexts-per-word", "--min-contexts", "--seed"],
     "replay": ["--step", "--sequences", "--window"],
     "step": ["--step", "--sequences"],
+    "autopsy": ["--step", "--event"],
     "curves": ["--smooth"],
 }
 NOT_COUNTS = st.one_of(
