@@ -37,7 +37,7 @@ def edge_of(run: Run, step: int, x_BT: Tensor, y_BT: Tensor, targets: Tensor) ->
 
 
 class Edge:
-    """The measurements around one update (stability.intervene.base.Around). All ranks make them; nothing waits for the device."""
+    """The measurements around one update, as interventions see them, too. All ranks make them; nothing waits for the device."""
 
     def __init__(
         self, run: Run, x_BT: Tensor, y_BT: Tensor, targets: Tensor, reads: Collection[str], *, due: bool

@@ -42,7 +42,7 @@ class Seen:
     """With their gradients in ``grad``, None where there is none."""
 
 
-class Around(Protocol):
+class UpdateEdge(Protocol):
     """Measures what the update, as it is at the time of the call, does to loss and logits, without dropout. Device tensors, equal
     on all ranks; every rank must make the same calls. ``edge_reads`` says beforehand which ones."""
 
@@ -64,8 +64,8 @@ class Update:
     """L2 norm of each parameter's change, weight decay included."""
     before: Sequence[Tensor]
     """The parameters before the step."""
-    around: Around | None = None
-    """None if no intervention reads it."""
+    edge: UpdateEdge | None = None
+    """Not None where an intervention has ``edge_reads``."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Intervention:
         return None
 
     edge_reads: tuple[str, ...] = ()
-    """What ``on_update`` may call of ``Update.around``: of ``losses``, ``logit_changes``."""
+    """What ``on_update`` may call of ``Update.edge``: of ``losses``, ``logit_changes``."""
 
     def on_update(self, seen: Seen, update: Update) -> Action | None:
         """After the optimizer's step: scale the change it has made, decay included, of all parameters or of each."""

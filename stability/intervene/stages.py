@@ -15,7 +15,7 @@ from common.errors import InputError
 from model.objectives import Penalty
 from stability.measure.norms import tensor_norms, total_norm
 
-from .base import Action, Around, Intervention, Seen, Update
+from .base import Action, Intervention, Seen, Update, UpdateEdge
 
 Interventions = Mapping[str, Intervention]
 
@@ -99,13 +99,13 @@ def on_update(
     before: Sequence[Tensor],
     taken: Tensor,
     decisions: Decisions,
-    around: Around | None = None,
+    edge: UpdateEdge | None = None,
 ) -> None:
     """Scale the update that the optimizer has made, then change the weights."""
     if not changes_updates(interventions):
         return
     norm_P = tensor_norms(torch._foreach_sub(list(seen.parameters), list(before)))
-    update = Update(taken, norm_P, before, around)
+    update = Update(taken, norm_P, before, edge)
     for name, intervention in interventions.items():
         action = intervention.on_update(seen, update) if intervention.has("on_update") else None
         if action is None:
