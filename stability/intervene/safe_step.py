@@ -31,16 +31,16 @@ class SafeStep(Intervention):
     ``by: logits``, after arXiv 2603.13552, whose authors cap the step at a radius of 1: the change is scaled by limit / r where
     r is above ``limit``. r is the spread of a token's logit change over the vocabulary in units of pi. Differs: the change of the
     logits is measured, not their derivative, and on 64 tokens of the step's first sequence, not on the whole training set. It
-    takes two forward passes of that sequence at every step (1.1 times as long). In a language model r of the worst token is above 1 at most
-    healthy steps, so that with ``quantile: max`` this is mostly a lower learning rate: its fair partner is a run at the mean rate
-    that it leaves (lr times the mean of update_scale).
+    takes two forward passes of that sequence at every step (1.1 times as long). In a language model r of the worst token is
+    above 1 at most healthy steps, so that with ``quantile: max`` this is mostly a lower learning rate: its fair partner is a
+    run at the mean rate that it leaves (lr times the mean of update_scale).
 
     What is scaled has been measured once; the smaller step is not measured again. The moments keep the whole gradient.
     """
 
     metrics = (
         Metric("kappa", "1", "same", "of the change that the optimizer made: as edge/kappa, before it is scaled"),
-        Metric("spread", "pi nats", "same", "of the logit changes, as edge/logit_change, before it is scaled", "scale"),
+        Metric("spread", "pi nats", "same", "of the logit changes, as edge/logit_change, before it is scaled"),
     )
 
     @dataclass(frozen=True)
