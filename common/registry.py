@@ -7,7 +7,8 @@ keys beside it. ``python -m configs.list`` shows all kinds.
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import pydantic
@@ -54,6 +55,16 @@ def plain_options(cls: Any, checked: Any) -> dict[str, Any]:
     """Checked options as plain JSON values, as config.yaml and checkpoints store them."""
     plain: dict[str, Any] = _adapter(cls).dump_python(checked, mode="json")
     return plain
+
+
+def without_effect(options: Any, chosen: str, used: Mapping[str, Collection[Any]]) -> Iterator[tuple[str, str]]:
+    """Problems with options that are set although the value of the option ``chosen`` makes no use of them. ``used``: the values
+    with which each of them has an effect."""
+    value = getattr(options, chosen)
+    for field in fields(options):
+        unused = field.name in used and value not in used[field.name]
+        if unused and getattr(options, field.name) != field.default:
+            yield field.name, f"has no effect with {chosen}={value}; leave it out"
 
 
 @functools.cache

@@ -1,18 +1,19 @@
 """Measuring how near to the edge of stability a step of the run comes (stability/measure/edge.py): one more forward pass of its
-batch, and two of a sequence.
+batch, and two of a sequence. At the steps that telemetry.edge_every names, and at all where an intervention asks for it.
 
 Shapes: B sequences of this rank, T positions, S sampled tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from model.chunked import TokenLosses
 from ranks.collectives import all_reduce, only_looking
+from stability.intervene.stages import edge_reads
 from stability.measure.edge import adam_values, cosine, dot, ghost_radius, kappa, moments_of
 from stability.stress.base import Stress
 
@@ -28,12 +29,22 @@ def edge_due(run: Run, step: int) -> bool:
     return run.config.telemetry.enabled and every is not None and step % every == 0
 
 
-class Edge:
-    """The measurements around one update. All ranks make them; nothing waits for the device."""
+def edge_of(run: Run, step: int, x_BT: Tensor, y_BT: Tensor, targets: Tensor) -> Edge | None:
+    """What measures around the update of ``step``, if anything wants to know."""
+    due = edge_due(run, step)
+    reads = {"losses", "logit_changes"} if due else edge_reads(run.interventions)
+    return Edge(run, x_BT, y_BT, targets, reads, due=due) if reads else None
 
-    def __init__(self, run: Run, x_BT: Tensor, y_BT: Tensor, targets: Tensor) -> None:
-        """``targets``: the number by which the step's loss is divided, over all ranks."""
-        self.run, self.targets = run, targets
+
+class Edge:
+    """The measurements around one update, as interventions see them, too. All ranks make them; nothing waits for the device."""
+
+    def __init__(
+        self, run: Run, x_BT: Tensor, y_BT: Tensor, targets: Tensor, reads: Collection[str], *, due: bool
+    ) -> None:
+        """``targets``: the number by which the step's loss is divided, over all ranks. ``reads``: of ``losses``,
+        ``logit_changes``, those that are going to be called. ``due``: whether the row is to have what was measured."""
+        self.run, self.targets, self.reads, self.due = run, targets, reads, due
         device = run.accelerator.device
         self.x_BT, self.y_BT = (ids.to(device, non_blocking=True) for ids in (x_BT, y_BT))
         rows = run.config.train.micro_batch_size or len(x_BT)
@@ -46,40 +57,63 @@ class Edge:
     def before_gradients_change(self) -> None:
         """Keep the gradients as they came, if something is going to change single ones."""
         run = self.run
+        if "losses" not in self.reads:
+            return
         acting = any(s.acts(run.step + 1, run.batch_number(run.step + 1)) for s in run.stresses)
         if acting or any(i.has("on_tensors") for i in run.interventions.values()):
             self.gradients = [g.clone() for g in _gradients(run.telemetry.parameters)]
 
     @torch.no_grad()
-    def before_update(self) -> None:
-        """Measure what the parameters do before they change."""
-        run = self.run
-        self.loss_before = self._sum(run.telemetry.losses) if trains_as_it_evaluates(run) else self._loss()
-        self.logits_SV = self._logits()
-        momentum = moments_of(run.optimizer.optimizer, run.telemetry.parameters)
+    def before_update(self, scale: Tensor | None) -> None:
+        """Measure what the parameters do before they change. ``scale``: of the whole gradient, undone later: the slope is that
+        of the loss, not of what clipping has left of it."""
+        run, self.scale = self.run, scale
+        if "losses" in self.reads:
+            self.loss_before = self._sum(run.telemetry.losses) if trains_as_it_evaluates(run) else self._loss()
+        if "logit_changes" in self.reads:
+            self.logits_SV = self._logits()
+        momentum = moments_of(run.optimizer.optimizer, run.telemetry.parameters) if self.due else None
         gradients = _gradients(run.telemetry.parameters)
         self.along_momentum = cosine(gradients, [m["exp_avg"] for m in momentum]) if momentum else None
 
     @torch.no_grad()
-    def after_update(self, scale: Tensor | None) -> dict[str, Tensor]:
-        """What was measured, by metric name, once telemetry holds the difference that the update made. ``scale``: of the whole
-        gradient, undone here: the slope is that of the loss, not of what clipping has left of it."""
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss before the update and now, and what the slope promised. Before telemetry holds the update's difference."""
+        t = self.run.telemetry
+        differences = (before - now for before, now in zip(t.before, t.parameters, strict=True))
+        return self.loss_before, self._loss(), self._promised(differences)
+
+    @torch.no_grad()
+    def logit_changes(self) -> dict[str, Tensor]:
+        """The ghost radius of the sampled tokens, by quantile."""
+        radius = ghost_radius(self.logits_SV, self._logits())
+        # NaN times 0 would not be 0.
+        spread_3 = torch.stack(list(radius.values()))
+        if self.run.accelerator.process_index > 0:
+            spread_3 = torch.zeros_like(spread_3)
+        all_reduce(spread_3, "sum")
+        return dict(zip(radius, spread_3.unbind(), strict=True))
+
+    @torch.no_grad()
+    def after_update(self) -> dict[str, Tensor]:
+        """What the row is to have, by metric name, once telemetry holds the difference that the whole update made."""
+        if not self.due:
+            return {}
         run = self.run
         used = _gradients(run.telemetry.parameters)
-        promised = -dot(self.gradients or used, run.telemetry.before)  # which is before minus after
-        if not self.gradients and scale is not None:
-            promised = promised / scale
+        promised = self._promised(run.telemetry.before)
         values = {"edge/promised": promised, "edge/kappa": kappa(self.loss_before, self._loss(), promised)}
-        radius = ghost_radius(self.logits_SV, self._logits())
-        spread_3 = torch.stack(list(radius.values())) * (run.accelerator.process_index == 0)
-        all_reduce(spread_3, "sum")
-        radius = dict(zip(radius, spread_3.unbind(), strict=True))
-        values |= {f"edge/logit_change_{name}": value for name, value in radius.items()}
+        values |= {f"edge/logit_change_{name}": value for name, value in self.logit_changes().items()}
         if (moments := moments_of(run.optimizer.optimizer, run.telemetry.parameters)) is not None:
             values |= adam_values(moments, used, run.telemetry.groups)
         if self.along_momentum is not None:
             values["adam/momentum_cosine"] = self.along_momentum
         return {name: value.float() for name, value in values.items()}
+
+    def _promised(self, differences: Iterable[Tensor]) -> Tensor:
+        """g . d (), from the parameters before the update minus those after it."""
+        promised = -dot(self.gradients or _gradients(self.run.telemetry.parameters), differences)
+        return promised if self.gradients or self.scale is None else promised / self.scale
 
     def _loss(self) -> Tensor:
         """The objective of the step's batch () as the step has it: per target, over all ranks, but without dropout."""

@@ -18,7 +18,7 @@ from record.recorder import ALIVE
 from stability.intervene.base import Seen
 from stability.intervene.stages import on_gradient, on_update
 
-from .edge import Edge, edge_due
+from .edge import Edge, edge_of
 from .run import Run
 
 
@@ -33,7 +33,7 @@ def training_step(run: Run, step: int) -> None:
     rows = config.train.micro_batch_size or len(x_BT)
     targets = valid_targets(y_BT, accelerator.device)
     lose_targets(run, step, y_BT)
-    edge = Edge(run, x_BT, y_BT, targets) if edge_due(run, step) else None
+    edge = edge_of(run, step, x_BT, y_BT, targets)
     for start in range(0, len(x_BT), rows):
         run.watchdog.moved(step, "forward and backward")
         last = start + rows >= len(x_BT)
@@ -183,10 +183,10 @@ def update(run: Run, step: int, edge: Edge | None) -> dict[str, Any]:
         # With found_inf = 1 the fused kernel leaves parameters and moments alone, without waiting for the device.
         optimizer.optimizer.found_inf = (~taken).float()
     if edge:
-        edge.before_update()
+        edge.before_update(decisions.scale)
     optimizer.step()
-    on_update(run.interventions, seen, telemetry.before, taken, decisions)
+    on_update(run.interventions, seen, telemetry.before, taken, decisions, edge)
     telemetry.after_update()
-    near = edge.after_update(decisions.scale) if edge else {}
+    near = edge.after_update() if edge else {}
     optimizer.zero_grad(set_to_none=True)
     return losses | telemetry.collect() | decisions.logged | near | {ALIVE: run.alive}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -42,6 +42,18 @@ class Seen:
     """With their gradients in ``grad``, None where there is none."""
 
 
+class UpdateEdge(Protocol):
+    """Measures what the update, as it is at the time of the call, does to loss and logits, without dropout. Device tensors, equal
+    on all ranks; every rank must make the same calls. ``edge_reads`` says beforehand which ones."""
+
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The objective of the step's own batch before the update and after it, and what the slope promised: g . d, with g the
+        gradient as it was before anything changed it. () each, float64. A forward pass of the batch."""
+
+    def logit_changes(self) -> dict[str, Tensor]:
+        """stability.measure.edge.ghost_radius of a sample of tokens. A forward pass of one sequence."""
+
+
 @dataclass(frozen=True)
 class Update:
     """What the optimizer has just done."""
@@ -52,6 +64,8 @@ class Update:
     """L2 norm of each parameter's change, weight decay included."""
     before: Sequence[Tensor]
     """The parameters before the step."""
+    edge: UpdateEdge | None = None
+    """Not None where an intervention has ``edge_reads``."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,9 @@ class Intervention:
     def on_gradient(self, seen: Seen) -> Action | None:
         """Scale the whole gradient, or skip the step."""
         return None
+
+    edge_reads: tuple[str, ...] = ()
+    """What ``on_update`` may call of ``Update.edge``: of ``losses``, ``logit_changes``."""
 
     def on_update(self, seen: Seen, update: Update) -> Action | None:
         """After the optimizer's step: scale the change it has made, decay included, of all parameters or of each."""

@@ -14,6 +14,7 @@ from .qk_clip import QKClip
 from .reset_moments import ResetMoments
 from .rewarm import Rewarm
 from .rewind import RewindOnSpike
+from .safe_step import SafeStep
 from .shrink_embedding_gradient import ShrinkEmbeddingGradient
 from .skip_step import SkipStep
 from .spam import Spam
@@ -34,6 +35,7 @@ __all__ = [
     "ResetMoments",
     "Rewarm",
     "RewindOnSpike",
+    "SafeStep",
     "ShrinkEmbeddingGradient",
     "SkipStep",
     "Spam",

@@ -15,7 +15,7 @@ from common.errors import InputError
 from model.objectives import Penalty
 from stability.measure.norms import tensor_norms, total_norm
 
-from .base import Action, Intervention, Seen, Update
+from .base import Action, Intervention, Seen, Update, UpdateEdge
 
 Interventions = Mapping[str, Intervention]
 
@@ -87,15 +87,25 @@ def changes_updates(interventions: Interventions) -> bool:
     return any(i.has("on_update") or i.has("on_weights") for i in interventions.values())
 
 
+def edge_reads(interventions: Interventions) -> set[str]:
+    """What interventions want measured around every update."""
+    return {what for i in interventions.values() for what in i.edge_reads}
+
+
 @torch.no_grad()
 def on_update(
-    interventions: Interventions, seen: Seen, before: Sequence[Tensor], taken: Tensor, decisions: Decisions
+    interventions: Interventions,
+    seen: Seen,
+    before: Sequence[Tensor],
+    taken: Tensor,
+    decisions: Decisions,
+    edge: UpdateEdge | None = None,
 ) -> None:
     """Scale the update that the optimizer has made, then change the weights."""
     if not changes_updates(interventions):
         return
-    changes = torch._foreach_sub(list(seen.parameters), list(before))
-    update = Update(taken, tensor_norms(changes), before)
+    norm_P = tensor_norms(torch._foreach_sub(list(seen.parameters), list(before)))
+    update = Update(taken, norm_P, before, edge)
     for name, intervention in interventions.items():
         action = intervention.on_update(seen, update) if intervention.has("on_update") else None
         if action is None:

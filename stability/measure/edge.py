@@ -7,7 +7,7 @@ Everything stays on the device. Shapes: S sampled tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def ghost_radius(before_SV: Tensor, after_SV: Tensor) -> dict[str, Tensor]:
     return values | {"max": spread_S.max()}
 
 
-def dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+def dot(first: Iterable[Tensor], second: Iterable[Tensor]) -> Tensor:
     """The inner product () of two lists of tensors, in float64; sharded ones are summed over ranks."""
     return torch.stack([full((a * b).sum(dtype=torch.float64)) for a, b in zip(first, second, strict=True)]).sum()
 

@@ -4,8 +4,8 @@ A new stress is a class in one file, here or in a plug-in: it registers with :da
 disturbs. Shapes: R rows of this rank, T positions.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn
 
 import numpy as np
@@ -134,16 +134,6 @@ class Stress:
     def describe(self, step: int, batch: int) -> str:
         """Describe in words what it does at a step at which it acts."""
         return f"{self.kind} with {self.options}"
-
-
-def without_effect(options: Any, chosen: str, used: Mapping[str, Collection[Any]]) -> Iterator[tuple[str, str]]:
-    """Problems with options that are set although the value of the option ``chosen`` makes no use of them. ``used``: the values
-    with which each of them has an effect."""
-    value = getattr(options, chosen)
-    for field in fields(options):
-        unused = field.name in used and value not in used[field.name]
-        if unused and getattr(options, field.name) != field.default:
-            yield field.name, f"has no effect with {chosen}={value}; leave it out"
 
 
 def make_stresses(choices: Sequence[Choice], *, seed: int, store: "TokenStore", sequence_length: int) -> list[Stress]:

@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from common.registry import without_effect
 from data.batches import IGNORED
 
-from .base import STRESSES, Setup, Stress, When, without_effect
+from .base import STRESSES, Setup, Stress, When
 
 Tokens = npt.NDArray[np.int64]
 _COUNTED = 1 << 24

@@ -12,9 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common.registry import without_effect
 from common.section import Text
 
-from .base import STRESSES, Setup, Stress, When, without_effect
+from .base import STRESSES, Setup, Stress, When
 from .optimizer import moments_problems
 from .tensors import Pattern, names_matching, place_of, refuse_sharded
 

@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common.registry import without_effect
 from common.section import FLOAT32_MAX, Text
 
-from .base import STRESSES, Setup, Stress, When, without_effect
+from .base import STRESSES, Setup, Stress, When
 from .tensors import local, nearest
 
 BETAS = ("beta1", "beta2")

@@ -56,3 +56,26 @@ def test_two_ranks_decide_as_one(sharded, recipe, tmp_path):
         measured = [row[f"intervention/{name}"] for row in one]
         assert len(set(measured)) > 2, (name, measured)
         assert [row[f"intervention/{name}"] for row in two] == pytest.approx(measured, rel=1e-2, abs=1e-3), name
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
+def test_two_ranks_measure_their_steps_as_one(sharded, recipe, tmp_path):
+    """A rate that is far too high for a while, in several micro-batches and with clipping."""
+    overrides = (
+        "optimizer.clip_norm=0.5",
+        "interventions=[{kind: safe_step}, {kind: safe_step, by: logits, limit: 0.5}]",
+        "stress=[{kind: scale_lr, step: 3, steps: 2, factor: 1000.0}]",
+        "train.steps=6",
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(recipe["path"], [*recipe["overrides"], *overrides, "name=one"])) == 0
+    ended = Ranks(recipe, "name=two", *overrides, "train.micro_batch_size=2", sharded=sharded).wait()
+    assert [status for status, _ in ended] == [0, 0], ended
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert one[1]["intervention/safe_step/update_scale"] == 1 > one[2]["intervention/safe_step/update_scale"]
+    assert one[2]["intervention/safe_step-2/update_scale"] < 1
+    names = [name for name in one[0] if name.startswith("intervention/safe_step")]
+    assert len(names) == 4
+    for x, y in zip(one, two, strict=True):
+        for name in (*names, "loss/nll"):
+            assert y[name] == pytest.approx(x[name], rel=2e-3, abs=1e-5), (name, x["step"])

@@ -41,7 +41,8 @@ CASES = {
         *METRIC,
         "interventions=[{kind: zclip, warmup: 2}, {kind: adagc, warmup: 2}, {kind: agc}, {kind: skip_step, window: 8}, "
         "{kind: spam, pause: 1, every: 4}, {kind: stable_adamw}, {kind: clip_update_norm, window: 4}, "
-        "{kind: reset_moments, window: 8}, {kind: rewarm, at: [3], steps: 2}]",
+        "{kind: reset_moments, window: 8}, {kind: rewarm, at: [3], steps: 2}, "
+        "{kind: safe_step, least: 0.5}, {kind: safe_step, by: logits}]",
     ),
     "stresses": (
         *METRIC,

@@ -33,6 +33,7 @@ AT_REST = {
     "clip_update_norm": "sigmas: 1e30, window: 4",
     "reset_moments": "sigmas: 1e30, window: 8",
     "rewarm": "at: [1000], steps: 5",
+    "safe_step": "least: -1e30",
 }
 NEVER_CLIPPED = "optimizer.clip_norm=null"
 
@@ -94,6 +95,11 @@ ACTING = {
         f"{NOISE}, {{kind: scale_lr, step: 22, factor: 20.0}}",
         {"clip_update_norm/update_scale": lambda v: v < 0.9, "reset_moments/reset": lambda v: v == 1},
     ),
+    "safe steps": (
+        "{kind: safe_step}, {kind: safe_step, by: logits, quantile: p50, limit: 0.5}",
+        "{kind: scale_lr, step: 22, factor: 1000.0}, {kind: scale_lr, step: 25, factor: 30.0}",
+        {"safe_step/update_scale": lambda v: v < 0.9, "safe_step-2/update_scale": lambda v: v < 0.9},
+    ),
 }
 """Interventions, stresses, and what shows that an intervention has acted, by its logged values."""
 
@@ -124,7 +130,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_poisons_nothing(start):
     """All remedies together: the run lives, and what they keep stays finite."""
     kinds = (
         "{kind: skip_step, window: 16}, {kind: zclip, warmup: 5}, {kind: adagc, warmup: 10}, {kind: agc}, "
-        "{kind: spam, pause: 2}, {kind: stable_adamw}, {kind: clip_update_norm, window: 8}, {kind: reset_moments, window: 8}"
+        "{kind: spam, pause: 2}, {kind: stable_adamw}, {kind: clip_update_norm, window: 8}, {kind: reset_moments, window: 8}, "
+        "{kind: safe_step}, {kind: safe_step, by: logits}"
     )
     status, run = start("name=lives", f"interventions=[{kinds}]", "stress=[{kind: broken_gradient, step: 1}, "
                         "{kind: broken_gradient, step: 14, steps: 2}]")  # fmt: skip
