@@ -18,7 +18,8 @@ from benchmarks.gpu_check.packages import name_of, required, unpack
 from benchmarks.gpu_check.parts import PARTS, Outcome, Part, run_part
 from benchmarks.gpu_check.report import Report, lines_in, markdown, write_report
 
-from ..conftest import ROOT, python
+from ..conftest import ROOT, python, wait_for
+from ..gpu.conftest import FIRST_ONLY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,12 +208,13 @@ def test_tests_run_side_by_side_if_the_plug_in_is_among_the_unpacked_packages(tm
 def test_a_terminated_check_ends_its_part_and_keeps_what_is_known(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--out", tmp_path]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as check:
-        while not (tmp_path / "tests.jsonl").exists():
-            assert check.poll() is None
-            time.sleep(0.05)
-        (child,) = Path(f"/proc/{check.pid}/task/{check.pid}/children").read_text().split()
-        check.terminate()
-        told = check.communicate()[1]
+        try:
+            wait_for((tmp_path / "tests.jsonl").exists, check, "the tests begin")
+            (child,) = Path(f"/proc/{check.pid}/task/{check.pid}/children").read_text().split()
+            check.terminate()
+            told = check.communicate(timeout=60)[1]
+        finally:
+            check.kill()
     assert (check.returncode, told) == (130, "interrupted\n")
     assert not Path("/proc", child).exists()
     found = json.loads((tmp_path / reports.JSON_NAME).read_text())
@@ -234,13 +236,16 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 @pytest.mark.timeout(960)
 def test_all_of_it_on_a_cpu(tmp_path):
-    """Every part, on tiny sizes, in processes of their own."""
-    done = python("-m", "benchmarks.gpu_check", "--device", "cpu", "--minutes", "9", "--out", tmp_path, timeout=900)
+    """Every part, on tiny sizes, in processes of their own; of the tests the first of each file (all run without the command)."""
+    arguments = ("--device", "cpu", "--minutes", "9", "--out", tmp_path)
+    done = python("-m", "benchmarks.gpu_check", *arguments, timeout=900, **{FIRST_ONLY: "1"})
     found = json.loads((tmp_path / reports.JSON_NAME).read_text())
     assert found["failures"] == []
     assert done.returncode == 0, done.stderr
     assert [outcome["name"] for outcome in found["outcomes"]] == [part.name for part in PARTS]
-    outcomes = {line["outcome"] for line in found["lines"] if line["table"] == "tests"}
-    assert outcomes == {"passed", "skipped"}
+    tests = [line for line in found["lines"] if line["table"] == "tests"]
+    assert {line["outcome"] for line in tests} == {"passed", "skipped"}
+    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
+    assert sorted(line["test"].partition("::")[0] for line in tests) == files
     text = (tmp_path / reports.MARKDOWN_NAME).read_text()
     assert "Nothing: every part ran to its end and every test passed." in text

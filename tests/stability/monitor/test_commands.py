@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 
 from .loops import rows_of, status_of
 
@@ -69,12 +66,6 @@ for step in range(1, 151):
 """
 
 
-def python(*arguments, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
-
-
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("script") / "train.py"
@@ -85,7 +76,7 @@ def script(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(script):
     folder = script.parent / "mine"
-    done = python(script, folder, 0)
+    done = python(script, folder, 0, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert f"what happened? python -m analysis.spikes {folder}" in done.stdout
     return folder
@@ -101,7 +92,7 @@ def test_the_end_of_the_process_writes_the_last_rows(run):
 
 def test_an_exception_in_the_users_loop_is_the_runs_end(script):
     folder = script.parent / "failed"
-    done = python(script, folder, 33)
+    done = python(script, folder, 33, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert [row["step"] for row in rows_of(folder)] == list(range(1, 34))
     assert status_of(folder) == {"status": "failed", "step": 33, "reason": "ValueError: a user's mistake"}
@@ -158,7 +149,7 @@ def test_only_the_first_rank_of_a_distributed_training_writes(tmp_path):
     """)
     )
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, path, tmp_path / "run"]
-    done = python(*command, timeout=300)
+    done = python(*command, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "run")
     norms = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("norm")]
