@@ -42,7 +42,7 @@ for number in (
 
 ROOT = Path(__file__).parent.parent
 SLOW = (
-    "tests/benchmarks/test_gpu_check.py",
+    "tests/benchmarks/test_gpu_whole.py",
     "tests/test_run_suite.py",
     "tests/training/test_stresses.py",
     "tests/gpu/test_compiled.py",

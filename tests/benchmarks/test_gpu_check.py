@@ -19,7 +19,6 @@ from benchmarks.gpu_check.parts import PARTS, Outcome, Part, run_part
 from benchmarks.gpu_check.report import Report, lines_in, markdown, write_report
 
 from ..conftest import ROOT, python, wait_for
-from ..gpu.conftest import FIRST_ONLY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,20 +231,3 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert done.returncode == 2
     reason = "no CUDA device is visible to torch; --device cpu tries the command without one"
     assert done.stderr == f"error: --device cuda: cannot be used: {reason}\n"
-
-
-@pytest.mark.timeout(960)
-def test_all_of_it_on_a_cpu(tmp_path):
-    """Every part, on tiny sizes, in processes of their own; of the tests the first of each file (all run without the command)."""
-    arguments = ("--device", "cpu", "--minutes", "9", "--out", tmp_path)
-    done = python("-m", "benchmarks.gpu_check", *arguments, timeout=900, **{FIRST_ONLY: "1"})
-    found = json.loads((tmp_path / reports.JSON_NAME).read_text())
-    assert found["failures"] == []
-    assert done.returncode == 0, done.stderr
-    assert [outcome["name"] for outcome in found["outcomes"]] == [part.name for part in PARTS]
-    tests = [line for line in found["lines"] if line["table"] == "tests"]
-    assert {line["outcome"] for line in tests} == {"passed", "skipped"}
-    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
-    assert sorted(line["test"].partition("::")[0] for line in tests) == files
-    text = (tmp_path / reports.MARKDOWN_NAME).read_text()
-    assert "Nothing: every part ran to its end and every test passed." in text

@@ -7,6 +7,11 @@ import textwrap
 
 import pytest
 
+from analysis import summary
+from analysis.curves import __main__ as curves
+from analysis.replay import __main__ as replay
+from analysis.spikes import __main__ as spikes
+from common.command import exit_status
 from tests.conftest import ROOT, python
 
 from .loops import rows_of, status_of
@@ -99,24 +104,21 @@ def test_an_exception_in_the_users_loop_is_the_runs_end(script):
 
 
 def test_the_commands_for_finished_runs_work_on_it(run, tmp_path):
-    spikes = python("-m", "analysis.spikes", run, "--out", tmp_path)
-    assert spikes.returncode == 0, spikes.stderr
+    spikes.main([str(run), "--out", str(tmp_path)])
     found = json.loads((tmp_path / "events.json").read_text())
     assert {(event["signal"], event["start_step"]) for event in found} >= {("loss/nll", 101)}
-    curves = python("-m", "analysis.curves", run, "--out", tmp_path / "curves.png")
-    assert curves.returncode == 0, curves.stderr
+    curves.main([str(run), "--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").stat().st_size > 20_000
-    summary = python("-m", "analysis.summary", run, "--out", tmp_path)
-    assert summary.returncode == 0, summary.stderr
+    summary.main([str(run), "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "summary.json").read_text())["runs"]
     assert (row["steps"], row["status"], row["nll_spikes"]) == (150, "finished", 1)
 
 
-def test_a_replay_says_in_a_line_what_it_needs(run, tmp_path):
-    replay = python("-m", "analysis.replay", run, "--step", 101, "--out", tmp_path)
-    assert replay.returncode == 2
-    assert replay.stderr.count("\n") == 1
-    assert "exact replay needs a run of train_lm.py" in replay.stderr
+def test_a_replay_says_in_a_line_what_it_needs(run, tmp_path, capsys):
+    assert exit_status(lambda: replay.main([str(run), "--step", "101", "--out", str(tmp_path)])) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "exact replay needs a run of train_lm.py" in told
 
 
 def test_only_the_first_rank_of_a_distributed_training_writes(tmp_path):
