@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Files of tests side by side, one a core: the tests' own runs have one thread each.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+# Files of tests side by side, one a core, in the order of tests/conftest.py: the tests' own runs have one thread each.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-faults lint audit bench gpu-check gpu-check-wheels clean
 

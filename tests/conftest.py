@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,21 @@ for number in (
         signal.signal(number, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
+SLOW = (
+    "tests/benchmarks/test_gpu_whole.py",
+    "tests/test_run_suite.py",
+    "tests/training/test_stresses.py",
+    "tests/gpu/test_compiled.py",
+    "tests/training/test_loss_kernel.py",
+)
+"""Files that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow files, then with those of many tests: side by side, a file that begins last is waited for."""
+    order = {ROOT / name: place for place, name in enumerate(SLOW)}
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (order.get(item.path, len(order)), -count[item.path]))
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +101,15 @@ def python(
     return subprocess.run(
         command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=timeout
     )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[Any], what: str, seconds: float = 120) -> None:
+    """Wait for something that a process does; fails, naming it, if the process ends before or takes too long."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"{what}: not before the process ended with {process.returncode}"
+        assert time.monotonic() < ends, f"{what}: not within {seconds:g} s"
+        time.sleep(0.002)
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:

@@ -195,7 +195,9 @@ def test_a_name_of_digits_can_be_given_as_the_mistake_says(tmp_path):
     (told,) = problems("name=123")
     advice = re.search(r"is text: (.*) on the command line, (.*) in a recipe", told)
     assert advice, told
-    after_the_shell = subprocess.run(["sh", "-c", f"printf %s {advice[1]}"], capture_output=True, text=True, check=True)
+    after_the_shell = subprocess.run(
+        ["sh", "-c", f"printf %s {advice[1]}"], capture_output=True, text=True, check=True, timeout=60
+    )
     assert load_config(MICRO, [after_the_shell.stdout]).name == "123"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"base: {MICRO}\n{advice[2]}\noptimizer:\n  lr: 1e-3\n")  # a string to PyYAML

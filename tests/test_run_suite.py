@@ -209,7 +209,7 @@ def test_how_a_process_ended_is_told_in_words():
         ("import os; os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
         ("import os; os.kill(os.getpid(), 40)", "killed by signal 40"),
     ):
-        assert ending(subprocess.run([sys.executable, "-S", "-c", code], check=False).returncode) == told
+        assert ending(subprocess.run([sys.executable, "-S", "-c", code], check=False, timeout=60).returncode) == told
 
 
 def test_the_last_lines_of_a_log_are_as_a_terminal_showed_them(tmp_path):

@@ -148,13 +148,14 @@ def _scored_pairs(path: Path, layout: Layout, rows: Rows, min_similarity: float)
 
 def _read_rows(path: Path) -> tuple[Rows, str]:
     """The rows that are neither empty nor comments (#), and the delimiter."""
+    ask = "give builtin, wordnet, or a CSV or TSV file in UTF-8"
     try:
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise InputError(f"--pairs {path} cannot be read as text (it is no regular file); {ask}")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror or "it" if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(
-            f"--pairs {path} cannot be read as text ({reason}); give builtin, wordnet, or a CSV or TSV file in UTF-8"
-        ) from error
+        raise InputError(f"--pairs {path} cannot be read as text ({reason}); {ask}") from error
     if "\0" in text:
         raise InputError(f"--pairs {path} is a binary file; give a CSV or TSV file")
     lines = [

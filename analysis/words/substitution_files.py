@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
 from pathlib import Path
@@ -20,7 +21,9 @@ _XML_HEAD = re.compile(r"^\s*<.*?<(?:sent|targetsentence|tokens|token)[\s>]", re
 
 
 def is_substitution_file(path: str | Path) -> bool:
-    """Whether the first bytes of ``path`` look like SWORDS JSON or CoInCo XML; False if they cannot be read."""
+    """Whether the first bytes of ``path`` look like SWORDS JSON or CoInCo XML; False if they cannot be read, or only once."""
+    if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises for impossible names)
+        return False
     try:
         head = _content(Path(path))[:_HEAD].decode("utf-8-sig", errors="replace")
     except (OSError, EOFError, zlib.error):

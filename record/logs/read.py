@@ -83,8 +83,11 @@ def recognise(path: Path) -> tuple[Format, str]:
     if path.is_dir():  # folders.py has found event files in it
         return TensorBoardEvents(), TensorBoardEvents.title
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        # A file of the kernel has no size, and a read of it may wait for ever.
+        head = b""
+        if path.stat().st_size:
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
     except OSError as error:
         raise open_error(path, error) from error
     if not head.strip():

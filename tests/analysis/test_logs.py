@@ -14,7 +14,6 @@ from analysis import summary
 from analysis.curves import __main__ as curves
 from analysis.spikes import __main__ as spikes
 from common.command import exit_status
-from tests.conftest import python
 
 from .written import training_rows, write_run
 
@@ -58,26 +57,30 @@ def events(folder: Path) -> list[Row]:
     return json.loads((folder / "events.json").read_text())
 
 
-def test_the_three_commands_on_a_console_log(megatron: Path, tmp_path: Path) -> None:
+def test_the_three_commands_on_a_console_log(
+    megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = (
         "megatron.out: console log of Megatron-LM or GPT-NeoX; loss = lm loss, gradient norm = grad norm, "
         "learning rate = learning rate, "
         "validation loss = validation lm loss value; 400 steps from 1 to 400\n"
     )
-    done = python("-m", "analysis.spikes", megatron, "--out", tmp_path / "spikes")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(told)
+    spikes.main([str(megatron), "--out", str(tmp_path / "spikes")])
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith(told)
     found = {event["signal"]: event for event in events(tmp_path / "spikes")}
     assert (found["lm loss"]["start_step"], found["lm loss"]["end_step"]) == (300, 305)
     assert found["grad norm"]["start_step"] == 300
     assert [p["signal"] for p in found["lm loss"]["precursors"]] == ["grad norm"]
-    done = python("-m", "analysis.curves", megatron, "--out", tmp_path / "curves.svg")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(told) and "not logged" not in done.stdout
+    curves.main([str(megatron), "--out", str(tmp_path / "curves.svg")])
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith(told) and "not logged" not in said.out
     svg = (tmp_path / "curves.svg").read_text()
     assert all(text in svg for text in ("Training loss (lines)", "Gradient norm", "Learning rate", "spike (event)"))
-    done = python("-m", "analysis.summary", megatron, "--out", tmp_path / "summary")
-    assert (done.returncode, done.stderr) == (0, "")
+    summary.main([str(megatron), "--out", str(tmp_path / "summary")])
+    assert capsys.readouterr().err == ""
     (row,) = json.loads((tmp_path / "summary" / "summary.json").read_text())["runs"]
     assert (row["arm"], row["steps"], row["nll_spikes"], row["gradient_spikes"]) == ("megatron", 400, 1, 1)
     assert row["last_loss"] == pytest.approx(loss_at(400), abs=1e-5)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from record.table import read_table
 from stability.detect.catalogue import DETECTORS
 from stability.detect.events import Event, Rise, Spike
 from stability.watch import Watch
-from tests.conftest import ROOT, python
+from tests.conftest import python
 from tests.stability.detect.detected import detect
 
 from .written import training_rows, write_run
@@ -320,7 +318,7 @@ def test_a_file_without_a_known_loss_says_what_it_has(tmp_path: Path) -> None:
 
 def test_torch_is_not_needed() -> None:
     code = "import sys, analysis.spikes; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert python("-c", code).returncode == 0
 
 
 def test_of_more_curves_than_a_picture_holds_the_most_eventful_are_drawn() -> None:

@@ -80,30 +80,6 @@ def test_an_error_is_one_line():
 # ------------------------------------------------------------------------------------------------------------------ loss
 
 
-def test_the_loss_part_measures_all_contestants_of_all_shapes(tmp_path):
-    found = lines_of_part("loss_table", tmp_path)
-    measured = last(found["loss"], "N", "D", "V", "contestant")
-    shapes = loss_table.SHAPES["cpu"]
-    assert measured.keys() == {(*s, c) for s in shapes for c in (WHOLE, loss_table.IN_CHUNKS, *loss_table.CONTESTANTS)}
-    for (*_, name), line in measured.items():
-        if "error" in line:  # only what is not installed
-            assert line["error"].startswith(("ImportError", "ModuleNotFoundError")), line
-            assert not name.startswith("ours")
-        else:
-            assert 0 < line["low"] <= line["ms"] <= line["high"]
-            assert 3 <= line["rounds"] <= 15
-            assert line["ratio"] > 0
-            assert ("tflops" in line) == (name == WHOLE)
-            assert (line["memory_mib"] is None) == name.startswith("three matmuls")
-    assert {line["rows"] for line in found["chunks"] if "rows" in line} == set(loss_table.CHUNKS["cpu"])
-    assert "left_out" not in found
-    assert [(line["columns"], line["name"], line["reason"]) for line in found["kernel"]] == [
-        (columns, "torch", None) for *_, columns in shapes
-    ]
-    text = report([line for one in found.values() for line in one])
-    assert "Softmax of this project's losses, unless named otherwise: torch at V = 100, torch at V = 60." in text
-
-
 def test_a_loss_that_fails_is_named_and_the_others_go_on(lines, tmp_path):
     def fails_at_once():
         raise torch.OutOfMemoryError("no memory\nfor all that")
@@ -243,21 +219,6 @@ def test_peaks_go_by_the_devices_name(name, peak):
 
 
 # --------------------------------------------------------------------------------------------------------------- profile
-
-
-def test_the_profile_part_shares_out_the_time_of_a_step(tmp_path):
-    found = lines_of_part("profile_step", tmp_path)
-    assert [line["arm"] for line in found["profile"]] == [LINEAR, LINEAR, METRIC, METRIC]
-    steps = {line["arm"]: line for line in found["profile"] if "wall_ms" in line}
-    assert all(min(line["wall_ms"], line["host_ms"]) > 0 for line in steps.values())
-    assert all(line["device_ms"] > 0 for line in found["profile"] if "wall_ms" not in line)
-    for arm in (LINEAR, METRIC):
-        groups = {line["group"]: line["share"] for line in found["profile_group"] if line["arm"] == arm}
-        assert sum(groups.values()) == pytest.approx(1)
-        assert groups.keys() >= {"matmul", "attention", "optimizer", "norms, telemetry", "layer norm", OTHER}
-        kernels = [line for line in found["profile_kernel"] if line["arm"] == arm]
-        assert [line["rank"] for line in kernels] == list(range(1, 16))
-        assert [line["ms"] for line in kernels] == sorted((line["ms"] for line in kernels), reverse=True)
 
 
 def test_an_arm_that_fails_is_named(lines, small, tmp_path):

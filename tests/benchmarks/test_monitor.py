@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
-from tests.conftest import ROOT
+from tests.conftest import python
 
 
 def bench(*arguments):
-    command = [sys.executable, "-m", "benchmarks.monitor", *arguments]
-    return subprocess.run(command, check=False, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    return python("-m", "benchmarks.monitor", *arguments)
 
 
 def test_it_prints_the_ratio_with_its_interval_on_both_clocks():

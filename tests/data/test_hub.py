@@ -140,7 +140,9 @@ def test_a_built_store_needs_no_hub(tmp_path: Path) -> None:
     store = build(data)
     command = [sys.executable, "-c", OPEN, json.dumps(data.model_dump())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
     assert finished.stdout.strip() == str(store.path)
 
 

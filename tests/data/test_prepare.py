@@ -26,7 +26,7 @@ def test_a_store_is_built_and_summarised(tmp_path: Path) -> None:
         f"data.cache_dir={tmp_path}/cache",
     ]
     command = [sys.executable, "-m", "data.prepare", "--config", str(RECIPE), *overrides]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
     assert finished.returncode == 0, finished.stderr
     (manifest,) = (tmp_path / "cache").glob("*/manifest.json")
     assert f"store       {manifest.parent}" in finished.stdout

@@ -169,7 +169,9 @@ def test_installed_packages_are_found_without_importing_them() -> None:
         "import json, sys; from data.pydoc import installed_packages; before = set(sys.modules); "
         "print(json.dumps([list(installed_packages()), sorted(set(sys.modules) - before)]))"
     )
-    finished = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
+    )
     found, imported = json.loads(finished.stdout)
     assert {STANDARD_LIBRARY, "torch", "numpy"} <= set(found)
     assert not set(imported) & set(PACKAGES)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from data.prepare import summary
 from data.store import open_store
 from data.tokenizer import train_bpe
 
+from ..conftest import wait_for
 from .corpus import build, documents_of, sentences, text_data, write_jsonl
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_an_unchanged_source_is_not_tokenised_again(tmp_path: Path, capfd: pytes
 def test_opening_a_built_store_loads_no_heavy_library(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", sentences(100))
     store = build(tmp_path / "cache", path)
-    out, err = opening(tmp_path / "cache", path).communicate()
+    out, err = opening(tmp_path / "cache", path).communicate(timeout=120)
     assert err == ""
     opened, imported = json.loads(out)
     assert opened == str(store.path)
@@ -195,11 +195,9 @@ def test_a_killed_build_leaves_nothing_that_opens(tmp_path: Path, phase: str) ->
     path = write_jsonl(tmp_path / "a.jsonl", sentences(25_000))
     cache = tmp_path / "cache"
     process = opening(cache, path)
-    while not list(cache.glob(f"*.building/{phase}")):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.002)
+    wait_for(lambda: list(cache.glob(f"*.building/{phase}")), process, f"it writes {phase}")
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     (remains,) = cache.glob("*.building")
     assert not remains.with_suffix("").exists()
@@ -210,7 +208,7 @@ def test_a_killed_build_leaves_nothing_that_opens(tmp_path: Path, phase: str) ->
 def test_processes_at_once_build_one_store(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", sentences(2000))
     processes = [opening(tmp_path / "cache", path) for _ in range(2)]
-    outputs = [process.communicate() for process in processes]
+    outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len({json.loads(out)[0] for out, _ in outputs}) == 1
     built = ["tokenizers" in json.loads(out)[1] for out, _ in outputs]

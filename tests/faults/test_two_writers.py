@@ -63,7 +63,7 @@ def holder(tmp_path):
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.wait()
+    process.wait(60)
 
 
 def test_the_second_of_two_runs_in_one_folder_is_refused(holder, start, unbroken, tmp_path):
@@ -72,7 +72,7 @@ def test_the_second_of_two_runs_in_one_folder_is_refused(holder, start, unbroken
     assert f"process {holder.pid} on " in ended.output
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [LOCK_FILE], "nothing is written"
     os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
+    holder.wait(60)
     assert (tmp_path / "run" / LOCK_FILE).exists(), "a killed process cannot tidy up"
     again = start(tmp_path / "run")
     assert again.status == 0, again.output

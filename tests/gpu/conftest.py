@@ -1,14 +1,18 @@
-"""Correctness on one GPU; GPU_CHECK_DEVICE=cpu proves the same code on tiny sizes."""
+"""Correctness on one GPU; without one, or with GPU_CHECK_DEVICE=cpu, the same code on tiny sizes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from .device import ASKED, DEVICE, VARIABLE, WHY_NOT, Runs, on_device
+from .device import ASKED, VARIABLE, Runs, on_device
+
+FIRST_ONLY = "GPU_CHECK_FIRST_ONLY"
+"""A variable that, if set, leaves the first test of each file: enough to try the command that runs them."""
 
 if ASKED not in (None, "cpu", "cuda"):
     raise pytest.UsageError(f"{VARIABLE}={ASKED}: must be cuda or cpu")
@@ -16,12 +20,14 @@ if ASKED == "cuda" and not torch.cuda.is_available():
     raise pytest.UsageError(f"{VARIABLE}=cuda: torch {torch.__version__} finds no GPU")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.gpu)
-            if DEVICE == "none":
-                item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    for item in ours:
+        item.add_marker(pytest.mark.gpu)
+    if os.environ.get(FIRST_ONLY):
+        first = {item.path: item for item in reversed(ours)}
+        config.hook.pytest_deselected(items=[item for item in ours if item is not first[item.path]])
+        items[:] = [item for item in items if item.path not in first or item is first[item.path]]
 
 
 @pytest.fixture(autouse=True)

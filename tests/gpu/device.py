@@ -23,9 +23,8 @@ from train_lm import train
 
 VARIABLE = "GPU_CHECK_DEVICE"
 ASKED = os.environ.get(VARIABLE) or None
-DEVICE = ASKED or ("cuda" if torch.cuda.is_available() else "none")
+DEVICE = ASKED or ("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE == "cuda"
-WHY_NOT = f"needs a GPU; {VARIABLE}=cpu runs it on tiny sizes"
 LIMIT = 120
 """Seconds that a process may take."""
 SIZES = (

@@ -54,4 +54,7 @@ def test_a_sharded_run_goes_on_unsharded(runs):
     runs.here("moved", *stopping)
     assert facts_of(moved)["sharded"] is False
     assert [row["step"] for row in rows_of(moved)] == list(range(1, 21))
-    assert_same_run(runs.here("plain", *options), moved, TOLERANCE)
+    plain = runs.here(
+        "plain", *options, "stress=[{kind: scale_lr, step: 13, factor: 1.0}]"
+    )  # it acts, and does nothing
+    assert_same_run(plain, moved, TOLERANCE)

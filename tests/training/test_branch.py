@@ -27,11 +27,19 @@ def start(recipe):
     return trained
 
 
+@pytest.fixture(scope="module")
+def original(workspace, tmp_path_factory):
+    """The run that branches come from; tests that change it have a copy."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("original")
+    config = load_config(workspace / "tiny.yaml", [f"output_dir={folder}", "name=parent", "checkpoint.keep=9"])
+    assert train(config) == 0
+    return folder / "parent"
+
+
 @pytest.fixture
-def parent(start):
-    status, run = start("name=parent", "checkpoint.keep=9")
-    assert status == 0
-    return run
+def parent(original, tmp_path):
+    return Path(shutil.copytree(original, tmp_path / "parent"))
 
 
 def test_a_branch_without_a_change_is_the_run_it_comes_from(start, parent):

@@ -8,10 +8,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.simulate import micro_batch
+from common.command import exit_status
 from common.errors import InputError
 from configs.load import load_config
 from model import HEADS, LinearHead
-from tests.conftest import python
 from train_lm import train
 from training.memory import GIB, LEAST_VOCABULARY, activations, group_room, need_of, shapes_of, skeleton
 
@@ -92,10 +92,12 @@ def test_a_run_says_its_size_and_one_that_cannot_fit_is_refused_before_its_text_
 ):
     cache = tmp_path / "cache"
     huge = ["body.n_layer=200", "body.n_embd=20000", f"data.cache_dir={cache}"]
-    refused = python("train_lm.py", "--config", recipe["path"], *recipe["overrides"], *huge)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: body: 960,")
-    assert refused.stderr.count("\n") == 1
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = load_config(recipe["path"], [*recipe["overrides"], *huge])
+    assert exit_status(lambda: train(config)) == 2
+    refused = capfd.readouterr().err
+    assert refused.startswith("error: body: 960,")
+    assert refused.count("\n") == 1
     assert not cache.exists()
     assert not (tmp_path / "tiny").exists()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from analysis.words.pair_lists import BUILTIN, FORMATS, load_pairs
 from analysis.words.pairs import PARTS_OF_SPEECH, Pair, PairList
+from analysis.words.substitution_files import is_substitution_file
 from common.errors import InputError
 
 SIMLEX_HEADER = "word1\tword2\tPOS\tSimLex999\tconc(w1)\tconc(w2)\tconcQ\tAssoc(USF)\tSimAssoc333\tSD(SimLex)\n"
@@ -211,3 +213,10 @@ def test_an_unknown_format_is_told_with_all_known_ones(tmp_path: Path, text: str
 def test_a_folder_is_no_list(tmp_path: Path) -> None:
     (problem,) = problems(str(tmp_path))
     assert "cannot be read" in problem
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_substitution_file(tmp_path / "pipe")
+    (problem,) = problems(str(tmp_path / "pipe"))
+    assert "pipe cannot be read as text (it is no regular file); give builtin" in problem

@@ -372,6 +372,14 @@ def test_what_is_no_log_says_in_one_line_what_was_looked_for(tmp_path: Path, nam
     assert "remove" not in problem
 
 
+def test_a_file_of_the_kernel_is_empty_and_is_not_read() -> None:
+    """It has no size, whatever it says; some of them answer only once something happens."""
+    file = Path("/proc/self/stat")
+    assert file.read_bytes()
+    with pytest.raises(InputError, match="is empty"):
+        read_logs(file, {})
+
+
 def test_a_folder_without_a_log_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no log was found in it \(trainer_state.json of transformers"):
         read_logs(tmp_path, {})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
-from tests.conftest import ROOT
+from analysis import summary
+from analysis.curves import __main__ as curves
+from analysis.replay import __main__ as replay
+from analysis.spikes import __main__ as spikes
+from common.command import exit_status
+from tests.conftest import ROOT, python
 
 from .loops import rows_of, status_of
 
@@ -69,12 +71,6 @@ for step in range(1, 151):
 """
 
 
-def python(*arguments, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
-
-
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("script") / "train.py"
@@ -85,7 +81,7 @@ def script(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(script):
     folder = script.parent / "mine"
-    done = python(script, folder, 0)
+    done = python(script, folder, 0, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert f"what happened? python -m analysis.spikes {folder}" in done.stdout
     return folder
@@ -101,31 +97,28 @@ def test_the_end_of_the_process_writes_the_last_rows(run):
 
 def test_an_exception_in_the_users_loop_is_the_runs_end(script):
     folder = script.parent / "failed"
-    done = python(script, folder, 33)
+    done = python(script, folder, 33, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert [row["step"] for row in rows_of(folder)] == list(range(1, 34))
     assert status_of(folder) == {"status": "failed", "step": 33, "reason": "ValueError: a user's mistake"}
 
 
 def test_the_commands_for_finished_runs_work_on_it(run, tmp_path):
-    spikes = python("-m", "analysis.spikes", run, "--out", tmp_path)
-    assert spikes.returncode == 0, spikes.stderr
+    spikes.main([str(run), "--out", str(tmp_path)])
     found = json.loads((tmp_path / "events.json").read_text())
     assert {(event["signal"], event["start_step"]) for event in found} >= {("loss/nll", 101)}
-    curves = python("-m", "analysis.curves", run, "--out", tmp_path / "curves.png")
-    assert curves.returncode == 0, curves.stderr
+    curves.main([str(run), "--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").stat().st_size > 20_000
-    summary = python("-m", "analysis.summary", run, "--out", tmp_path)
-    assert summary.returncode == 0, summary.stderr
+    summary.main([str(run), "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "summary.json").read_text())["runs"]
     assert (row["steps"], row["status"], row["nll_spikes"]) == (150, "finished", 1)
 
 
-def test_a_replay_says_in_a_line_what_it_needs(run, tmp_path):
-    replay = python("-m", "analysis.replay", run, "--step", 101, "--out", tmp_path)
-    assert replay.returncode == 2
-    assert replay.stderr.count("\n") == 1
-    assert "exact replay needs a run of train_lm.py" in replay.stderr
+def test_a_replay_says_in_a_line_what_it_needs(run, tmp_path, capsys):
+    assert exit_status(lambda: replay.main([str(run), "--step", "101", "--out", str(tmp_path)])) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "exact replay needs a run of train_lm.py" in told
 
 
 def test_only_the_first_rank_of_a_distributed_training_writes(tmp_path):
@@ -158,7 +151,7 @@ def test_only_the_first_rank_of_a_distributed_training_writes(tmp_path):
     """)
     )
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, path, tmp_path / "run"]
-    done = python(*command, timeout=300)
+    done = python(*command, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "run")
     norms = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("norm")]
