@@ -67,6 +67,7 @@ PLANTED: dict[str, tuple[str, str]] = {
     "hidden: gradient noise": (HARDWARE, "{{kind: gradient_noise, step: {step}, steps: 3, factor: 30.0}}"),
 }
 """By name: the true cause, and the stress."""
+CONCLUSIONS = (DATA, RATE, STATE, HARDWARE, "attention logits", "output logits", "numerics", "not decided", "no spike")
 
 
 def config_of(folder: Path, overrides: Sequence[str]) -> RunConfig:
@@ -140,8 +141,12 @@ def matrix(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     spiked = [each for each in cases if each["concluded"] is not None]
     right = sum(each["concluded"] == each["cause"] for each in spiked)
     undecided = sum(each["concluded"] == "not decided" for each in spiked)
+    table = [
+        {"planted": name, "cause": PLANTED[name][0], **{told: counts[told] for told in CONCLUSIONS}}
+        for name, counts in by_fault.items()
+    ]
     return {
-        "faults": [{"planted": name, "cause": PLANTED[name][0], **counts} for name, counts in by_fault.items()],
+        "faults": table,
         "spiked": len(spiked),
         "right": right,
         "undecided": undecided,
