@@ -44,16 +44,23 @@ ROOT = Path(__file__).parent.parent
 SLOW = (
     "tests/benchmarks/test_gpu_whole.py",
     "tests/test_run_suite.py",
-    "tests/training/test_stresses.py",
-    "tests/gpu/test_compiled.py",
+    "tests/stability/intervene/test_remedies_in_runs.py",
+    "tests/stability/monitor/test_commands.py",
     "tests/training/test_loss_kernel.py",
+    "tests/benchmarks/test_gpu_check.py",
+    "tests/training/test_stresses.py",
+    "tests/gpu/test_runs.py",
+    "tests/test_describe.py",
+    "tests/gpu/test_compiled.py",
+    "tests/gpu/test_sharded.py",
 )
-"""Files that take minutes, the longest first."""
+"""Files that take half a minute or more, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow files, then with those of many tests: side by side, a file that begins last is waited for."""
     order = {ROOT / name: place for place, name in enumerate(SLOW)}
+    assert all(path.is_file() for path in order), "SLOW names a file that is not there"
     count = Counter(item.path for item in items)
     items.sort(key=lambda item: (order.get(item.path, len(order)), -count[item.path]))
 

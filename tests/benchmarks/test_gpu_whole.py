@@ -14,7 +14,7 @@ from benchmarks.gpu_check.tables import report
 from benchmarks.throughput import LINEAR, METRIC
 
 from ..conftest import ROOT, python
-from ..gpu.conftest import FIRST_ONLY
+from ..gpu.conftest import FIRST_ONLY, LONGEST
 from .test_gpu_tables import by_table, last
 
 pytestmark = pytest.mark.timeout(960)
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(960)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder that the command has filled. Of tests/gpu it ran the first test of each file; all of them run without it."""
+    """The folder that the command has filled. Of tests/gpu it ran the first test of each file but one; all run without it."""
     out = tmp_path_factory.mktemp("whole")
     arguments = ("--device", "cpu", "--minutes", "9", "--out", out)
     done = python("-m", "benchmarks.gpu_check", *arguments, timeout=900, **{FIRST_ONLY: "1"})
@@ -31,13 +31,13 @@ def whole(tmp_path_factory):
     return out
 
 
-def test_all_parts_run_and_the_tests_of_all_files(whole):
+def test_all_parts_run_and_tests_of_the_files(whole):
     found = json.loads((whole / reports.JSON_NAME).read_text())
     assert [outcome["name"] for outcome in found["outcomes"]] == [part.name for part in PARTS]
     tests = [line for line in found["lines"] if line["table"] == "tests"]
     assert {line["outcome"] for line in tests} == {"passed", "skipped"}
-    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
-    assert sorted(line["test"].partition("::")[0] for line in tests) == files
+    files = {path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py")} - {LONGEST}
+    assert sorted(line["test"].partition("::")[0] for line in tests) == sorted(f"tests/gpu/{name}" for name in files)
     text = (whole / reports.MARKDOWN_NAME).read_text()
     assert "Nothing: every part ran to its end and every test passed." in text
 
