@@ -63,6 +63,9 @@ REMEDIES: Mapping[str, Sequence[str]] = {
 }
 """Overrides of the baseline, by name; all but one keep its clipping at 1.0. In the order of the arms."""
 
+WITH_RECORD = ("clip_update_norm", "skip_step", "zclip", "adagc")
+"""Remedies that compare with what came before, and so must act for a while before a fault."""
+
 TREATED = ("rate x10", "random tokens", "rate x100")
 """The stresses that remedies are tried on."""
 
@@ -81,7 +84,7 @@ class Plan:
     """Of all arms. The rate is constant so that it is the same before and after a fault."""
     seed: int = 0
     treated_from: int = 455
-    """Step at which the arms of a remedy leave the parent: the remedies that compare with the last 128 steps need half of them.
+    """Step at which remedies with a record leave the parent: those that compare with the last 128 steps need half of them.
     There is a checkpoint at every ``branch - treated_from`` steps, of which both must be multiples."""
     branch: int = 520
     """Step at which arms with a stress begin."""
@@ -128,14 +131,14 @@ def train_parent(plan: Plan) -> Path:
 def train(plan: Plan, remedy: str | None, stress: str | None) -> Path:
     """Train an arm and what it comes from, unless they are there.
 
-    With a remedy, a calm run of its own leaves the parent early, and its arms with a stress branch from that one: windows and
-    running means are then filled when the fault comes. Without one, the calm arm branches where the others do.
+    A remedy with a record leaves the parent early, in a calm run of its own, and its arms with a stress branch from that one.
+    All other arms leave the parent shortly before the fault.
     """
     overrides = list(plan.remedies[remedy]) if remedy else []
-    if stress is None:
-        start, step = train_parent(plan), plan.treated_from if remedy else plan.branch
-    else:
-        start, step = train(plan, remedy, None) if remedy else train_parent(plan), plan.branch
+    start, step = train_parent(plan), plan.branch
+    if remedy in WITH_RECORD:
+        start, step = (start, plan.treated_from) if stress is None else (train(plan, remedy, None), plan.branch)
+    if stress is not None:
         fault = {"step": plan.fault, **plan.stresses[stress]}
         if fault["kind"] == "foreign_text":
             fault["paths"] = [str(_foreign(plan))]

@@ -94,12 +94,14 @@ def found(events: Sequence[Mapping[str, Any]], calm: Sequence[Mapping[str, Any]]
     return sorted(first.values(), key=lambda one: one.delay)
 
 
-FINDING = ("spike", "spike_opened", "rise", "stall", "saturated", "non_finite")
-"""Events of a run's watch that tell of an instability."""
+FINDING = ("spike", "spike_opened", "rise", "stall", "saturated", "non_finite", "rewind")
+"""Events of a run's watch that tell of an instability. After a rewind, the event of the spike that it took back is gone."""
 
 
 def _identity(event: Mapping[str, Any]) -> tuple[str, int, int, int]:
-    """Signal, first step, the one that showed it, and the last. A stall shows at its end; the end of a run names one step."""
+    """Signal, first step, the one that showed it, and the last. A stall shows at its end; the end of a run names one step;
+    of a rewind it is the spike that caused it."""
+    event = {"event": event["event"], **event.get("cause", event)}
     start = event.get("start_step", event.get("step", 0))
     end = event.get("end_step", event.get("opened_step", start))
     opened = event.get("opened_step", end if event["event"] == "stall" else start)

@@ -58,9 +58,9 @@ class Arm:
         return f"missed: {told}" if sigmas > LITTLE else f"no spike to find: {told}"
 
 
-def compared(plan: Plan, stressed: Run, calm: Run, fault: Mapping[str, Any]) -> Arm:
-    """A stressed run against a calm one, which began early enough to tell what was usual before the fault."""
-    acting, sigma = fault.get("steps", 1), noise(_before(calm, NLL, plan.fault)[-NOISE_OF:])
+def compared(plan: Plan, stressed: Run, calm: Run, usual: Run, fault: Mapping[str, Any]) -> Arm:
+    """A stressed run against a calm one. ``usual``: the parent, for what was usual before the fault."""
+    acting, sigma = fault.get("steps", 1), noise(_before(usual, NLL, plan.fault)[-NOISE_OF:])
     did = damage(_since(stressed, NLL, plan.fault), _since(calm, NLL, plan.fault), acting, sigma)
     again = sum(event["from_step"] - event["to_step"] for event in stressed.events if event["event"] == "rewind")
     norm_S = np.nan_to_num(_since(stressed, NORM, plan.fault), nan=np.inf)
@@ -68,7 +68,7 @@ def compared(plan: Plan, stressed: Run, calm: Run, fault: Mapping[str, Any]) -> 
         damage=did,
         tokens=None if did.back is None else (did.back + again) * plan.tokens_per_step,
         validation=_validation(stressed, plan) - _validation(calm, plan),
-        gradient=float(norm_S.max() / np.median(_before(calm, NORM, plan.fault)[-USUAL:])),
+        gradient=float(norm_S.max() / np.median(_before(usual, NORM, plan.fault)[-USUAL:])),
         found=found(stressed.events, calm.events, plan.fault, plan.fault + acting - 1),
         sigma=sigma,
     )
@@ -80,7 +80,7 @@ def stress_table(plan: Plan) -> str:
     rows = []
     for name, fault in {None: {}, **plan.stresses}.items():
         if has_ended(path := directory(plan, None, name)):
-            arm = compared(plan, load_run(path), calm, fault)
+            arm = compared(plan, load_run(path), calm, calm, fault)
             rows.append([name or "calm", f"{fault.get('steps', 1)}" if fault else "", *arm.cells()])
     table = markdown_table(["stress", "lasts", *HEADER, FOUND], rows)
     return f"{table}\n{_calm_table(plan, calm)}" + _not_run(plan, [None], plan.stresses)
@@ -115,23 +115,20 @@ def remedy_tables(plan: Plan) -> str:
             stressed = load_run(path) if has_ended(path) else None
             ends.append(math.nan if stressed is None else _validation(stressed, plan))
             if stressed is not None:
-                tables[stress].append([remedy, *compared(plan, stressed, own, plan.stresses[stress]).cells()])
+                tables[stress].append([remedy, *compared(plan, stressed, own, baseline, plan.stresses[stress]).cells()])
         against = [signed(end - _validation(baseline, plan), 3) for end in ends]
-        rows.append([remedy, f"{size_of_updates(own, baseline, plan.fault):.2f}", *against])
+        rows.append([remedy, f"{size_of_updates(own, baseline):.2f}", *against])
     parts = [markdown_table(header, rows)]
     parts += [markdown_table([stress, *HEADER, FOUND], table) for stress, table in tables.items() if table]
     return "\n".join(parts) + _not_run(plan, plan.remedies, [None, *plan.treated])
 
 
-def size_of_updates(run: Run, other: Run, step: int) -> float:
-    """Root mean square of the updates before ``step``, relative to another run's over the same steps: the geometric mean over
-    the groups of the ratios of medians."""
+def size_of_updates(run: Run, other: Run) -> float:
+    """Root mean square of the updates of a run, relative to another one's over the same steps: the geometric mean over the
+    groups of the ratios of medians."""
     names = [name for name in run.metrics.columns if name.startswith(UPDATES)]
-    first = run.metrics.index[0]
-    logs = [
-        math.log(np.median(_before(run, name, step)) / np.median(_before(other, name, step, first))) for name in names
-    ]
-    return math.exp(sum(logs) / len(logs))
+    ratios = run.metrics[names].median() / other.metrics.loc[run.metrics.index, names].median()
+    return float(np.exp(np.log(ratios).mean()))
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -139,9 +136,9 @@ def signed(value: float, digits: int = 2) -> str:
     return "" if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _before(run: Run, name: str, step: int, first: int = 0) -> Floats:
+def _before(run: Run, name: str, step: int) -> Floats:
     values = run.series(name)
-    return values[(values.index >= first) & (values.index < step)].to_numpy()
+    return values[values.index < step].to_numpy()
 
 
 def _since(run: Run, name: str, step: int) -> Floats:

@@ -102,6 +102,12 @@ def test_a_stall_is_found_where_it_ends() -> None:
     assert found([stall], [], fault=130, last=130) == []
 
 
+def test_a_rewind_tells_of_the_spike_that_it_took_back() -> None:
+    cause = {"signal": "loss/nll", "start_step": 100, "end_step": 103, "sigmas": 12.0}
+    rewind = {"event": "rewind", "from_step": 120, "to_step": 90, "cause": cause}
+    assert found([rewind], [], fault=100, last=103) == [Found("loss/nll", "rewind", 0)]
+
+
 def test_arms_have_directories_of_their_own(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
     assert set(plan.treated) <= plan.stresses.keys()
