@@ -37,10 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_part(plan: Plan, part: str) -> str:
     """Train the arms of a part that are missing, and write its tables, even if it is interrupted."""
-    if part == "stresses":
-        arms = [(None, stress) for stress in (None, *plan.stresses)]
-    else:
-        arms = [(remedy, stress) for remedy in (None, *plan.remedies) for stress in (None, *plan.treated)]
+    remedies, stresses = ([], plan.stresses) if part == "stresses" else (plan.remedies, plan.treated)
+    arms = [(remedy, stress) for remedy in (None, *remedies) for stress in (None, *stresses)]
     try:
         for remedy, stress in arms:
             train(plan, remedy, stress)

@@ -78,7 +78,8 @@ def stress_table(plan: Plan) -> str:
     """A row for each stress without remedy, held against the parent; first the calm arm, which must be the same run."""
     calm = load_run(parent_directory(plan))
     rows = []
-    for name, fault in {None: {}, **plan.stresses}.items():
+    faults: list[tuple[str | None, Mapping[str, Any]]] = [(None, {}), *plan.stresses.items()]
+    for name, fault in faults:
         if has_ended(path := directory(plan, None, name)):
             arm = compared(plan, load_run(path), calm, calm, fault)
             rows.append([name or "calm", f"{fault.get('steps', 1)}" if fault else "", *arm.cells()])
@@ -107,7 +108,8 @@ def remedy_tables(plan: Plan) -> str:
     calm = {name: load_run(path) for name in plan.remedies if has_ended(path := directory(plan, name, None))}
     calm = {"none": baseline} | calm
     header = ["remedy", "updates / baseline's", "calm", *plan.treated]
-    rows, tables = [], {stress: [] for stress in plan.treated}
+    rows: list[list[str]] = []
+    tables: dict[str, list[list[str]]] = {stress: [] for stress in plan.treated}
     for remedy, own in calm.items():
         ends = [_validation(own, plan)]
         for stress in plan.treated:
