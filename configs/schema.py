@@ -145,7 +145,8 @@ class RunConfig(Section):
     without a checkpoint."""
     branch_from: Place | None = None
     """RUN@STEP: begin at this checkpoint of another run, with its weights, optimizer state and detectors, and its place in the
-    data; null: begin with a new model. Data, body, head and the kind of optimizer must be the same."""
+    data; null: begin with a new model. Data, body, head, batch size and the kind of optimizer must be the same; objective, rate,
+    schedule, stress and interventions may differ, and so may the seed, which gives other batches."""
     data: DataConfig
     body: BodyConfig
     head: Choice

@@ -67,6 +67,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head.n_classes = config.n_classes
         self.objective: Objective = build(OBJECTIVES, config.objective)
         self.penalties: Sequence[Penalty] = ()
+        self.penalised_evaluation = False
+        """Whether an evaluation has the penalties too, as when a step's loss is measured again after it."""
         """Added to the objective in training mode."""
         if config.tie_word_embeddings:
             # The name of the input embedding differs between bodies: wte, embed_tokens, ...
@@ -168,7 +170,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
-        penalised = self.training and self.penalties
+        penalised = self.penalties and (self.training or self.penalised_evaluation)
         objective = WithPenalties(self.objective, self.penalties) if penalised else self.objective
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from record.rewinds import last_rewind
 from record.rows import json_line, rows_up_to
 from stability.detect.precursors import LOOK_BACK
 
-SAME = ("data", "body", "head", "optimizer.kind")
+SAME = ("data", "body", "head", "optimizer.kind", "train.batch_size")
 """Keys that a branch shares with the run it comes from: what the checkpoint holds depends on them."""
-FREE = ("data.cache_dir",)
+FREE = ("data.cache_dir", "data.skip_steps")
 
 
 def begin_branch(config: RunConfig, directory: Path) -> None:
@@ -44,6 +44,7 @@ def begin_branch(config: RunConfig, directory: Path) -> None:
         raise InputError(f"branch_from: {checkpoint} cannot be used: {problem}")
     if step >= config.train.steps:
         raise InputError(f"branch_from: step {step} is not before the last one, train.steps={config.train.steps}")
+    _refuse_past_stresses(config, step)
     _refuse_other(config, read_state(checkpoint)["config"], checkpoint)
     temporary = directory / f".{BRANCH_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,7 +56,7 @@ def begin_branch(config: RunConfig, directory: Path) -> None:
     recorder = Recorder(directory, writes=True)
     (directory / "events.jsonl").unlink(missing_ok=True)
     if (rewind := last_rewind(run, step)) is not None:  # its batches stay left out
-        recorder.event("rewind", rewind.to_step, **asdict(rewind))
+        recorder.event("rewind", rewind.to_step, **asdict(replace(rewind, number=0)))  # none of this run's own
     sha256 = sha256_of(checkpoint / MANIFEST_FILE)
     recorder.event("branch", step, step=step, run=str(run), manifest_sha256=sha256)
     temporary.rename(directory / BRANCH_FOLDER)
@@ -69,6 +70,13 @@ def branch_point(given: str) -> tuple[Path, int]:
     if not (Path(run) / "config.yaml").is_file():
         raise InputError(f"branch_from: {run} is no run directory: it has no config.yaml")
     return Path(run), int(step)
+
+
+def _refuse_past_stresses(config: RunConfig, step: int) -> None:
+    for number, choice in enumerate(config.stress):
+        first, steps = choice.options["step"], choice.options["steps"]
+        if steps is not None and first + steps - 1 <= step:
+            raise InputError(f"stress.{number}.step: {first} is over at step {step}, where the branch begins")
 
 
 def _refuse_other(config: RunConfig, recorded: dict[str, Any], checkpoint: Path) -> None:

@@ -116,13 +116,18 @@ class Edge:
         return promised if self.gradients or self.scale is None else promised / self.scale
 
     def _loss(self) -> Tensor:
-        """The objective of the step's batch () as the step has it: per target, over all ranks, but without dropout."""
+        """The objective of the step's batch () as the step has it: penalties included, per target, over all ranks; but without
+        dropout."""
         model = self.run.bare_model()
-        with only_looking(model):
-            losses = [
-                model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
-                for x_RT, y_RT in self.micro_batches
-            ]
+        model.penalised_evaluation = True
+        try:
+            with only_looking(model):
+                losses = [
+                    model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
+                    for x_RT, y_RT in self.micro_batches
+                ]
+        finally:
+            model.penalised_evaluation = False
         return self._sum(losses)
 
     def _sum(self, losses: Sequence[TokenLosses]) -> Tensor:
@@ -143,9 +148,7 @@ def trains_as_it_evaluates(run: Run) -> bool:
     model = run.bare_model()
     dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
     dropout = dropout or any(getattr(model.model.config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
-    changed = any(i.has("penalty") for i in run.interventions.values()) or any(
-        type(s).attach is not Stress.attach for s in run.stresses
-    )
+    changed = any(type(s).attach is not Stress.attach for s in run.stresses)
     return not (dropout or changed or run.config.train.compile)
 
 

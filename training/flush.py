@@ -6,6 +6,7 @@ import torch
 
 from data.batches import evaluation_batches
 from ranks.collectives import all_reduce, only_looking
+from record.checkpoints import start_step
 from record.environment import peak_memory_bytes
 
 from .run import Run
@@ -38,10 +39,11 @@ def flush(run: Run, evaluation_due: bool) -> None:
 
 def report_stresses(run: Run) -> None:
     """Write an event for each stress that has begun or ended to act in the steps just flushed."""
+    begin = start_step(run.directory)
     for row in run.rows:
         step = row["step"]
         for number, stress in enumerate(run.stresses):
-            acts, acted = (stress.acts(s, run.batch_number(s)) if s else False for s in (step, step - 1))
+            acts, acted = (stress.acts(s, run.batch_number(s)) if s > begin else False for s in (step, step - 1))
             if acts != acted:
                 what = stress.describe(step, run.batch_number(step)) if acts else ""
                 event = {"step": step, "number": number, "kind": stress.kind, "description": what}

@@ -263,7 +263,7 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
             same = [n for n, i in run.interventions.items() if n in theirs and i.options == theirs[n].options]
             tensors, alarms = {key: t for key, t in tensors.items() if key.partition(".")[0] in same}, []
         load_interventions(run, tensors)
-        if run.accelerator.scaler is not None:
+        if run.accelerator.scaler is not None and state["gradient_scaler"] is not None:  # of a branch from fp32
             run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
     found = from_main(
         lambda: asdict(back) if (back := last_rewind(run.directory, run.step)) else None, run.accelerator.device

@@ -91,6 +91,9 @@ def choose_spike(logged: LoggedRun, step: int | None, event: int | None) -> Mapp
             raise InputError(f"--event {event}: the run {logged.path} has {len(spikes)} spikes")
         return spikes[event - 1]
     if step is None:
+        broken = [e for e in logged.events if e["event"] == "non_finite" and "start_step" in e]
+        if not spikes and broken:
+            return {**broken[0], "peak_step": broken[0]["start_step"], "precursors": []}
         if not spikes:
             raise InputError(f"{logged.path} has no spike in events.jsonl; name a step of yours with --step")
         return max(spikes, key=lambda e: (e["signal"] == "loss/nll", float(e["sigmas"])))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .experiments import ATTENTION, DATA, HARDWARE, NUMERICS, OUTPUT, RATE, STATE, UNDECIDED
+from .experiments import AS_BEFORE, DATA, HARDWARE, OUTPUT, RATE, STATE, UNDECIDED
 
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
@@ -24,34 +24,38 @@ class Level:
 
     median: float
     sigma: float
+    ceiling: float
+    """A value counts for no more than this: of a spike that is far beyond it a change must remove more than most."""
 
     def excess(self, values: Sequence[float]) -> float:
-        """By how much the values are above two sigmas over the median, summed over steps; infinite if one is not finite."""
-        if not all(map(math.isfinite, values)):
-            return math.inf
-        return float(np.clip(np.asarray(values) - self.median - 2 * self.sigma, 0, None).sum())
+        """By how much the values are above two sigmas over the median, summed over steps; one that is not finite is at the
+        ceiling."""
+        array = np.asarray(values, dtype=float)
+        array = np.where(np.isfinite(array), np.minimum(array, self.ceiling), self.ceiling)
+        return float(np.clip(array - self.median - 2 * self.sigma, 0, None).sum())
 
 
-def level_of(values: Sequence[float]) -> Level:
+def level_of(values: Sequence[float], ceiling: float = math.inf) -> Level:
     """The level of some values before a spike."""
     finite = np.array([v for v in values if math.isfinite(v)])
     median = float(np.median(finite))
-    return Level(median, 1.4826 * float(np.median(np.abs(finite - median))))
+    sigma = 1.4826 * float(np.median(np.abs(finite - median)))
+    return Level(median, sigma, max(ceiling, median + 20 * sigma))
 
 
 def removed(factual: float, changed: float) -> float:
     """The share of a spike's excess that a change has removed; negative if it made more of it."""
-    if math.isinf(factual):
-        return 0.0 if math.isinf(changed) else 1.0
-    return -math.inf if math.isinf(changed) else 1 - changed / factual
+    return 1 - changed / factual
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What is known about a spike once all experiments are done."""
 
-    reproduced: bool
-    """Whether the steps taken again were those of the log, to the bit or within the tolerance."""
+    differs_from: int | None
+    """The first step taken again that was not that of the log, to the bit or within the tolerance; None if all were."""
+    first: int
+    """The window's first step."""
     comparable: bool
     """Whether they should have been to the bit: the same device, packages and number of processes."""
     again: float
@@ -61,10 +65,12 @@ class Evidence:
     batch_sigmas: float
     """By how much the loss of the spike's batches stood out at the weights before it."""
     logit_sigmas: float
-    """By how much the size of the output logits stood out from that of the steps before, up to the spike's start."""
+    """By how much the size of the output logits stood out from that of the steps before, before the spike's start."""
     sign_like: float
     """The largest share of parameters, in a step before the spike, that Adam moved almost as far as it ever does: near 1 where
     its moments hold little but the last gradient."""
+    sign_like_first: float
+    """The same in the window's first step."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,9 @@ class Conclusion:
 
 
 def conclude(e: Evidence) -> Conclusion:
-    """The cause of a spike. Where two causes explain it equally well, none is named."""
-    if e.again >= REMOVED:
-        if e.comparable:
-            return Conclusion(HARDWARE, ["the same steps, taken again on the same kind of machine, have no spike"])
-        return Conclusion(UNDECIDED, ["taken again on another kind of machine, the steps have no spike"])
+    """The cause of a spike. Where two causes explain it equally well, or the steps were not those of the log, none is named."""
+    if (not_the_same := _of_another_run(e)) is not None:
+        return not_the_same
     by_cause: dict[str, list[str]] = {}
     for name, (cause, share) in e.removed.items():
         if share >= REMOVED and cause:
@@ -89,25 +93,34 @@ def conclude(e: Evidence) -> Conclusion:
     odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
     if DATA in by_cause and unusual:
         return Conclusion(DATA, [*by_cause[DATA], odd])
-    if e.sign_like >= SIGN_LIKE and DATA not in by_cause:
-        moved = f"before it, Adam moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
-        return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
-    held = [line for line in by_cause.get(RATE, []) if line.startswith("the rate as before")]
-    if held:
+    if e.removed.get(AS_BEFORE, ("", 0.0))[1] >= REMOVED:
         return Conclusion(RATE, by_cause[RATE])
-    for cause in (NUMERICS, ATTENTION):
-        if cause in by_cause and DATA not in by_cause:
-            return Conclusion(cause, by_cause[cause])
-    if OUTPUT in by_cause and DATA not in by_cause and e.logit_sigmas >= UNUSUAL:
-        size = f"before it, the output logits were {e.logit_sigmas:.0f} sigmas from their usual size"
-        return Conclusion(OUTPUT, [*by_cause[OUTPUT], size])
-    left = [cause for cause in (DATA, OUTPUT, STATE, RATE) if cause in by_cause]
-    if len(left) == 1 and left[0] != OUTPUT:
-        return Conclusion(left[0], by_cause[left[0]])
-    if set(left) == {STATE, RATE} and not unusual:
+    if e.sign_like >= max(SIGN_LIKE, 2 * e.sign_like_first) and DATA not in by_cause:
+        moved = f"before it, Adam suddenly moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
+        return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
+    if OUTPUT in by_cause and e.logit_sigmas < UNUSUAL:
+        del by_cause[OUTPUT]  # so strong a penalty changes the gradient of any step
+    if set(by_cause) == {STATE, RATE} and not unusual:
         return _state_or_rate(e, by_cause)
-    reasons = [line for cause in left for line in by_cause[cause]]
+    if len(by_cause) == 1:
+        return Conclusion(*by_cause.popitem())
+    reasons = [line for lines in by_cause.values() for line in lines]
     return Conclusion(UNDECIDED, reasons or ["no single change removes it"])
+
+
+def _of_another_run(e: Evidence) -> Conclusion | None:
+    """The conclusion where the steps taken again are not those of the log."""
+    if e.differs_from is None:
+        return None
+    if e.differs_from < e.first:
+        return Conclusion(
+            UNDECIDED, [f"the replay differs from the log from step {e.differs_from} on: it is not this run"]
+        )
+    if e.again >= REMOVED and e.comparable:
+        return Conclusion(HARDWARE, ["the same steps, taken again on the same kind of machine, have no spike"])
+    if e.again >= REMOVED:
+        return Conclusion(UNDECIDED, ["taken again on another kind of machine, the steps have no spike"])
+    return Conclusion(UNDECIDED, [f"the steps taken again differ from the log from step {e.differs_from} on"])
 
 
 def _state_or_rate(e: Evidence, by_cause: Mapping[str, list[str]]) -> Conclusion:

@@ -19,7 +19,12 @@ from stability.measure.norms import total_norm
 
 DATA, STATE, RATE = "data", "optimizer state", "rate too high"
 ATTENTION, OUTPUT = "attention logits", "output logits"
+AS_BEFORE = "the rate as before"
 NUMERICS, HARDWARE, UNDECIDED = "numerics", "hardware", "not decided"
+
+
+JUMP = 0.5
+"""A rate of less than twice the usual one is no jump: during a warm-up it always rises."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,16 @@ def experiments(config: RunConfig, window: Window) -> list[Experiment]:
         Experiment("half the rate", RATE, rate_factors=dict.fromkeys(window.rates, 0.5)),
     ]
     held = {step: min(1.0, window.usual_rate / rate) for step, rate in window.rates.items() if rate > 0}
-    if min(held.values(), default=1.0) < 0.9:
-        tried.append(Experiment("the rate as before", RATE, rate_factors=held))
+    if min(held.values(), default=1.0) < JUMP:
+        tried.append(Experiment(AS_BEFORE, RATE, rate_factors=held))
     if {"beta1", "beta2"} <= o.keys():
         tried.append(Experiment("moments forgotten", STATE, forget_until=window.start))
         beta2 = float(o["beta2"])
-        changed = {"lower beta2": 1 - 4 * (1 - beta2), "higher beta2": 1 - (1 - beta2) / 4}
-        tried += [Experiment(name, STATE, [f"optimizer.beta2={b:.6g}"]) for name, b in changed.items() if 0 < b < 1]
+        # A higher one divides v, which stays, by less of a correction: it makes steps shorter, as a lower rate does.
+        changed = {"lower beta2": (STATE, 1 - 4 * (1 - beta2)), "higher beta2": ("", 1 - (1 - beta2) / 4)}
+        tried += [
+            Experiment(name, cause, [f"optimizer.beta2={b:.6g}"]) for name, (cause, b) in changed.items() if 0 < b < 1
+        ]
     added = {
         "QK-clip": (ATTENTION, {"kind": "qk_clip", "threshold": 50.0, "every": 1}),
         "z-loss": (OUTPUT, {"kind": "z_loss", "weight": 1e-2}),

@@ -25,13 +25,14 @@ def summary(found: Found, conclusion: Conclusion, spike: Mapping[str, Any]) -> l
     w, e = found.window, found.evidence
     lines = [f"spike in {found.signal} from step {w.start}, peak at {w.peak}: {conclusion.cause}"]
     lines += [f"  {reason}" for reason in conclusion.reasons]
-    if not e.reproduced:
+    if e.differs_from is not None:
         same = (
             "on the same kind of machine" if e.comparable else f"within {found.tolerance:g}, on another kind of machine"
         )
         lines.append(f"the steps taken again differ from the log, {same}: {found.disagreements[0]}")
     rows = [["the same again", "", _share(e.again)]]
     rows += [[name, cause, _share(share)] for name, (cause, share) in e.removed.items()]
+    rows += [[name, "", "not possible here"] for name in found.left_out]
     lines += ["", terminal_table(["change", "speaks for", "of the spike gone"], rows)]
     near = [p for p in spike.get("precursors") or [] if p["lead_steps"] <= NEAR]
     if first := sorted(near, key=lambda p: p["first_step"])[:3]:

@@ -6,7 +6,7 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,8 @@ class Found:
     again: list[float]
     """The signal over the window with nothing changed, and by experiment."""
     changed: dict[str, list[float]]
+    left_out: dict[str, str]
+    """Experiments that the run's model does not allow, and why."""
     evidence: Evidence
     disagreements: list[str]
     tolerance: float
@@ -102,7 +104,7 @@ def investigate(
     different += [n for row in rows.values() for n in disagreements(logged, row, tolerance)]
     logarithm = not signal.startswith("loss/")
     usual = [_value(v, logarithm) for v in logged.metrics[signal].loc[: window.first - 1].tail(USUAL)]
-    level = level_of([v for v in usual if v is not None])
+    level = level_of([v for v in usual if v is not None], _ceiling(logged, signal, usual))
     own = [_value(logged.value(signal, s), logarithm) for s in range(window.first, window.last + 1)]
     spiked = level.excess([math.nan if v is None else v for v in own])
     if spiked == 0:
@@ -110,18 +112,26 @@ def investigate(
             f"step {window.start}: {signal} is not above its usual level there; there is no spike to explain"
         )
     again, changed, shares, taken = _series(rows, signal, window, logarithm), {}, {}, len(rows)
+    left_out: dict[str, str] = {}
     gone = removed(spiked, level.excess(again))
     for experiment in tried(window) if gone < REMOVED else ():  # there is nothing left to remove
         progress(experiment.name, window.last - window.first + 1)
-        found = _take(run, before, window, experiment)
+        try:
+            found = _take(run, before, window, experiment)
+        except InputError as error:  # an intervention that this body or optimizer does not take
+            left_out[experiment.name] = str(error)
+            continue
         taken += len(found)
         changed[experiment.name] = _series(found, signal, window, logarithm)
         shares[experiment.name] = (experiment.cause, removed(spiked, level.excess(changed[experiment.name])))
     signs = [rows[s].get("adam/sign_like", 0.0) for s in range(window.first, window.start + 1) if s in rows]
-    signs = [x for x in signs if math.isfinite(x)]
-    logits = _logit_sigmas(logged, window)
-    evidence = Evidence(not different, tolerance == 0, gone, shares, sigmas, logits, max(signs, default=0.0))
-    return Found(window, signal, level, [*usual, *own], again, changed, evidence, different, tolerance, taken), before
+    signs = [x if math.isfinite(x) else 0.0 for x in signs]
+    differs = int(different[0].split(":")[0].removeprefix("step ")) if different else None
+    evidence = Evidence(
+        differs, window.first, tolerance == 0, gone, shares, sigmas, _logit_sigmas(logged, window), max(signs), signs[0]
+    )
+    logs = [*usual, *own]
+    return Found(window, signal, level, logs, again, changed, left_out, evidence, different, tolerance, taken), before
 
 
 def _value(value: float | None, logarithm: bool) -> float | None:
@@ -180,13 +190,21 @@ def _in_fp32(run: Run, wanted: bool) -> Iterator[None]:
         model.forward = wrapped
 
 
+def _ceiling(logged: LoggedRun, signal: str, usual: Sequence[float | None]) -> float:
+    """What a value of the signal counts for at most: a loss for that of the run's first row, the logarithm of a norm for a
+    thousand times the largest usual one."""
+    if signal.startswith("loss/"):
+        return float(logged.metrics[signal].iloc[0])
+    return max(v for v in usual if v is not None) + math.log(1000)
+
+
 def _logit_sigmas(logged: LoggedRun, window: Window) -> float:
     """By how many sigmas the logits' mean log partition function or their spread has left what it was before the window."""
     found = [0.0]
     for name in ("logit/logsumexp", "logit/std"):
         if name in logged.metrics:
             usual = level_of(list(logged.metrics[name].loc[: window.first - 1].tail(USUAL)))
-            now = logged.metrics[name].loc[window.first : window.start].to_numpy()
+            now = logged.metrics[name].loc[window.first : window.start - 1].to_numpy()
             found += list(np.abs(now - usual.median) / max(usual.sigma, 1e-12))
     return float(np.nanmax(found))
 
@@ -198,8 +216,12 @@ def _batch_sigmas(run: Run, window: Window) -> float:
     with only_looking(model):
         for step in range(window.first, last + 1):
             x_BT, y_BT = (ids.to(run.accelerator.device) for ids in step_batch(run, step))
-            losses = model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True, use_cache=False).losses
-            found[step] = float(losses.nll_sum / losses.valid_N.sum())
+            rows = run.config.train.micro_batch_size or len(x_BT)
+            losses = [
+                model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
+                for x_RT, y_RT in zip(x_BT.split(rows), y_BT.split(rows), strict=True)
+            ]
+            found[step] = sum(float(x.nll_sum) for x in losses) / sum(float(x.valid_N.sum()) for x in losses)
     suspects = range(max(window.first, window.start - 1), window.peak + 1)
     others = level_of([nll for step, nll in found.items() if step not in suspects] or list(found.values()))
     return max((found[s] - others.median) / max(others.sigma, 1e-12) for s in suspects if s in found)

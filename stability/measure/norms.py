@@ -62,7 +62,12 @@ class GroupNorms:
     @torch.no_grad()
     def __call__(self, norm_P: Tensor) -> tuple[Tensor, Tensor]:
         """Norm of each group (G,) and of all tensors (), in float32, from the norms of the P tensors."""
-        return (self.members_GP @ norm_P.float().square()).sqrt(), total_norm(norm_P)
+        squares_P = norm_P.float().square()
+        norm_G = (self.members_GP @ squares_P.nan_to_num(0.0, 0.0)).sqrt()
+        # A product with 0 would carry what is not finite into every other group.
+        for unusual_P, value in ((squares_P.isinf(), math.inf), (squares_P.isnan(), math.nan)):
+            norm_G = torch.where(self.members_GP @ unusual_P.float() > 0, value, norm_G)
+        return norm_G, total_norm(norm_P)
 
 
 def portions_of(parameters: Sequence[Tensor]) -> list[slice]:

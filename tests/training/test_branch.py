@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from shlex import split
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -105,10 +106,14 @@ def test_a_branch_goes_back_to_its_own_start(start, parent):
         ("branch_from={parent}", "branch_from: {parent}: give a run directory and a step, as runs/calm@500"),
         ("branch_from={parent}/x@10", "branch_from: {parent}/x is no run directory: it has no config.yaml"),
         ("branch_from={parent}@30", "branch_from: step 30 is not before the last one, train.steps=30"),
+        (
+            "branch_from={parent}@10 'stress=[{{kind: scale_lr, step: 9, steps: 2, factor: 2.0}}]'",
+            "stress.0.step: 9 is over at step 10, where the branch begins",
+        ),
     ],
 )
 def test_what_cannot_be_branched_from_is_told(start, parent, capsys, change, told):
-    status, run = start("name=branch", change.format(parent=parent))
+    status, run = start("name=branch", *split(change.format(parent=parent)))
     assert status == 2
     assert f"error: {told.format(parent=parent)}" in capsys.readouterr().err
     assert not (run / "branch_point").exists()

@@ -88,3 +88,12 @@ def test_a_far_too_large_step_raises_its_own_loss(recipe):
     assert values[1] > 0.5
     assert values[2] < 0
     assert all(map(math.isfinite, values))
+
+
+def test_with_a_penalty_kappa_is_still_1_for_a_step_that_is_small(recipe):
+    """The slope contains the penalty's, so the loss must, too."""
+    run = built(recipe, "telemetry.edge_every=1", "interventions=[{kind: z_loss, weight: 0.1}]", "optimizer.lr=1.0e-5")
+    for step in (1, 2, 3):
+        training_step(run, step)
+    for row in run.recorder.transfer().rows:
+        assert row["edge/kappa"] == pytest.approx(1, abs=0.05)

@@ -18,11 +18,14 @@ NOTHING = {
 }
 
 
-def cause(again=0.0, comparable=True, batch_sigmas=0.0, logit_sigmas=0.0, sign_like=0.0, **shares):
+def cause(
+    again=0.0, comparable=True, batch_sigmas=0.0, logit_sigmas=0.0, sign_like=0.0, usual=0.0, differs=None, **shares
+):
     changed = {name.replace("_", " "): share for name, share in shares.items()}
     changed = {"QK-clip" if n == "QK clip" else "z-loss" if n == "z loss" else n: s for n, s in changed.items()}
     table = NOTHING | {name: (NOTHING.get(name, (RATE, 0))[0], share) for name, share in changed.items()}
-    return conclude(Evidence(again == 0, comparable, again, table, batch_sigmas, logit_sigmas, sign_like)).cause
+    differs = differs or (50 if again else None)
+    return conclude(Evidence(differs, 50, comparable, again, table, batch_sigmas, logit_sigmas, sign_like, usual)).cause
 
 
 @pytest.mark.parametrize(
@@ -40,10 +43,16 @@ def cause(again=0.0, comparable=True, batch_sigmas=0.0, logit_sigmas=0.0, sign_l
         (RATE, {"the_rate_as_before": 0.9, "moments_forgotten": 0.9, "without_its_batches": 0.8}),
         (STATE, {"moments_forgotten": 0.9}),
         (STATE, {"half_the_rate": 0.9, "sign_like": 0.9}),
+        (RATE, {"the_rate_as_before": 0.9, "half_the_rate": 0.9, "sign_like": 0.9}),
+        (RATE, {"half_the_rate": 0.9, "sign_like": 0.6, "usual": 0.5}),
+        (UNDECIDED, {"again": 1.0, "differs": 41}),
+        (UNDECIDED, {"half_the_rate": 0.9, "differs": 52}),
         (DATA, {"without_its_batches": 1.0, "batch_sigmas": 9.0, "sign_like": 0.9}),
         (STATE, {"moments_forgotten": 0.9, "half_the_rate": 0.8, "lower_beta2": 0.8}),
         (UNDECIDED, {"moments_forgotten": 0.9, "half_the_rate": 0.8}),
-        (ATTENTION, {"QK_clip": 0.9, "half_the_rate": 0.8}),
+        (ATTENTION, {"QK_clip": 0.9}),
+        (UNDECIDED, {"QK_clip": 0.9, "half_the_rate": 0.8}),
+        (UNDECIDED, {"z_loss": 0.9, "half_the_rate": 0.8, "logit_sigmas": 9.0}),
         (UNDECIDED, {"z_loss": 0.9}),
         (OUTPUT, {"z_loss": 0.9, "logit_sigmas": 9.0}),
         (NUMERICS, {"in_fp32": 0.9}),
@@ -57,11 +66,12 @@ def test_a_cause_is_named_only_where_one_change_speaks_for_it(expected, evidence
 def test_how_much_of_a_spike_is_gone():
     level = level_of([1.0, 1.1, 0.9, 1.0, 1.05, 0.95, math.nan])
     assert level.median == 1.0 and level.sigma == pytest.approx(1.4826 * 0.05)
-    noiseless = Level(1.0, 0.0)
+    noiseless = Level(1.0, 0.0, 10.0)
     spiked = noiseless.excess([1.0, 3.0, 2.0])
     assert spiked == pytest.approx(3.0)
     assert removed(spiked, noiseless.excess([1.0, 1.5, 1.0])) == pytest.approx(1 - 0.5 / 3)
     assert removed(spiked, noiseless.excess([1.0, 9.0, 1.0])) < -1
-    assert removed(spiked, noiseless.excess([1.0, math.inf])) == -math.inf
-    assert removed(math.inf, spiked) == 1.0
-    assert removed(math.inf, math.inf) == 0.0
+    assert removed(spiked, noiseless.excess([1.0, math.inf])) == -2.0
+    huge, smaller = (noiseless.excess([1.0, x, x]) for x in (1e10, 1e9))
+    assert removed(huge, smaller) == 0, "beyond the ceiling nothing is gone"
+    assert removed(noiseless.excess([math.nan]), noiseless.excess([1e9])) == 0

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability.measure.edge import adam_values, cosine, dot, ghost_radius, kappa, moments_of, noise_scale
+from stability.measure.norms import GroupNorms
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 
@@ -123,3 +124,10 @@ def test_the_noise_scale_is_unbiased():
     )
     assert square == pytest.approx(10, abs=1.5)
     assert variance == pytest.approx(1000, rel=0.02)
+
+
+def test_what_is_not_finite_stays_in_its_group():
+    norms = GroupNorms({"a": [0, 1], "b": [2], "c": [3]}, [torch.zeros(1)] * 4)
+    norm_G, total = norms(torch.tensor([3.0, math.inf, 2.0, math.nan]))
+    assert norm_G[0] == math.inf and norm_G[1] == 2 and math.isnan(norm_G[2])
+    assert math.isnan(total)

@@ -1,0 +1,1 @@
+"""What each stress does to a small run, and what each remedy makes of it."""
