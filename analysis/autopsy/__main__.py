@@ -15,7 +15,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found, before = investigate(run, logged, spike, lambda window: experiments(run.config, window), progress)
     conclusion = conclude(found.evidence)
     restore(run, before)
-    carried, _, _ = explain(run, logged, int(spike["start_step"]), 3, keep_state=False)
+    explained, _, _ = explain(run, logged, int(spike["start_step"]), 3, keep_state=False)
+    carried = replace(explained, checkpoint=before["checkpoint"])
     write_json(
         out / "autopsy.json",
         {"run": logged.name, "spike": dict(spike), **asdict(conclusion), **asdict(found), "step": asdict(carried)},

@@ -38,7 +38,10 @@ def draw_autopsy(found: Found, name: str, cause: str) -> Figure:
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("step")
         handles["as logged"] = panel.plot(past, logged, color="black", linewidth=2.2)[0]
-        handles["the same again"] = panel.plot(steps, _finite(found.again), color=GREY, linewidth=1, linestyle=":")[0]
+        if panel is axes[1]:
+            handles["the same again"] = panel.plot(steps, _finite(found.again), color=GREY, linewidth=1, linestyle=":")[
+                0
+            ]
         for n in names:
             style = styles[n]
             handles[n] = panel.plot(

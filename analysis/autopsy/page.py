@@ -41,7 +41,7 @@ def summary(found: Found, conclusion: Conclusion, spike: Mapping[str, Any]) -> l
     lines.append(
         f"at the weights before, the loss of its batches stood {e.batch_sigmas:.1f} sigmas above that of others; the output "
         f"logits were up to {e.logit_sigmas:.1f} sigmas from their usual size; "
-        f"{found.steps_taken} steps were taken; gone counts from {100 * REMOVED:.0f}%"
+        f"{found.steps_taken} steps were taken; a change counts if {100 * REMOVED:.0f}% of the spike is gone"
     )
     return lines
 

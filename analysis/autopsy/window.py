@@ -65,7 +65,10 @@ def window_of(logged: LoggedRun, run: Run, spike: Mapping[str, Any]) -> Window:
     last = min(max(int(spike["end_step"]), peak + AFTER), first + MOST - 1, total, int(rows.index[-1]))
     before = rows.loc[: first - 1].tail(USUAL)
     if len(before) < 8:
-        raise InputError(f"step {start}: only {len(before)} logged steps before it; 8 at least say what is usual")
+        raise InputError(
+            f"step {start}: only {len(before)} logged steps before step {first}, where its experiments begin; "
+            "8 at least say what is usual"
+        )
     updates = [rows[name].loc[before.index] for name in rows.columns if name.startswith("update_rms/")]
     norm = None
     if updates:
