@@ -37,11 +37,17 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "grammar_micro.yaml"
 EVALUATED = 100
 PROBED = 20
+EDGE = 50
 TINY = [
     *("data.documents=1000", "data.sequence_length=32", "data.validation_fraction=0.1"),
     *("body.n_head=2", "body.n_embd=32", "train.batch_size=4", "train.eval_sequences=16"),
     *(f"train.eval_every={EVALUATED}", f"checkpoint.every={EVALUATED}", "checkpoint.keep=2"),
-    *("telemetry.flush_every=20", f"telemetry.attention_every={PROBED}", "detection.detector=median_mad"),
+    *(
+        "telemetry.flush_every=20",
+        f"telemetry.attention_every={PROBED}",
+        f"telemetry.edge_every={EDGE}",
+        "detection.detector=median_mad",
+    ),
 ]
 WARM_UP = 1000
 """Steps after which memory may no longer grow."""
@@ -159,6 +165,7 @@ def missing(table: Table, steps: int) -> list[str]:
     problems = []
     due = {"attention": table.steps % PROBED == 0, "validation": table.steps % EVALUATED == 0}
     due["hidden_kurtosis"] = due["attention"]  # of the same probe
+    due |= dict.fromkeys(("edge", "adam", "adam_rms"), table.steps % EDGE == 0)
     due["validation"][-1] = True
     for name in table.columns:
         expected = due.get(name.split("/", maxsplit=1)[0], np.ones(steps, dtype=bool))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ import pytest
 import torch
 from hypothesis import settings
 from transformers.utils import logging
+
+from configs.kinds import TABLES
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -92,6 +94,16 @@ telemetry: {{flush_every: 7}}
 """
     (folder / "tiny.yaml").write_text(recipe, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kinds_of_the_project() -> Iterator[None]:
+    """The kinds of plug-ins that a file of tests imports are not known to the next file in the same process."""
+    before = {section: dict(kinds) for section, kinds in TABLES.items()}
+    yield
+    for section, kinds in before.items():
+        TABLES[section].clear()
+        TABLES[section].update(kinds)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def open_run_directory(run: Run, point: ResumePoint) -> None:
 def storage_failed(run: Run, error: OSError) -> int:
     """Report the disk error and where the same command will resume; returns the exit status."""
     checkpoints = list_checkpoints(run.directory)
-    after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "its start"
+    after = f"checkpoints/{checkpoints[-1].name}" if checkpoints else "the start"
     reason = f"{error.filename or run.directory}: {error.strerror} at step {run.step}"
     with contextlib.suppress(OSError):
         if run.directory.is_dir():

@@ -75,12 +75,12 @@ def test_a_run_goes_back_before_an_update_that_overflows(step, found, recipe, tm
     """Found when its checkpoint is due, before any loss shows it; else at the next step, whose batch is not to blame alone."""
     usual, state = step_module.update, {"faults": 1}
 
-    def overflowing(run, number):
+    def overflowing(run, number, edge):
         if run.step == step - 1 and state["faults"]:
             state["faults"] = 0
             for group in run.optimizer.param_groups:
                 group["lr"] = 1e38
-        return usual(run, number)
+        return usual(run, number, edge)
 
     monkeypatch.setattr(step_module, "update", overflowing)
     overrides = ["name=run", "optimizer.weight_decay=100", "interventions=[{kind: rewind, margin: 0}]"]

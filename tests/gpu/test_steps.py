@@ -118,6 +118,7 @@ def test_a_step_does_not_wait_for_the_device(case, precision, start):
     assert [row["step"] for row in rows] == list(range(1, WARM_UP + 4))
     assert healthy == len(rows)
     wrong = {(row["step"], name): value for row in rows for name, value in row.items() if not math.isfinite(value)}
+    wrong = {key: value for key, value in wrong.items() if not key[1].endswith("/kappa")}  # NaN for a step uphill
     assert not wrong, wrong
     if "no telemetry" not in case:
         assert "attention/layer_01/logit_max" in rows[-1]
