@@ -39,9 +39,8 @@ def draw_autopsy(found: Found, name: str, cause: str) -> Figure:
         panel.set_xlabel("step")
         handles["as logged"] = panel.plot(past, logged, color="black", linewidth=2.2)[0]
         if panel is axes[1]:
-            handles["the same again"] = panel.plot(steps, _finite(found.again), color=GREY, linewidth=1, linestyle=":")[
-                0
-            ]
+            again = panel.plot(steps, _finite(found.again), color=GREY, linewidth=1, linestyle=":")
+            handles["the same again"] = again[0]
         for n in names:
             style = styles[n]
             handles[n] = panel.plot(
