@@ -189,8 +189,8 @@ def build_run(
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
     probe_BT = next(probe)[0].to(accelerator.device)
-    # After every check, so that no error message lands in the bar's line.
-    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
+    # Not shown before the first steps: no error message is to land in the bar's line.
+    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True, delay=1e-3)
     watchdog = Watchdog(
         config.train.stall_seconds,
         report=functools.partial(_record_lost_ranks, accelerator, directory, launch),

@@ -1,4 +1,4 @@
-"""Matrices reparametrised by their spectral norm, against singular value decompositions, finite differences and the plain model."""
+"""Matrices reparametrised by their spectral norm, against singular values, finite differences and the plain model."""
 
 import copy
 
