@@ -1,8 +1,8 @@
 """Checkpoints: complete or absent, never partial.
 
 A checkpoint is a transformers model directory (safetensors, tokenizer, the model's code) plus optimizer.safetensors,
-trainer_state.json and a manifest of checksums. It is written under a temporary name, flushed to disk and renamed. Random
-streams need no state: each is a function of the seed and the step.
+trainer_state.json, what interventions and reparametrised matrices need, and a manifest of checksums. It is written under a
+temporary name, flushed to disk and renamed. Random streams need no state: each is a function of the seed and the step.
 """
 
 import json

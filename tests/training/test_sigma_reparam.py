@@ -16,7 +16,7 @@ from configs.load import load_config
 from data.batches import evaluation_batches
 from data.store import open_store
 from model import blocks, load_model
-from model.sigma_reparam import linear_layers, stored_weight
+from model.sigma_reparam import linear_layers, power_step, scales, stored_weight
 from record.checkpoints import list_checkpoints
 from stability.intervene.agc import AdaptiveClip
 from tests.conftest import events_of, rows_of
@@ -24,6 +24,7 @@ from train_lm import train
 from training.step import disturb_state, training_step
 
 from .built import built
+from .test_step import HostReads
 
 ON = "body.sigma_reparam=true"
 FILES = ("model.safetensors", "optimizer.safetensors", "sigma_reparam.safetensors")
@@ -62,8 +63,7 @@ def test_a_checkpoint_is_the_plain_model_whose_validation_nll_was_recorded(origi
         nll, count = nll + float(out.losses.nll_sum), count + float(out.losses.valid_N.sum())
     assert nll / count == pytest.approx(rows_of(run)[-1]["validation/nll"], rel=1e-5)
     own = load_file(last / "sigma_reparam.safetensors")
-    scales = torch.cat([tensor for name, tensor in own.items() if name.endswith("original1")])
-    assert len(scales) == 2 * 6
+    assert len(torch.cat([tensor for name, tensor in own.items() if name.endswith("original1")])) == 2 * 6
     names = [name for name in load_file(last / "model.safetensors") if "attn.c_proj.weight" in name]
     for name in names:
         raw = own[name.replace("weight", "parametrizations.weight.original0")]
@@ -175,11 +175,19 @@ def test_s_has_no_weight_decay_and_is_in_its_layers_group(recipe):
     run = built(recipe, ON)
     names = {id(p): name for name, p in run.bare_model().named_parameters()}
     free = {names[id(p)] for g in run.optimizer.param_groups for p in g["params"] if g["weight_decay"] == 0}
-    scales = {name for name in names.values() if name.endswith("original1")}
-    assert len(scales) == 2 * 4 and scales <= free
+    own = {name for name in names.values() if name.endswith("original1")}
+    assert len(own) == 2 * 4 and own <= free
     ordered = list(names.values())
     layers = {ordered[i] for group, members in run.telemetry.groups.items() if "layer" in group for i in members}
-    assert scales <= layers
+    assert own <= layers
+
+
+def test_nothing_is_read_back_from_the_device(recipe):
+    model = built(recipe, ON).bare_model()
+    with HostReads() as reads:
+        scales(model)
+        power_step(model, torch.tensor(True))
+    assert reads.found == []
 
 
 def test_a_skipped_step_leaves_the_model_as_it_is(recipe):
