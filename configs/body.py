@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from model import SwapHeadConfig, blocks, final_norm
+from model.sigma_reparam import unfit
 
 from .messages import nearest
 from .schema import BodyConfig
@@ -77,7 +78,8 @@ def body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool = Fa
     if problems:
         return problems
     try:
-        return skeleton_problems(body_config(body, sequence_length, vocab_size=512, special_id=0), sequence_length)
+        text = body_config(body, sequence_length, vocab_size=512, special_id=0)
+        return skeleton_problems(text, sequence_length, sigma_reparam=body.sigma_reparam)
     except _BODY_ERRORS as error:
         reason = " ".join(str(error).partition("Exception raised from")[0].split())  # torch goes on with a trace in C++
         message = f"{reason or type(error).__name__}; look at {_blamed(body, sequence_length)}"
@@ -107,7 +109,7 @@ def carried_over(old: Mapping[str, Any], model_type: str) -> dict[str, str] | No
     own, known = CONFIG_MAPPING[model_type].attribute_map, known_fields(model_type)
     named = {field: common_name(old_type, field) for field in old if field not in BodyConfig.model_fields}
     kept = {field: own.get(common, common) for field, common in named.items() if common in known}
-    return kept | {field: field for field in old if field == "pad_vocab_to_multiple_of"}
+    return kept | {field: field for field in old if field in ("pad_vocab_to_multiple_of", "sigma_reparam")}
 
 
 def not_replaced(old: Mapping[str, Any], new: Mapping[str, Any], model_type: str) -> dict[str, Any]:
@@ -182,8 +184,8 @@ def _blamed(body: BodyConfig, sequence_length: int) -> str:
     return ", ".join(f"body.{field}" for field in blamed or body.fields or ["model_type"])
 
 
-def skeleton_problems(text: PreTrainedConfig, sequence_length: int) -> list[str]:
-    """Problems found by building the body on the meta device. Raises what transformers raises."""
+def skeleton_problems(text: PreTrainedConfig, sequence_length: int, *, sigma_reparam: bool) -> list[str]:
+    """Problems found by building the body on the meta device, as ``body.sigma_reparam`` says. Raises what transformers raises."""
     if text.max_position_embeddings < sequence_length:
         return [
             f"data.sequence_length: {sequence_length} is more than the body's {text.max_position_embeddings} positions"
@@ -197,6 +199,8 @@ def skeleton_problems(text: PreTrainedConfig, sequence_length: int) -> list[str]
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     if parameters > _MOST_PARAMETERS:
         return [f"body: {parameters:,} parameters are more than {_MOST_PARAMETERS:,}; make body.hidden_size smaller"]
+    if sigma_reparam and (problem := unfit(skeleton)):
+        return [f"body.sigma_reparam: {problem}; leave it out"]
     return []
 
 

@@ -37,6 +37,9 @@ class BodyConfig(BaseModel):
     """A local checkpoint (or hub name) whose body and weights are used instead; ``data.tokenizer`` must match it."""
     pad_vocab_to_multiple_of: int = Field(default=1, ge=1, le=1 << 20)
     """Pad the embedding to a multiple of this many rows; padding is never predicted. 64 suits matrix products on GPUs."""
+    sigma_reparam: bool = False
+    """Train each matrix of the blocks as (s / sigma) times itself, with a learned s and sigma its spectral norm (sigmaReparam,
+    arXiv 2303.06296). Checkpoints hold the product, as a plain model; not with FSDP2."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BodyConfig:

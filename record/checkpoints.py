@@ -1,8 +1,8 @@
 """Checkpoints: complete or absent, never partial.
 
 A checkpoint is a transformers model directory (safetensors, tokenizer, the model's code) plus optimizer.safetensors,
-trainer_state.json and a manifest of checksums. It is written under a temporary name, flushed to disk and renamed. Random
-streams need no state: each is a function of the seed and the step.
+trainer_state.json, what interventions and reparametrised matrices need, and a manifest of checksums. It is written under a
+temporary name, flushed to disk and renamed. Random streams need no state: each is a function of the seed and the step.
 """
 
 import json
@@ -37,6 +37,8 @@ _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FI
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _INTERVENTIONS_FILE = "interventions.safetensors"
 """Written only if an intervention has state."""
+_REPARAMETRISED_FILE = "sigma_reparam.safetensors"
+"""Written only for a body with ``sigma_reparam``: what its matrices in model.safetensors are made from."""
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 _NAME = re.compile(r"step_(\d{8,})")
@@ -110,6 +112,7 @@ def write_checkpoint(
     save_model: Callable[[Path], None],
     optimizer: dict[str, Tensor],
     interventions: dict[str, Tensor],
+    reparametrised: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Path:
     """Write the checkpoint of ``step``; ``save_model`` fills the directory it is given. Main process only."""
@@ -124,6 +127,8 @@ def write_checkpoint(
         save_file(optimizer, temporary / _OPTIMIZER_FILE)
         if interventions:
             save_file(interventions, temporary / _INTERVENTIONS_FILE)
+        if reparametrised:
+            save_file(reparametrised, temporary / _REPARAMETRISED_FILE)
         text = json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n"
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         _publish(temporary, final)
@@ -211,6 +216,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def intervention_tensors(checkpoint: Path) -> dict[str, Tensor]:
     """The interventions' state in a checkpoint; empty if they have none."""
     path = checkpoint / _INTERVENTIONS_FILE
+    return load_file(path) if path.exists() else {}
+
+
+def reparametrised_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """What the matrices of a body with ``sigma_reparam`` are made from; empty if the checkpoint's has none."""
+    path = checkpoint / _REPARAMETRISED_FILE
     return load_file(path) if path.exists() else {}
 
 

@@ -68,6 +68,8 @@ METRICS = (
     Metric("attention/layer_NN/entropy", "nats", "mean", "attention/entropy of one layer"),
     Metric("hidden_kurtosis/layer_NN", "1", "same", "excess kurtosis of the residual stream after block NN, on these sequences"),
     Metric("update_ratio/<group>", "1", "same", "L2 norm of the update over that of the group's parameters", "norm"),
+    Metric("sigma_reparam/s_max", "1", "same", "largest s: the spectral norm that body.sigma_reparam gives a matrix", "norm"),
+    Metric("sigma_reparam/s_min", "1", "same", "the smallest"),
     Metric("edge/promised", "nats/token", "same", "g . d: the loss's slope times the step taken; what follows is on edge_every"),
     Metric("edge/kappa", "1", "mean", "what the step did to its batch's loss, over edge/promised: 1 as promised, < 0 it rose"),
     Metric("edge/logit_change_p50", "pi nats", "same", "spread over the vocabulary of a token's logit change: median token"),

@@ -382,11 +382,12 @@ def test_a_llama_recipe_that_becomes_a_qwen3_stays_as_small_as_it_was(tmp_path, 
         "intermediate_size": 96,
         "rms_norm_eps": 1e-5,
         "pad_vocab_to_multiple_of": 64,
+        "sigma_reparam": True,
     }
     recipe.write_text(yaml.safe_dump({**yaml.safe_load(MICRO.read_text()), "body": body}))
     config = load_config(recipe, ["body.model_type=qwen3", "body.head_dim=32"])
     assert config.body.fields == {**sizes, "intermediate_size": 96, "rms_norm_eps": 1e-5, "head_dim": 32}
-    assert config.body.pad_vocab_to_multiple_of == 64
+    assert (config.body.pad_vocab_to_multiple_of, config.body.sigma_reparam) == (64, True)
     on_top = tmp_path / "qwen3.yaml"
     on_top.write_text("base: llama.yaml\nbody: {model_type: qwen3, head_dim: 32}\n")
     assert load_config(on_top) == config

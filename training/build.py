@@ -11,9 +11,10 @@ from common.errors import InputError
 from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
-from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model
+from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model, sigma_reparam
 from model.modeling import build
 from model.registry import OBJECTIVES
+from record.checkpoints import reparametrised_tensors
 from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
 
@@ -36,7 +37,7 @@ def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHea
                 f"body.checkpoint: {config.body.checkpoint} has {text.vocab_size} embeddings, the tokenizer {vocab_size} "
                 "tokens; set data.tokenizer to the checkpoint's own"
             )
-        problems = skeleton_problems(text, config.data.sequence_length)
+        problems = skeleton_problems(text, config.data.sequence_length, sigma_reparam=config.body.sigma_reparam)
         if problems:
             raise InputError(*problems)
         n_classes = text.vocab_size
@@ -54,6 +55,11 @@ def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"body.checkpoint: {config.body.checkpoint}: {' '.join(str(error).split())}") from None
         model.model.load_state_dict(existing.base_model.state_dict())
+    if config.body.sigma_reparam:
+        try:
+            sigma_reparam.reparametrise(model, stream_seed(config.seed, "sigma_reparam"))
+        except ValueError as error:
+            raise InputError(f"body.sigma_reparam: {error}; leave it out") from None
     return model
 
 
@@ -62,6 +68,8 @@ def load_weights(checkpoint: Path, config: RunConfig) -> Any:
     not exactly the model's."""
     try:
         model: Any = load_model(checkpoint)
+        if config.body.sigma_reparam:
+            sigma_reparam.restore(model, reparametrised_tensors(checkpoint))
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None

@@ -34,6 +34,14 @@ def check_body(config: RunConfig) -> None:
     model_config(config, vocab_size=1, special_id=0)  # the real vocabulary is checked later
 
 
+def refuse_sharded_reparam(config: RunConfig, accelerator: Accelerator) -> None:
+    """Raise InputError for sigmaReparam under FSDP2: a spectral norm is that of a whole matrix."""
+    if config.body.sigma_reparam and accelerator.is_fsdp2:
+        raise InputError(
+            "body.sigma_reparam: needs whole matrices on every rank, which FSDP2 shards; launch without FSDP2"
+        )
+
+
 def check_tokenizer(config: RunConfig, store: TokenStore) -> None:
     """Raise InputError if ``body.checkpoint`` has another tokenizer than the text."""
     place = config.body.checkpoint

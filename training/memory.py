@@ -156,7 +156,8 @@ def activations(config: RunConfig, shapes: Shapes, sequences: int, device: str) 
     """Estimated bytes of a micro-batch of ``sequences`` beyond parameters and gradients.
 
     Assumes that each matrix of a block keeps its input and output for the backward pass in float32 (norms and the residual
-    stream are float32 under autocast too), that two chunks of logits exist, that autocast copies each matrix, and that
+    stream are float32 under autocast too), that two chunks of logits exist, that autocast and sigmaReparam copy each matrix, and
+    that
     attention keeps no T x T matrix. An activation function written in Python (gelu_new) takes more.
     """
     tokens, (rows, width) = sequences * shapes.length, shapes.vocabulary
@@ -164,6 +165,8 @@ def activations(config: RunConfig, shapes: Shapes, sequences: int, device: str) 
     kept = [sum(shape[-1] + shape[-2] for shape in block) for block in matrices]
     body = width * len(kept) + max(kept) if config.train.gradient_checkpointing else sum(kept)
     copies = 0 if config.train.precision == "fp32" else FLOAT32 // 2 * sum(map(count, matrices))
+    if config.body.sigma_reparam:
+        copies += FLOAT32 * sum(map(count, matrices))
     logits = 2 * FLOAT32 * rows * chunk_rows(tokens, rows, device)
     return FLOAT32 * tokens * (body + 2 * width) + copies + logits
 

@@ -40,7 +40,14 @@ from stability.stress.base import Stress, check_stresses, make_stresses
 from stability.watch import Watch
 
 from .build import build_model, build_telemetry, load_weights, prepare_model
-from .checks import check_body, check_memory, check_optimizer, check_tokenizer, refuse_other_tokens
+from .checks import (
+    check_body,
+    check_memory,
+    check_optimizer,
+    check_tokenizer,
+    refuse_other_tokens,
+    refuse_sharded_reparam,
+)
 from .loss_kernel import check_loss_kernel
 from .memory import LEAST_VOCABULARY
 
@@ -139,6 +146,7 @@ def build_run(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     rank, main_process = accelerator.process_index, accelerator.is_main_process
+    from_main(lambda: refuse_sharded_reparam(config, accelerator), accelerator.device)
     if checkpoint is None:
         from_main(lambda: check_body(config), accelerator.device)
     if store is None:
@@ -181,8 +189,8 @@ def build_run(
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
     probe_BT = next(probe)[0].to(accelerator.device)
-    # After every check, so that no error message lands in the bar's line.
-    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True)
+    # Not shown before the first steps: no error message is to land in the bar's line.
+    bar = tqdm(total=config.train.steps, desc=config.name, unit="step", disable=quiet, dynamic_ncols=True, delay=1e-3)
     watchdog = Watchdog(
         config.train.stall_seconds,
         report=functools.partial(_record_lost_ranks, accelerator, directory, launch),

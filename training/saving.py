@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from model import SwapHeadForCausalLM
+from model.sigma_reparam import split
 from record.checkpoints import model_tensors, optimizer_tensors, prune, write_checkpoint
 
 from .run import Run, interventions_state
@@ -26,7 +27,7 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     config, accelerator = run.config, run.accelerator
     run.watchdog.moved(run.step, "checkpoint")
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
-    weights = model_tensors(run.model, run.bare_model())
+    weights, reparametrised = split(model_tensors(run.model, run.bare_model()))
     interventions = {name: t.cpu() for name, t in interventions_state(run).items()}
     if accelerator.is_main_process:
         tokenizer, nll = run.store.load_tokenizer(), run.validation_nll
@@ -47,7 +48,7 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
             "gradient_scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
         run.recorder.sync()  # the rows before a checkpoint are on disk before it is
-        write_checkpoint(run.directory, run.step, save_model, tensors, interventions, state)
+        write_checkpoint(run.directory, run.step, save_model, tensors, interventions, reparametrised, state)
         spikes = run.watch.first_steps(config.checkpoint.keep_before_spikes)
         prune(run.directory, config.checkpoint.keep, spikes, config.checkpoint.every)
     accelerator.wait_for_everyone()

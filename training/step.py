@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.seeds import stream_seed
 from data.batches import IGNORED
 from model import attention_probe
+from model.sigma_reparam import power_step, scales
 from optim.optimizers import learning_rate
 from ranks.collectives import all_reduce, only_looking
 from record.recorder import ALIVE
@@ -184,9 +185,12 @@ def update(run: Run, step: int, edge: Edge | None) -> dict[str, Any]:
         optimizer.optimizer.found_inf = (~taken).float()
     if edge:
         edge.before_update(decisions.scale)
+    spectral = scales(run.model) if run.config.body.sigma_reparam and telemetry.enabled else {}
     optimizer.step()
     on_update(run.interventions, seen, telemetry.before, taken, decisions, edge)
     telemetry.after_update()
     near = edge.after_update() if edge else {}
+    if run.config.body.sigma_reparam:
+        power_step(run.model, taken)
     optimizer.zero_grad(set_to_none=True)
-    return losses | telemetry.collect() | decisions.logged | near | {ALIVE: run.alive}
+    return losses | telemetry.collect() | decisions.logged | near | spectral | {ALIVE: run.alive}

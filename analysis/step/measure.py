@@ -74,6 +74,8 @@ class _Taken:
     """The targets without those that a stress has lost."""
     after: list[Tensor]
     change: list[Tensor]
+    buffers_after: list[Tensor]
+    """The model's, which has those of the step's forward pass while the step is measured: sigmaReparam's change after it."""
 
 
 def _take(run: Run) -> _Taken:
@@ -84,11 +86,15 @@ def _take(run: Run) -> _Taken:
     x_BT, y_BT, kept_BT = (ids.to(run.accelerator.device) for ids in (x_BT, y_BT, kept_BT))
     run.edge_every = 1
     run.telemetry.keep_before()
+    buffers = [b.clone() for b in run.bare_model().buffers()]
     training_step(run, step)
     (row,) = run.recorder.transfer().rows
     after = [p.detach().clone() for p in run.telemetry.parameters]
+    buffers_after = [b.clone() for b in run.bare_model().buffers()]
+    _set(list(run.bare_model().buffers()), buffers)
     # Measured by the step itself: from where a stress may have moved the weights to.
-    return _Taken(row, x_BT, y_BT, kept_BT, after, [-difference for difference in run.telemetry.before])
+    change = [-difference for difference in run.telemetry.before]
+    return _Taken(row, x_BT, y_BT, kept_BT, after, change, buffers_after)
 
 
 def take_vectors(run: Run) -> tuple[dict[str, Any], Vectors]:
@@ -133,6 +139,7 @@ def _gradient_before(run: Run, taken: _Taken) -> list[Tensor]:
 
 def _put_back(run: Run, taken: _Taken) -> None:
     _set(run.telemetry.parameters, taken.after)
+    _set(list(run.bare_model().buffers()), taken.buffers_after)
     run.bare_model().train()
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from common.section import FLOAT32_MAX
+from model.sigma_reparam import stored_weight
 from record.metrics import Metric
 from stability.measure.norms import full, tensor_norms, total_norm
 
@@ -51,7 +52,7 @@ class AdaptiveClip(Intervention):
         from transformers.pytorch_utils import Conv1D
 
         self.excluded = {id(p) for p in model.lm_head.parameters()}
-        self.by_column = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}
+        self.by_column = {id(stored_weight(m)) for m in model.modules() if isinstance(m, Conv1D)}
         return ()
 
     @torch.no_grad()

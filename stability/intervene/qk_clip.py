@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import InputError
 from common.section import FLOAT32_MAX, MOST
 from model.attention import CAUSAL, largest_logits, watch_attention
+from model.sigma_reparam import is_reparametrised
 from ranks.collectives import all_reduce
 from record.metrics import Metric
 
@@ -116,6 +117,10 @@ def refuse(body: Any, layers: Sequence[nn.Module]) -> None:
         )
     elif body.config._attn_implementation != CAUSAL:
         reason = f"cannot measure {kind}, which does not attend to the whole past through transformers' interface; leave it out"
+    elif is_reparametrised(body):
+        reason = (
+            "cannot scale the heads of body.sigma_reparam, whose matrices have one norm each; leave one of the two out"
+        )
     elif any(isinstance(p, DTensor) for p in body.parameters()):
         reason = "cannot scale sharded weights; launch without FSDP"
     if reason is not None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common.section import FLOAT32_MAX
+from model.sigma_reparam import is_reparametrised
 
 from .base import STRESSES, Stress, When
 from .tensors import Pattern, local, names_matching
@@ -29,6 +30,10 @@ class ScaleWeights(Stress):
 
     def check(self, model: nn.Module, optimizer: Optimizer) -> None:
         self._names = names_matching(model, self.options.parameters, self, "parameters")
+        if self.options.factor <= 0 and is_reparametrised(model):
+            self.refuse(
+                "factor", "must be above 0 with body.sigma_reparam, where W depends on s and on the direction of W~"
+            )
 
     def state(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
         for name in self._names:

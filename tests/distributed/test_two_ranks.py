@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from analysis.replay import __main__ as replay
 from configs.load import load_config
@@ -47,6 +49,31 @@ def test_two_ranks_follow_one(recipe, tmp_path):
     assert found["tolerance_reason"].startswith("the number of processes was 2 and is 1")
     assert found["reproduced"] is True, found["disagreements"]
     assert [p.name for p in list_checkpoints(tmp_path / "two")] == [p.name for p in list_checkpoints(tmp_path / "one")]
+
+
+def test_two_ranks_reparametrise_as_one(recipe, tmp_path):
+    """Power iterations are taken once a step, whatever the number of ranks and micro-batches; all have the same vectors."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    on = "body.sigma_reparam=true"
+    assert train(load_config(recipe["path"], [*recipe["overrides"], "name=one", on])) == 0
+    ended = Ranks(recipe, "name=two", "train.micro_batch_size=2", on).wait()
+    assert [status for status, _ in ended] == [0, 0], ended
+    for x, y in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        for name in ("loss/nll", "sigma_reparam/s_max", "sigma_reparam/s_min"):
+            assert x[name] == pytest.approx(y[name], rel=1e-3), (name, x["step"])
+    one, two = (
+        load_file(list_checkpoints(tmp_path / name)[-1] / "sigma_reparam.safetensors") for name in ("one", "two")
+    )
+    for name in (name for name in one if name.endswith(("left_PR", "right_PK"))):
+        cosines = torch.nn.functional.cosine_similarity(one[name], two[name], dim=1)
+        assert float(cosines.min()) > 0.999, name
+
+
+def test_sharded_ranks_do_not_reparametrise(recipe, tmp_path):
+    ended = Ranks(recipe, "name=sharded", "body.sigma_reparam=true", sharded=True).wait()
+    assert [status for status, _ in ended] == [2, 2]
+    assert any("error: body.sigma_reparam: needs whole matrices on every rank" in told for _, told in ended)
+    assert not list(tmp_path.glob("sharded/*.jsonl"))
 
 
 def test_two_ranks_go_back_together(recipe, tmp_path):
