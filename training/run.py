@@ -44,6 +44,9 @@ from .checks import check_body, check_memory, check_optimizer, check_tokenizer, 
 from .loss_kernel import check_loss_kernel
 from .memory import LEAST_VOCABULARY
 
+BEGAN = "_began"
+"""Where an intervention's ``began`` is kept among its tensors, if it is not 0."""
+
 
 @dataclass
 class Run:
@@ -262,6 +265,7 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
             theirs = interventions_of(check_kinds(RunConfig.model_validate(state["config"]), recorded=True))
             same = [n for n, i in run.interventions.items() if n in theirs and i.options == theirs[n].options]
             tensors, alarms = {key: t for key, t in tensors.items() if key.partition(".")[0] in same}, []
+            tensors |= {f"{n}.{BEGAN}": torch.tensor(run.step) for n in run.interventions if n not in same}
         load_interventions(run, tensors)
         if run.accelerator.scaler is not None and state["gradient_scaler"] is not None:  # of a branch from fp32
             run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
@@ -292,7 +296,8 @@ def _acts_now(run: Run, stress: Stress) -> bool:
 
 def interventions_state(run: Run) -> dict[str, Tensor]:
     """The state of all interventions as ``<name>.<key>``: copies, whole even if sharded. All ranks call it."""
-    return {
+    began = {f"{name}.{BEGAN}": torch.tensor(i.began) for name, i in run.interventions.items() if i.began}
+    return began | {
         f"{name}.{key}": full(t.detach()).clone(memory_format=torch.contiguous_format)
         for name, intervention in run.interventions.items()
         for key, t in intervention.state().items()
@@ -303,6 +308,7 @@ def load_interventions(run: Run, tensors: Mapping[str, Tensor]) -> None:
     """Restore what :func:`interventions_state` returned."""
     device = run.accelerator.device
     for name, intervention in run.interventions.items():
-        own = {k.removeprefix(f"{name}."): t.to(device) for k, t in tensors.items() if k.startswith(f"{name}.")}
+        own = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+        intervention.began = int(own.pop(BEGAN, 0))
         if own:
-            intervention.load(own)
+            intervention.load({key: t.to(device) for key, t in own.items()})

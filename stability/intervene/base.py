@@ -105,6 +105,8 @@ class Intervention:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self.began = 0
+        """The step after which it began: 0, or where the run branched from one without it. Kept in checkpoints."""
 
     def attach(self, model: Any, optimizer: Optimizer) -> Sequence[RemovableHandle]:
         """Get to know the model, without the launch's wrappers, and its optimizer. Returns the handles of hooks, which must act
@@ -115,7 +117,7 @@ class Intervention:
         """On the host, before the forward passes of ``step``."""
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rate: a function of the step alone, on the host."""
+        """Factor on the learning rate: a function of the step and of ``began`` alone, on the host."""
         return 1.0
 
     def penalty(self, t: TokenLogits) -> Tensor:
@@ -180,7 +182,7 @@ class Intervention:
         return cls.has("on_alarms")
 
     def state(self) -> dict[str, Tensor]:
-        """What later steps depend on; saved in checkpoints."""
+        """What later steps depend on; saved in checkpoints, beside ``began``."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:

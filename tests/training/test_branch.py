@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from analysis.replay import __main__ as replay
 from common.command import exit_status
 from configs.load import load_config
-from record.checkpoints import list_checkpoints, start_of
+from record.checkpoints import intervention_tensors, list_checkpoints, start_of
 from record.finished import load_run
 from tests.conftest import events_of, rows_of
 from train_lm import train
@@ -94,6 +94,43 @@ def test_a_branch_of_a_branch_knows_the_rows_of_both(start, parent):
     read = load_run(second, with_parent_rows=True)
     assert read.metrics.index.tolist() == list(range(1, 31))
     assert read.metrics["loss/nll"].tolist() == [row["loss/nll"] for row in rows_of(parent)]
+
+
+CLOCKS = "interventions=[{kind: adagc, warmup: 4}, {kind: spam, every: 8, pause: 2, warmup: 3, threshold: 20.0}]"
+
+
+@pytest.fixture
+def clocked(start, parent):
+    """A branch with remedies that count steps from where they begin."""
+    return start("name=clocked", f"branch_from={parent}@10", CLOCKS, "checkpoint.keep=9")[1]
+
+
+def test_a_remedy_that_a_branch_adds_counts_from_the_branch_point(start, parent, clocked):
+    plain = start("name=plain", f"branch_from={parent}@10")[1]
+    ratio = {a["step"]: a["lr"] / b["lr"] for a, b in zip(rows_of(clocked), rows_of(plain), strict=True)}
+    assert [step for step, r in ratio.items() if r == pytest.approx(0.01)] == [18, 26], "every 8th step of its own"
+    assert [step for step, r in ratio.items() if r < 0.999] == [18, 19, 20, 26, 27, 28]
+    clipped = {row["step"]: row["intervention/adagc/clipped_share"] for row in rows_of(clocked)}
+    assert all(share in (0, 1) for step, share in clipped.items() if step <= 14), "one limit for all"
+    assert any(0 < share < 1 for step, share in clipped.items() if step > 14), "a limit for each"
+
+
+def test_its_clock_is_in_the_checkpoint(start, parent, clocked, tmp_path):
+    """To the bit: resumed, replayed, and in a branch of the branch; a run that is no branch has no such entry."""
+    whole = rows_of(clocked)
+    again = start("name=again", f"branch_from={clocked}@20", CLOCKS)[1]
+    assert rows_of(again) == whole[10:]
+    shutil.rmtree(list_checkpoints(clocked)[-1])
+    (clocked / "status.json").unlink()
+    assert start("name=clocked", f"branch_from={parent}@10", CLOCKS, "checkpoint.keep=9")[0] == 0
+    assert [e["event"] for e in events_of(clocked)].count("resume") == 1
+    assert rows_of(clocked) == whole
+    assert exit_status(lambda: replay.main([str(clocked), "--step", "27", "--out", str(tmp_path / "why")])) == 0
+    assert json.loads((tmp_path / "why" / "explanation.json").read_text())["reproduced"]
+    unbranched = start("name=unbranched", CLOCKS)[1]
+    kept = [{key for key in intervention_tensors(list_checkpoints(run)[-1]) if "began" in key}
+            for run in (clocked, unbranched)]  # fmt: skip
+    assert kept == [{"adagc._began", "spam._began"}, set()], "clip_norm is the other run's"
 
 
 def test_a_branch_goes_back_to_its_own_start(start, parent):
