@@ -2,6 +2,7 @@
 and replaying are the same here: :func:`go_to` a checkpoint, and take steps."""
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from common.errors import note
 from common.section import Choice, flat
 from common.seeds import stream_seed
 from configs.kinds import check_kinds
@@ -197,7 +199,17 @@ def build_run(
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
     run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
+    if not quiet:
+        _print_notes(run)
     return run
+
+
+def _print_notes(run: Run) -> None:
+    """Say what may not be expected of the interventions, above the bar."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        for name, intervention in run.interventions.items():
+            for text in intervention.notes(run.config.train.steps):
+                note(f"interventions: {name} {text}")
 
 
 def _record_lost_ranks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -49,6 +49,9 @@ class AdaGC(Intervention):
         super().__init__(options)
         self.usual_P: Tensor | None = None
         """The running mean of each tensor's norm; infinite before it has had one."""
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        return [(self.began + self.options.warmup + 1, "compares no tensor with its own norms")]
 
     @torch.no_grad()
     def on_tensors(self, seen: Seen) -> dict[str, Tensor]:

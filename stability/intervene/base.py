@@ -7,7 +7,7 @@ stand here, all interventions at one stage before any at the next. Shapes: P par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -112,6 +112,18 @@ class Intervention:
         """Get to know the model, without the launch's wrappers, and its optimizer. Returns the handles of hooks, which must act
         in training mode only."""
         return ()
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        """What it does only from a later step than its first on: the step, and in words that follow its name what it does not do
+        before. For one that compares with earlier steps: ``(self.began + 64, "skips nothing")``."""
+        return ()
+
+    def notes(self, last: int) -> Iterator[str]:
+        """What may not be expected of it in a run that ends at step ``last``, in words that follow its name. A run prints them
+        as it begins, after ``attach`` and ``load``."""
+        for first, what in self.first_steps():
+            if first > last:
+                yield f"{what} before step {first}, and the run ends at step {last}"
 
     def begin(self, step: int) -> None:
         """On the host, before the forward passes of ``step``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -57,6 +57,11 @@ class Spam(Intervention):
         refuse_without_moments(self.kind, optimizer)
         self.optimizer = optimizer
         return ()
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        every, pause = self.options.every, self.options.pause
+        clips = [(self.began + pause, "clips nothing")] if every is None or pause < every else []
+        return clips + ([] if every is None else [(self.began + every, "forgets no moments")])
 
     def _since(self, step: int) -> int:
         """Steps since the last reset, or since it began."""

@@ -133,6 +133,23 @@ def test_its_clock_is_in_the_checkpoint(start, parent, clocked, tmp_path):
     assert kept == [{"adagc._began", "spam._began"}, set()], "clip_norm is the other run's"
 
 
+def test_a_branch_says_what_a_remedy_cannot_do_in_it(start, parent, capfd):
+    late = "{kind: skip_step, window: 42}, {kind: zclip, warmup: 20}, {kind: rewarm, at: [9, 10, 31], steps: 2}"
+    intime = "{kind: skip_step, window: 40}, {kind: zclip, warmup: 19}, {kind: spam, every: 20}"
+    start("name=told", f"branch_from={parent}@10", f"interventions=[{late}, {intime}, {{kind: centre_embeddings}}]")
+    told = [line for line in capfd.readouterr().err.splitlines() if "note: " in line]
+    centre = "note: interventions: centre_embeddings"
+    assert [line[line.index("note: ") :] for line in told] == [
+        "note: interventions: skip_step skips nothing that is finite before step 31, and the run ends at step 30",
+        "note: interventions: zclip compares no norm with earlier ones before step 31, and the run ends at step 30",
+        "note: interventions: rewarm was to act from step 9 on, which is over at step 10, where it begins",
+        "note: interventions: rewarm was to act from step 31 on, and the run ends at step 30",
+        f"{centre} changes the predictions of this head; P stays the same for a linear one",
+        f"{centre} moves the input embeddings too, which are tied; head.tied=false keeps them",
+        f"{centre} takes the whole mean out of a trained embedding at step 11, which moves all logits at once",
+    ]
+
+
 def test_a_branch_goes_back_to_its_own_start(start, parent):
     rewinding = "interventions=[{kind: rewind, min_sigmas: 0.1}]"
     burst = "stress=[{kind: corrupt_sequences, step: 17, sequences: 8, pattern: random}]"
