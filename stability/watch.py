@@ -10,7 +10,7 @@ from typing import Any
 
 from record.checkpoints import checkpoint_before, start_of, step_of
 from record.metrics import kind_of
-from record.recorder import Recorder
+from record.recorder import AT_THE_END, Recorder
 from record.rows import BRANCH_ROWS, Row, read_rows, rows_up_to
 from stability.detect.base import Detector
 from stability.detect.catalogue import detector_from_state, judged_from, make_detector
@@ -99,14 +99,13 @@ class Watch:
         """Report what is still open at the end of the run."""
         for detector in self.detectors:
             for found in detector.finish():
-                # step + 1: a run killed now that resumes from a checkpoint of this step reports it again.
-                self._report(found, written_at=step + 1, drew=drew)
+                self._report(found, written_at=step, drew=drew, **{AT_THE_END: True})
 
-    def _report(self, found: Event, written_at: int, drew: Callable[[int], int]) -> None:
+    def _report(self, found: Event, written_at: int, drew: Callable[[int], int], **more: Any) -> None:
         if told_by(found, self._spikes()):
             return
         if not isinstance(found, Spike):
-            self.recorder.event(found.kind, written_at, **found.event())
+            self.recorder.event(found.kind, written_at, **found.event(), **more)
             self.say(str(found))
             return
         self.alarms.append(_alarm(found))
@@ -115,7 +114,7 @@ class Watch:
         signals = {name: [row.get(name, math.nan) for row in self.recent] for name in sorted(names)}
         way_back, command = self.way_back(found, drew)
         before = [asdict(p) for p in precursors(found, steps, signals)]
-        self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back)
+        self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back, **more)
         self.say(f"{found}\n  what happened? {command}")
 
     def _announce(self, written_at: int) -> None:
