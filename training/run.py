@@ -38,7 +38,7 @@ from stability.intervene.stages import changes_updates, penalties
 from stability.measure.norms import full
 from stability.measure.telemetry import Telemetry
 from stability.measure.vitals import Vitals
-from stability.stress.base import Stress, check_stresses, make_stresses
+from stability.stress.base import Stress, acting_kinds, check_stresses, make_stresses
 from stability.watch import Watch
 
 from .build import build_model, build_telemetry, load_weights, prepare_model
@@ -182,6 +182,7 @@ def build_run(
         detector=config.detection.detector,
         signals=config.detection.signals,
         warmup_steps=config.optimizer.warmup_steps,
+        acting=functools.partial(acting_kinds, stresses),
     )
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
