@@ -153,6 +153,9 @@ class Intervention:
         """Scale the whole gradient, or skip the step."""
         return None
 
+    update_copies: ClassVar[int] = 0
+    """Tensors of the size of all parameters that ``on_update`` makes at once: counted before the run begins."""
+
     edge_reads: tuple[str, ...] = ()
     """What ``on_update`` may call of ``Update.edge``: of ``losses``, ``logit_changes``."""
 
