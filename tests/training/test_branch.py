@@ -137,7 +137,7 @@ def test_a_branch_says_what_a_remedy_cannot_do_in_it(start, parent, capfd):
     late = "{kind: skip_step, window: 42}, {kind: zclip, warmup: 20}, {kind: rewarm, at: [9, 10, 31], steps: 2}"
     intime = "{kind: skip_step, window: 40}, {kind: zclip, warmup: 19}, {kind: spam, every: 20}"
     start("name=told", f"branch_from={parent}@10", f"interventions=[{late}, {intime}, {{kind: centre_embeddings}}]")
-    told = [line for line in capfd.readouterr().err.splitlines() if "note: " in line]
+    told = [line for line in capfd.readouterr().err.splitlines() if "note: interventions" in line]
     centre = "note: interventions: centre_embeddings"
     assert [line[line.index("note: ") :] for line in told] == [
         "note: interventions: skip_step skips nothing that is finite before step 31, and the run ends at step 30",
@@ -148,6 +148,71 @@ def test_a_branch_says_what_a_remedy_cannot_do_in_it(start, parent, capfd):
         f"{centre} moves the input embeddings too, which are tied; head.tied=false keeps them",
         f"{centre} takes the whole mean out of a trained embedding at step 11, which moves all logits at once",
     ]
+
+
+def notes(capfd):
+    err = capfd.readouterr().err.splitlines()
+    return [line for line in err if line.startswith("note: branch_from")]
+
+
+def reproduced(run, step, out):
+    assert exit_status(lambda: replay.main([str(run), "--step", str(step), "--out", str(out)])) == 0
+    return json.loads((out / "explanation.json").read_text())["reproduced"]
+
+
+def test_a_branch_in_another_precision(start, parent, tmp_path, capfd):
+    """The same weights and batches, rounded otherwise; and back again."""
+    status, half = start("name=half", f"branch_from={parent}@10", "train.precision=bf16", "checkpoint.keep=9")
+    assert status == 0
+    assert notes(capfd) == [f"note: branch_from: other than in {parent}: train.precision"]
+    (event,) = [e for e in events_of(half) if e["event"] == "branch"]
+    assert event["changed"] == ["train.precision"]
+    usual, rounded = rows_of(parent)[10], rows_of(half)[0]
+    assert rounded["data/batch"] == usual["data/batch"]
+    assert rounded["loss/nll"] != usual["loss/nll"]
+    assert rounded["loss/nll"] == pytest.approx(usual["loss/nll"], rel=5e-3)
+    assert reproduced(half, 14, tmp_path / "why")
+    assert start("name=back", f"branch_from={half}@20")[0] == 0
+    assert notes(capfd) == [f"note: branch_from: other than in {half}: train.precision"]
+
+
+def test_a_branch_with_another_seed_draws_other_batches(start, parent, tmp_path, capfd):
+    status, other = start("name=other", f"branch_from={parent}@10", "seed=7")
+    assert status == 0
+    told = f"other than in {parent}: seed; with another seed the batches come in another order"
+    assert notes(capfd) == [f"note: branch_from: {told}"]
+    assert rows_of(other)[0]["loss/nll"] != rows_of(parent)[10]["loss/nll"]
+    assert rows_of(other)[0]["param_norm/embedding"] == rows_of(parent)[10]["param_norm/embedding"], "the same weights"
+    assert reproduced(other, 14, tmp_path / "why")
+
+
+BURST = "stress=[{{kind: corrupt_sequences, step: {}, sequences: 8, pattern: random}}]"
+
+
+def test_a_branch_of_a_run_that_has_rewound(start, tmp_path, capfd):
+    """The batches that were left out stay so, and a fault that goes by batches is over where they have been drawn."""
+    rewinding = "interventions=[{kind: rewind, min_sigmas: 1}]"
+    status, parent = start("name=rewound", "train.steps=60", BURST.format(45), rewinding, "checkpoint.keep=9")
+    assert status == 0
+    (back,) = [e for e in events_of(parent) if e["event"] == "rewind"]
+    assert back["to_step"] == 40
+    left_out = back["skipped"][0][1] - back["skipped"][0][0] + 1
+    for step in (40, 50):
+        status, branch = start(f"name=from{step}", "train.steps=60", f"branch_from={parent}@{step}")
+        assert status == 0
+        assert rows_without_stress(branch) == rows_without_stress(parent)[step:]
+        assert rows_of(branch)[-1]["data/batch"] == 60 + left_out
+    assert reproduced(branch, 55, tmp_path / "why")
+    capfd.readouterr()
+    assert start("name=late", "train.steps=60", f"branch_from={parent}@50", BURST.format(50 + left_out))[0] == 2
+    told = f"stress.0.step: {50 + left_out} is over at step 50 (batch {50 + left_out}), where the branch begins"
+    assert f"error: {told}" in capfd.readouterr().err
+    hit = start("name=hit", "train.steps=60", f"branch_from={parent}@50", BURST.format(51 + left_out))[1]
+    assert [row["step"] for row in rows_of(hit) if row["stress/acting"]] == [51]
+
+
+def rows_without_stress(run):
+    return [{k: v for k, v in row.items() if k != "stress/acting"} for row in rows_of(run)]
 
 
 def test_a_branch_goes_back_to_its_own_start(start, parent):
