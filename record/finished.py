@@ -17,7 +17,7 @@ import yaml
 from common.errors import InputError
 
 from .rows import BRANCH_FOLDER, BRANCH_ROWS
-from .table import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special
+from .table import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special, steps_joined
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What train_lm.py accepts as a run's name."""
@@ -80,8 +80,9 @@ def load_run(path: str | Path, *, with_parent_rows: bool = False) -> Run:
     directory = run_directory(path)
     config = read_config(directory)
     metrics, non_finite = read_metrics(run_file(directory, "metrics.jsonl"))
-    if with_parent_rows:
-        metrics, non_finite = _after_parent_rows(directory, metrics, non_finite)
+    if with_parent_rows and (before := parent_rows(directory)) is not None:
+        earlier, odd = read_metrics(before)
+        metrics, non_finite = pd.concat([earlier, metrics]), steps_joined(odd, non_finite)
     events_file = run_file(directory, "events.jsonl")
     return Run(
         path=directory,
@@ -211,17 +212,10 @@ def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int
     return pd.DataFrame(table.columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
 
 
-def _after_parent_rows(
-    run: Path, metrics: pd.DataFrame, non_finite: dict[str, npt.NDArray[np.int64]]
-) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int64]]]:
-    """A branch's metrics after those of the steps before it; of another run, unchanged."""
+def parent_rows(run: Path) -> Path | None:
+    """The file of the rows before the step at which a branch begins; None if the run is no branch or has none."""
     path = run_file(run, f"{BRANCH_FOLDER}/{BRANCH_ROWS}")
-    if not path.exists() or path.stat().st_size == 0:  # empty: the other run had lost its rows
-        return metrics, non_finite
-    before, odd = read_metrics(path)
-    none = np.empty(0, dtype=np.int64)
-    steps = {key: np.append(odd.get(key, none), non_finite.get(key, none)) for key in odd | non_finite}
-    return pd.concat([before, metrics]), steps
+    return path if path.exists() and path.stat().st_size else None
 
 
 def _read_text(path: Path) -> str:
