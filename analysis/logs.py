@@ -13,12 +13,12 @@ import pandas as pd
 from analysis.spikes.find import Series, find_all, find_watched
 from common.command import ArgumentParser
 from common.errors import InputError, one_line
-from record.finished import Run, load_run, read_config, run_directory, run_file, unique_labels
+from record.finished import Run, load_run, parent_rows, read_config, run_directory, run_file, unique_labels
 from record.logs.base import Log
 from record.logs.columns import BY_KEY, parse_columns, parse_kinds
 from record.logs.folders import logs_in
 from record.logs.read import Source, read_logs
-from record.table import Table, read_table
+from record.table import Table, joined, read_table
 
 T = TypeVar("T")
 _OWN = ("metrics.jsonl", "status.json", "events.jsonl")
@@ -66,14 +66,18 @@ def load_runs_and_logs(paths: Sequence[str], columns: Sequence[str] = ()) -> dic
 def load_series(paths: Sequence[str], columns: Sequence[str] = (), kinds: Sequence[str] = ()) -> list[Series]:
     """The same, but of run directories only what config.yaml and metrics.jsonl have. ``kinds``: KIND=COLUMN arguments."""
     judged = parse_kinds(kinds)
-    named: list[tuple[str, str, Table, int, Log | None]] = []
+    named: list[tuple[str, str, Table, int, Log | None, int]] = []
     for path, found in _read(paths, columns, _metrics):
         if isinstance(found, Source):
-            named += [(log.label, path, log.table, 0, log) for log in found.logs]
+            named += [(log.label, path, log.table, 0, log, 0) for log in found.logs]
         else:
-            named.append((found[0], path, *found[1:], None))
+            name, table, warmup, history_to = found
+            named.append((name, path, table, warmup, None, history_to))
     labels = unique_labels([one[0] for one in named], [one[1] for one in named])
-    return [Series(label, *one[2:], judged) for label, one in zip(labels, named, strict=True)]
+    return [
+        Series(label, table, warmup, log, judged, history_to)
+        for label, (_, _, table, warmup, log, history_to) in zip(labels, named, strict=True)
+    ]
 
 
 def as_run(log: Log, label: str) -> LogRun:
@@ -107,10 +111,15 @@ def warmup_steps(run: Path) -> int:
     return steps
 
 
-def _metrics(path: Path) -> tuple[str, Table, int]:
-    """Name, metrics and warm-up of a run directory."""
+def _metrics(path: Path) -> tuple[str, Table, int, int]:
+    """Name and metrics of a run directory, its warm-up, and the step up to which they are those of the run that it comes from."""
     run = run_directory(path)
-    return run.absolute().name, read_table(run_file(run, "metrics.jsonl"), foreign=True), warmup_steps(run)
+    own = read_table(run_file(run, "metrics.jsonl"), foreign=True)
+    before = parent_rows(run)
+    if before is None:
+        return run.absolute().name, own, warmup_steps(run), 0
+    parent = read_table(before, foreign=True)
+    return run.absolute().name, joined(parent, own), warmup_steps(run), int(parent.steps[-1])
 
 
 def _read(paths: Sequence[str], columns: Sequence[str], read_run: Callable[[Path], T]) -> list[tuple[str, Source | T]]:

@@ -190,16 +190,20 @@ def _option_problems(section: str, choice: Choice, error: pydantic.ValidationErr
         elif name in elsewhere:
             text = f"has no effect with {section}.kind={choice.kind}; leave it out"
         else:
-            text = "unknown key" + nearest(f"{section}.{name}", [f"{section}.{own}" for own in names])
+            near = nearest(f"{section}.{name}", [f"{section}.{own}" for own in names])
+            text = "unknown key" + (near or f"; {section}.kind={choice.kind} {_has(names)}")
         messages.setdefault(key, []).append(text)
     return [f"{key}: {'; or '.join(texts)}" for key, texts in messages.items()]
+
+
+def _has(names: list[str]) -> str:
+    return f"has {', '.join(names)}" if names else "has no options"
 
 
 def option_problem(key: str, error: Any, kind: str, names: list[str]) -> str:
     """What is wrong with an option of a kind that has the options ``names``, from pydantic's error about ``key``."""
     if error["type"] in _UNKNOWN:
-        has = f"it has {', '.join(names)}" if names else "it has no options"
-        return f"no option of the kind {kind}, {has}{nearest(str(error['loc'][0]), names)}"
+        return f"no option of the kind {kind}, it {_has(names)}{nearest(str(error['loc'][0]), names)}"
     if error["type"] in _MISSING:
         return "is required and has no default; set it in the recipe"
     if error["type"] == "value_error":

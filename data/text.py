@@ -23,6 +23,7 @@ from .corpora import CORPORA, DataConfig, ProseCorpus, ProseOptions
 from .readers import RULES_VERSION, SUFFIXES, format_of, read_documents, readable
 
 _FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file (.gz may follow)"
+_PLAIN = "; rename a file of plain text, or a link to it, to end in .txt"
 _SETTLED_SECONDS = 2
 """A file changed more recently may change again within one tick of its clock, so its time proves nothing."""
 _SUFFIXES_LISTED = 5
@@ -144,10 +145,10 @@ def _glob(pattern: str, cache_dir: Path) -> Iterator[str]:
 
 def _no_match(pattern: str, paths: list[Path]) -> str:
     if Path(pattern).is_file():
-        return f"is no {_FORMATS}"
+        return f"is no {_FORMATS}{_PLAIN}"
     text = f"matches no {_FORMATS}"
     if paths:
-        text += f", only {_counted(paths)}"
+        text += f", only {_counted(paths)}{_PLAIN}"
     literal = next((str(place) for place in (Path(pattern), *Path(pattern).parents) if place.is_dir()), "")
     wildcard = next((part for part in Path(pattern).parts if "[" in part), None)
     if wildcard is not None and wildcard in Path(literal).parts:

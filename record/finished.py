@@ -16,7 +16,8 @@ import yaml
 
 from common.errors import InputError
 
-from .table import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special
+from .rows import BRANCH_FOLDER, BRANCH_ROWS
+from .table import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special, steps_joined
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What train_lm.py accepts as a run's name."""
@@ -68,16 +69,20 @@ class Run:
         return values.get(key) if isinstance(values, dict) else None
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, with_parent_rows: bool = False) -> Run:
     """Read a run directory, or the run that a checkpoint directory belongs to.
 
     Requires config.yaml, status.json and metrics.jsonl with at least one complete row; events.jsonl is optional. Several
-    rows of one step are merged (:func:`record.table.read_table`). Raises :class:`InputError`, one line, if something cannot
-    be read.
+    rows of one step are merged (:func:`record.table.read_table`). ``with_parent_rows``: of a branch, put the last rows before
+    the step at which it begins, which it has copied from the run it comes from, before its own. Raises :class:`InputError`,
+    one line, if something cannot be read.
     """
     directory = run_directory(path)
     config = read_config(directory)
     metrics, non_finite = read_metrics(run_file(directory, "metrics.jsonl"))
+    if with_parent_rows and (before := parent_rows(directory)) is not None:
+        earlier, odd = read_metrics(before)
+        metrics, non_finite = pd.concat([earlier, metrics]), steps_joined(odd, non_finite)
     events_file = run_file(directory, "events.jsonl")
     return Run(
         path=directory,
@@ -205,6 +210,12 @@ def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int
     table = read_table(path)
     # No copy: consolidating the columns would need twice the memory.
     return pd.DataFrame(table.columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
+
+
+def parent_rows(run: Path) -> Path | None:
+    """The file of the rows before the step at which a branch begins; None if the run is no branch or has none."""
+    path = run_file(run, f"{BRANCH_FOLDER}/{BRANCH_ROWS}")
+    return path if path.exists() and path.stat().st_size else None
 
 
 def _read_text(path: Path) -> str:

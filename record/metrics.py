@@ -1,7 +1,8 @@
 """All metric names with unit, reduction over tokens and ranks, and meaning.
 
-``<group>`` stands for embedding, layer_NN, norm or head; ``<kind>`` for an intervention; ``NN`` for a block's index, from
-00. ``python -m record.metrics`` prints the list as the table in docs/metrics.md.
+``<group>`` stands for embedding, layer_NN, norm or head; ``<kind>`` for an intervention, of which a second one of the same kind
+is ``<kind>-2``; ``NN`` for a block's index, from 00. ``python -m record.metrics`` prints the list as the table in
+docs/metrics.md.
 """
 
 import re

@@ -24,6 +24,10 @@ ALIVE = "alive"
 ABOUT_PROCESSES = ("resume", "preempted", "checkpoint_rejected", "rank_lost", "tracker_failed", "monitor_failed")
 """Events of a process rather than of training: kept when a run resumes from an earlier step."""
 
+AT_THE_END = "closed_by_the_end"
+"""Field of an event that was still going on when the run ended. A run that goes on from there, or was killed before its status
+was written, finds it again."""
+
 
 class Transfer(NamedTuple):
     """Steps that came to the host; the first ``healthy`` of them were updates, the rest changed nothing."""
@@ -115,7 +119,11 @@ class Recorder:
         if metrics.exists():
             self._size = next((end for end, row in rows_backwards(metrics) if row["step"] <= step), 0)
             os.truncate(metrics, self._size)
-        kept = [row for row in read_rows(events) if row["written_at"] <= step or row["event"] in ABOUT_PROCESSES]
+        kept = [
+            row
+            for row in read_rows(events)
+            if row["written_at"] + row.get(AT_THE_END, False) <= step or row["event"] in ABOUT_PROCESSES
+        ]
         self._replace(events.name, _text_of(kept))
 
     def sync(self) -> None:

@@ -68,6 +68,22 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
     return rows.table()
 
 
+def joined(first: Table, then: Table) -> Table:
+    """The rows of two tables, of which the second begins after the first has ended."""
+    columns = {}
+    for key in first.columns | then.columns:
+        parts = [t.columns.get(key, np.full(len(t.steps), np.nan)) for t in (first, then)]
+        columns[key] = np.concatenate(parts)
+    steps = np.concatenate([first.steps, then.steps])
+    return Table(steps, columns, steps_joined(first.non_finite, then.non_finite))
+
+
+def steps_joined(first: dict[str, Steps], then: dict[str, Steps]) -> dict[str, Steps]:
+    """The steps of both, for each metric."""
+    none = np.empty(0, dtype=np.int64)
+    return {key: np.append(first.get(key, none), then.get(key, none)) for key in first | then}
+
+
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) for each line; an unparsable last line is torn and skipped."""
     for numbers, objects in _objects(path, json.loads):  # orjson makes floats of integers beyond 64 bits

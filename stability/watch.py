@@ -8,22 +8,25 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from record.checkpoints import BRANCH_ROWS, checkpoint_before, start_of, step_of
+from record.checkpoints import checkpoint_before, start_of, start_step, step_of
 from record.metrics import kind_of
-from record.recorder import Recorder
-from record.rows import Row, read_rows, rows_up_to
+from record.recorder import AT_THE_END, Recorder
+from record.rows import BRANCH_ROWS, Row, read_rows, rows_up_to
 from stability.detect.base import Detector
 from stability.detect.catalogue import detector_from_state, judged_from, make_detector
 from stability.detect.events import Alarm, Event, Spike, told_by
 from stability.detect.precursors import LOOK_BACK, precursors
 from stability.detect.saturation import LIMITS
+from stability.detect.telling import telling_step
+from stability.stress.base import SHORTLY
 
 TENSORS_TOLD = 20
 """Most tensor names in an event: after one bad token all gradients are bad."""
 
 
 class Watch:
-    """Sees every row once, in order. ``say`` prints a line on the main process."""
+    """Sees every row once, in order. ``say`` prints a line on the main process. ``acting``: the kinds of the stresses that act at
+    a step, given it and its batch."""
 
     def __init__(
         self,
@@ -32,8 +35,9 @@ class Watch:
         detector: str,
         signals: Sequence[str],
         warmup_steps: int = 0,
+        acting: Callable[[int, int], Sequence[str]] = lambda step, batch: (),
     ) -> None:
-        self.recorder, self.say, self.warmup_steps = recorder, say, warmup_steps
+        self.recorder, self.say, self.warmup_steps, self.acting = recorder, say, warmup_steps, acting
         self.detector, self.signals = detector, signals
         self.restore(None, step=0)
 
@@ -79,7 +83,7 @@ class Watch:
                 for found in detector.update(row):
                     self._report(found, written_at=rows[-1]["step"], drew=drew)
         self.alarms += [_alarm(d.open) for d in self.detectors if d.open is not None]
-        self._announce(rows[-1]["step"] if rows else 0)
+        self._announce(rows[-1]["step"] if rows else 0, drew)
         if diverged_since is not None:
             self.alarms.append(Alarm("non_finite", diverged_since, rows[-1]["step"], math.inf))
 
@@ -99,14 +103,13 @@ class Watch:
         """Report what is still open at the end of the run."""
         for detector in self.detectors:
             for found in detector.finish():
-                # step + 1: a run killed now that resumes from a checkpoint of this step reports it again.
-                self._report(found, written_at=step + 1, drew=drew)
+                self._report(found, written_at=step, drew=drew, **{AT_THE_END: True})
 
-    def _report(self, found: Event, written_at: int, drew: Callable[[int], int]) -> None:
+    def _report(self, found: Event, written_at: int, drew: Callable[[int], int], **more: Any) -> None:
         if told_by(found, self._spikes()):
             return
         if not isinstance(found, Spike):
-            self.recorder.event(found.kind, written_at, **found.event())
+            self.recorder.event(found.kind, written_at, **found.event(), **more)
             self.say(str(found))
             return
         self.alarms.append(_alarm(found))
@@ -115,10 +118,10 @@ class Watch:
         signals = {name: [row.get(name, math.nan) for row in self.recent] for name in sorted(names)}
         way_back, command = self.way_back(found, drew)
         before = [asdict(p) for p in precursors(found, steps, signals)]
-        self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back)
-        self.say(f"{found}\n  what happened? {command}")
+        self.recorder.event("spike", written_at, **found.event(), precursors=before, **way_back, **more)
+        self.say(f"{found}{self._while(found, drew)}\n  what happened? {command}")
 
-    def _announce(self, written_at: int) -> None:
+    def _announce(self, written_at: int, drew: Callable[[int], int]) -> None:
         """Report spikes that are open at the end of the rows, once each: one that never ends must not go unreported."""
         for detector in self.detectors:
             spike = detector.open
@@ -128,7 +131,25 @@ class Watch:
             told = {key: value for key, value in spike.event().items() if key != "recovered"}
             self.recorder.event("spike_opened", written_at, **told)
             height = f"{spike.height:+.3g} ({spike.sigmas:.1f} sigma) at step {spike.peak_step}"
-            self.say(f"a spike in {spike.signal} is open: since step {spike.start_step}, {height} so far")
+            since = f"since step {spike.start_step}, {height} so far{self._while(spike, drew)}"
+            self.say(f"a spike in {spike.signal} is open: {since}")
+
+    def _stressed(self, drew: Callable[[int], int]) -> dict[int, Sequence[str]]:
+        """The kinds of the stresses that acted, by step, as far back as rows are kept. A branch does not know those of the run
+        that it comes from."""
+        begin = start_step(self.recorder.directory)
+        acted = (row["step"] for row in self.recent if row.get("stress/acting") and row["step"] > begin)
+        return {step: self.acting(step, drew(step)) for step in acted}
+
+    def _while(self, spike: Spike, drew: Callable[[int], int]) -> str:
+        """Words for the stresses that acted in a spike, and for others that did shortly before."""
+        stressed, first = self._stressed(drew), spike.start_step
+        inside = {kind for step, kinds in stressed.items() if first <= step <= spike.end_step for kind in kinds}
+        before = {
+            kind for step, kinds in stressed.items() if first - SHORTLY <= step < first for kind in kinds
+        } - inside
+        parts = (("while", inside), ("shortly after", before))
+        return "".join(f", {when} {' and '.join(sorted(kinds))} acted" for when, kinds in parts if kinds)
 
     def _spikes(self) -> Iterator[Spike]:
         """All spikes so far, open ones included."""
@@ -143,7 +164,13 @@ class Watch:
     def way_back(self, spike: Spike, drew: Callable[[int], int]) -> tuple[dict[str, Any], str]:
         """What leads back to a spike: fields of its event, and the command that explains it."""
         before = checkpoint_before(self.recorder.directory, spike.start_step)
-        command = replay_command(self.recorder.directory, spike.start_step)
+        values = {row["step"]: row[spike.signal] for row in self.recent if spike.signal in row}
+        shown = telling_step(spike, values)
+        stressed = self._stressed(drew)
+        begun = [s for s in range(spike.start_step, shown) if set(stressed.get(s, ())) - set(stressed.get(s - 1, ()))]
+        # A stress acts a step before the loss shows it if it acts on the update.
+        step = max([shown, *begun][-1], start_step(self.recorder.directory) + 1)
+        command = replay_command(self.recorder.directory, step)
         batches = [drew(spike.start_step), drew(spike.end_step)]
         return {"batches": batches, "checkpoint": step_of(before) if before else 0, "replay": command}, command
 

@@ -115,6 +115,14 @@ MISTAKES = [
     ),
     (["stress=[{kind: scale_lr, stp: 5, factor: 2.0}]"], "stress.0.stp: unknown key; did you mean stress.0.step?"),
     (
+        ["stress=[{kind: scale_lr, step: 5, multiplier: 2.0}]"],
+        "stress.0.multiplier: unknown key; stress.0.kind=scale_lr has step, steps, factor",
+    ),
+    (
+        ["interventions=[{kind: centre_embeddings, xyz: 2.0}]"],
+        "interventions.0.xyz: unknown key; interventions.0.kind=centre_embeddings has no options",
+    ),
+    (
         ["stress=[{kind: scale_lr, step: 5, sequences: 2}]"],
         "stress.0.sequences: has no effect with stress.0.kind=scale_lr",
     ),

@@ -216,6 +216,27 @@ def test_a_run_interrupted_by_sigterm_goes_on_as_if_it_had_not_been(start, tmp_p
     assert [e["event"] for e in events_of(broken) if e["event"] not in found] == ["preempted", "resume"]
 
 
+@pytest.mark.parametrize(("stress", "end"), [("", 50), (", {kind: broken_gradient, step: 45}", 45)])
+def test_a_spike_that_the_end_of_the_run_closes_is_written_at_its_last_step(start, stress, end):
+    """Also where the steps after one that is not finite were taken before anybody knew; and a run that is killed before its
+    status was written finds the spike again, once."""
+    overrides = (
+        "name=cut", f"plugins=[{ROOT}/tests/stability/intervene/broken_gradient.py]", "optimizer.warmup_steps=0",
+        f"stress=[{{kind: scale_lr, step: {41 if stress else 45}, steps: null, factor: 100.0}}{stress}]", "train.steps=50",
+    )  # fmt: skip
+    status, run = start(*overrides)
+    assert status == (0 if end == 50 else EXIT_DIVERGED)
+    assert json.loads((run / "status.json").read_text())["step"] == end
+    found = [e for e in events_of(run) if e["event"] == "spike"]
+    closed = {e["signal"]: e["written_at"] for e in found if e.get("closed_by_the_end")}
+    assert "grad_norm/total" in closed
+    assert set(closed.values()) == {end}
+    assert all(e["written_at"] <= end for e in events_of(run))
+    (run / "status.json").unlink()
+    assert start(*overrides)[0] == status
+    assert [e for e in events_of(run) if e["event"] == "spike"] == found
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(start):
     """An absurd learning rate makes the loss overflow; the run stops with an event, no later row and no later checkpoint."""
     status, run = start(

@@ -12,17 +12,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, note
 from common.files import sha256_of
 from common.section import flat
 from configs.kinds import check_kinds
 from configs.schema import RunConfig
-from record.checkpoints import BRANCH_FOLDER, BRANCH_ROWS, list_checkpoints, read_state, start_of, step_of
+from data.batches import batch_number
+from record.checkpoints import list_checkpoints, read_state, start_of, step_of
 from record.integrity import MANIFEST_FILE, damage
 from record.recorder import Recorder
 from record.rewinds import last_rewind
-from record.rows import json_line, rows_up_to
+from record.rows import BRANCH_FOLDER, BRANCH_ROWS, Row, json_line, read_rows, rows_up_to
 from stability.detect.precursors import LOOK_BACK
+from stability.stress.base import STRESSES
+
+from .resume import FREE_KEYS
 
 SAME = ("data", "body", "head", "optimizer.kind", "train.batch_size")
 """Keys that a branch shares with the run it comes from: what the checkpoint holds depends on them."""
@@ -44,22 +48,34 @@ def begin_branch(config: RunConfig, directory: Path) -> None:
         raise InputError(f"branch_from: {checkpoint} cannot be used: {problem}")
     if step >= config.train.steps:
         raise InputError(f"branch_from: step {step} is not before the last one, train.steps={config.train.steps}")
-    _refuse_past_stresses(config, step)
-    _refuse_other(config, read_state(checkpoint)["config"], checkpoint)
+    rewind = last_rewind(run, step)  # its batches stay left out
+    _refuse_past_stresses(config, step, [] if rewind is None else rewind.skipped)
+    before = flat(check_kinds(RunConfig.model_validate(read_state(checkpoint)["config"]), recorded=True).model_dump())
+    _refuse_other(config, before, checkpoint)
     temporary = directory / f".{BRANCH_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _copy(checkpoint, temporary / checkpoint.name)
-    # The rows before, in which precursors of a spike soon after are looked for.
-    rows = rows_up_to(run / "metrics.jsonl", step, LOOK_BACK)
-    (temporary / BRANCH_ROWS).write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
+    rows = "".join(json_line(row) + "\n" for row in _rows_before(run, step))
+    (temporary / BRANCH_ROWS).write_text(rows, encoding="utf-8")
     recorder = Recorder(directory, writes=True)
     (directory / "events.jsonl").unlink(missing_ok=True)
-    if (rewind := last_rewind(run, step)) is not None:  # its batches stay left out
+    if rewind is not None:
         recorder.event("rewind", rewind.to_step, **asdict(replace(rewind, number=0)))  # none of this run's own
     sha256 = sha256_of(checkpoint / MANIFEST_FILE)
-    recorder.event("branch", step, step=step, run=str(run), manifest_sha256=sha256)
+    changed = _changed(config, before)
+    recorder.event("branch", step, step=step, run=str(run), manifest_sha256=sha256, changed=changed)
     temporary.rename(directory / BRANCH_FOLDER)
+    if changed:
+        order = "; with another seed the batches come in another order" if "seed" in changed else ""
+        note(f"branch_from: other than in {run}: {', '.join(changed)}{order}")
+
+
+def _rows_before(run: Path, step: int) -> list[Row]:
+    """A run's last rows up to ``step``, those before its own branch point included: where a spike soon after is to be judged,
+    and its precursors are looked for."""
+    own = rows_up_to(run / "metrics.jsonl", step, LOOK_BACK)
+    return [*read_rows(run / BRANCH_FOLDER / BRANCH_ROWS), *own][-LOOK_BACK:]
 
 
 def branch_point(given: str) -> tuple[Path, int]:
@@ -72,15 +88,27 @@ def branch_point(given: str) -> tuple[Path, int]:
     return Path(run), int(step)
 
 
-def _refuse_past_stresses(config: RunConfig, step: int) -> None:
+def _refuse_past_stresses(config: RunConfig, step: int, rewound: list[list[int]]) -> None:
+    drawn = batch_number(step, [*config.data.skip_steps, *rewound])
     for number, choice in enumerate(config.stress):
         first, steps = choice.options["step"], choice.options["steps"]
-        if steps is not None and first + steps - 1 <= step:
-            raise InputError(f"stress.{number}.step: {first} is over at step {step}, where the branch begins")
+        batches = STRESSES[choice.kind].counts == "batches"
+        if steps is not None and first + steps - 1 <= (drawn if batches else step):
+            where = f"step {step}" + (f" (batch {drawn})" if batches and drawn != step else "")
+            raise InputError(f"stress.{number}.step: {first} is over at {where}, where the branch begins")
 
 
-def _refuse_other(config: RunConfig, recorded: dict[str, Any], checkpoint: Path) -> None:
-    before = flat(check_kinds(RunConfig.model_validate(recorded), recorded=True).model_dump())
+def _changed(config: RunConfig, before: dict[str, Any]) -> list[str]:
+    """The keys in which a branch differs from the run that it comes from, and which may change what it does."""
+    now, free = flat(config.model_dump()), ("name", "branch_from", *FREE_KEYS)
+    return [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{one}.") for one in free)
+    ]
+
+
+def _refuse_other(config: RunConfig, before: dict[str, Any], checkpoint: Path) -> None:
     now = flat(config.model_dump())
     differing = [
         f"{key}: {checkpoint} was written with {before.get(key)!r}, and a branch from it cannot have {now.get(key)!r}"

@@ -74,7 +74,7 @@ def finished(run: Run, vote: StopVote) -> int:
 
 def diverged(run: Run, vote: StopVote) -> int:
     """End a run in which something is not finite and no intervention is left to try."""
-    run.watch.finish(run.step, run.batch_number)
+    run.watch.finish(run.rows[-1]["step"], run.batch_number)  # steps taken since then changed nothing
     run.watch.report_divergence(run.rows[-1], run.vitals.names(), run.vitals.ranks(), updated=run.spoilt)
     _close(run, vote)
     return EXIT_DIVERGED

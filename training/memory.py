@@ -1,9 +1,9 @@
 """The memory that a rank needs and has, reported and checked before anything is allocated.
 
 What a step holds for certain follows from the shapes of the parameters: weights, gradients and both Adam moments in
-float32, telemetry's copy of the weights, DDP's second copy of the gradients (its reduction buckets), or FSDP2's shards
-along each first axis and what it gathers. Activations are estimated; benchmarks/simulate.py counts them by running the
-model.
+float32, the copy of the weights that telemetry or an intervention keeps, DDP's second copy of the gradients (its reduction
+buckets), or FSDP2's shards along each first axis and what it gathers, and what is made around an update. Activations are
+estimated; benchmarks/simulate.py counts them by running the model.
 
 Shapes: W ranks, V vocabulary, D width, T positions, L layers.
 """
@@ -11,7 +11,7 @@ Shapes: W ranks, V vocabulary, D width, T positions, L layers.
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from common.errors import InputError
 from configs.schema import RunConfig
 from model import SwapHeadForCausalLM, blocks
 from model.chunked import chunk_rows
+from stability.intervene.base import make_interventions
+from stability.intervene.stages import changes_updates, edge_reads
 
 from .build import model_config
 
 FLOAT32 = 4
+MEASURED_TENSORS, SCALED_TENSORS = 4, 3
+"""Temporaries of the largest parameter's size while Adam's moments are measured, and while an update is scaled."""
 GATHERED_BLOCKS = 2
 """Blocks that FSDP2 holds whole at once: the current one and the one being gathered or reduced."""
 LEAST_VOCABULARY = 512
@@ -123,15 +127,23 @@ class Memory:
     """What FSDP2 holds whole: the embeddings, two blocks, and their gradients."""
     working: int
     """Activations and the head's buffers."""
+    update: int = 0
+    """Copies and temporaries around the update, when the activations are gone."""
+
+    @property
+    def lasting(self) -> int:
+        """What is held at all times and is known for certain."""
+        return self.weights + self.gradients + self.moments + self.telemetry + self.buckets
 
     @property
     def total(self) -> int:
-        """The sum."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """The peak: of the backward pass, or of the update if that takes more."""
+        return self.lasting + self.gathered + max(self.working, self.update)
 
 
 def state_memory(shapes: Shapes, ranks: int, sharded: bool, telemetry: bool, working: int) -> Memory:
-    """Memory of one of ``ranks``; ``sharded`` means FSDP2 instead of DDP; ``working`` is what activations take."""
+    """Memory of one of ``ranks``; ``sharded`` means FSDP2 instead of DDP; ``telemetry``: whether the parameters before the update
+    are kept; ``working`` is what activations take."""
     held = FLOAT32 * (shapes.shard(ranks) if sharded else shapes.parameters)
     whole = GATHERED_BLOCKS * max(map(count, shapes.blocks)) + count(shapes.rest)
     return Memory(
@@ -143,6 +155,21 @@ def state_memory(shapes: Shapes, ranks: int, sharded: bool, telemetry: bool, wor
         gathered=2 * FLOAT32 * whole if sharded else 0,
         working=working,
     )
+
+
+def update_memory(config: RunConfig, shapes: Shapes, ranks: int, sharded: bool) -> int:
+    """Bytes that interventions and the measurement of the edge hold around an update, beside what lasts: the gradients as they
+    came, where something changes single ones of them; the difference that the update made; what interventions make of it."""
+    interventions = make_interventions(config.interventions)
+    held = FLOAT32 * (shapes.shard(ranks) if sharded else shapes.parameters)
+    largest = FLOAT32 * max(map(math.prod, shapes.all)) // (ranks if sharded else 1)
+    measured = config.telemetry.enabled and config.telemetry.edge_every is not None
+    changed = bool(config.stress) or any(i.has("on_tensors") for i in interventions.values())
+    kept = held if changed and (measured or "losses" in edge_reads(interventions)) else 0
+    temporary = [MEASURED_TENSORS * largest] if measured else [0]
+    temporary += [max(held, SCALED_TENSORS * largest)] if changes_updates(interventions) else []
+    temporary += [i.update_copies * held + largest for i in interventions.values() if i.update_copies]
+    return kept + max(temporary)
 
 
 def micro_batches(config: RunConfig, ranks: int) -> tuple[int, int]:
@@ -185,7 +212,7 @@ class Need:
     @property
     def certain(self) -> int:
         """Everything but activations and what FSDP2 gathers, which are estimates."""
-        return self.memory.total - self.memory.working - self.memory.gathered
+        return self.memory.lasting + self.memory.update
 
     def refuse(self) -> None:
         """Raise InputError if the run cannot fit, whatever its batch size."""
@@ -218,7 +245,9 @@ def need_of(config: RunConfig, vocabulary: int, *, ranks: int, sharded: bool, de
         )
     shapes = shapes_of(model, config.data.sequence_length)
     working = activations(config, shapes, micro_batches(config, ranks)[0], device.type)
-    memory = state_memory(shapes, ranks, sharded, config.telemetry.enabled, working)
+    keeps = config.telemetry.enabled or changes_updates(make_interventions(config.interventions))
+    memory = state_memory(shapes, ranks, sharded, keeps, working)
+    memory = replace(memory, update=update_memory(config, shapes, ranks, sharded))
     models = 1 if config.body.checkpoint is None else 2  # the new one, and the one that its body comes from
     loading = models * FLOAT32 * shapes.parameters
     return Need(shapes.parameters, memory, free_memory(device), loading, free_memory(torch.device("cpu")))

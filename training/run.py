@@ -2,6 +2,7 @@
 and replaying are the same here: :func:`go_to` a checkpoint, and take steps."""
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from common.errors import note
 from common.section import Choice, flat
 from common.seeds import stream_seed
 from configs.kinds import check_kinds
@@ -36,7 +38,7 @@ from stability.intervene.stages import changes_updates, penalties
 from stability.measure.norms import full
 from stability.measure.telemetry import Telemetry
 from stability.measure.vitals import Vitals
-from stability.stress.base import Stress, check_stresses, make_stresses
+from stability.stress.base import Stress, acting_kinds, check_stresses, make_stresses
 from stability.watch import Watch
 
 from .build import build_model, build_telemetry, load_weights, prepare_model
@@ -50,6 +52,9 @@ from .checks import (
 )
 from .loss_kernel import check_loss_kernel
 from .memory import LEAST_VOCABULARY
+
+BEGAN = "_began"
+"""Where an intervention's ``began`` is kept among its tensors, if it is not 0."""
 
 
 @dataclass
@@ -185,6 +190,7 @@ def build_run(
         detector=config.detection.detector,
         signals=config.detection.signals,
         warmup_steps=config.optimizer.warmup_steps,
+        acting=functools.partial(acting_kinds, stresses),
     )
     probed = config.telemetry.attention_sequences
     probe = evaluation_batches(store.validation.ids, config.data.sequence_length, probed, probed)
@@ -202,7 +208,17 @@ def build_run(
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
     run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
+    if not quiet:
+        _print_notes(run)
     return run
+
+
+def _print_notes(run: Run) -> None:
+    """Say what may not be expected of the interventions, above the bar."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        for name, intervention in run.interventions.items():
+            for text in intervention.notes(run.config.train.steps):
+                note(f"interventions: {name} {text}")
 
 
 def _record_lost_ranks(
@@ -270,6 +286,7 @@ def _restore(run: Run, checkpoint: Path | None) -> None:
             theirs = interventions_of(check_kinds(RunConfig.model_validate(state["config"]), recorded=True))
             same = [n for n, i in run.interventions.items() if n in theirs and i.options == theirs[n].options]
             tensors, alarms = {key: t for key, t in tensors.items() if key.partition(".")[0] in same}, []
+            tensors |= {f"{n}.{BEGAN}": torch.tensor(run.step) for n in run.interventions if n not in same}
         load_interventions(run, tensors)
         if run.accelerator.scaler is not None and state["gradient_scaler"] is not None:  # of a branch from fp32
             run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
@@ -300,7 +317,8 @@ def _acts_now(run: Run, stress: Stress) -> bool:
 
 def interventions_state(run: Run) -> dict[str, Tensor]:
     """The state of all interventions as ``<name>.<key>``: copies, whole even if sharded. All ranks call it."""
-    return {
+    began = {f"{name}.{BEGAN}": torch.tensor(i.began) for name, i in run.interventions.items() if i.began}
+    return began | {
         f"{name}.{key}": full(t.detach()).clone(memory_format=torch.contiguous_format)
         for name, intervention in run.interventions.items()
         for key, t in intervention.state().items()
@@ -311,6 +329,7 @@ def load_interventions(run: Run, tensors: Mapping[str, Tensor]) -> None:
     """Restore what :func:`interventions_state` returned."""
     device = run.accelerator.device
     for name, intervention in run.interventions.items():
-        own = {k.removeprefix(f"{name}."): t.to(device) for k, t in tensors.items() if k.startswith(f"{name}.")}
+        own = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+        intervention.began = int(own.pop(BEGAN, 0))
         if own:
-            intervention.load(own)
+            intervention.load({key: t.to(device) for key, t in own.items()})

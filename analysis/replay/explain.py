@@ -10,7 +10,7 @@ import torch
 
 from data.batches import IGNORED
 from record.finished import Run as LoggedRun
-from stability.stress.base import describe_stresses
+from stability.stress.base import SHORTLY, describe_stresses
 from training.run import Run
 from training.step import lose_targets, reshaped, step_batch
 
@@ -22,8 +22,6 @@ USUAL = 64
 """Logged steps before the step that define what is usual."""
 AROUND = 60
 """Logged steps shown on either side of the step."""
-RECENT = 8
-"""Steps before the step whose stresses are told with it: what they do to the loss may follow later."""
 HISTORY = ("step", "loss/nll", "grad_norm/total")
 
 
@@ -90,7 +88,7 @@ def _stresses_before(run: Run, step: int) -> list[str]:
     """A line for each stress that acted in the last steps before, and no longer does."""
     found = []
     for stress in run.stresses:
-        acted = (s for s in range(step, max(0, step - RECENT - 1), -1) if stress.acts(s, run.batch_number(s)))
+        acted = (s for s in range(step, max(0, step - SHORTLY - 1), -1) if stress.acts(s, run.batch_number(s)))
         last = next(acted, step)
         if last < step:
             ago = "1 step" if step - last == 1 else f"{step - last} steps"

@@ -5,7 +5,8 @@
 
 RUN is a run directory, LOG a log of any kind that docs/running.md lists. Prints a table and writes DIR/events.json and
 DIR/spikes.png. Detectors see every value as logged, in the order of the steps, not smoothed. Where a log goes back, they also
-follow the branch that it left, as it was logged. How a column is judged follows from the metric that it is (docs/metrics.md);
+follow the branch that it left, as it was logged. Of a run that branched from another one (branch_from), they also see the rows
+before, which it has kept. How a column is judged follows from the metric that it is (docs/metrics.md);
 --kinds says it for any other column: as a loss (its level should not rise), a norm (by its logarithm) or a scale. As during
 the run, norms and update sizes count from the end of the warm-up on; a log has no known warm-up. Saturation is looked for in
 the metrics of logits, which have a panel where it is found.

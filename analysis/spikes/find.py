@@ -35,10 +35,13 @@ class Series:
     """Where the metrics come from, if it is no run directory."""
     kinds: Mapping[str, SignalKind] = field(default_factory=dict)
     """How to judge columns that are no known metrics, as the user says."""
+    history_to: int = 0
+    """Step up to which the table has rows of the run that a branch comes from: what is usual is learnt from them, but events that
+    end there are not the branch's."""
 
     def values(self, name: str) -> tuple[Floats, Floats]:
-        """Steps and values at which ``name`` was logged, NaN and infinities included."""
-        written = self.table.written(name)
+        """The run's own steps and values at which ``name`` was logged, NaN and infinities included."""
+        written = self.table.written(name) & (self.table.steps > self.history_to)
         return self.table.steps[written].astype(np.float64), self.table.columns[name][written]
 
     def rows(self, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -80,7 +83,7 @@ class Series:
         """The stretches of these steps and what continues them at which a stress of the run's configuration acted."""
         if ACTING not in self.table.columns:
             return []
-        return within(spans(self.table.steps, self.table.columns[ACTING]), first, last)
+        return within(spans(self.table.steps, self.table.columns[ACTING]), max(first, self.history_to + 1), last)
 
     def branches(self) -> Iterator[tuple[Abandoned, Series]]:
         """Each abandoned branch, and the metrics as they were logged up to its end."""
@@ -163,6 +166,7 @@ def find_events(series: Series, column: str, detector: Detector) -> list[Found]:
             stressed=series.stressed(event.start_step - LOOK_BACK, event.end_step),
         )
         for event in events
+        if event.end_step > series.history_to
     ]
 
 

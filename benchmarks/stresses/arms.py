@@ -83,8 +83,9 @@ class Plan:
     )  # fmt: skip
     """Of all arms. The rate is constant so that it is the same before and after a fault."""
     seed: int = 0
-    treated_from: int = 455
-    """Step at which remedies with a record leave the parent: those that compare with the last 128 steps need half of them.
+    treated_from: int = 390
+    """Step at which remedies with a record leave the parent: those that compare with the last 128 steps need half of them, and
+    AdaGC's warm-up takes 100.
     There is a checkpoint at every ``branch - treated_from`` steps, of which both must be multiples."""
     branch: int = 520
     """Step at which arms with a stress begin."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class AdaGC(Intervention):
     """Clips each tensor's gradient to ``factor`` times a running mean of that tensor's clipped norms (AdaGC, arXiv
     2502.11034).
 
-    In the first ``warmup`` steps the whole gradient is clipped to ``max_norm``, and each tensor keeps the smallest norm that it
+    In its first ``warmup`` steps the whole gradient is clipped to ``max_norm``, and each tensor keeps the smallest norm that it
     has had after this. Then its running mean starts from there. No code of the authors' is known; kozistr/pytorch_optimizer,
     optimizer/adagc.py, is a third party's, and warms up for a step less.
 
@@ -50,11 +50,14 @@ class AdaGC(Intervention):
         self.usual_P: Tensor | None = None
         """The running mean of each tensor's norm; infinite before it has had one."""
 
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        return [(self.began + self.options.warmup + 1, "compares no tensor with its own norms")]
+
     @torch.no_grad()
     def on_tensors(self, seen: Seen) -> dict[str, Tensor]:
         o, norm_P = self.options, seen.gradient_norm_P.float()
         usual_P = torch.full_like(norm_P, math.inf) if self.usual_P is None else self.usual_P
-        if seen.step <= o.warmup:
+        if seen.step - self.began <= o.warmup:
             scale_P = (o.max_norm / (seen.gradient_norm + 1e-6)).clamp(max=1.0).expand_as(norm_P)
             next_P = torch.minimum(usual_P, norm_P * scale_P)
         else:

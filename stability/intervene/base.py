@@ -7,7 +7,7 @@ stand here, all interventions at one stage before any at the next. Shapes: P par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -105,17 +105,31 @@ class Intervention:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self.began = 0
+        """The step after which it began: 0, or where the run branched from one without it. Kept in checkpoints."""
 
     def attach(self, model: Any, optimizer: Optimizer) -> Sequence[RemovableHandle]:
         """Get to know the model, without the launch's wrappers, and its optimizer. Returns the handles of hooks, which must act
         in training mode only."""
         return ()
 
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        """What it does only from a later step than its first on: the step, and in words that follow its name what it does not do
+        before. For one that compares with earlier steps: ``(self.began + 64, "skips nothing")``."""
+        return ()
+
+    def notes(self, last: int) -> Iterator[str]:
+        """What may not be expected of it in a run that ends at step ``last``, in words that follow its name. A run prints them
+        as it begins, after ``attach`` and ``load``."""
+        for first, what in self.first_steps():
+            if first > last:
+                yield f"{what} before step {first}, and the run ends at step {last}"
+
     def begin(self, step: int) -> None:
         """On the host, before the forward passes of ``step``."""
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rate: a function of the step alone, on the host."""
+        """Factor on the learning rate: a function of the step and of ``began`` alone, on the host."""
         return 1.0
 
     def penalty(self, t: TokenLogits) -> Tensor:
@@ -138,6 +152,9 @@ class Intervention:
     def on_gradient(self, seen: Seen) -> Action | None:
         """Scale the whole gradient, or skip the step."""
         return None
+
+    update_copies: ClassVar[int] = 0
+    """Tensors of the size of all parameters that ``on_update`` makes at once: counted before the run begins."""
 
     edge_reads: tuple[str, ...] = ()
     """What ``on_update`` may call of ``Update.edge``: of ``losses``, ``logit_changes``."""
@@ -180,7 +197,7 @@ class Intervention:
         return cls.has("on_alarms")
 
     def state(self) -> dict[str, Tensor]:
-        """What later steps depend on; saved in checkpoints."""
+        """What later steps depend on; saved in checkpoints, beside ``began``."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from common.errors import note
 from model import LinearHead
 from record.metrics import Metric
 
@@ -33,15 +32,17 @@ class CentreEmbeddings(Intervention):
     def attach(self, model: Any, optimizer: Optimizer) -> Sequence[RemovableHandle]:
         head = model.lm_head
         self.rows = OutputRows(head)
-        if not isinstance(head, LinearHead) or head.soft_cap is not None:
-            note(
-                "interventions: centre_embeddings changes the predictions of this head; P stays the same for a linear one"
-            )
-        if head.weight is model.get_input_embeddings().weight:
-            note(
-                "interventions: centre_embeddings moves the input embeddings too, which are tied; head.tied=false keeps them"
-            )
+        self.keeps_p = isinstance(head, LinearHead) and head.soft_cap is None
+        self.tied = head.weight is model.get_input_embeddings().weight
         return ()
+
+    def notes(self, last: int) -> Iterator[str]:
+        if not self.keeps_p:
+            yield "changes the predictions of this head; P stays the same for a linear one"
+        if self.tied:
+            yield "moves the input embeddings too, which are tied; head.tied=false keeps them"
+        if self.began:
+            yield f"takes the whole mean out of a trained embedding at step {self.began + 1}, which moves all logits at once"
 
     @torch.no_grad()
     def on_weights(self, seen: Seen, update: Update) -> Mapping[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -50,6 +50,9 @@ class ClipUpdateNorm(Intervention):
     def attach(self, model: Any, optimizer: Optimizer) -> Sequence[RemovableHandle]:
         self.optimizer = optimizer
         return ()
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        return [(self.began + self.options.window // 2 + 1, "clips nothing")]
 
     def on_update(self, seen: Seen, update: Update) -> Action:
         o = self.options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -54,6 +54,9 @@ class ResetMoments(Intervention):
         refuse_without_moments(self.kind, optimizer)
         self.optimizer = optimizer
         return ()
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        return [(self.began + self.options.window // 2 + 1, "resets nothing")]
 
     @torch.no_grad()
     def on_weights(self, seen: Seen, update: Update) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,6 +30,16 @@ class Rewarm(Intervention):
         """Steps after which it is the schedule's again."""
         from_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Factor on the rate at the steps of ``at``."""
+
+    def notes(self, last: int) -> Iterator[str]:
+        late = [at for at in self.options.at if at > last]
+        over = [at for at in self.options.at if at + self.options.steps <= self.began + 1]
+        for steps, why in (
+            (over, f"which is over at step {self.began}, where it begins"),
+            (late, f"and the run ends at step {last}"),
+        ):
+            if steps:
+                yield f"was to act from step {', '.join(map(str, steps))} on, {why}"
 
     def rate(self, step: int) -> float:
         o = self.options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -52,6 +52,9 @@ class SkipStep(Intervention):
         self.losses, self.norms = Window(options.window), Window(options.window)
         self.in_a_row: Tensor | None = None
         """() updates skipped since the last that was made."""
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        return [(self.began + self.options.window // 2, "skips nothing that is finite")]
 
     def on_gradient(self, seen: Seen) -> Action:
         o = self.options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -29,10 +29,11 @@ class Spam(Intervention):
 
     Published code: TianjinYellow/SPAM-Optimizer, galore_torch/SPAM.py. v is Adam's second moment before this step's update and
     without bias correction; such an element is set to sign(g) sqrt(threshold v). At the steps that are multiples of ``every``
-    both moments are zero before the update, and for ``pause`` steps from there on (and of the run) nothing is clipped. The
-    rate is multiplied by 1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 at the k-th step after such a step, k = 0 included, and
-    left alone from k = ``warmup`` on; the first steps of the run are not warmed up. Adam's count of steps goes on, so that
-    the first update after a reset is (1 - beta1) / sqrt(1 - beta2) per element, times a rate of 1%.
+    both moments are zero before the update, and for ``pause`` steps from there on (and from the first on) nothing is clipped.
+    The rate is multiplied by 1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 at the k-th step after such a step, k = 0 included,
+    and left alone from k = ``warmup`` on; the first steps are not warmed up. Steps are counted from where it began: in a branch
+    that adds it, from the branch point. Adam's count of steps goes on, so that the first update after a reset is
+    (1 - beta1) / sqrt(1 - beta2) per element, times a rate of 1%.
 
     Differs: weight decay is scaled with the rate. Two kinds of elements are not clipped: those whose v is 0, which have never
     had a gradient and would be set to 0 for ever, and those that are not finite. The published optimizer has beta2 = 0.999 and
@@ -57,13 +58,19 @@ class Spam(Intervention):
         self.optimizer = optimizer
         return ()
 
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        every, pause = self.options.every, self.options.pause
+        clips = [(self.began + pause, "clips nothing")] if every is None or pause < every else []
+        return clips + ([] if every is None else [(self.began + every, "forgets no moments")])
+
     def _since(self, step: int) -> int:
-        """Steps since the last reset, or since step 0."""
-        return step if self.options.every is None else step % self.options.every
+        """Steps since the last reset, or since it began."""
+        own = step - self.began
+        return own if self.options.every is None else own % self.options.every
 
     def rate(self, step: int) -> float:
         o, since = self.options, self._since(step)
-        if o.every is None or step < o.every or since >= o.warmup:
+        if o.every is None or step - self.began < o.every or since >= o.warmup:
             return 1.0
         return 1 - 0.99 * (1 + math.cos(math.pi * since / (o.warmup + 1))) / 2
 

@@ -32,6 +32,7 @@ class StableAdamW(Intervention):
     The whole change is divided, weight decay included, as in optimi; the paper's algorithm divides the rate, to the same effect.
     """
 
+    update_copies = 1  # g / sqrt(v)
     metrics = (Metric("largest_rms", "1", "same", "largest RMS of all tensors"),)
 
     @dataclass(frozen=True)

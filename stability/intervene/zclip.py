@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -49,6 +49,9 @@ class ZClip(Intervention):
         super().__init__(options)
         self.averages: Tensor | None = None
         """(3,) count of norms, mean and variance, float64."""
+
+    def first_steps(self) -> Iterable[tuple[int, str]]:
+        return [(self.began + self.options.warmup + 1, "compares no norm with earlier ones")]
 
     def on_gradient(self, seen: Seen) -> Action:
         o, norm = self.options, seen.gradient_norm.double()

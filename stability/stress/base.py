@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from data.store import TokenStore
 
 STRESSES = Registry("stress")
+SHORTLY = 8
+"""Steps after a stress in which what happens may be its effect."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ def check_stresses(stresses: Sequence[Stress], model: nn.Module, optimizer: Opti
     """Let each stress look at the model and the optimizer that it will act on. Raises InputError if it cannot."""
     for stress in stresses:
         stress.check(model, optimizer)
+
+
+def acting_kinds(stresses: Sequence[Stress], step: int, batch: int) -> list[str]:
+    """The kinds of the stresses that act at ``step``, which draws ``batch``."""
+    return [stress.kind for stress in stresses if stress.acts(step, batch)]
 
 
 def describe_stresses(stresses: Sequence[Stress], step: int, batch: int) -> list[str]:

@@ -365,3 +365,23 @@ def test_no_two_detectors_have_the_same_colour() -> None:
         figure = draw_spikes({("run", "loss"): (np.arange(5.0), np.ones(5))}, found, list(DETECTORS))
     named = [line for line in figure.legends[0].get_lines() if line.get_label() in DETECTORS]
     assert len({line.get_color() for line in named}) == len(DETECTORS)
+
+
+def test_a_spike_soon_after_a_branch_point_is_judged_by_the_rows_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the run that it comes from, whose own spike and stress are not told again."""
+    rows = training_rows(220)
+    for row in rows:
+        row["stress/acting"] = int(row["step"] in (100, 205))
+        row["loss/nll"] += 2.0 if row["step"] in (100, 205) else 0.0
+    run = write_run(tmp_path / "branch", rows[200:])
+    spikes.main([str(run), "--out", str(tmp_path / "alone")])
+    assert events(tmp_path / "alone") == [], "of 20 rows none can be judged"
+    (run / "branch_point").mkdir()
+    (run / "branch_point" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:200]))
+    capsys.readouterr()
+    spikes.main([str(run), "--out", str(tmp_path / "out")])
+    (event,) = [event for event in events(tmp_path / "out") if event["signal"] == "loss/nll"]
+    assert (event["start_step"], event["end_step"], event["stress"]) == (205, 205, [[205, 205]])
+    assert "stress acted at step 205, in or shortly before 1 of these events" in capsys.readouterr().out

@@ -216,7 +216,11 @@ def test_paths_that_match_nothing(tmp_path: Path) -> None:
     write(tmp_path / "in" / "README.md", b"x")
     for path in (tmp_path / "none.txt", tmp_path / "in", tmp_path / "*.txt"):
         assert f"data.paths: {path} matches no .txt, .json, .jsonl or .parquet file" in problem(path)
-    assert "(.gz may follow), only 1 x .md" in problem(tmp_path / "in")
+    way_out = "; rename a file of plain text, or a link to it, to end in .txt"
+    assert f"(.gz may follow), only 1 x .md{way_out}" in problem(tmp_path / "in")
+    assert f"(.gz may follow){way_out}" in problem(tmp_path / "in" / "README.md")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "in" / "README.md")
+    assert read(tmp_path / "link.txt") == ["x"]
 
 
 def test_a_glob_below_a_folder_with_brackets_is_explained(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_rewinding_drops_what_came_after_the_checkpoint(tmp_path):
     recorder = Recorder(tmp_path, writes=True)
     recorder.write_rows({"step": s} for s in range(1, 11))
     recorder.event("spike", 4, start_step=2)
+    recorder.event("spike", 6, start_step=3, closed_by_the_end=True)
     recorder.event("spike", 9, start_step=3)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "lo')

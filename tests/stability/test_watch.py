@@ -136,3 +136,43 @@ def test_a_rise_is_told_by_the_spike_whose_level_it_is(start, end, recovered, to
     assert told_by(RISE, [spike]) == told
     assert not told_by(RISE, [replace(spike, signal="other")])
     assert not told_by(spike, [spike])
+
+
+def spiked(tmp_path, height_of, stressed):
+    """What a watch says of 100 steps of a loss of 5 with noise, ``height_of`` added; ``stressed``: kinds by step."""
+    said, noise = [], np.random.default_rng(0).standard_normal(101)
+    watch = Watch(Recorder(tmp_path, writes=True), said.append, "median_mad", ["loss/nll"],
+                  acting=lambda step, batch: stressed[step])  # fmt: skip
+    taken = rows(1, 100)
+    for row in taken:
+        row["loss/nll"] += 0.02 * noise[row["step"]] + height_of.get(row["step"], 0.0)
+        row["stress/acting"] = len(stressed.get(row["step"], ()))
+    watch.look(taken, drew=lambda step: step)
+    return said
+
+
+CLIMB = {80: 0.11, 81: 0.06, 82: 3.0, 83: 4.0, 84: 2.0}
+"""It begins to add up at step 80 and stands out at 82."""
+
+
+@pytest.mark.parametrize(
+    ("stressed", "words", "step"),
+    [
+        ({}, "", 82),
+        ({81: ["scale_lr"], 82: ["scale_lr"]}, ", while scale_lr acted", 81),
+        ({82: ["flip_bit"], 83: ["label_noise"]}, ", while flip_bit and label_noise acted", 82),
+        ({83: ["flip_bit"]}, ", while flip_bit acted", 82),
+        ({77: ["scale_lr"], 90: ["flip_bit"]}, ", shortly after scale_lr acted", 82),
+        ({s: ["half_parameters"] for s in range(60, 101)}, ", while half_parameters acted", 82),
+        ({60: ["scale_lr"]}, "", 82),
+    ],
+)
+def test_the_line_of_a_spike_names_stresses_and_the_step_that_tells_most(tmp_path, stressed, words, step):
+    (said,) = spiked(tmp_path, CLIMB, stressed)
+    (event,) = events_of(tmp_path)
+    assert (event["start_step"], event["peak_step"]) == (80, 83)
+    line, command = said.splitlines()
+    assert line.endswith(f"recovered{words}")
+    assert f"--step {step} " in command
+    assert event["replay"] in command
+    assert not {"while", "stress", "acted"} & event.keys()

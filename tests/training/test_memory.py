@@ -7,13 +7,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks.simulate import micro_batch
+from benchmarks.simulate import StorageCounter, micro_batch
 from common.command import exit_status
 from common.errors import InputError
 from configs.load import load_config
 from model import HEADS, LinearHead
+from tests.training.built import built
 from train_lm import train
 from training.memory import GIB, LEAST_VOCABULARY, activations, group_room, need_of, shapes_of, skeleton
+from training.step import training_step
 
 CPU = torch.device("cpu")
 GELU = "body.activation_function=gelu_pytorch_tanh"
@@ -42,13 +44,49 @@ def test_the_estimate_of_activations_is_near_what_the_model_takes(overrides, rec
 
 def test_the_certain_part_is_what_the_float32_tensors_take(recipe):
     """Weights, gradients, two moments and the telemetry's copy: 20 bytes a parameter, and a step count each."""
-    config = config_of(recipe)
+    config = config_of(recipe, "telemetry.edge_every=null")
     model = skeleton(config, 500)
     need = need_of(config, 500, ranks=1, sharded=False, device=CPU)
     numbers = sum(p.numel() for p in model.parameters())
     assert need.parameters == numbers
     assert need.certain == 20 * numbers + 4 * len(list(model.parameters()))
     assert 0 < need.free <= psutil.virtual_memory().total
+
+
+UPDATES = {
+    "nothing": ["telemetry.edge_every=null"],
+    "measured": ["telemetry.edge_every=1"],
+    "measured, with stresses": ["telemetry.edge_every=1", "stress=[{kind: scale_lr, step: 1, steps: 9, factor: 1.0}]"],
+    "clip_update_norm": ["interventions=[{kind: clip_update_norm}]"],
+    "stable_adamw": ["telemetry.edge_every=null", "interventions=[{kind: stable_adamw}]"],
+    "safe_step after agc": ["telemetry.edge_every=null", "interventions=[{kind: agc}, {kind: safe_step}]"],
+    "without telemetry": ["telemetry.enabled=false", "interventions=[{kind: safe_step}]"],
+}
+
+
+@pytest.mark.parametrize("overrides", UPDATES.values(), ids=UPDATES)
+def test_what_an_update_holds_besides_is_what_its_tensors_take(overrides, recipe):
+    """In a step of 8 tokens of a wide model, whose activations are nothing beside a copy of its parameters."""
+    run = built(
+        recipe, "body.n_embd=256", "data.sequence_length=8", "train.batch_size=1", "head={kind: linear}",
+        "objective={kind: ce}", "telemetry.attention_every=null", *overrides,
+    )  # fmt: skip
+    training_step(run, 1)  # moments come with the first step
+    held = [*run.model.parameters(), *run.model.buffers(), *run.telemetry.before, run.probe_BT]
+    held += [t for state in run.optimizer.optimizer.state.values() for t in state.values()]
+    counter = StorageCounter()
+    for tensor in held:
+        counter.count(tensor)
+    copy = 4 * sum(p.numel() for p in run.model.parameters())
+    before = counter.bytes
+    with counter:
+        training_step(run, 2)
+    memory = need_of(run.config, run.store.vocab_size, ranks=1, sharded=False, device=CPU).memory
+    assert memory.lasting == pytest.approx(before + copy, rel=0.02), "and the gradients"
+    taken = counter.peak - before - copy
+    assert memory.update - 0.05 * copy < taken < memory.update + 0.16 * copy, (
+        "less than that are forward and backward pass"
+    )
 
 
 def test_a_padding_token_of_the_body_fits_into_the_smallest_vocabulary_that_is_asked_about(recipe):
