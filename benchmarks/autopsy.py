@@ -2,10 +2,11 @@
 
     python -m benchmarks.autopsy --out DIR [--seeds N] [--first-seed K]
 
-Per seed a small GPT is trained on the text of Python's own documentation (pydoc_data.topics), and one branch for each cause,
-planted at a step that the seed decides. A fault of the hardware is one whose trace is then removed from the run's configuration
-and rows. Each branch in which the run's own watch has found a spike near the fault gets an autopsy; the others are counted.
-Finished branches are kept, so the command goes on where it was stopped. Writes DIR/autopsy.json.
+Per seed a small model is trained on the text of Python's own documentation (pydoc_data.topics), and one branch for each cause,
+planted at a step that the seed decides; the body, the precision and beta2 change from seed to seed. A fault of the hardware is
+one whose trace is then removed from the run's configuration and rows. Each branch in which the run's own watch has found a
+spike near the fault gets an autopsy; the others are counted. Finished branches are kept, so the command goes on where it was
+stopped. Writes DIR/autopsy.json.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import json
 import random
 import re
 import shutil
+import sysconfig
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -37,7 +40,6 @@ NEAR = 8
 """Steps after a fault within which a spike must begin to be its own."""
 RECIPE = """
 data: {{kind: text, paths: [{text}], cache_dir: {cache}, vocab_size: 1000, sequence_length: 64, validation_fraction: 0.1}}
-body: {{model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 64, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}}
 head: {{kind: linear}}
 objective: {{kind: ce}}
 optimizer: {{lr: 3.0e-3, warmup_steps: 20, schedule: {{kind: constant}}}}
@@ -45,29 +47,74 @@ train: {{steps: 1000, batch_size: 16, eval_every: 100000, eval_sequences: 16}}
 checkpoint: {{every: 20, keep: 50}}
 name: parent
 """
+GPT2 = "body={model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 64, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}"
+LLAMA = (
+    "body={model_type: llama, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2, hidden_size: 64, "
+    "intermediate_size: 172}"
+)
+VARIANTS: tuple[tuple[str, ...], ...] = (
+    (GPT2,),
+    (LLAMA, "optimizer.beta2=0.99"),
+    (GPT2, "train.precision=bf16", "optimizer.beta2=0.98"),
+)
+"""What changes from seed to seed."""
 DATA, RATE, STATE, HARDWARE = "data", "rate too high", "optimizer state", "hardware"
-PLANTED: dict[str, tuple[str, str]] = {
-    "random tokens": (DATA, "{{kind: corrupt_sequences, step: {batch}, sequences: 16, pattern: random}}"),
-    "one span repeated": (
-        DATA,
-        "{{kind: corrupt_sequences, step: {batch}, sequences: 12, pattern: repeated, period: 4}}",
+ATTENTION, OUTPUT = "attention logits", "output logits"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is planted: its true cause, and the stress, whose step or batch is still open."""
+
+    cause: str
+    stress: str
+    held_out: bool = True
+    """Whether no fault of this kind was looked at while the rules of the conclusion were written."""
+    body: str = ""
+    """The only body that has what it disturbs; empty for any."""
+
+
+PLANTED: dict[str, Fault] = {
+    "random tokens": Fault(DATA, "kind: corrupt_sequences, step: {step}, sequences: 16, pattern: random", False),
+    "one span repeated": Fault(
+        DATA, "kind: corrupt_sequences, step: {step}, sequences: 12, pattern: repeated, period: 4", False
     ),
-    "rare tokens": (DATA, "{{kind: corrupt_sequences, step: {batch}, sequences: 12, pattern: rare}}"),
-    "noisy targets, 3 batches": (DATA, "{{kind: label_noise, step: {batch}, steps: 3, share: 0.4}}"),
-    "rate x10, 5 steps": (RATE, "{{kind: scale_lr, step: {step}, steps: 5, factor: 10.0}}"),
-    "rate x100, 1 step": (RATE, "{{kind: scale_lr, step: {step}, factor: 100.0}}"),
-    "rate x8 to the end": (RATE, "{{kind: scale_lr, step: {step}, steps: null, factor: 8.0}}"),
-    "moments exchanged": (STATE, "{{kind: stale_moments, step: {step}, steps: 3, what: swap}}"),
-    "moments reset with the step count": (
-        STATE,
-        "{{kind: stale_moments, step: {step}, steps: 3, what: reset, step_count: reset}}",
+    "rare tokens": Fault(DATA, "kind: corrupt_sequences, step: {step}, sequences: 12, pattern: rare", False),
+    "noisy targets, 3 batches": Fault(DATA, "kind: label_noise, step: {step}, steps: 3, share: 0.4", False),
+    "shuffled tokens, 2 batches": Fault(
+        DATA, "kind: corrupt_sequences, step: {step}, steps: 2, sequences: 16, pattern: shuffled"
     ),
-    "beta2 0.1, 5 steps": (STATE, "{{kind: optimizer_settings, step: {step}, steps: 5, beta2: 0.1}}"),
-    "hidden: embedding x5": (HARDWARE, "{{kind: scale_weights, step: {step}, parameters: wte, factor: 5.0}}"),
-    "hidden: gradient noise": (HARDWARE, "{{kind: gradient_noise, step: {step}, steps: 3, factor: 30.0}}"),
+    "source code, 2 batches": Fault(DATA, "kind: foreign_text, step: {step}, steps: 2, paths: [{code}]"),
+    "sequences of 8 tokens, 2 batches": Fault(DATA, "kind: short_sequences, step: {step}, steps: 2, parts: 8"),
+    "rate x10, 5 steps": Fault(RATE, "kind: scale_lr, step: {step}, steps: 5, factor: 10.0", False),
+    "rate x100, 1 step": Fault(RATE, "kind: scale_lr, step: {step}, factor: 100.0", False),
+    "rate x8 to the end": Fault(RATE, "kind: scale_lr, step: {step}, steps: null, factor: 8.0", False),
+    "rate x30, 2 steps": Fault(RATE, "kind: scale_lr, step: {step}, steps: 2, factor: 30.0"),
+    "moments exchanged": Fault(STATE, "kind: stale_moments, step: {step}, steps: 3, what: swap", False),
+    "moments reset with the step count": Fault(
+        STATE, "kind: stale_moments, step: {step}, steps: 3, what: reset, step_count: reset", False
+    ),
+    "the same, 1 step": Fault(STATE, "kind: stale_moments, step: {step}, what: reset, step_count: reset"),
+    "beta2 0.1, 5 steps": Fault(STATE, "kind: optimizer_settings, step: {step}, steps: 5, beta2: 0.1", False),
+    "queries and keys x6": Fault(
+        ATTENTION, "kind: scale_weights, step: {step}, parameters: '[qk]_proj', factor: 6.0", body=LLAMA
+    ),
+    "last norm x6": Fault(
+        OUTPUT, "kind: scale_weights, step: {step}, parameters: '(ln_f|model.norm).weight', factor: 6.0"
+    ),
+    "hidden: embedding x5": Fault(
+        HARDWARE, "kind: scale_weights, step: {step}, parameters: '(wte|embed_tokens)', factor: 5.0", False
+    ),
+    "hidden: gradient noise": Fault(HARDWARE, "kind: gradient_noise, step: {step}, steps: 3, factor: 30.0", False),
+    "hidden: a bit of a weight": Fault(HARDWARE, "kind: flip_bit, step: {step}, what: parameter, bit: 30"),
+    "hidden: last block x3": Fault(
+        HARDWARE, "kind: scale_weights, step: {step}, parameters: layer_01, factor: 3.0"
+    ),
 }
-"""By name: the true cause, and the stress."""
-CONCLUSIONS = (DATA, RATE, STATE, HARDWARE, "attention logits", "output logits", "numerics", "not decided", "no spike")
+"""By name."""
+HOT = "too hot from the start"
+"""A run without a fault, at a rate that is too high."""
+CONCLUSIONS = (DATA, RATE, STATE, HARDWARE, ATTENTION, OUTPUT, "numerics", "not decided", "no spike")
 
 
 def config_of(folder: Path, overrides: Sequence[str]) -> RunConfig:
@@ -81,6 +128,11 @@ def train(folder: Path, name: str, *overrides: str) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     run_training(config_of(folder, [f"name={name}", *overrides]))
     return run
+
+
+def variant(seed: int) -> tuple[str, ...]:
+    """What is special about the runs of a seed."""
+    return VARIANTS[seed % len(VARIANTS)]
 
 
 def hide_stress(run: Path) -> None:
@@ -105,7 +157,7 @@ def spike_near(run: Path, step: int) -> int | None:
 
 def case(folder: Path, seed: int, name: str, step: int) -> dict[str, Any]:
     """Plant a fault, look for its spike, and ask for the cause."""
-    cause, stress = PLANTED[name]
+    fault = PLANTED[name]
     slug = f"seed{seed}_{re.sub('[^a-z0-9]+', '_', name.lower())}"
     done = folder / "cases" / f"{slug}.json"
     if done.exists():
@@ -113,12 +165,12 @@ def case(folder: Path, seed: int, name: str, step: int) -> dict[str, Any]:
         return found
     begin = step // 20 * 20 - 20
     branch = f"branch_from={folder}/runs/parent{seed}@{begin}"
-    planted = f"stress=[{stress.format(step=step, batch=step)}]"
-    run = train(folder, slug, f"seed={seed}", branch, planted, f"train.steps={step + AFTER}")
-    if cause == HARDWARE:
+    planted = f"stress=[{{{fault.stress.format(step=step, code=sysconfig.get_path('stdlib') + '/json')}}}]"
+    run = train(folder, slug, f"seed={seed}", *variant(seed), branch, planted, f"train.steps={step + AFTER}")
+    if fault.cause == HARDWARE:
         hide_stress(run)
     number = spike_near(run, step)
-    found = {"seed": seed, "planted": name, "cause": cause, "step": step, "concluded": None}
+    found = {"seed": seed, "planted": name, "cause": fault.cause, "step": step, "concluded": None}
     if number is not None:
         AcceleratorState._reset_state(reset_partial_state=True)
         autopsy([str(run), "--event", str(number), "--out", str(folder / "autopsies" / slug)])
@@ -142,7 +194,7 @@ def matrix(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     right = sum(each["concluded"] == each["cause"] for each in spiked)
     undecided = sum(each["concluded"] == "not decided" for each in spiked)
     table = [
-        {"planted": name, "cause": PLANTED[name][0], **{told: counts[told] for told in CONCLUSIONS}}
+        {"planted": name, "cause": PLANTED[name].cause, **{told: counts[told] for told in CONCLUSIONS}}
         for name, counts in by_fault.items()
     ]
     return {

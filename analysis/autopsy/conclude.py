@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .experiments import AS_BEFORE, DATA, HARDWARE, OUTPUT, RATE, STATE, UNDECIDED
+from .experiments import AS_BEFORE, CONTROL, DATA, HARDWARE, OUTPUT, RATE, STATE, UNDECIDED
 
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
@@ -54,8 +54,8 @@ class Evidence:
 
     differs_from: int | None
     """The first step taken again that was not that of the log, to the bit or within the tolerance; None if all were."""
-    first: int
-    """The window's first step."""
+    agreed: int
+    """Steps taken again that were those of the log, before the first that was not."""
     comparable: bool
     """Whether they should have been to the bit: the same device, packages and number of processes."""
     again: float
@@ -91,6 +91,9 @@ def conclude(e: Evidence) -> Conclusion:
             by_cause.setdefault(cause, []).append(f"{name}: {100 * share:.0f}% of the spike is gone")
     unusual = e.batch_sigmas >= UNUSUAL
     odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
+    tried = sum(cause == DATA for cause, _ in e.removed.values())
+    if len(by_cause.get(DATA, [])) < tried:
+        by_cause.pop(DATA, None)  # with some other batches it comes all the same
     if DATA in by_cause and unusual:
         return Conclusion(DATA, [*by_cause[DATA], odd])
     if e.removed.get(AS_BEFORE, ("", 0.0))[1] >= REMOVED:
@@ -98,6 +101,9 @@ def conclude(e: Evidence) -> Conclusion:
     if e.sign_like >= max(SIGN_LIKE, 2 * e.sign_like_first) and DATA not in by_cause:
         moved = f"before it, Adam suddenly moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
         return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
+    if e.removed.get(CONTROL, ("", 0.0))[1] >= REMOVED:
+        fragile = "weights moved at random, by the length of one update, remove it: what else removes it says little"
+        return Conclusion(UNDECIDED, [fragile])
     if OUTPUT in by_cause and e.logit_sigmas < UNUSUAL:
         del by_cause[OUTPUT]  # so strong a penalty changes the gradient of any step
     if set(by_cause) == {STATE, RATE} and not unusual:
@@ -112,7 +118,7 @@ def _of_another_run(e: Evidence) -> Conclusion | None:
     """The conclusion where the steps taken again are not those of the log."""
     if e.differs_from is None:
         return None
-    if e.differs_from < e.first:
+    if not e.agreed:
         return Conclusion(
             UNDECIDED, [f"the replay differs from the log from step {e.differs_from} on: it is not this run"]
         )

@@ -21,7 +21,7 @@ from training.run import Run, attach_interventions, interventions_of
 from training.step import step_batch, training_step
 
 from .conclude import REMOVED, Evidence, Level, level_of, removed
-from .experiments import Conditions, Experiment, Window
+from .experiments import IN_FP32, Conditions, Experiment, Window
 
 LEAD = 4
 """Steps before a spike's start at which the changes begin: what starts it may act before it shows."""
@@ -130,8 +130,9 @@ def investigate(
     signs = [rows[s].get("adam/sign_like", 0.0) for s in range(window.first, window.start + 1) if s in rows]
     signs = [x if math.isfinite(x) else 0.0 for x in signs]
     differs = int(different[0].split(":")[0].removeprefix("step ")) if different else None
+    agreed = (window.last + 1 if differs is None else differs) - start - 1
     evidence = Evidence(
-        differs, window.first, tolerance == 0, gone, shares, sigmas, _logit_sigmas(logged, window), max(signs), signs[0]
+        differs, agreed, tolerance == 0, gone, shares, sigmas, _logit_sigmas(logged, window), max(signs), signs[0]
     )
     logs = [*usual, *own]
     return Found(window, signal, level, logs, again, changed, left_out, evidence, different, tolerance, taken), before
@@ -159,6 +160,8 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
     run.edge_every = 1 if experiment is None else None
     try:
         if experiment is not None:
+            if experiment.name == IN_FP32 and not hasattr(run.bare_model(), "_original_forward"):
+                raise InputError("Accelerate has not wrapped the model's forward pass, so its autocast cannot be left out")
             run.config = load_changed(run, experiment.overrides)
         restore(run, before)
         if experiment is not None:
@@ -166,7 +169,7 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
             o = run.config.optimizer.options
             if "beta2" in o:
                 run.settings = [s | {"betas": (o["beta1"], o["beta2"])} if "betas" in s else s for s in settings]
-        with _in_fp32(run, experiment is not None and experiment.name == "in fp32"):
+        with _in_fp32(run, experiment is not None and experiment.name == IN_FP32):
             rows: Rows = {}
             while run.step < window.last:
                 training_step(run, run.step + 1)
@@ -181,12 +184,11 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
 def _in_fp32(run: Run, wanted: bool) -> Iterator[None]:
     """Without the autocast that Accelerate has put around the model's forward pass."""
     model = run.bare_model()
-    plain = getattr(model, "_original_forward", None)
-    if not wanted or plain is None:
+    if not wanted:
         yield
         return
     wrapped = model.forward
-    model.forward = plain
+    model.forward = model._original_forward
     try:
         yield
     finally:
