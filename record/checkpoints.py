@@ -26,12 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
 from common.files import flush_to_disk
 
 from .integrity import MANIFEST_FILE, write_manifest
+from .rows import BRANCH_FOLDER
 
 STATE_FILE = "trainer_state.json"
-BRANCH_FOLDER = "branch_point"
-"""Holds the checkpoint of another run from which this one begins."""
-BRANCH_ROWS = "rows.jsonl"
-"""Beside it, the other run's last rows before."""
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
 """A folder without any of them never was a checkpoint; one whose manifest lists missing weights is damaged."""
 _OPTIMIZER_FILE = "optimizer.safetensors"

@@ -16,6 +16,7 @@ import yaml
 
 from common.errors import InputError
 
+from .rows import BRANCH_FOLDER, BRANCH_ROWS
 from .table import LAST_STEP, NON_FINITE, json_lines, read_table, refuse_special
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -68,16 +69,19 @@ class Run:
         return values.get(key) if isinstance(values, dict) else None
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, with_parent_rows: bool = False) -> Run:
     """Read a run directory, or the run that a checkpoint directory belongs to.
 
     Requires config.yaml, status.json and metrics.jsonl with at least one complete row; events.jsonl is optional. Several
-    rows of one step are merged (:func:`record.table.read_table`). Raises :class:`InputError`, one line, if something cannot
-    be read.
+    rows of one step are merged (:func:`record.table.read_table`). ``with_parent_rows``: of a branch, put the last rows before
+    the step at which it begins, which it has copied from the run it comes from, before its own. Raises :class:`InputError`,
+    one line, if something cannot be read.
     """
     directory = run_directory(path)
     config = read_config(directory)
     metrics, non_finite = read_metrics(run_file(directory, "metrics.jsonl"))
+    if with_parent_rows:
+        metrics, non_finite = _after_parent_rows(directory, metrics, non_finite)
     events_file = run_file(directory, "events.jsonl")
     return Run(
         path=directory,
@@ -205,6 +209,19 @@ def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int
     table = read_table(path)
     # No copy: consolidating the columns would need twice the memory.
     return pd.DataFrame(table.columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
+
+
+def _after_parent_rows(
+    run: Path, metrics: pd.DataFrame, non_finite: dict[str, npt.NDArray[np.int64]]
+) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int64]]]:
+    """A branch's metrics after those of the steps before it; of another run, unchanged."""
+    path = run_file(run, f"{BRANCH_FOLDER}/{BRANCH_ROWS}")
+    if not path.exists() or path.stat().st_size == 0:  # empty: the other run had lost its rows
+        return metrics, non_finite
+    before, odd = read_metrics(path)
+    none = np.empty(0, dtype=np.int64)
+    steps = {key: np.append(odd.get(key, none), non_finite.get(key, none)) for key in odd | non_finite}
+    return pd.concat([before, metrics]), steps
 
 
 def _read_text(path: Path) -> str:

@@ -12,6 +12,11 @@ from common.files import strict
 
 Row = dict[str, Any]
 
+BRANCH_FOLDER = "branch_point"
+"""Holds the checkpoint of another run from which this one begins."""
+BRANCH_ROWS = "rows.jsonl"
+"""Beside it, the other run's last rows before."""
+
 
 def json_line(row: Row) -> str:
     """One line of strict JSON; non-finite floats become strings."""

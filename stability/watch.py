@@ -8,10 +8,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from record.checkpoints import BRANCH_ROWS, checkpoint_before, start_of, step_of
+from record.checkpoints import checkpoint_before, start_of, step_of
 from record.metrics import kind_of
 from record.recorder import Recorder
-from record.rows import Row, read_rows, rows_up_to
+from record.rows import BRANCH_ROWS, Row, read_rows, rows_up_to
 from stability.detect.base import Detector
 from stability.detect.catalogue import detector_from_state, judged_from, make_detector
 from stability.detect.events import Alarm, Event, Spike, told_by

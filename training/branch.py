@@ -17,11 +17,11 @@ from common.files import sha256_of
 from common.section import flat
 from configs.kinds import check_kinds
 from configs.schema import RunConfig
-from record.checkpoints import BRANCH_FOLDER, BRANCH_ROWS, list_checkpoints, read_state, start_of, step_of
+from record.checkpoints import list_checkpoints, read_state, start_of, step_of
 from record.integrity import MANIFEST_FILE, damage
 from record.recorder import Recorder
 from record.rewinds import last_rewind
-from record.rows import json_line, rows_up_to
+from record.rows import BRANCH_FOLDER, BRANCH_ROWS, Row, json_line, read_rows, rows_up_to
 from stability.detect.precursors import LOOK_BACK
 
 SAME = ("data", "body", "head", "optimizer.kind", "train.batch_size")
@@ -50,9 +50,8 @@ def begin_branch(config: RunConfig, directory: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _copy(checkpoint, temporary / checkpoint.name)
-    # The rows before, in which precursors of a spike soon after are looked for.
-    rows = rows_up_to(run / "metrics.jsonl", step, LOOK_BACK)
-    (temporary / BRANCH_ROWS).write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
+    rows = "".join(json_line(row) + "\n" for row in _rows_before(run, step))
+    (temporary / BRANCH_ROWS).write_text(rows, encoding="utf-8")
     recorder = Recorder(directory, writes=True)
     (directory / "events.jsonl").unlink(missing_ok=True)
     if (rewind := last_rewind(run, step)) is not None:  # its batches stay left out
@@ -60,6 +59,13 @@ def begin_branch(config: RunConfig, directory: Path) -> None:
     sha256 = sha256_of(checkpoint / MANIFEST_FILE)
     recorder.event("branch", step, step=step, run=str(run), manifest_sha256=sha256)
     temporary.rename(directory / BRANCH_FOLDER)
+
+
+def _rows_before(run: Path, step: int) -> list[Row]:
+    """A run's last rows up to ``step``, those before its own branch point included: where a spike soon after is to be judged,
+    and its precursors are looked for."""
+    own = rows_up_to(run / "metrics.jsonl", step, LOOK_BACK)
+    return [*read_rows(run / BRANCH_FOLDER / BRANCH_ROWS), *own][-LOOK_BACK:]
 
 
 def branch_point(given: str) -> tuple[Path, int]:

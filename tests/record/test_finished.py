@@ -70,6 +70,23 @@ def test_the_rows_of_a_step_are_one_and_of_each_key_the_last_value_counts(
     assert {key: steps.tolist() for key, steps in run.non_finite.items()} == {"c": [2]}
 
 
+def test_a_branch_is_read_with_the_rows_before_it_only_if_asked(tmp_path: Path) -> None:
+    rows = [{"step": 3, "a": 3.0, "b": "NaN"}, {"step": 4, "a": "Infinity", "late": 1}]
+    path = write_run(tmp_path / "r", rows)
+    (path / "branch_point").mkdir()
+    before = path / "branch_point" / "rows.jsonl"
+    before.write_text('{"step": 1, "a": "NaN", "early": 7}\n{"step": 2, "a": 2.0}\n')
+    assert load_run(path).metrics.index.tolist() == [3, 4]
+    run = load_run(path, with_parent_rows=True)
+    assert (run.metrics.index.tolist(), run.metrics.index.name) == ([1, 2, 3, 4], "step")
+    np.testing.assert_array_equal(run.series("a"), [np.nan, 2.0, 3.0, np.inf])
+    assert run.series("b").index.tolist() == [3]
+    assert (run.series("early").to_dict(), run.series("late").to_dict()) == ({1: 7.0}, {4: 1.0})
+    assert {key: steps.tolist() for key, steps in run.non_finite.items()} == {"a": [1, 4], "b": [3]}
+    before.write_text("")
+    assert load_run(path, with_parent_rows=True).metrics.index.tolist() == [3, 4]
+
+
 def test_numbers_of_a_spike_are_read_as_they_are_spelled(tmp_path: Path) -> None:
     path = write_run(tmp_path / "r", [{"step": 1}], events=[spike("a", 1) | {"height": "inf", "sigmas": "-Infinity"}])
     (event,) = load_run(path).events

@@ -12,6 +12,7 @@ from analysis.replay import __main__ as replay
 from common.command import exit_status
 from configs.load import load_config
 from record.checkpoints import list_checkpoints, start_of
+from record.finished import load_run
 from tests.conftest import events_of, rows_of
 from train_lm import train
 
@@ -84,6 +85,15 @@ def test_a_branch_outlives_its_parent(start, parent, tmp_path):
     assert rows_of(again) == rows_of(whole)
     assert exit_status(lambda: replay.main([str(again), "--step", "14", "--out", str(tmp_path / "why")])) == 0
     assert json.loads((tmp_path / "why" / "explanation.json").read_text())["reproduced"]
+
+
+def test_a_branch_of_a_branch_knows_the_rows_of_both(start, parent):
+    _, first = start("name=first", f"branch_from={parent}@10", "checkpoint.keep=9")
+    status, second = start("name=second", f"branch_from={first}@20")
+    assert status == 0
+    read = load_run(second, with_parent_rows=True)
+    assert read.metrics.index.tolist() == list(range(1, 31))
+    assert read.metrics["loss/nll"].tolist() == [row["loss/nll"] for row in rows_of(parent)]
 
 
 def test_a_branch_goes_back_to_its_own_start(start, parent):
