@@ -114,7 +114,7 @@ def move_at_random(optimizer: Optimizer, length: float) -> None:
     moves = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(move) for move in moves]))
     for parameter, move in zip(parameters, moves, strict=True):
-        parameter += move * (length / norm)
+        parameter.add_(move, alpha=float(length / norm))
 
 
 def experiments(config: RunConfig, window: Window) -> list[Experiment]:

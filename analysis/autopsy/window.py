@@ -60,8 +60,7 @@ def window_of(logged: LoggedRun, run: Run, spike: Mapping[str, Any]) -> Window:
     """The window of a spike, given by its start_step, peak_step and end_step."""
     rows, total = logged.metrics, run.config.train.steps
     start, peak = int(spike["start_step"]), int(spike["peak_step"])
-    earliest = int(rows.index[0])
-    first = max(earliest, start - LEAD)
+    first = max(run.step + 1, start - LEAD)
     last = min(max(int(spike["end_step"]), peak + AFTER), first + MOST - 1, total, int(rows.index[-1]))
     before = rows.loc[: first - 1].tail(USUAL)
     if len(before) < 8:
@@ -107,7 +106,7 @@ def investigate(
     different += [n for row in rows.values() for n in disagreements(logged, row, tolerance)]
     logarithm = not signal.startswith("loss/")
     usual = [_value(v, logarithm) for v in logged.metrics[signal].loc[: window.first - 1].tail(USUAL)]
-    level = level_of([v for v in usual if v is not None], _ceiling(logged, signal, usual))
+    level = level_of([v for v in usual if v is not None], _ceiling(signal, run.store.vocab_size, usual))
     own = [_value(logged.value(signal, s), logarithm) for s in range(window.first, window.last + 1)]
     spiked = level.excess([math.nan if v is None else v for v in own])
     if spiked == 0:
@@ -161,7 +160,9 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
     try:
         if experiment is not None:
             if experiment.name == IN_FP32 and not hasattr(run.bare_model(), "_original_forward"):
-                raise InputError("Accelerate has not wrapped the model's forward pass, so its autocast cannot be left out")
+                raise InputError(
+                    "Accelerate has not wrapped the model's forward pass, so its autocast cannot be left out"
+                )
             run.config = load_changed(run, experiment.overrides)
         restore(run, before)
         if experiment is not None:
@@ -195,11 +196,11 @@ def _in_fp32(run: Run, wanted: bool) -> Iterator[None]:
         model.forward = wrapped
 
 
-def _ceiling(logged: LoggedRun, signal: str, usual: Sequence[float | None]) -> float:
-    """What a value of the signal counts for at most: a loss for that of the run's first row, the logarithm of a norm for a
-    thousand times the largest usual one."""
+def _ceiling(signal: str, vocab_size: int, usual: Sequence[float | None]) -> float:
+    """What a value of the signal counts for at most: a loss for that of guessing blindly, the logarithm of a norm for a thousand
+    times the largest usual one."""
     if signal.startswith("loss/"):
-        return float(logged.metrics[signal].iloc[0])
+        return math.log(vocab_size)
     return max(v for v in usual if v is not None) + math.log(1000)
 
 
