@@ -11,12 +11,13 @@ stopped. Writes DIR/autopsy.json.
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import json
 import random
 import re
 import shutil
 import statistics
-import sysconfig
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ PLANTED: dict[str, Fault] = {
     ),
 }
 """By name."""
+CODE = "code.txt"
+"""Another text: the source of one of Python's modules."""
 EARLY = 40
 """Of a run that is too hot from the start, the first step of a spike that can be judged."""
 CONCLUSIONS = (DATA, RATE, STATE, HARDWARE, ATTENTION, OUTPUT, "numerics", "not decided", "no spike")
@@ -166,7 +169,7 @@ def train_with(folder: Path, slug: str, seed: int, fault: Fault, step: int) -> t
         run = train(folder, slug, f"seed={seed}", *variant(seed), *fault.overrides, steps)
         return run, spike_near(run, EARLY, step + AFTER)
     branch = f"branch_from={folder}/runs/parent{seed}@{step // 20 * 20 - 20}"
-    planted = f"stress=[{{{fault.stress.format(step=step, code=sysconfig.get_path('stdlib') + '/json')}}}]"
+    planted = f"stress=[{{{fault.stress.format(step=step, code=folder / CODE)}}}]"
     run = train(folder, slug, f"seed={seed}", *variant(seed), branch, planted, steps)
     if fault.cause == HARDWARE:
         hide_stress(run)
@@ -241,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (folder / "text").mkdir(parents=True, exist_ok=True)
     for name, text in sorted(topics.topics.items()):
         (folder / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+    (folder / CODE).write_text(inspect.getsource(argparse), encoding="utf-8")
     (folder / "small.yaml").write_text(RECIPE.format(text=folder / "text", cache=folder / "cache"), encoding="utf-8")
     cases = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
