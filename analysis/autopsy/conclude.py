@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .experiments import AS_BEFORE, CONTROL, DATA, HARDWARE, OUTPUT, RATE, STATE, UNDECIDED
+from .experiments import AS_BEFORE, CONTROL, DATA, HARDWARE, HELD, OUTPUT, RATE, STATE, UNDECIDED
 
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
@@ -85,33 +85,51 @@ def conclude(e: Evidence) -> Conclusion:
     """The cause of a spike. Where two causes explain it equally well, or the steps were not those of the log, none is named."""
     if (not_the_same := _of_another_run(e)) is not None:
         return not_the_same
-    by_cause: dict[str, list[str]] = {}
-    for name, (cause, share) in e.removed.items():
-        if share >= REMOVED and cause:
-            by_cause.setdefault(cause, []).append(f"{name}: {100 * share:.0f}% of the spike is gone")
+    by_cause = _by_cause(e)
     unusual = e.batch_sigmas >= UNUSUAL
-    odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
-    tried = sum(cause == DATA for cause, _ in e.removed.values())
-    if len(by_cause.get(DATA, [])) < tried:
-        by_cause.pop(DATA, None)  # with some other batches it comes all the same
     if DATA in by_cause and unusual:
+        odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
         return Conclusion(DATA, [*by_cause[DATA], odd])
-    if e.removed.get(AS_BEFORE, ("", 0.0))[1] >= REMOVED:
+    if _share(e, AS_BEFORE) >= REMOVED:
         return Conclusion(RATE, by_cause[RATE])
     if e.sign_like >= max(SIGN_LIKE, 2 * e.sign_like_first) and DATA not in by_cause:
         moved = f"before it, Adam suddenly moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
         return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
-    if e.removed.get(CONTROL, ("", 0.0))[1] >= REMOVED:
+    if _share(e, CONTROL) >= REMOVED:
         fragile = "weights moved at random, by the length of one update, remove it: what else removes it says little"
         return Conclusion(UNDECIDED, [fragile])
-    if OUTPUT in by_cause and e.logit_sigmas < UNUSUAL:
-        del by_cause[OUTPUT]  # so strong a penalty changes the gradient of any step
     if set(by_cause) == {STATE, RATE} and not unusual:
         return _state_or_rate(e, by_cause)
     if len(by_cause) == 1:
         return Conclusion(*by_cause.popitem())
-    reasons = [line for lines in by_cause.values() for line in lines]
-    return Conclusion(UNDECIDED, reasons or ["no single change removes it"])
+    return Conclusion(UNDECIDED, [line for lines in by_cause.values() for line in lines] or _nothing_removes_it(e))
+
+
+def _share(e: Evidence, experiment: str) -> float:
+    """The share of the spike that an experiment removed; 0 if it was not made."""
+    return e.removed.get(experiment, ("", 0.0))[1]
+
+
+def _by_cause(e: Evidence) -> dict[str, list[str]]:
+    """The experiments that removed the spike, in words, by the cause they speak for."""
+    found: dict[str, list[str]] = {}
+    for name, (cause, share) in e.removed.items():
+        if share >= REMOVED and cause:
+            found.setdefault(cause, []).append(f"{name}: {100 * share:.0f}% of the spike is gone")
+    if len(found.get(DATA, [])) < sum(cause == DATA for cause, _ in e.removed.values()):
+        found.pop(DATA, None)  # with some other batches it comes all the same
+    if e.logit_sigmas < UNUSUAL:
+        found.pop(OUTPUT, None)  # so strong a penalty changes the gradient of any step
+    return found
+
+
+def _nothing_removes_it(e: Evidence) -> list[str]:
+    """What can be said all the same."""
+    reasons = ["no single change that speaks for a cause removes it"]
+    if HELD in e.removed:
+        gone = _share(e, HELD) >= REMOVED
+        reasons.append(f"with the weights held still there is {'none: the updates make it' if gone else 'one, too'}")
+    return reasons
 
 
 def _of_another_run(e: Evidence) -> Conclusion | None:

@@ -23,6 +23,8 @@ ATTENTION, OUTPUT = "attention logits", "output logits"
 AS_BEFORE = "the rate as before"
 WITHOUT, OTHERS = "without its batches", "with still other batches"
 IN_FP32 = "in fp32"
+HELD = "weights held still"
+"""A spike that comes all the same is in the batches; one that does not is made by the updates."""
 CONTROL = "weights moved at random"
 """An innocent change: where it removes the spike, so may any other, and what they remove says little."""
 NUMERICS, HARDWARE, UNDECIDED = "numerics", "hardware", "not decided"
@@ -127,6 +129,7 @@ def experiments(config: RunConfig, window: Window) -> list[Experiment]:
         for name, further in ((WITHOUT, 0), (OTHERS, last - first + 1))
     ]
     tried += [
+        Experiment(HELD, "", rate_factors=dict.fromkeys(window.rates, 0.0)),
         Experiment("half the rate", RATE, rate_factors=dict.fromkeys(window.rates, 0.5)),
     ]
     held = {step: min(1.0, window.usual_rate / rate) for step, rate in window.rates.items() if rate > 0}
