@@ -201,21 +201,31 @@ def case(folder: Path, seed: int, name: str, step: int) -> dict[str, Any]:
 
 
 def matrix(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Conclusions by planted fault, and the shares that were right, wrong and not decided of those with a spike."""
-    by_fault: dict[str, Counter[str]] = {}
-    for each in cases:
-        by_fault.setdefault(str(each["planted"]), Counter())[each["concluded"] or "no spike"] += 1
-    table = [
-        {
-            "planted": name,
-            "cause": PLANTED[name].cause,
-            "new": "yes" if PLANTED[name].held_out else "",
-            **{told: counts[told] for told in CONCLUSIONS},
-        }
-        for name, counts in by_fault.items()
-    ]
+    """Conclusions by true cause and by planted fault, and how many were right, of all kinds and of those that are new."""
+    kinds = {name: fault for name, fault in PLANTED.items() if any(each["planted"] == name for each in cases)}
     new = [each for each in cases if PLANTED[each["planted"]].held_out]
-    return {"faults": table, "totals": [{"kinds": "all", **totals(cases)}, {"kinds": "new", **totals(new)}]}
+    return {
+        "totals": [{"kinds": "all", **totals(cases)}, {"kinds": "new", **totals(new)}],
+        "causes": [
+            {"cause": cause, **concluded(cases, "cause", cause)}
+            for cause in dict.fromkeys(fault.cause for fault in kinds.values())
+        ],
+        "faults": [
+            {
+                "planted": name,
+                "new": "yes" if fault.held_out else "",
+                "cause": fault.cause,
+                **concluded(cases, "planted", name),
+            }
+            for name, fault in kinds.items()
+        ],
+    }
+
+
+def concluded(cases: Sequence[Mapping[str, Any]], key: str, value: str) -> dict[str, int]:
+    """How often each conclusion was reached in the cases with this value."""
+    counts = Counter(each["concluded"] or "no spike" for each in cases if each[key] == value)
+    return {told: counts[told] for told in CONCLUSIONS}
 
 
 def totals(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

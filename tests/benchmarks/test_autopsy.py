@@ -33,13 +33,15 @@ def test_the_matrix_counts_what_was_concluded():
     assert (new["planted"], new["right"]) == (1, 1), "rules were not made for this kind"
     assert found["faults"][0] == {
         "planted": "random tokens",
-        "cause": "data",
         "new": "",
+        "cause": "data",
         **dict.fromkeys(CONCLUSIONS, 0),
         "data": 1,
         "hardware": 1,
     }
     assert found["faults"][2]["no spike"] == 1
+    assert found["causes"][0] == {"cause": "data", **dict.fromkeys(CONCLUSIONS, 0), "data": 1, "hardware": 1}
+    assert [row["cause"] for row in found["causes"]] == ["data", "rate too high", "optimizer state", "output logits"]
 
 
 def test_every_planted_fault_is_a_valid_stress(workspace):
