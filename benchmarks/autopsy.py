@@ -3,10 +3,10 @@
     python -m benchmarks.autopsy --out DIR [--seeds N] [--first-seed K]
 
 Per seed a small model is trained on the text of Python's own documentation (pydoc_data.topics), and one branch for each cause,
-planted at a step that the seed decides; the body, the precision and beta2 change from seed to seed. A fault of the hardware is
-one whose trace is then removed from the run's configuration and rows. Each branch in which the run's own watch has found a
-spike near the fault gets an autopsy; the others are counted. Finished branches are kept, so the command goes on where it was
-stopped. Writes DIR/autopsy.json.
+planted at a step that the seed decides; the body, the head, the objective and beta2 change from seed to seed. A fault of the
+hardware is one whose trace is then removed from the run's configuration and rows. Each branch in which the run's own watch has
+found a spike near the fault gets an autopsy; the others are counted. Finished branches are kept, so the command goes on where
+it was stopped. Writes DIR/autopsy.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LLAMA = (
 VARIANTS: tuple[tuple[str, ...], ...] = (
     (GPT2,),
     (LLAMA, "optimizer.beta2=0.99"),
-    (GPT2, "train.precision=bf16", "optimizer.beta2=0.98"),
+    (GPT2, "head={kind: metric}", "objective={kind: tfsd}", "optimizer.beta2=0.98"),
 )
 """What changes from seed to seed."""
 DATA, RATE, STATE, HARDWARE = "data", "rate too high", "optimizer state", "hardware"
