@@ -5,8 +5,8 @@
 Per seed a small model is trained on the text of Python's own documentation (pydoc_data.topics), and one branch for each cause,
 planted at a step that the seed decides; the body, the head, the objective and beta2 change from seed to seed. A fault of the
 hardware is one whose trace is then removed from the run's configuration and rows. Each branch in which the run's own watch has
-found a spike near the fault gets an autopsy; the others are counted. Finished branches are kept, so the command goes on where
-it was stopped. Writes DIR/autopsy.json.
+found a spike near the fault gets an autopsy; the others are counted. Finished experiments are kept, so the command goes on where
+it was stopped, and only the conclusions are drawn anew. Writes DIR/autopsy.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from analysis.autopsy.__main__ import main as autopsy
+from analysis.autopsy.conclude import Evidence, conclude
 from common.command import ArgumentParser, exit_status
 from common.files import write_json
 from configs.load import load_config
@@ -185,19 +186,20 @@ def case(folder: Path, seed: int, name: str, step: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return found
     run, number = train_with(folder, slug, seed, fault, step)
-    found = {"seed": seed, "planted": name, "cause": fault.cause, "step": step, "concluded": None}
+    found = {"seed": seed, "planted": name, "cause": fault.cause, "step": step}
     if number is not None:
         AcceleratorState._reset_state(reset_partial_state=True)
         autopsy([str(run), "--event", str(number), "--out", str(folder / "autopsies" / slug)])
         told = json.loads((folder / "autopsies" / slug / "autopsy.json").read_text(encoding="utf-8"))
-        found |= {
-            "concluded": told["cause"],
-            "removed": told["evidence"]["removed"],
-            "steps_taken": told["steps_taken"],
-        }
+        found |= {"evidence": told["evidence"], "steps_taken": told["steps_taken"]}
     shutil.rmtree(run, ignore_errors=True)
     write_json(done, found)
     return found
+
+
+def concluded_from(found: Mapping[str, Any]) -> str | None:
+    """What the rules conclude from a case's experiments; None if there was no spike."""
+    return conclude(Evidence(**found["evidence"])).cause if "evidence" in found else None
 
 
 def matrix(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -261,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         step = STEPS + random.Random(seed).randrange(SPREAD)
         train(folder, f"parent{seed}", f"seed={seed}", *variant(seed), f"train.steps={STEPS}")
         for name in (name for name, fault in PLANTED.items() if fault.body in ("", variant(seed)[0])):
-            cases.append(case(folder, seed, name, step))
+            found = case(folder, seed, name, step)
+            cases.append({**found, "concluded": concluded_from(found)})
             print(f"seed {seed}: {name}: {cases[-1]['concluded'] or 'no spike'}", flush=True)
     write_json(folder / "autopsy.json", {**matrix(cases), "cases": cases})
     print(folder / "autopsy.json")

@@ -12,6 +12,8 @@ from .experiments import AS_BEFORE, CONTROL, DATA, HARDWARE, HELD, OUTPUT, RATE,
 
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
+MOSTLY = 0.5
+"""Share of the spike that must be left where no weight moves, and gone with other batches, for it to be in its batches."""
 UNUSUAL = 5.0
 """Sigmas by which a batch's loss at the weights before the spike, or the size of the logits, must stand out to be unusual."""
 SIGN_LIKE = 0.5
@@ -87,6 +89,8 @@ def conclude(e: Evidence) -> Conclusion:
         return not_the_same
     by_cause = _by_cause(e)
     unusual = e.batch_sigmas >= UNUSUAL
+    if in_the_batches := _in_the_batches(e):
+        return Conclusion(DATA, in_the_batches)
     if DATA in by_cause and unusual:
         odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
         return Conclusion(DATA, [*by_cause[DATA], odd])
@@ -121,6 +125,17 @@ def _by_cause(e: Evidence) -> dict[str, list[str]]:
     if e.logit_sigmas < UNUSUAL:
         found.pop(OUTPUT, None)  # so strong a penalty changes the gradient of any step
     return found
+
+
+def _in_the_batches(e: Evidence) -> list[str]:
+    """Why the spike must be in its batches; empty if it need not be. Between steps without updates only the batches differ."""
+    others = [share for cause, share in e.removed.values() if cause == DATA]
+    if HELD not in e.removed or _share(e, HELD) > MOSTLY or min(others, default=0.0) < MOSTLY:
+        return []
+    return [
+        f"with the weights held still, {100 * (1 - _share(e, HELD)):.0f}% of the spike is left",
+        f"with other batches, {100 * min(others):.0f}% of it or more is gone",
+    ]
 
 
 def _nothing_removes_it(e: Evidence) -> list[str]:

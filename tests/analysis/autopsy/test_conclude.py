@@ -10,6 +10,7 @@ from analysis.autopsy.experiments import (
     CONTROL,
     DATA,
     HARDWARE,
+    HELD,
     NUMERICS,
     OTHERS,
     OUTPUT,
@@ -22,6 +23,7 @@ from analysis.autopsy.experiments import (
 NOTHING = {
     WITHOUT: (DATA, 0.0),
     OTHERS: (DATA, 0.0),
+    HELD: ("", 1.0),
     CONTROL: ("", 0.0),
     "half the rate": (RATE, 0.1),
     "moments forgotten": (STATE, -0.2),
@@ -32,7 +34,7 @@ NOTHING = {
 }
 
 
-NAMES = {"QK_clip": "QK-clip", "z_loss": "z-loss", "control": CONTROL, "others": OTHERS}
+NAMES = {"QK_clip": "QK-clip", "z_loss": "z-loss", "control": CONTROL, "others": OTHERS, "held": HELD}
 
 
 def cause(
@@ -65,6 +67,9 @@ def cause(
         (DATA, {"without_its_batches": 1.0}),
         (DATA, {"without_its_batches": 1.0, "half_the_rate": 0.9, "batch_sigmas": 20.0}),
         (UNDECIDED, {"without_its_batches": 1.0, "half_the_rate": 0.9}),
+        (DATA, {"without_its_batches": 0.6, "others": 0.8, "held": 0.2}),
+        (UNDECIDED, {"without_its_batches": 0.6, "others": 0.8, "held": 0.6}),
+        (UNDECIDED, {"without_its_batches": 0.4, "others": 0.8, "held": 0.2}),
         (RATE, {"half_the_rate": 0.9}),
         (RATE, {"the_rate_as_before": 0.9}),
         (RATE, {"the_rate_as_before": 0.9, "moments_forgotten": 0.9, "without_its_batches": 0.8}),
