@@ -29,6 +29,7 @@ from common.errors import InputError
 from common.files import write_json, write_text
 from common.imports import importing
 from ranks.launch_variables import check_launch_variables
+from record.checkpoints import start_step
 from record.finished import Run as LoggedRun
 from record.finished import load_run
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the summary quotes the corpus, which may hold any text
     check_launch_variables()
-    logged, out = load_run(options.run), Path(options.out)
+    logged, out = load_run(options.run, with_parent_rows=True), Path(options.out)
     if "monitor" in logged.config:
         raise InputError(f"{logged.path}: rows of a loop that is not ours; exact replay needs a run of train_lm.py")
     spike = choose_spike(logged, options.step, options.event)
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from .page import page, summary
         from .window import LEAD, investigate
     environment_of(logged)
-    run = open_replay(logged, max(int(spike["start_step"]) - LEAD, int(logged.metrics.index[0])))
+    run = open_replay(logged, max(int(spike["start_step"]) - LEAD, first_step(logged)))
     with tqdm(unit="step", dynamic_ncols=True, leave=False, disable=None) as bar:
 
         def progress(name: str, steps: int) -> None:
@@ -84,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(out / "page.html")
 
 
+def first_step(logged: LoggedRun) -> int:
+    """The run's own first step: the rows before it, if there are any, are those of the run from which it branched."""
+    return max(start_step(logged.path) + 1, int(logged.metrics.index[0]))
+
+
 def choose_spike(logged: LoggedRun, step: int | None, event: int | None) -> Mapping[str, Any]:
     """The spike to look at. Raises InputError if there is none."""
     spikes = [e for e in logged.events if e["event"] == "spike"]
@@ -98,8 +104,8 @@ def choose_spike(logged: LoggedRun, step: int | None, event: int | None) -> Mapp
         if not spikes:
             raise InputError(f"{logged.path} has no spike in events.jsonl; name a step of yours with --step")
         return max(spikes, key=lambda e: (e["signal"] == "loss/nll", float(e["sigmas"])))
-    if step not in logged.metrics.index:
-        first, last = logged.metrics.index[[0, -1]]
+    first, last = first_step(logged), int(logged.metrics.index[-1])
+    if step not in logged.metrics.index or step < first:
         raise InputError(f"--step {step}: the run {logged.path} has logged steps {first} to {last}")
     at = [e for e in spikes if e["start_step"] <= step <= e["end_step"]]
     named = {"signal": "loss/nll", "start_step": step, "peak_step": step, "end_step": step, "precursors": []}

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .experiments import AS_BEFORE, DATA, HARDWARE, OUTPUT, RATE, STATE, UNDECIDED
+from .experiments import AS_BEFORE, CONTROL, DATA, HARDWARE, HELD, OUTPUT, RATE, STATE, UNDECIDED
 
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
+MOSTLY = 0.5
+"""Share of the spike that must be left where no weight moves, and gone with other batches, for it to be in its batches."""
 UNUSUAL = 5.0
 """Sigmas by which a batch's loss at the weights before the spike, or the size of the logits, must stand out to be unusual."""
 SIGN_LIKE = 0.5
@@ -54,8 +56,8 @@ class Evidence:
 
     differs_from: int | None
     """The first step taken again that was not that of the log, to the bit or within the tolerance; None if all were."""
-    first: int
-    """The window's first step."""
+    agreed: int
+    """Steps taken again that were those of the log, before the first that was not."""
     comparable: bool
     """Whether they should have been to the bit: the same device, packages and number of processes."""
     again: float
@@ -85,34 +87,71 @@ def conclude(e: Evidence) -> Conclusion:
     """The cause of a spike. Where two causes explain it equally well, or the steps were not those of the log, none is named."""
     if (not_the_same := _of_another_run(e)) is not None:
         return not_the_same
-    by_cause: dict[str, list[str]] = {}
-    for name, (cause, share) in e.removed.items():
-        if share >= REMOVED and cause:
-            by_cause.setdefault(cause, []).append(f"{name}: {100 * share:.0f}% of the spike is gone")
+    by_cause = _by_cause(e)
     unusual = e.batch_sigmas >= UNUSUAL
-    odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
+    if in_the_batches := _in_the_batches(e):
+        return Conclusion(DATA, in_the_batches)
     if DATA in by_cause and unusual:
+        odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
         return Conclusion(DATA, [*by_cause[DATA], odd])
-    if e.removed.get(AS_BEFORE, ("", 0.0))[1] >= REMOVED:
+    if _share(e, AS_BEFORE) >= REMOVED:
         return Conclusion(RATE, by_cause[RATE])
     if e.sign_like >= max(SIGN_LIKE, 2 * e.sign_like_first) and DATA not in by_cause:
         moved = f"before it, Adam suddenly moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
         return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
-    if OUTPUT in by_cause and e.logit_sigmas < UNUSUAL:
-        del by_cause[OUTPUT]  # so strong a penalty changes the gradient of any step
+    if _share(e, CONTROL) >= REMOVED:
+        fragile = "weights moved at random, by the length of one update, remove it: what else removes it says little"
+        return Conclusion(UNDECIDED, [fragile])
     if set(by_cause) == {STATE, RATE} and not unusual:
         return _state_or_rate(e, by_cause)
     if len(by_cause) == 1:
         return Conclusion(*by_cause.popitem())
-    reasons = [line for lines in by_cause.values() for line in lines]
-    return Conclusion(UNDECIDED, reasons or ["no single change removes it"])
+    return Conclusion(UNDECIDED, [line for lines in by_cause.values() for line in lines] or _nothing_removes_it(e))
+
+
+def _share(e: Evidence, experiment: str) -> float:
+    """The share of the spike that an experiment removed; 0 if it was not made."""
+    return e.removed.get(experiment, ("", 0.0))[1]
+
+
+def _by_cause(e: Evidence) -> dict[str, list[str]]:
+    """The experiments that removed the spike, in words, by the cause they speak for."""
+    found: dict[str, list[str]] = {}
+    for name, (cause, share) in e.removed.items():
+        if share >= REMOVED and cause:
+            found.setdefault(cause, []).append(f"{name}: {100 * share:.0f}% of the spike is gone")
+    if len(found.get(DATA, [])) < sum(cause == DATA for cause, _ in e.removed.values()):
+        found.pop(DATA, None)  # with some other batches it comes all the same
+    if e.logit_sigmas < UNUSUAL:
+        found.pop(OUTPUT, None)  # so strong a penalty changes the gradient of any step
+    return found
+
+
+def _in_the_batches(e: Evidence) -> list[str]:
+    """Why the spike must be in its batches; empty if it need not be. Between steps without updates only the batches differ."""
+    others = [share for cause, share in e.removed.values() if cause == DATA]
+    if HELD not in e.removed or _share(e, HELD) > MOSTLY or min(others, default=0.0) < MOSTLY:
+        return []
+    return [
+        f"with the weights held still, {100 * (1 - _share(e, HELD)):.0f}% of the spike is left",
+        f"with other batches, {100 * min(others):.0f}% of it or more is gone",
+    ]
+
+
+def _nothing_removes_it(e: Evidence) -> list[str]:
+    """What can be said all the same."""
+    reasons = ["no single change that speaks for a cause removes it"]
+    if HELD in e.removed:
+        gone = _share(e, HELD) >= REMOVED
+        reasons.append(f"with the weights held still there is {'none: the updates make it' if gone else 'one, too'}")
+    return reasons
 
 
 def _of_another_run(e: Evidence) -> Conclusion | None:
     """The conclusion where the steps taken again are not those of the log."""
     if e.differs_from is None:
         return None
-    if e.differs_from < e.first:
+    if not e.agreed:
         return Conclusion(
             UNDECIDED, [f"the replay differs from the log from step {e.differs_from} on: it is not this run"]
         )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from common.seeds import stream_seed
 from configs.schema import RunConfig
 from stability.intervene.base import Action, Intervention, Seen, Update
 from stability.measure.norms import total_norm
@@ -20,6 +21,12 @@ from stability.measure.norms import total_norm
 DATA, STATE, RATE = "data", "optimizer state", "rate too high"
 ATTENTION, OUTPUT = "attention logits", "output logits"
 AS_BEFORE = "the rate as before"
+WITHOUT, OTHERS = "without its batches", "with still other batches"
+IN_FP32 = "in fp32"
+HELD = "weights held still"
+"""A spike that comes all the same is in the batches; one that does not is made by the updates."""
+CONTROL = "weights moved at random"
+"""An innocent change: where it removes the spike, so may any other, and what they remove says little."""
 NUMERICS, HARDWARE, UNDECIDED = "numerics", "hardware", "not decided"
 
 
@@ -60,6 +67,8 @@ class Experiment:
     """Both moments are set to zero before each step up to this one."""
     longest_update: float | None = None
     """Limit of the norm of each update."""
+    nudge: float = 0.0
+    """Length of a random move of all weights before the first step."""
 
 
 class Conditions(Intervention):
@@ -69,14 +78,21 @@ class Conditions(Intervention):
         super().__init__(None)
         self.experiment = experiment
         self.optimizer: Optimizer | None = None
+        self.nudged = False
 
     def attach(self, model: Any, optimizer: Optimizer) -> Sequence[Any]:
         self.optimizer = optimizer
         return ()
 
-    def rate(self, step: int) -> float:
-        if step <= self.experiment.forget_until and self.optimizer is not None:
+    def begin(self, step: int) -> None:
+        assert self.optimizer is not None
+        if step <= self.experiment.forget_until:
             forget_moments(self.optimizer)
+        if self.experiment.nudge and not self.nudged:
+            move_at_random(self.optimizer, self.experiment.nudge)
+            self.nudged = True
+
+    def rate(self, step: int) -> float:
         return self.experiment.rate_factors.get(step, 1.0)
 
     def on_update(self, seen: Seen, update: Update) -> Action | None:
@@ -92,12 +108,28 @@ def forget_moments(optimizer: Optimizer) -> None:
                 state[name].zero_()
 
 
+@torch.no_grad()
+def move_at_random(optimizer: Optimizer, length: float) -> None:
+    """Add a random direction of this length to all parameters together."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    generator = torch.Generator().manual_seed(stream_seed(0, "autopsy's control"))
+    moves = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(move) for move in moves]))
+    for parameter, move in zip(parameters, moves, strict=True):
+        parameter.add_(move, alpha=float(length / norm))
+
+
 def experiments(config: RunConfig, window: Window) -> list[Experiment]:
     """The experiments that make sense for a run of this configuration."""
     o = config.optimizer.options
     first, last = window.batches
+    skipped = config.data.skip_steps
     tried = [
-        Experiment("without its batches", DATA, [f"data.skip_steps={[*config.data.skip_steps, [first, last]]}"]),
+        Experiment(name, DATA, [f"data.skip_steps={[*skipped, [first, last + further]]}"])
+        for name, further in ((WITHOUT, 0), (OTHERS, last - first + 1))
+    ]
+    tried += [
+        Experiment(HELD, "", rate_factors=dict.fromkeys(window.rates, 0.0)),
         Experiment("half the rate", RATE, rate_factors=dict.fromkeys(window.rates, 0.5)),
     ]
     held = {step: min(1.0, window.usual_rate / rate) for step, rate in window.rates.items() if rate > 0}
@@ -120,6 +152,7 @@ def experiments(config: RunConfig, window: Window) -> list[Experiment]:
         tried.append(Experiment(name, cause, [f"interventions={[*others, choice]}"]))
     if window.usual_update is not None:
         tried.append(Experiment("updates as long as before", "", longest_update=window.usual_update))
+        tried.append(Experiment(CONTROL, "", nudge=window.usual_update))
     if config.train.precision != "fp32":
-        tried.append(Experiment("in fp32", NUMERICS))
+        tried.append(Experiment(IN_FP32, NUMERICS))
     return tried

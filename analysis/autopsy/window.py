@@ -21,7 +21,7 @@ from training.run import Run, attach_interventions, interventions_of
 from training.step import step_batch, training_step
 
 from .conclude import REMOVED, Evidence, Level, level_of, removed
-from .experiments import Conditions, Experiment, Window
+from .experiments import IN_FP32, Conditions, Experiment, Window
 
 LEAD = 4
 """Steps before a spike's start at which the changes begin: what starts it may act before it shows."""
@@ -60,8 +60,7 @@ def window_of(logged: LoggedRun, run: Run, spike: Mapping[str, Any]) -> Window:
     """The window of a spike, given by its start_step, peak_step and end_step."""
     rows, total = logged.metrics, run.config.train.steps
     start, peak = int(spike["start_step"]), int(spike["peak_step"])
-    earliest = int(rows.index[0])
-    first = max(earliest, start - LEAD)
+    first = max(run.step + 1, start - LEAD)
     last = min(max(int(spike["end_step"]), peak + AFTER), first + MOST - 1, total, int(rows.index[-1]))
     before = rows.loc[: first - 1].tail(USUAL)
     if len(before) < 8:
@@ -107,7 +106,7 @@ def investigate(
     different += [n for row in rows.values() for n in disagreements(logged, row, tolerance)]
     logarithm = not signal.startswith("loss/")
     usual = [_value(v, logarithm) for v in logged.metrics[signal].loc[: window.first - 1].tail(USUAL)]
-    level = level_of([v for v in usual if v is not None], _ceiling(logged, signal, usual))
+    level = level_of([v for v in usual if v is not None], _ceiling(signal, run.store.vocab_size, usual))
     own = [_value(logged.value(signal, s), logarithm) for s in range(window.first, window.last + 1)]
     spiked = level.excess([math.nan if v is None else v for v in own])
     if spiked == 0:
@@ -130,8 +129,9 @@ def investigate(
     signs = [rows[s].get("adam/sign_like", 0.0) for s in range(window.first, window.start + 1) if s in rows]
     signs = [x if math.isfinite(x) else 0.0 for x in signs]
     differs = int(different[0].split(":")[0].removeprefix("step ")) if different else None
+    agreed = (window.last + 1 if differs is None else differs) - start - 1
     evidence = Evidence(
-        differs, window.first, tolerance == 0, gone, shares, sigmas, _logit_sigmas(logged, window), max(signs), signs[0]
+        differs, agreed, tolerance == 0, gone, shares, sigmas, _logit_sigmas(logged, window), max(signs), signs[0]
     )
     logs = [*usual, *own]
     return Found(window, signal, level, logs, again, changed, left_out, evidence, different, tolerance, taken), before
@@ -159,6 +159,10 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
     run.edge_every = 1 if experiment is None else None
     try:
         if experiment is not None:
+            if experiment.name == IN_FP32 and not hasattr(run.bare_model(), "_original_forward"):
+                raise InputError(
+                    "Accelerate has not wrapped the model's forward pass, so its autocast cannot be left out"
+                )
             run.config = load_changed(run, experiment.overrides)
         restore(run, before)
         if experiment is not None:
@@ -166,7 +170,7 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
             o = run.config.optimizer.options
             if "beta2" in o:
                 run.settings = [s | {"betas": (o["beta1"], o["beta2"])} if "betas" in s else s for s in settings]
-        with _in_fp32(run, experiment is not None and experiment.name == "in fp32"):
+        with _in_fp32(run, experiment is not None and experiment.name == IN_FP32):
             rows: Rows = {}
             while run.step < window.last:
                 training_step(run, run.step + 1)
@@ -181,23 +185,22 @@ def _take(run: Run, before: dict[str, Any], window: Window, experiment: Experime
 def _in_fp32(run: Run, wanted: bool) -> Iterator[None]:
     """Without the autocast that Accelerate has put around the model's forward pass."""
     model = run.bare_model()
-    plain = getattr(model, "_original_forward", None)
-    if not wanted or plain is None:
+    if not wanted:
         yield
         return
     wrapped = model.forward
-    model.forward = plain
+    model.forward = model._original_forward
     try:
         yield
     finally:
         model.forward = wrapped
 
 
-def _ceiling(logged: LoggedRun, signal: str, usual: Sequence[float | None]) -> float:
-    """What a value of the signal counts for at most: a loss for that of the run's first row, the logarithm of a norm for a
-    thousand times the largest usual one."""
+def _ceiling(signal: str, vocab_size: int, usual: Sequence[float | None]) -> float:
+    """What a value of the signal counts for at most: a loss for that of guessing blindly, the logarithm of a norm for a thousand
+    times the largest usual one."""
     if signal.startswith("loss/"):
-        return float(logged.metrics[signal].iloc[0])
+        return math.log(vocab_size)
     return max(v for v in usual if v is not None) + math.log(1000)
 
 

@@ -1,6 +1,7 @@
 """The parts of the autopsy's benchmark; the autopsy itself is tested on runs in tests/analysis/autopsy."""
 
 import json
+import re
 
 from benchmarks.autopsy import CONCLUSIONS, PLANTED, hide_stress, matrix, spike_near
 from configs.load import load_config
@@ -9,35 +10,47 @@ from tests.analysis.written import spike, training_rows, write_run
 
 def test_the_matrix_counts_what_was_concluded():
     def told(planted, concluded):
-        return {"planted": planted, "cause": PLANTED[planted][0], "concluded": concluded}
+        return {"planted": planted, "cause": PLANTED[planted].cause, "concluded": concluded, "steps_taken": 9}
 
     cases = [
         told("random tokens", "data"),
         told("random tokens", "hardware"),
         told("rate x10, 5 steps", "not decided"),
         told("moments exchanged", None),
+        told("last norm x6", "output logits"),
     ]
     found = matrix(cases)
-    assert (found["spiked"], found["right"], found["undecided"], found["wrong"]) == (3, 1, 1, 1)
+    every, new = found["totals"]
+    assert every == {
+        "kinds": "all",
+        "planted": 5,
+        "spiked": 4,
+        "right": 2,
+        "undecided": 1,
+        "wrong": 1,
+        "median steps": 9,
+    }
+    assert (new["planted"], new["right"]) == (1, 1), "rules were not made for this kind"
     assert found["faults"][0] == {
         "planted": "random tokens",
+        "new": "",
         "cause": "data",
         **dict.fromkeys(CONCLUSIONS, 0),
         "data": 1,
         "hardware": 1,
     }
     assert found["faults"][2]["no spike"] == 1
+    assert found["causes"][0] == {"cause": "data", **dict.fromkeys(CONCLUSIONS, 0), "data": 1, "hardware": 1}
+    assert [row["cause"] for row in found["causes"]] == ["data", "rate too high", "optimizer state", "output logits"]
 
 
 def test_every_planted_fault_is_a_valid_stress(workspace):
-    for name, (_, stress) in PLANTED.items():
-        planted = (
-            stress.format(step=12, batch=12)
-            .replace("sequences: 16", "sequences: 8")
-            .replace("sequences: 12", "sequences: 8")
+    for name, fault in PLANTED.items():
+        planted = re.sub(r"sequences: 1[26]", "sequences: 8", fault.stress.format(step=12, code=__file__))
+        config = load_config(
+            workspace / "tiny.yaml", [f"stress=[{{{planted}}}]" if planted else "stress=[]", *fault.overrides]
         )
-        config = load_config(workspace / "tiny.yaml", [f"stress=[{planted}]"])
-        assert config.stress[0].options["step"] == 12, name
+        assert [stress.options["step"] for stress in config.stress] == [12] * bool(planted), name
 
 
 def test_a_hidden_fault_leaves_no_trace(tmp_path):
@@ -50,5 +63,5 @@ def test_a_hidden_fault_leaves_no_trace(tmp_path):
     hide_stress(run)
     assert (run / "config.yaml").read_text() == "name: x\nstress: []\ninterventions: []\n"
     assert "stress" not in (run / "metrics.jsonl").read_text() + (run / "events.jsonl").read_text()
-    assert spike_near(run, 20) == 1
-    assert spike_near(run, 22) is None
+    assert spike_near(run, 20, 28) == 1
+    assert spike_near(run, 22, 30) is None

@@ -5,10 +5,26 @@ import math
 import pytest
 
 from analysis.autopsy.conclude import Evidence, Level, conclude, level_of, removed
-from analysis.autopsy.experiments import ATTENTION, DATA, HARDWARE, NUMERICS, OUTPUT, RATE, STATE, UNDECIDED
+from analysis.autopsy.experiments import (
+    ATTENTION,
+    CONTROL,
+    DATA,
+    HARDWARE,
+    HELD,
+    NUMERICS,
+    OTHERS,
+    OUTPUT,
+    RATE,
+    STATE,
+    UNDECIDED,
+    WITHOUT,
+)
 
 NOTHING = {
-    "without its batches": (DATA, 0.0),
+    WITHOUT: (DATA, 0.0),
+    OTHERS: (DATA, 0.0),
+    HELD: ("", 1.0),
+    CONTROL: ("", 0.0),
     "half the rate": (RATE, 0.1),
     "moments forgotten": (STATE, -0.2),
     "lower beta2": (STATE, 0.0),
@@ -18,14 +34,27 @@ NOTHING = {
 }
 
 
+NAMES = {"QK_clip": "QK-clip", "z_loss": "z-loss", "control": CONTROL, "others": OTHERS, "held": HELD}
+
+
 def cause(
-    again=0.0, comparable=True, batch_sigmas=0.0, logit_sigmas=0.0, sign_like=0.0, usual=0.0, differs=None, **shares
+    again=0.0,
+    comparable=True,
+    batch_sigmas=0.0,
+    logit_sigmas=0.0,
+    sign_like=0.0,
+    usual=0.0,
+    differs=None,
+    agreed=20,
+    **shares,
 ):
-    changed = {name.replace("_", " "): share for name, share in shares.items()}
-    changed = {"QK-clip" if n == "QK clip" else "z-loss" if n == "z loss" else n: s for n, s in changed.items()}
+    if "without_its_batches" in shares:
+        shares = {"others": shares["without_its_batches"]} | shares
+    changed = {NAMES.get(name, name.replace("_", " ")): share for name, share in shares.items()}
     table = NOTHING | {name: (NOTHING.get(name, (RATE, 0))[0], share) for name, share in changed.items()}
     differs = differs or (50 if again else None)
-    return conclude(Evidence(differs, 50, comparable, again, table, batch_sigmas, logit_sigmas, sign_like, usual)).cause
+    evidence = Evidence(differs, agreed, comparable, again, table, batch_sigmas, logit_sigmas, sign_like, usual)
+    return conclude(evidence).cause
 
 
 @pytest.mark.parametrize(
@@ -38,6 +67,9 @@ def cause(
         (DATA, {"without_its_batches": 1.0}),
         (DATA, {"without_its_batches": 1.0, "half_the_rate": 0.9, "batch_sigmas": 20.0}),
         (UNDECIDED, {"without_its_batches": 1.0, "half_the_rate": 0.9}),
+        (DATA, {"without_its_batches": 0.6, "others": 0.8, "held": 0.2}),
+        (UNDECIDED, {"without_its_batches": 0.6, "others": 0.8, "held": 0.6}),
+        (UNDECIDED, {"without_its_batches": 0.4, "others": 0.8, "held": 0.2}),
         (RATE, {"half_the_rate": 0.9}),
         (RATE, {"the_rate_as_before": 0.9}),
         (RATE, {"the_rate_as_before": 0.9, "moments_forgotten": 0.9, "without_its_batches": 0.8}),
@@ -45,7 +77,14 @@ def cause(
         (STATE, {"half_the_rate": 0.9, "sign_like": 0.9}),
         (RATE, {"the_rate_as_before": 0.9, "half_the_rate": 0.9, "sign_like": 0.9}),
         (RATE, {"half_the_rate": 0.9, "sign_like": 0.6, "usual": 0.5}),
-        (UNDECIDED, {"again": 1.0, "differs": 41}),
+        (UNDECIDED, {"again": 1.0, "differs": 41, "agreed": 0}),
+        (HARDWARE, {"again": 1.0, "differs": 48, "agreed": 7}),
+        (UNDECIDED, {"without_its_batches": 1.0, "others": 0.2}),
+        (UNDECIDED, {"without_its_batches": 1.0, "others": 0.2, "batch_sigmas": 20.0}),
+        (UNDECIDED, {"without_its_batches": 1.0, "control": 0.9}),
+        (DATA, {"without_its_batches": 1.0, "control": 0.9, "batch_sigmas": 20.0}),
+        (UNDECIDED, {"half_the_rate": 0.9, "control": 0.9}),
+        (RATE, {"the_rate_as_before": 0.9, "control": 0.9}),
         (UNDECIDED, {"half_the_rate": 0.9, "differs": 52}),
         (DATA, {"without_its_batches": 1.0, "batch_sigmas": 9.0, "sign_like": 0.9}),
         (STATE, {"moments_forgotten": 0.9, "half_the_rate": 0.8, "lower_beta2": 0.8}),
