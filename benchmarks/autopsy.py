@@ -70,6 +70,14 @@ PLANTED: dict[str, tuple[str, str]] = {
 CONCLUSIONS = (DATA, RATE, STATE, HARDWARE, "attention logits", "output logits", "numerics", "not decided", "no spike")
 
 
+def write_recipe(folder: Path) -> None:
+    """Write the small recipe and its text."""
+    (folder / "text").mkdir(parents=True, exist_ok=True)
+    for name, text in sorted(topics.topics.items()):
+        (folder / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+    (folder / "small.yaml").write_text(RECIPE.format(text=folder / "text", cache=folder / "cache"), encoding="utf-8")
+
+
 def config_of(folder: Path, overrides: Sequence[str]) -> RunConfig:
     """The small recipe with overrides."""
     return load_config(folder / "small.yaml", [f"output_dir={folder / 'runs'}", *overrides])
@@ -162,10 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=100)
     options = parser.parse_args(arguments)
     folder = options.out.resolve()
-    (folder / "text").mkdir(parents=True, exist_ok=True)
-    for name, text in sorted(topics.topics.items()):
-        (folder / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
-    (folder / "small.yaml").write_text(RECIPE.format(text=folder / "text", cache=folder / "cache"), encoding="utf-8")
+    write_recipe(folder)
     cases = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         step = STEPS + random.Random(seed).randrange(SPREAD)

@@ -75,9 +75,7 @@ def tables(series: Mapping[str, Series]) -> str:
     edge = added["edge"]
     share = [per_cent(*(1 + (x - 1) / EVERY for x in (r.middle, r.low, r.high)), digits=2) for r in edge.values()]
     often = [[f"{EVERY}", *share]]
-    return (
-        f"{markdown_table(header, rows)}\n{markdown_table(['telemetry.edge_every', 'added, wall', 'added, CPU'], often)}"
-    )
+    return f"{markdown_table(header, rows)}\n{markdown_table(['telemetry.edge_every', 'added, wall', 'added, CPU'], often)}"
 
 
 def per_cent(middle: float, low: float, high: float, digits: int = 1) -> str:
