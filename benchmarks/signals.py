@@ -156,9 +156,9 @@ def _held_out(run: Run) -> float:
 
 def rank_correlation(first: Floats, second: Floats) -> float:
     """Spearman's rank correlation, ties with their mean rank; NaN where one of the two does not vary."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return math.nan
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    one, other = (ranks - ranks.mean() for ranks in (rankdata(first), rankdata(second)))
+    sizes = float(one @ one) * float(other @ other)
+    return float(one @ other) / math.sqrt(sizes) if sizes else math.nan
 
 
 def within(arms: npt.NDArray[Any], first: Floats, second: Floats) -> float:
@@ -178,16 +178,13 @@ def separation(values: Floats, positive: npt.NDArray[np.bool_]) -> float:
 
 
 def draws(rows: Sequence[Row], seed: int = 0) -> list[npt.NDArray[np.int64]]:
-    """Indices of the steps of RESAMPLES samples, each of whole runs drawn within their arms."""
-    runs: dict[str, dict[int, list[int]]] = {}
+    """Indices of the steps of RESAMPLES samples, each of as many whole runs as there are, drawn from all of them: an arm has too
+    few to draw from it alone."""
+    runs: dict[tuple[str, int], list[int]] = {}
     for index, row in enumerate(rows):
-        runs.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(index)
-    random = np.random.default_rng(seed)
-    arms = [[np.array(run) for run in seeds.values()] for seeds in runs.values()]
-    return [
-        np.concatenate([each[n] for each in arms for n in random.integers(len(each), size=len(each))])
-        for _ in range(RESAMPLES)
-    ]
+        runs.setdefault((row["arm"], row["seed"]), []).append(index)
+    each, random = [np.array(run) for run in runs.values()], np.random.default_rng(seed)
+    return [np.concatenate([each[n] for n in random.integers(len(each), size=len(each))]) for _ in range(RESAMPLES)]
 
 
 def with_interval(statistic: Callable[..., float], drawn: Sequence[Any], *values: npt.NDArray[Any]) -> list[float]:

@@ -68,11 +68,11 @@ def test_the_separation_is_a_probability_over_pairs():
     assert math.isnan(separation(values, np.zeros(30, bool)))
 
 
-def test_the_interval_draws_whole_runs_within_their_arms():
+def test_the_interval_draws_whole_runs():
     rows = [row(arm, seed, safe=10 * seed) for arm in ("rate 3e-3", "rate 1e-2") for seed in range(3) for _ in range(2)]
     drawn = draws(rows)
     for index in drawn[:50]:
-        assert sum(rows[i]["arm"] == "rate 3e-3" for i in index) == 6
+        assert len(index) == len(rows)
         counts = np.bincount(index, minlength=len(rows))
         assert (counts[::2] == counts[1::2]).all(), "both steps of a run, or none"
     middle, low, high = with_interval(lambda x: float(x.mean()), drawn, np.array([r["safe_multiple"] for r in rows]))
