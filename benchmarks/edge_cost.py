@@ -73,12 +73,15 @@ def tables(series: Mapping[str, Series]) -> str:
         rows.append([name, *each, *more])
     header = ["measured at every step", "ms, wall", "ms, CPU", "added, wall", "added, CPU"]
     edge = added["edge"]
-    share = [per_cent(*(1 + (x - 1) / EVERY for x in (r.middle, r.low, r.high)), digits=2) for r in edge.values()]
+    share = [
+        per_cent(*[1 + (x - 1) / EVERY for x in (ratio.middle, ratio.low, ratio.high)], digits=2)
+        for ratio in edge.values()
+    ]
     often = [[f"{EVERY}", *share]]
     return f"{markdown_table(header, rows)}\n{markdown_table(['telemetry.edge_every', 'added, wall', 'added, CPU'], often)}"
 
 
-def per_cent(middle: float, low: float, high: float, digits: int = 1) -> str:
+def per_cent(middle: float, low: float, high: float, *, digits: int = 1) -> str:
     """Ratios as what they add to 1."""
     parts = [f"{100 * (x - 1):+.{digits}f}%".replace("-", "\N{MINUS SIGN}") for x in (middle, low, high)]
     return f"{parts[0]} [{parts[1]}, {parts[2]}]"
