@@ -154,6 +154,7 @@ def test_a_tiny_run_is_measured_once_and_is_the_run_without_measuring(folder, mo
     assert measured(folder, "rate 3e-3", 1, [10]) == calm[-1:], "measuring other steps changes nothing"
     monkeypatch.setattr(signals, "config_of", None)  # would be needed to train
     assert measured(folder, "rate 1e-1", 1, steps) == hot
+    monkeypatch.setattr(signals, "RESAMPLES", 20)
     found = summary(rows)
     assert [a["steps"] for a in found["arms"]] == [3, 3]
     parts = markdown_tables(tables(found))
