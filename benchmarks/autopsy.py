@@ -43,6 +43,7 @@ NEAR = 8
 """Steps after a fault within which a spike must begin to be its own."""
 RECIPE = """
 data: {{kind: text, paths: [{text}], cache_dir: {cache}, vocab_size: 1000, sequence_length: 64, validation_fraction: 0.1}}
+body: {{model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 64, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}}
 head: {{kind: linear}}
 objective: {{kind: ce}}
 optimizer: {{lr: 3.0e-3, warmup_steps: 20, schedule: {{kind: constant}}}}
@@ -50,15 +51,14 @@ train: {{steps: 1000, batch_size: 16, eval_every: 100000, eval_sequences: 16}}
 checkpoint: {{every: 20, keep: 50}}
 name: parent
 """
-GPT2 = "body={model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 64, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}"
 LLAMA = (
     "body={model_type: llama, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2, hidden_size: 64, "
     "intermediate_size: 172}"
 )
 VARIANTS: tuple[tuple[str, ...], ...] = (
-    (GPT2,),
+    (),
     (LLAMA, "optimizer.beta2=0.99"),
-    (GPT2, "head={kind: metric}", "objective={kind: tfsd}", "optimizer.beta2=0.98"),
+    ("head={kind: metric}", "objective={kind: tfsd}", "optimizer.beta2=0.98"),
 )
 """What changes from seed to seed."""
 DATA, RATE, STATE, HARDWARE = "data", "rate too high", "optimizer state", "hardware"
@@ -123,6 +123,14 @@ CODE = "code.txt"
 EARLY = 40
 """Of a run that is too hot from the start, the first step of a spike that can be judged."""
 CONCLUSIONS = (DATA, RATE, STATE, HARDWARE, ATTENTION, OUTPUT, "numerics", "not decided", "no spike")
+
+
+def write_recipe(folder: Path) -> None:
+    """Write the small recipe and its text."""
+    (folder / "text").mkdir(parents=True, exist_ok=True)
+    for name, text in sorted(topics.topics.items()):
+        (folder / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+    (folder / "small.yaml").write_text(RECIPE.format(text=folder / "text", cache=folder / "cache"), encoding="utf-8")
 
 
 def config_of(folder: Path, overrides: Sequence[str]) -> RunConfig:
@@ -253,16 +261,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=200)
     options = parser.parse_args(arguments)
     folder = options.out.resolve()
-    (folder / "text").mkdir(parents=True, exist_ok=True)
-    for name, text in sorted(topics.topics.items()):
-        (folder / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+    write_recipe(folder)
     (folder / CODE).write_text(inspect.getsource(argparse), encoding="utf-8")
-    (folder / "small.yaml").write_text(RECIPE.format(text=folder / "text", cache=folder / "cache"), encoding="utf-8")
     cases = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         step = STEPS + random.Random(seed).randrange(SPREAD)
         train(folder, f"parent{seed}", f"seed={seed}", *variant(seed), f"train.steps={STEPS}")
-        for name in (name for name, fault in PLANTED.items() if fault.body in ("", variant(seed)[0])):
+        for name in (name for name, fault in PLANTED.items() if fault.body in ("", *variant(seed))):
             found = case(folder, seed, name, step)
             cases.append({**found, "concluded": concluded_from(found)})
             print(f"seed {seed}: {name}: {cases[-1]['concluded'] or 'no spike'}", flush=True)

@@ -106,7 +106,7 @@ class TelemetryConfig(Section):
     """Steps between transfers from the device to metrics.jsonl, which has a row for every step regardless."""
     attention_every: int | None = Field(default=20, ge=1, le=MOST)
     """Steps between measurements of the attention logits and of the residual stream's kurtosis; null: never."""
-    edge_every: int | None = Field(default=50, ge=1, le=MOST)
+    edge_every: int | None = Field(default=100, ge=1, le=MOST)
     """Steps between measurements of how near the edge of stability a step came (edge/ and adam/ in docs/metrics.md), which take
     another forward pass of its batch; null: never."""
     attention_sequences: int = Field(default=2, ge=1, le=MOST)

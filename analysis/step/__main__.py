@@ -3,9 +3,9 @@
     python -m analysis.step RUN --step N --out DIR [--sequences K]
 
 Replays the run to step N, takes the step, and evaluates the loss of its batch at 1/4 to 512 times the step: the truth. Beside it
-stand what the run measures cheaply (kappa, the spread of logit changes, Adam's RMS), curvatures from second derivatives (along
-the step, along the preconditioned gradient, and the largest: the preconditioned sharpness against its threshold), and the safe
-multiple that each predicts. Writes DIR/step.json and figure.png.
+stand the signals by name (docs/stress-and-remedies.md): what the run measures cheaply, curvatures along the step and along the
+preconditioned gradient, and the largest, the preconditioned sharpness against its threshold; and the safe multiple that each
+predicts. Writes DIR/step.json and figure.png.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--step", type=int, required=True, help="the step to measure")
     parser.add_argument("--out", required=True, help="folder for the results")
-    parser.add_argument("--sequences", type=int, default=2, help="sequences for second derivatives (default 2)")
+    parser.add_argument("--sequences", type=int, default=2, help="sequences for the sharpness (default 2)")
     options = parser.parse_args(arguments)
     if options.sequences < 1:
         raise InputError(f"--sequences is {options.sequences}; give a whole number from 1")

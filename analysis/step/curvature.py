@@ -1,10 +1,16 @@
-"""Curvature of a loss along directions, and its largest eigenvalue as Adam's preconditioner sees it.
+"""Curvature along directions, from differences of the training gradient, and the largest eigenvalue of a Hessian as Adam's
+preconditioner sees it.
+
+What training follows is a field of gradients g(p), not always the gradient of a number: TFSD's weights are detached. Its Jacobian
+J is then no Hessian, and need not be symmetric; d'Jd is still what moving along d does to the slope along d. Eigenvalues by
+Lanczos need a symmetric matrix, and so a loss that is a plain function of the parameters.
 
 Vectors are lists of tensors shaped as the parameters; P stands for Adam's denominator sqrt(v) + eps, elementwise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +22,11 @@ from stability.measure.edge import dot
 
 Vector = Sequence[Tensor]
 Product = Callable[[Vector], list[Tensor]]
+Gradient = Callable[[Vector], list[Tensor]]
+"""From where the parameters are to the gradient there."""
+NEAR = 1e-3
+"""Distance from the middle of a difference of gradients, as a share of the parameters' norm: about a tenth of a usual step, and
+far above the rounding of float32."""
 TOLERANCE = 1e-2
 """Relative, of the eigenvalue: signals differ by factors."""
 
@@ -33,16 +44,24 @@ def hessian_product(loss: Callable[[], Tensor], parameters: Vector) -> Product:
     return product
 
 
-def along(product: Product, direction: Vector) -> float:
-    """d' H d"""
-    return float(dot(direction, product(direction)))
+def along(gradient: Gradient, place: Vector, direction: Vector) -> float:
+    """d'Jd at ``place``, by a central difference of the gradient over NEAR of the parameters' norm; NaN if ``direction`` is 0."""
+    length = float(dot(direction, direction)) ** 0.5
+    if not length:
+        return math.nan
+    share = NEAR * float(dot(place, place)) ** 0.5 / length
+    ahead, behind = (
+        gradient([p + sign * share * d for p, d in zip(place, direction, strict=True)]) for sign in (1, -1)
+    )
+    return float(dot([a - b for a, b in zip(ahead, behind, strict=True)], direction)) / (2 * share)
 
 
-def gradient_curvature(product: Product, gradient: Vector, denominators: Vector) -> float:
-    """The curvature along the preconditioned gradient s = P^-1 g, as s' H s / (s' P s): a Rayleigh quotient of
-    P^-1/2 H P^-1/2, comparable with its largest eigenvalue (after arXiv 2506.04805)."""
-    step = [g / p for g, p in zip(gradient, denominators, strict=True)]
-    return along(product, step) / float(dot(step, [s * p for s, p in zip(step, denominators, strict=True)]))
+def gradient_curvature(gradient: Gradient, place: Vector, denominators: Vector) -> float:
+    """The curvature at ``place`` along the preconditioned gradient s = P^-1 g, as s'Js / (s'Ps): where J is symmetric, a Rayleigh
+    quotient of P^-1/2 J P^-1/2, comparable with its largest eigenvalue (after arXiv 2506.04805). NaN if the gradient is 0."""
+    step = [g / p for g, p in zip(gradient(place), denominators, strict=True)]
+    size = float(dot(step, [s * p for s, p in zip(step, denominators, strict=True)]))
+    return along(gradient, place, step) / size if size else math.nan
 
 
 def preconditioned_sharpness(product: Product, denominators: Vector, *, most: int = 60) -> float | None:

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from data.batches import IGNORED
+from model.objectives import WithPenalties
 from ranks.collectives import only_looking
 from stability.measure.edge import cosine, dot, moments_of
 from training.run import Run
 from training.step import lose_targets, step_batch, training_step
 
 from .curvature import along, gradient_curvature, hessian_product, preconditioned_sharpness, threshold
+from .signals import (
+    ALONG_GRADIENT,
+    ALONG_STEP,
+    GRADIENT_CHANGE,
+    GRADIENT_TURN,
+    SHARPNESS,
+    SHARPNESS_OF_NLL,
+    UPDATE_TURN,
+    Signals,
+    finite,
+    logged_signals,
+    predictions,
+)
+from .whole_loss import NegativeLogLikelihood, whole_loss
 
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 LARGEST = 50_000_000
@@ -49,10 +64,10 @@ class StepMeasured:
     """The smallest multiple of the step at which the batch's objective is back at its start; infinite if it is at none tried."""
     best_multiple: float
     """The multiple with the lowest objective."""
-    signals: dict[str, float | None]
-    """By name, of which larger means nearer to the edge."""
-    predicted: dict[str, float | None]
-    """The safe multiple that each signal predicts; None if it says nothing."""
+    signals: Signals
+    """By name; None if it could not be measured or is not finite."""
+    predicted: Signals
+    """The safe multiple that a signal predicts (:func:`predictions`)."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +122,29 @@ def take_vectors(run: Run) -> tuple[dict[str, Any], Vectors]:
 
 
 def take_step(run: Run, *, sequences: int, previous: Vectors | None = None) -> tuple[StepMeasured, Vectors]:
-    """Take the run's next step, and measure it; ``sequences`` of its batch are used for second derivatives.
+    """Take the run's next step, and measure it; ``sequences`` of its batch are used for the sharpness.
 
-    Gradients and losses are those of evaluation mode, without dropout and penalties.
+    Losses and gradients are those of the objective that is trained, with penalties, but without dropout. (A term that an
+    intervention adds to the gradient alone, as mu_loss does, is in the step but in none of them.) The two curvatures along
+    directions are differences of that gradient on the whole batch, and so right for any objective. The sharpness takes second
+    derivatives of the objective; where that has none, because a part of it is detached (``uses_weight``, as TFSD), it is that
+    of the NLL and is called so.
     """
     taken = _take(run)
     try:
         line = list(_line_search(run, taken))
         new = batch_gradient(run, taken, taken.after)
         old = _gradient_before(run, taken)  # and the parameters are there
-        own = _curvature(run, taken, old, sequences)
+        own = _curvatures(run, taken, old, sequences)
     finally:
         _put_back(run, taken)
     bend = [b - a for a, b in zip(old, new, strict=True)]
-    own["gradient change"] = math.sqrt(float(dot(bend, bend)) / max(float(dot(old, old)), 1e-300))
+    own[GRADIENT_CHANGE] = math.sqrt(float(dot(bend, bend)) / max(float(dot(old, old)), 1e-300))
     if previous is not None:
-        own["successive gradients"] = -float(cosine(old, previous.gradient))
-        own["successive updates"] = -float(cosine(taken.change, previous.change))
+        own[GRADIENT_TURN] = float(cosine(old, previous.gradient))
+        own[UPDATE_TURN] = float(cosine(taken.change, previous.change))
     best = min((p for p in line if math.isfinite(p.objective)), key=lambda p: p.objective, default=line[0])
-    signals = _signals(taken.row) | own
+    signals = logged_signals(taken.row) | finite(own)
     safe, predicted = safe_multiple(line), predictions(signals)
     found = StepMeasured(run.step, taken.row, line, safe, best.multiple, signals, predicted)
     return found, Vectors(old, taken.change)
@@ -155,13 +174,23 @@ def _parts(run: Run, *tensors: Tensor) -> Any:
     return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
+@contextlib.contextmanager
+def _as_trained(model: Any) -> Iterator[None]:
+    """Within the block an evaluation has the penalties that training adds to the objective."""
+    model.penalised_evaluation = True
+    try:
+        yield
+    finally:
+        model.penalised_evaluation = False
+
+
 def _line_search(run: Run, taken: _Taken) -> Iterator[Point]:
     """The batch's loss at 0 and at each of MULTIPLES times the step."""
     model = run.bare_model()
     for multiple in (0.0, *MULTIPLES):
         place = [a + (multiple - 1) * d for a, d in zip(taken.after, taken.change, strict=True)]
         _set(run.telemetry.parameters, place)
-        with only_looking(model):
+        with only_looking(model), _as_trained(model):
             found = [
                 model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
                 for x_RT, y_RT in _parts(run, taken.x_BT, taken.y_BT)
@@ -172,44 +201,58 @@ def _line_search(run: Run, taken: _Taken) -> Iterator[Point]:
 
 
 def batch_gradient(run: Run, taken: _Taken, place: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of the step's batch with the parameters at ``place``."""
+    """The gradient that training takes of the step's batch, with the parameters at ``place``, where they are left."""
     model, parameters = run.bare_model(), run.telemetry.parameters
     _set(parameters, place)
     model.eval()
     count, total = (taken.y_BT != IGNORED).sum(), [torch.zeros_like(p) for p in parameters]
     for x_RT, y_RT in _parts(run, taken.x_BT, taken.kept_BT):
         options = {"num_items_in_batch": count, "skip_logits": True, "use_cache": False}
-        loss = model(input_ids=x_RT, shift_labels=y_RT, **options).loss
+        with _as_trained(model):
+            loss = model(input_ids=x_RT, shift_labels=y_RT, **options).loss
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
     return total
 
 
-def _curvature(run: Run, taken: _Taken, gradient: list[Tensor], sequences: int) -> dict[str, float | None]:
-    """Signals from second derivatives of the NLL of some sequences, at the parameters as they are: those before the step."""
-    model, parameters, lr = run.bare_model(), run.telemetry.parameters, taken.row["lr"]
-    x_BT, y_BT = taken.x_BT[:sequences], taken.y_BT[:sequences]
+def _curvatures(run: Run, taken: _Taken, gradient: list[Tensor], sequences: int) -> Signals:
+    """Curvatures at the parameters before the step, which are left there: two along directions, and the largest of all."""
+    parameters, lr = run.telemetry.parameters, taken.row["lr"]
+    before = [p.detach().clone() for p in parameters]
+
+    def gradient_at(place: Sequence[Tensor]) -> list[Tensor]:
+        return batch_gradient(run, taken, place)
+
+    slope = abs(float(dot(gradient, taken.change)))
+    found: Signals = {ALONG_STEP: along(gradient_at, before, taken.change) / (2 * slope) if slope else None}
     moments = moments_of(run.optimizer.optimizer, parameters)
-    denominators = None
     if moments is not None:
         denominators = [(m["exp_avg_sq"] / (1 - m["betas"][1] ** m["step"].float())).sqrt() + m["eps"] for m in moments]
-
-    def loss() -> Tensor:
-        logits_BTV = model(input_ids=x_BT, use_cache=False).logits[..., : model.lm_head.n_classes]
-        return cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten(), ignore_index=IGNORED)
-
-    found: dict[str, float | None] = {}
-    # The fused kernels of attention have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"), torch.enable_grad():
-        product = hessian_product(loss, parameters)
-        slope = abs(float(dot(gradient, taken.change)))
-        found["curvature along the step"] = along(product, taken.change) / (2 * slope) if slope else None
-        if moments is not None and denominators is not None:
-            limit = threshold(lr, moments[0]["betas"][0]) if lr > 0 else math.inf
-            found["curvature along the gradient"] = gradient_curvature(product, gradient, denominators) / limit
-            count = sum(p.numel() for p in parameters)
-            sharpness = preconditioned_sharpness(product, denominators) if count <= LARGEST else None
-            found["sharpness"] = None if sharpness is None else sharpness / limit
+        limit = threshold(lr, moments[0]["betas"][0]) if lr > 0 else math.inf
+        found[ALONG_GRADIENT] = gradient_curvature(gradient_at, before, denominators) / limit
+        _set(parameters, before)
+        largest = _sharpness(run, taken, denominators, sequences)
+        found[SHARPNESS_OF_NLL if _detached(run) else SHARPNESS] = None if largest is None else largest / limit
+    _set(parameters, before)
     return found
+
+
+def _detached(run: Run) -> bool:
+    """Whether the training gradient is not that of a plain function of the parameters, as with TFSD's detached weights."""
+    return bool(run.bare_model().objective.uses_weight)
+
+
+def _sharpness(run: Run, taken: _Taken, denominators: list[Tensor], sequences: int) -> float | None:
+    """The preconditioned sharpness at the parameters as they are: of the objective, penalties included, or of the NLL where the
+    objective has no Hessian."""
+    model, parameters = run.bare_model(), run.telemetry.parameters
+    if sum(p.numel() for p in parameters) > LARGEST:
+        return None
+    x_BT, y_BT = taken.x_BT[:sequences], taken.kept_BT[:sequences]
+    plain = NegativeLogLikelihood(None) if _detached(run) else WithPenalties(model.objective, model.penalties)
+    # The fused kernels of attention have no second derivative, nor has the loss in chunks.
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"), torch.enable_grad():
+        product = hessian_product(lambda: whole_loss(model, plain, x_BT, y_BT), parameters)
+        return preconditioned_sharpness(product, denominators)
 
 
 def safe_multiple(line: Sequence[Point]) -> float:
@@ -225,30 +268,3 @@ def safe_multiple(line: Sequence[Point]) -> float:
             return float(last.multiple * (point.multiple / last.multiple) ** share)
         last = point
     return math.inf
-
-
-def _signals(row: dict[str, float]) -> dict[str, float | None]:
-    """The cheap signals of a step's row."""
-    found: dict[str, float | None] = {"kappa": 1 - row["edge/kappa"]}
-    found |= {f"logit change, {name}": row[f"edge/logit_change_{name}"] for name in ("p50", "p99", "max")}
-    rms = [value for name, value in row.items() if name.startswith("adam_rms/")]
-    if rms:
-        found |= {"Adam's RMS": max(rms), "sign-like share": row["adam/sign_like"]}
-    if "adam/momentum_cosine" in row:
-        found["against momentum"] = -row["adam/momentum_cosine"]
-    found["gradient norm"] = row["grad_norm/total"]
-    found["update ratio"] = max(value for name, value in row.items() if name.startswith("update_ratio/"))
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
-
-
-PREDICT = (
-    *("kappa", "curvature along the step", "curvature along the gradient", "sharpness"),
-    *("logit change, p50", "logit change, p99", "logit change, max"),
-)
-"""Signals whose value 1 is said to be the edge: they predict a safe multiple of one over their value."""
-
-
-def predictions(signals: dict[str, float | None]) -> dict[str, float | None]:
-    """The safe multiple that each signal of PREDICT predicts: infinite where it sees no curvature at all."""
-    known = {name: signals.get(name) for name in PREDICT}
-    return {name: None if x is None else (1 / x if x > 0 else math.inf) for name, x in known.items()}

@@ -97,3 +97,16 @@ def test_with_a_penalty_kappa_is_still_1_for_a_step_that_is_small(recipe):
         training_step(run, step)
     for row in run.recorder.transfer().rows:
         assert row["edge/kappa"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("objective", "whole"), [("ce", True), ("tfsd", False)])
+def test_of_an_objective_with_a_detached_weight_that_is_not_1_kappa_is_not_1_for_a_step_that_is_small(
+    recipe, objective, whole
+):
+    """The training gradient is not that of the objective, so that the slope promises something else (docs/mathematics.md)."""
+    head = "head={kind: metric, scale: article}"
+    run = built(recipe, "telemetry.edge_every=1", head, f"objective.kind={objective}", "optimizer.lr=1.0e-5")
+    for step in (1, 2, 3):
+        training_step(run, step)
+    for row in run.recorder.transfer().rows:
+        assert (row["edge/kappa"] == pytest.approx(1, abs=0.05)) == whole

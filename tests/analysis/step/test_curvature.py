@@ -1,10 +1,25 @@
 """Curvatures against a dense Hessian, and the threshold of Adam against a simulation."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config
 
 from analysis.step.curvature import along, gradient_curvature, hessian_product, preconditioned_sharpness, threshold
+from analysis.step.whole_loss import NegativeLogLikelihood, whole_loss
+from model.chunked import chunked_loss
+from model.configuration import SwapHeadConfig
+from model.head_metric import MetricHead
+from model.modeling import new_model
+from model.objective_tfsd import TFSD
+from model.objectives import WithPenalties
+from stability.intervene.max_z import MaxZ
+from stability.intervene.stages import penalties
+from stability.intervene.z_loss import ZLoss
+from stability.measure.edge import dot
 
 
 @pytest.fixture
@@ -33,13 +48,61 @@ def dense(network):
     return np.stack([flat(row) for row in rows])
 
 
+def field(parameters, loss):
+    """The gradient of a loss as a function of the parameters."""
+
+    def gradient(place):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, place, strict=True):
+                parameter.copy_(value)
+        return list(torch.autograd.grad(loss(), parameters))
+
+    return gradient
+
+
+def copied(parameters):
+    return [p.detach().clone() for p in parameters]
+
+
 def test_the_product_and_the_curvature_along_a_direction(network, dense):
     parameters, loss = network
-    product = hessian_product(loss, parameters)
     direction = [torch.randn_like(p) for p in parameters]
     d = flat(direction)
-    assert flat(product(direction)) == pytest.approx(dense @ d, rel=1e-9, abs=1e-12)
-    assert along(product, direction) == pytest.approx(d @ dense @ d)
+    assert flat(hessian_product(loss, parameters)(direction)) == pytest.approx(dense @ d, rel=1e-9, abs=1e-12)
+    found = along(field(parameters, loss), copied(parameters), direction)
+    assert found == pytest.approx(d @ dense @ d, rel=1e-3)
+    assert math.isnan(along(field(parameters, loss), copied(parameters), [0 * d for d in direction]))
+
+
+def test_of_tfsd_on_a_metric_head_the_curvature_is_that_of_its_gradient_and_not_of_a_hessian():
+    torch.manual_seed(0)
+    head = MetricHead(4, 9, MetricHead.Options(scale=0.5)).double()
+    torch.nn.init.normal_(head.weight)
+    h_ND, y_N = torch.randn(7, 4, dtype=torch.float64, requires_grad=True), torch.randint(9, (7,))
+    parameters = [head.weight, h_ND]
+    objective = TFSD(TFSD.Options())
+    gradient = field(parameters, lambda: chunked_loss(head, objective, h_ND, y_N).objective_sum)
+    trained = flat(gradient(copied(parameters)))
+    direction = [torch.randn_like(p) for p in parameters]
+    d = flat(direction)
+
+    def jacobian(detach):
+        """Of the gradient sum_N c_N grad(-log P_y), with c_N moving or not."""
+        z_NV = head(h_ND).double()
+        nll_N = torch.nn.functional.cross_entropy(z_NV, y_N, reduction="none")
+        true_N = z_NV.gather(1, y_N[:, None]).squeeze(1)
+        others_N = z_NV.scatter(1, y_N[:, None], -math.inf).logsumexp(1)
+        c_N = (1 - true_N.exp()) / (1 + others_N.exp())
+        field_of = torch.autograd.grad(nll_N, parameters, c_N.detach() if detach else c_N, create_graph=True)
+        assert flat(field_of) == pytest.approx(trained, rel=1e-6, abs=1e-9)
+        rows = [torch.autograd.grad(x, parameters, retain_graph=True) for g in field_of for x in g.flatten()]
+        return np.stack([flat(row) for row in rows])
+
+    true, frozen = jacobian(detach=False), jacobian(detach=True)
+    assert not np.allclose(true, true.T, rtol=0.05, atol=0.05), "the gradient is that of no function"
+    found = along(gradient, copied(parameters), direction)
+    assert found == pytest.approx(d @ true @ d, rel=1e-3)
+    assert abs(found - d @ frozen @ d) > 0.05 * abs(found)
 
 
 def test_the_preconditioned_sharpness_is_the_largest_eigenvalue_not_the_one_of_largest_size(network, dense):
@@ -57,8 +120,8 @@ def test_the_curvature_along_the_gradient_is_a_rayleigh_quotient(network, dense)
     gradient = list(torch.autograd.grad(loss(), parameters))
     denominators = [torch.rand_like(p) + 0.05 for p in parameters]
     p, g = flat(denominators), flat(gradient)
-    found = gradient_curvature(hessian_product(loss, parameters), gradient, denominators)
-    assert found == pytest.approx((g / p) @ dense @ (g / p) / ((g / p) @ g))
+    found = gradient_curvature(field(parameters, loss), copied(parameters), denominators)
+    assert found == pytest.approx((g / p) @ dense @ (g / p) / ((g / p) @ g), rel=1e-3)
     values = np.linalg.eigvalsh(dense / np.sqrt(p)[:, None] / np.sqrt(p))
     assert values[0] <= found <= values[-1]
 
@@ -78,3 +141,37 @@ def test_the_threshold_is_where_momentum_diverges_on_a_parabola(beta1, limit):
 
     assert size_after(0.98 * limit) < 1e-3
     assert size_after(1.02 * limit) > 1e3
+
+
+@pytest.mark.parametrize("head", ["linear", "metric"])
+def test_the_loss_with_all_logits_is_the_one_that_is_trained_with_its_penalties(head):
+    text = GPT2Config(vocab_size=23, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
+    options = {"kind": "ce", "label_smoothing": 0.1}
+    model = new_model(SwapHeadConfig(text, head={"kind": head}, objective=options, n_classes=20), seed=3).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 5)
+    remedies = {"z": ZLoss(ZLoss.Options(weight=0.3)), "max": MaxZ(MaxZ.Options(weight=0.2))}
+    model.penalties, model.penalised_evaluation = penalties(remedies), True
+    x_BT, y_BT = torch.randint(20, (2, 8)), torch.randint(20, (2, 8))
+    y_BT[0, 3] = -100
+    parameters = list(model.parameters())
+
+    def trained():
+        return model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True).loss
+
+    def whole():
+        return whole_loss(model, WithPenalties(model.objective, model.penalties), x_BT, y_BT)
+
+    assert whole().item() == pytest.approx(trained().item(), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(loss(), parameters) for loss in (whole, trained))
+    assert flat(ours) == pytest.approx(flat(theirs), rel=1e-3, abs=1e-4)
+    direction = [torch.randn_like(p) for p in parameters]
+    with sdpa_kernel(SDPBackend.MATH):
+        product = hessian_product(whole, parameters)
+    exact = float(dot(direction, product(direction)))
+    assert along(field(parameters, trained), copied(parameters), direction) == pytest.approx(exact, rel=0.02)
+    plain = whole_loss(model, NegativeLogLikelihood(None), x_BT, y_BT)
+    model.penalties = ()
+    nll = model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True).losses.nll_sum / 15
+    assert plain.item() == pytest.approx(nll.item(), rel=1e-5)

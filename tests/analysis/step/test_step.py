@@ -7,7 +7,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from analysis.step import __main__ as command
-from analysis.step.measure import Point, predictions, safe_multiple
+from analysis.step.measure import Point, safe_multiple
+from analysis.step.signals import nearness, predictions
 from common.command import exit_status
 from configs.load import load_config
 from train_lm import train
@@ -34,10 +35,14 @@ def test_a_step_that_is_far_too_large_is_seen_and_the_one_before_is_not(run, tmp
     calm, wild = (measured(run, step, tmp_path / str(step)) for step in (15, 16))
     assert calm["reproduced"] and wild["reproduced"]
     assert calm["safe_multiple"] > 1 > wild["safe_multiple"]
-    for name in ("curvature along the step", "logit change, p50"):
+    for name in ("curvature/along_step", "edge/logit_change_p50"):
         assert calm["predicted"][name] > 1 > wild["predicted"][name], name
-    assert wild["signals"]["kappa"] > 1, "it raised the loss of its own batch"
-    assert {"successive gradients", "successive updates", "gradient change"} <= calm["signals"].keys()
+    assert wild["signals"]["edge/kappa"] == wild["row"]["edge/kappa"] < 0, "it raised the loss of its own batch"
+    assert {"gradient/cosine_with_last", "update/cosine_with_last", "gradient/change"} <= calm["signals"].keys()
+    assert calm["signals"]["curvature/sharpness_of_nll"] > 0, "TFSD has no Hessian"
+    assert "curvature/sharpness" not in calm["signals"]
+    rms = [value for name, value in calm["row"].items() if name.startswith("adam_rms/")]
+    assert calm["signals"]["adam_rms/max"] == max(rms)
     assert "replayed to the bit" in capsys.readouterr().out
     start, *_ = calm["line"]
     assert start["multiple"] == 0
@@ -48,7 +53,7 @@ def test_a_step_that_is_far_too_large_is_seen_and_the_one_before_is_not(run, tmp
 
 def test_the_first_step_has_no_steps_before_it(run, tmp_path):
     first = measured(run, 1, tmp_path / "first")
-    assert "successive updates" not in first["signals"]
+    assert "update/cosine_with_last" not in first["signals"]
     assert first["checkpoint"] == 0
 
 
@@ -64,8 +69,13 @@ def test_the_loss_is_back_between_two_points():
 
 
 def test_what_a_signal_predicts():
-    said = predictions({"kappa": 0.5, "sharpness": -1.0, "logit change, max": None})
-    assert (said["kappa"], said["sharpness"], said["logit change, max"]) == (2.0, math.inf, None)
+    said = predictions(
+        {"edge/kappa": 0.75, "curvature/sharpness": -1.0, "edge/logit_change_max": None, "adam_rms/max": 3}
+    )
+    assert said == {"edge/kappa": 4.0, "curvature/sharpness": math.inf, "edge/logit_change_max": None}
+    assert predictions({"edge/kappa": 1.5}) == {"edge/kappa": math.inf}
+    assert nearness("edge/kappa", -2.0) > nearness("edge/kappa", 1.0)
+    assert nearness("adam/sign_like", 0.5) > nearness("adam/sign_like", 0.1)
 
 
 @pytest.mark.parametrize(
