@@ -47,7 +47,9 @@ def summary(found: Found, conclusion: Conclusion, spike: Mapping[str, Any]) -> l
 
 
 def _share(share: float) -> str:
-    return "it grew without limit" if math.isinf(share) else f"{number(100 * share, 3)}%"
+    if math.isinf(share):
+        return "it grew without limit"
+    return f"{number(1 - share, 2)} times as much" if share <= -1 else f"{number(100 * share, 3)}%"
 
 
 def page(name: str, lines: Sequence[str], step: Sequence[str], figure: bytes) -> str:
