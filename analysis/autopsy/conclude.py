@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .experiments import AS_BEFORE, CONTROL, DATA, HARDWARE, HELD, OUTPUT, RATE, STATE, UNDECIDED
+from .experiments import (
+    AS_BEFORE,
+    CONTROL,
+    DATA,
+    HARDWARE,
+    HELD,
+    HIGHER_BETA2,
+    LOWER_BETA2,
+    OUTPUT,
+    RATE,
+    STATE,
+    UNDECIDED,
+)
 
 REMOVED = 0.75
 """Share of the spike that must be gone for a change to count as having removed it."""
@@ -163,8 +175,8 @@ def _of_another_run(e: Evidence) -> Conclusion | None:
 
 
 def _state_or_rate(e: Evidence, by_cause: Mapping[str, list[str]]) -> Conclusion:
-    """Forgotten moments make small steps, as a lower rate does; only another beta2 as well, or not, tells them apart."""
-    others = [share for name, (cause, share) in e.removed.items() if cause == STATE and "beta2" in name]
-    if max(others, default=0.0) >= REMOVED:
+    """Forgotten moments make small steps, as a lower rate does. Only a lower beta2 as well tells them apart, and not where a
+    higher one does the same."""
+    if _share(e, LOWER_BETA2) >= REMOVED > _share(e, HIGHER_BETA2):
         return Conclusion(STATE, by_cause[STATE])
     return Conclusion(UNDECIDED, [*by_cause[STATE], *by_cause[RATE]])

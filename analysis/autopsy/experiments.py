@@ -21,6 +21,7 @@ from stability.measure.norms import total_norm
 DATA, STATE, RATE = "data", "optimizer state", "rate too high"
 ATTENTION, OUTPUT = "attention logits", "output logits"
 AS_BEFORE = "the rate as before"
+LOWER_BETA2, HIGHER_BETA2 = "lower beta2", "higher beta2"
 WITHOUT, OTHERS = "without its batches", "with still other batches"
 IN_FP32 = "in fp32"
 HELD = "weights held still"
@@ -139,7 +140,7 @@ def experiments(config: RunConfig, window: Window) -> list[Experiment]:
         tried.append(Experiment("moments forgotten", STATE, forget_until=window.start))
         beta2 = float(o["beta2"])
         # A higher one divides v, which stays, by less of a correction: it makes steps shorter, as a lower rate does.
-        changed = {"lower beta2": (STATE, 1 - 4 * (1 - beta2)), "higher beta2": ("", 1 - (1 - beta2) / 4)}
+        changed = {LOWER_BETA2: (STATE, 1 - 4 * (1 - beta2)), HIGHER_BETA2: ("", 1 - (1 - beta2) / 4)}
         tried += [
             Experiment(name, cause, [f"optimizer.beta2={b:.6g}"]) for name, (cause, b) in changed.items() if 0 < b < 1
         ]

@@ -11,6 +11,7 @@ from analysis.autopsy.experiments import (
     DATA,
     HARDWARE,
     HELD,
+    HIGHER_BETA2,
     NUMERICS,
     OTHERS,
     OUTPUT,
@@ -24,6 +25,7 @@ NOTHING = {
     WITHOUT: (DATA, 0.0),
     OTHERS: (DATA, 0.0),
     HELD: ("", 1.0),
+    HIGHER_BETA2: ("", 0.0),
     CONTROL: ("", 0.0),
     "half the rate": (RATE, 0.1),
     "moments forgotten": (STATE, -0.2),
@@ -34,7 +36,14 @@ NOTHING = {
 }
 
 
-NAMES = {"QK_clip": "QK-clip", "z_loss": "z-loss", "control": CONTROL, "others": OTHERS, "held": HELD}
+NAMES = {
+    "QK_clip": "QK-clip",
+    "z_loss": "z-loss",
+    "control": CONTROL,
+    "others": OTHERS,
+    "held": HELD,
+    "higher": HIGHER_BETA2,
+}
 
 
 def cause(
@@ -89,6 +98,7 @@ def cause(
         (DATA, {"without_its_batches": 1.0, "batch_sigmas": 9.0, "sign_like": 0.9}),
         (STATE, {"moments_forgotten": 0.9, "half_the_rate": 0.8, "lower_beta2": 0.8}),
         (UNDECIDED, {"moments_forgotten": 0.9, "half_the_rate": 0.8}),
+        (UNDECIDED, {"moments_forgotten": 0.9, "half_the_rate": 0.8, "lower_beta2": 0.8, "higher": 0.9}),
         (ATTENTION, {"QK_clip": 0.9}),
         (UNDECIDED, {"QK_clip": 0.9, "half_the_rate": 0.8}),
         (UNDECIDED, {"z_loss": 0.9, "half_the_rate": 0.8, "logit_sigmas": 9.0}),
