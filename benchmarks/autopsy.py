@@ -87,10 +87,10 @@ PLANTED: dict[str, Fault] = {
     "rare tokens": Fault(DATA, "kind: corrupt_sequences, step: {step}, sequences: 12, pattern: rare", False),
     "noisy targets, 3 batches": Fault(DATA, "kind: label_noise, step: {step}, steps: 3, share: 0.4", False),
     "shuffled tokens, 2 batches": Fault(
-        DATA, "kind: corrupt_sequences, step: {step}, steps: 2, sequences: 16, pattern: shuffled"
+        DATA, "kind: corrupt_sequences, step: {step}, steps: 2, sequences: 16, pattern: shuffled", False
     ),
-    "source code, 2 batches": Fault(DATA, "kind: foreign_text, step: {step}, steps: 2, paths: [{code}]"),
-    "sequences of 8 tokens, 2 batches": Fault(DATA, "kind: short_sequences, step: {step}, steps: 2, parts: 8"),
+    "source code, 2 batches": Fault(DATA, "kind: foreign_text, step: {step}, steps: 2, paths: [{code}]", False),
+    "sequences of 8 tokens, 2 batches": Fault(DATA, "kind: short_sequences, step: {step}, steps: 2, parts: 8", False),
     "rate x10, 5 steps": Fault(RATE, "kind: scale_lr, step: {step}, steps: 5, factor: 10.0", False),
     "rate x100, 1 step": Fault(RATE, "kind: scale_lr, step: {step}, factor: 100.0", False),
     "rate x8 to the end": Fault(RATE, "kind: scale_lr, step: {step}, steps: null, factor: 8.0", False),
@@ -194,7 +194,7 @@ def case(folder: Path, seed: int, name: str, step: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return found
     run, number = train_with(folder, slug, seed, fault, step)
-    found = {"seed": seed, "planted": name, "cause": fault.cause, "step": step}
+    found = {"seed": seed, "planted": name, "cause": fault.cause, "step": step, "spiked": number is not None}
     if number is not None:
         AcceleratorState._reset_state(reset_partial_state=True)
         autopsy([str(run), "--event", str(number), "--out", str(folder / "autopsies" / slug)])
@@ -207,7 +207,13 @@ def case(folder: Path, seed: int, name: str, step: int) -> dict[str, Any]:
 
 def concluded_from(found: Mapping[str, Any]) -> str | None:
     """What the rules conclude from a case's experiments; None if there was no spike."""
-    return conclude(Evidence(**found["evidence"])).cause if "evidence" in found else None
+    if not found["spiked"]:
+        return None
+    numbers: dict[str, Any] = {
+        name: float(x) if isinstance(x, str) else x for name, x in found["evidence"].items()
+    }  # "Infinity"
+    numbers["removed"] = {name: (cause, float(share)) for name, (cause, share) in numbers["removed"].items()}
+    return conclude(Evidence(**numbers)).cause
 
 
 def matrix(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

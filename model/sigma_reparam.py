@@ -174,11 +174,11 @@ def power_step(model: nn.Module, taken: Tensor) -> None:
 
 @torch.no_grad()
 def scales(model: nn.Module) -> dict[str, Tensor]:
-    """The largest and the smallest s of all matrices, by metric name; nothing for a plain model."""
+    """The largest and the smallest |s| of all matrices, by metric name; nothing for a plain model."""
     found = [scale_P for *_, scale_P in _reparametrised(model)]
     if not found:
         return {}
-    scale_S = torch.cat(found)
+    scale_S = torch.cat(found).abs()
     return {"sigma_reparam/s_max": scale_S.max(), "sigma_reparam/s_min": scale_S.min()}
 
 

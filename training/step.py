@@ -191,6 +191,6 @@ def update(run: Run, step: int, edge: Edge | None) -> dict[str, Any]:
     telemetry.after_update()
     near = edge.after_update() if edge else {}
     if run.config.body.sigma_reparam:
-        power_step(run.model, taken)
+        power_step(run.model, taken & total.isfinite())  # of an infinite gradient the GradScaler makes no step
     optimizer.zero_grad(set_to_none=True)
     return losses | telemetry.collect() | decisions.logged | near | spectral | {ALIVE: run.alive}

@@ -101,19 +101,19 @@ def conclude(e: Evidence) -> Conclusion:
         return not_the_same
     by_cause = _by_cause(e)
     unusual = e.batch_sigmas >= UNUSUAL
-    if in_the_batches := _in_the_batches(e):
+    if by_cause.keys() <= {DATA} and (in_the_batches := _in_the_batches(e)):
         return Conclusion(DATA, in_the_batches)
     if DATA in by_cause and unusual:
         odd = f"at the weights before it, its batches already had a loss {e.batch_sigmas:.0f} sigmas above the others"
         return Conclusion(DATA, [*by_cause[DATA], odd])
-    if _share(e, AS_BEFORE) >= REMOVED:
-        return Conclusion(RATE, by_cause[RATE])
-    if e.sign_like >= max(SIGN_LIKE, 2 * e.sign_like_first) and DATA not in by_cause:
-        moved = f"before it, Adam suddenly moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
-        return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
     if _share(e, CONTROL) >= REMOVED:
         fragile = "weights moved at random, by the length of one update, remove it: what else removes it says little"
         return Conclusion(UNDECIDED, [fragile])
+    if _share(e, AS_BEFORE) >= REMOVED:
+        return Conclusion(RATE, by_cause[RATE])
+    if e.sign_like >= max(SIGN_LIKE, 2 * e.sign_like_first) and by_cause.keys() <= {STATE, RATE}:
+        moved = f"before it, Adam suddenly moved {100 * e.sign_like:.0f}% of all parameters as far as it ever does"
+        return Conclusion(STATE, [*by_cause.get(STATE, []), moved])
     if set(by_cause) == {STATE, RATE} and not unusual:
         return _state_or_rate(e, by_cause)
     if len(by_cause) == 1:
@@ -145,7 +145,7 @@ def _in_the_batches(e: Evidence) -> list[str]:
     if HELD not in e.removed or _share(e, HELD) > MOSTLY or min(others, default=0.0) < MOSTLY:
         return []
     return [
-        f"with the weights held still, {100 * (1 - _share(e, HELD)):.0f}% of the spike is left",
+        f"with the weights held still, {100 * min(1.0, 1 - _share(e, HELD)):.0f}% of the spike is left",
         f"with other batches, {100 * min(others):.0f}% of it or more is gone",
     ]
 

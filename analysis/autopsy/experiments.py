@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ CONTROL = "weights moved at random"
 NUMERICS, HARDWARE, UNDECIDED = "numerics", "hardware", "not decided"
 
 
-JUMP = 0.5
-"""A rate of less than twice the usual one is no jump: during a warm-up it always rises."""
+JUMP = 2.0
+"""A rate of less than so many times that of the step before is no jump: during a warm-up it always rises."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Window:
     """The batches of ``first`` to the end of the spike."""
     rates: Mapping[int, float]
     """The logged rate of each step."""
-    usual_rate: float
-    """The median rate of the steps before."""
+    rate_before: float
+    """That of the last step before them."""
     usual_update: float | None
     """The median norm of their updates; None if it was not logged."""
 
@@ -133,8 +134,9 @@ def experiments(config: RunConfig, window: Window) -> list[Experiment]:
         Experiment(HELD, "", rate_factors=dict.fromkeys(window.rates, 0.0)),
         Experiment("half the rate", RATE, rate_factors=dict.fromkeys(window.rates, 0.5)),
     ]
-    held = {step: min(1.0, window.usual_rate / rate) for step, rate in window.rates.items() if rate > 0}
-    if min(held.values(), default=1.0) < JUMP:
+    rates = [window.rate_before, *window.rates.values()]
+    if any(rate >= JUMP * before > 0 for before, rate in pairwise(rates)):
+        held = {step: min(1.0, window.rate_before / rate) for step, rate in window.rates.items() if rate > 0}
         tried.append(Experiment(AS_BEFORE, RATE, rate_factors=held))
     if {"beta1", "beta2"} <= o.keys():
         tried.append(Experiment("moments forgotten", STATE, forget_until=window.start))

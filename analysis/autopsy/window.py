@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.replay.rerun import disagreements, load_changed, replay_to, restore, snapshot, tolerance_for
 from common.errors import InputError
@@ -68,21 +69,21 @@ def window_of(logged: LoggedRun, run: Run, spike: Mapping[str, Any]) -> Window:
             f"step {start}: only {len(before)} logged steps before step {first}, where its experiments begin; "
             "8 at least say what is usual"
         )
-    updates = [rows[name].loc[before.index] for name in rows.columns if name.startswith("update_rms/")]
-    norm = None
-    if updates:
-        counts = run.telemetry.group_norms.root_count_G.double().square().tolist()
-        names = run.telemetry.group_norms.names
-        squares = [
-            (rows[f"update_rms/{name}"].loc[before.index] ** 2) * count
-            for name, count in zip(names, counts, strict=True)
-            if f"update_rms/{name}" in rows
-        ]
-        norm = float(np.median(np.sqrt(sum(squares))))
     rates = {int(step): float(rows["lr"].loc[step]) for step in range(first, last + 1)}
-    usual = float(before["lr"].median())
     drew = run.batch_number(first), run.batch_number(min(max(peak, int(spike["end_step"])), last))
-    return Window(first, start, peak, last, drew, rates, usual, norm)
+    return Window(first, start, peak, last, drew, rates, float(before["lr"].iloc[-1]), _usual_update(run, before))
+
+
+def _usual_update(run: Run, before: pd.DataFrame) -> float | None:
+    """The median norm of the updates of these rows; None if fewer than 8 of them have it."""
+    groups = run.telemetry.group_norms
+    counts = groups.root_count_G.double().square().tolist()
+    names = [f"update_rms/{name}" for name in groups.names]
+    if not set(names) <= set(before.columns):
+        return None
+    norms = np.sqrt(sum(before[name] ** 2 * count for name, count in zip(names, counts, strict=True)))
+    finite = norms[np.isfinite(norms)]
+    return float(finite.median()) if len(finite) >= 8 else None
 
 
 def investigate(
@@ -126,12 +127,20 @@ def investigate(
         taken += len(found)
         changed[experiment.name] = _series(found, signal, window, logarithm)
         shares[experiment.name] = (experiment.cause, removed(spiked, level.excess(changed[experiment.name])))
-    signs = [rows[s].get("adam/sign_like", 0.0) for s in range(window.first, window.start + 1) if s in rows]
-    signs = [x if math.isfinite(x) else 0.0 for x in signs]
+    signs = [rows[s].get("adam/sign_like", 0.0) for s in range(window.first, window.start) if s in rows]
+    signs = [x if math.isfinite(x) else 0.0 for x in signs] or [0.0]
     differs = int(different[0].split(":")[0].removeprefix("step ")) if different else None
     agreed = (window.last + 1 if differs is None else differs) - start - 1
     evidence = Evidence(
-        differs, agreed, tolerance == 0, gone, shares, sigmas, _logit_sigmas(logged, window), max(signs), signs[0]
+        differs,
+        agreed,
+        tolerance == 0,
+        gone,
+        shares,
+        sigmas,
+        _logit_sigmas(logged, window),
+        max(signs, default=0.0),
+        signs[0] if signs else 0.0,
     )
     logs = [*usual, *own]
     return Found(window, signal, level, logs, again, changed, left_out, evidence, different, tolerance, taken), before

@@ -1,9 +1,15 @@
 """The parts of the autopsy's benchmark; the autopsy itself is tested on runs in tests/analysis/autopsy."""
 
 import json
+import math
 import re
+from dataclasses import asdict
 
-from benchmarks.autopsy import CONCLUSIONS, PLANTED, hide_stress, matrix, spike_near
+import pytest
+
+from analysis.autopsy.conclude import Evidence
+from benchmarks.autopsy import CONCLUSIONS, PLANTED, concluded_from, hide_stress, matrix, spike_near
+from common.files import write_json
 from configs.load import load_config
 from tests.analysis.written import spike, training_rows, write_run
 
@@ -65,3 +71,13 @@ def test_a_hidden_fault_leaves_no_trace(tmp_path):
     assert "stress" not in (run / "metrics.jsonl").read_text() + (run / "events.jsonl").read_text()
     assert spike_near(run, 20, 28) == 1
     assert spike_near(run, 22, 30) is None
+
+
+def test_conclusions_are_drawn_from_what_was_kept(tmp_path):
+    removed = {"without its batches": ("data", 1.0), "half the rate": ("rate too high", -math.inf)}
+    evidence = Evidence(None, 20, True, 0.0, removed, math.inf, math.nan, 0.0, 0.0)
+    write_json(tmp_path / "case.json", {"spiked": True, "evidence": asdict(evidence)})
+    assert concluded_from(json.loads((tmp_path / "case.json").read_text())) == "data"
+    assert concluded_from({"spiked": False}) is None
+    with pytest.raises(KeyError):
+        concluded_from({"concluded": "data"})

@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from analysis.autopsy.conclude import Evidence, Level, conclude, level_of, removed
 from analysis.autopsy.experiments import (
+    AS_BEFORE,
     ATTENTION,
     CONTROL,
     DATA,
@@ -19,7 +21,11 @@ from analysis.autopsy.experiments import (
     STATE,
     UNDECIDED,
     WITHOUT,
+    Window,
+    experiments,
+    move_at_random,
 )
+from configs.load import load_config
 
 NOTHING = {
     WITHOUT: (DATA, 0.0),
@@ -93,7 +99,10 @@ def cause(
         (UNDECIDED, {"without_its_batches": 1.0, "control": 0.9}),
         (DATA, {"without_its_batches": 1.0, "control": 0.9, "batch_sigmas": 20.0}),
         (UNDECIDED, {"half_the_rate": 0.9, "control": 0.9}),
-        (RATE, {"the_rate_as_before": 0.9, "control": 0.9}),
+        (UNDECIDED, {"the_rate_as_before": 0.9, "control": 0.9}),
+        (UNDECIDED, {"sign_like": 0.9, "control": 0.9}),
+        (ATTENTION, {"sign_like": 0.9, "QK_clip": 0.9}),
+        (UNDECIDED, {"without_its_batches": 0.6, "others": 0.8, "held": 0.2, "half_the_rate": 0.8, "QK_clip": 0.8}),
         (UNDECIDED, {"half_the_rate": 0.9, "differs": 52}),
         (DATA, {"without_its_batches": 1.0, "batch_sigmas": 9.0, "sign_like": 0.9}),
         (STATE, {"moments_forgotten": 0.9, "half_the_rate": 0.8, "lower_beta2": 0.8}),
@@ -124,3 +133,26 @@ def test_how_much_of_a_spike_is_gone():
     huge, smaller = (noiseless.excess([1.0, x, x]) for x in (1e10, 1e9))
     assert removed(huge, smaller) == 0, "beyond the ceiling nothing is gone"
     assert removed(noiseless.excess([math.nan]), noiseless.excess([1e9])) == 0
+
+
+def test_a_rate_that_rises_in_a_warmup_has_not_jumped(workspace):
+    config = load_config(workspace / "tiny.yaml")
+    warmup = {step: 1e-3 * step / 100 for step in range(20, 32)}
+
+    def tried(rates, before):
+        window = Window(20, 24, 25, 31, (20, 31), rates, before, None)
+        return {e.name: e.rate_factors for e in experiments(config, window)}
+
+    assert AS_BEFORE not in tried(warmup, 1e-3 * 19 / 100)
+    pulse = {step: rate * (10 if step == 24 else 1) for step, rate in warmup.items()}
+    factors = tried(pulse, 1e-3 * 19 / 100)[AS_BEFORE]
+    assert [round(factors[step] * pulse[step], 12) for step in (23, 24, 25)] == [1.9e-4] * 3
+
+
+def test_weights_are_moved_by_the_length_that_was_asked_for():
+    parameters = [torch.zeros(30, 20, requires_grad=True), torch.ones(50, requires_grad=True)]
+    before = [p.detach().clone() for p in parameters]
+    move_at_random(torch.optim.AdamW(parameters), 0.25)
+    moves = [(p.detach() - b).double() for p, b in zip(parameters, before, strict=True)]
+    assert sum(float(m.square().sum()) for m in moves) ** 0.5 == pytest.approx(0.25, rel=1e-5)
+    assert all(float(m.square().sum()) > 0 for m in moves)
