@@ -92,9 +92,9 @@ RESAMPLES = 1000
 
 def chosen(arm: str) -> list[int]:
     """The steps that are measured: of a run without a stress every 5th of the 20 of the warm-up, then every 20th; of another
-    one the one before its stress, each of it, and the one after."""
+    one each of its stress and the one after. Before its stress a run is that of another arm."""
     if arm.startswith("stress"):
-        return list(range(FAULT - 1, FAULT + LASTS + 1))
+        return list(range(FAULT, FAULT + LASTS + 1))
     return [*range(5, 20, 5), *range(20, STEPS + 1, 20)]
 
 

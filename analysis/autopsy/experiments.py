@@ -148,7 +148,7 @@ def experiments(config: RunConfig, window: Window) -> list[Experiment]:
         ]
     added = {
         "QK-clip": (ATTENTION, {"kind": "qk_clip", "threshold": 50.0, "every": 1}),
-        "z-loss": (OUTPUT, {"kind": "z_loss", "weight": 1e-2}),
+        "z-loss": (OUTPUT, {"kind": "z_loss", "weight": 1e-2, "gauge": "relative"}),
     }
     for name, (cause, choice) in added.items():
         others = [{"kind": i.kind, **i.options} for i in config.interventions if i.kind != choice["kind"]]
