@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m analysis.autopsy", description="The cause of a spike, by experiment.")
     parser.add_argument("run", metavar="RUN", help="run directory")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="a step of the spike")
+    which.add_argument("--step", type=int, help="a step of the spike (default: the highest of the loss, or of any)")
     which.add_argument("--event", type=int, metavar="K", help="the K-th spike of events.jsonl, from 1")
     parser.add_argument("--out", required=True, help="folder for the results")
     options = parser.parse_args(arguments)
@@ -95,12 +95,17 @@ def choose_spike(logged: LoggedRun, step: int | None, event: int | None) -> Mapp
     spikes = [e for e in logged.events if e["event"] == "spike"]
     if event is not None:
         if not 1 <= event <= len(spikes):
-            raise InputError(f"--event {event}: the run {logged.path} has {len(spikes)} spikes")
+            raise InputError(f"--event {event}: the run {logged.path} has {_spikes_of(spikes)}")
         return spikes[event - 1]
     if step is None:
         broken = [e for e in logged.events if e["event"] == "non_finite" and "start_step" in e]
         if not spikes and broken:
             return {**broken[0], "peak_step": broken[0]["start_step"], "precursors": []}
+        if not spikes and any(e["event"] == "rewind" for e in logged.events):
+            raise InputError(
+                f"{logged.path} has no spike but those that it rewound; branch_from a checkpoint before one, without the "
+                "rewind, and look at the branch"
+            )
         if not spikes:
             raise InputError(f"{logged.path} has no spike in events.jsonl; name a step of yours with --step")
         return max(spikes, key=lambda e: (e["signal"] == "loss/nll", float(e["sigmas"])))
@@ -110,6 +115,11 @@ def choose_spike(logged: LoggedRun, step: int | None, event: int | None) -> Mapp
     at = [e for e in spikes if e["start_step"] <= step <= e["end_step"]]
     named = {"signal": "loss/nll", "start_step": step, "peak_step": step, "end_step": step, "precursors": []}
     return max(at, key=lambda e: float(e["sigmas"]), default=named)
+
+
+def _spikes_of(spikes: Sequence[Mapping[str, Any]]) -> str:
+    told = ", ".join(f"{k}: {e['signal']} from step {e['start_step']}" for k, e in enumerate(spikes, 1))
+    return f"{len(spikes)} spike{'s' if len(spikes) != 1 else ''}" + (f" ({told})" if spikes else "")
 
 
 if __name__ == "__main__":

@@ -153,6 +153,9 @@ def _in_the_batches(e: Evidence) -> list[str]:
 def _nothing_removes_it(e: Evidence) -> list[str]:
     """What can be said all the same."""
     reasons = ["no single change that speaks for a cause removes it"]
+    for name, (cause, share) in e.removed.items():
+        if cause == OUTPUT and share >= REMOVED:
+            reasons = [f"{name} removes it, but the logits were of their usual size before, so it does not count"]
     if HELD in e.removed:
         gone = _share(e, HELD) >= REMOVED
         reasons.append(f"with the weights held still there is {'none: the updates make it' if gone else 'one, too'}")

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from analysis.replay.rerun import disagreements, environment_of, open_replay, replay_to, tolerance_for
 
         from .figure import draw_step
-        from .measure import take_step, take_vectors
+        from .measure import MULTIPLES, take_step, take_vectors
     environment_of(logged)
     run = open_replay(logged, options.step)
     start, (tolerance, reason) = run.step, tolerance_for(run, logged)
@@ -79,14 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         style.save_figure(draw_step(found, f"{logged.name}: along step {found.step}"), out / "figure.png")
     exactly = "to the bit" if tolerance == 0 else f"within {tolerance:g} ({reason})"
     print(f"replayed {exactly}" if not different else f"the replay differs from the log: {different[0]}")
-    safe = (
-        "no multiple tried" if math.isinf(found.safe_multiple) else f"{number(found.safe_multiple, 3)} times the step"
-    )
-    print(
-        f"step {found.step}: its batch's loss is back at its start at {safe}; lowest at {found.best_multiple:g} times"
-    )
+    print(f"step {found.step}: {_told(found.safe_multiple, found.best_multiple, MULTIPLES[0])}")
     print(terminal_table(["signal", "value", "safe multiple it predicts"], _table(found.signals, found.predicted)))
     print(out / "figure.png")
+
+
+def _told(safe: float, best: float, least: float) -> str:
+    """Where the batch's loss is back at its start, and where it is lowest, among the multiples from ``least`` on."""
+    if safe == 0:
+        return f"already at {least:g} times the step, the least that was tried, its batch's loss is above its start"
+    where = "no multiple tried" if math.isinf(safe) else f"{number(safe, 3)} times the step"
+    lowest = f"{best:g} times{', or below' if best == least else ''}"
+    return f"its batch's loss is back at its start at {where}; of the multiples tried, lowest at {lowest}"
 
 
 def _table(signals: dict[str, float | None], predicted: dict[str, float | None]) -> list[list[str]]:

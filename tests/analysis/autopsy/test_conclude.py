@@ -121,6 +121,11 @@ def test_a_cause_is_named_only_where_one_change_speaks_for_it(expected, evidence
     assert cause(**evidence) == expected
 
 
+def test_a_change_that_does_not_count_is_named():
+    evidence = Evidence(None, 20, True, 0.0, NOTHING | {"z-loss": (OUTPUT, 1.0)}, 0.0, 0.8, 0.0, 0.0)
+    assert "z-loss removes it, but the logits were of their usual size" in conclude(evidence).reasons[0]
+
+
 def test_how_much_of_a_spike_is_gone():
     level = level_of([1.0, 1.1, 0.9, 1.0, 1.05, 0.95, math.nan])
     assert level.median == 1.0 and level.sigma == pytest.approx(1.4826 * 0.05)

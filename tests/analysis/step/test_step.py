@@ -7,6 +7,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from analysis.step import __main__ as command
+from analysis.step.__main__ import _told
 from analysis.step.measure import Point, safe_multiple
 from analysis.step.signals import nearness, predictions
 from common.command import exit_status
@@ -89,3 +90,11 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, options, told):
     assert exit_status(lambda: command.main([str(run), "--out", str(tmp_path / "o"), *options])) == 2
     assert capsys.readouterr().err == f"error: {told.format(run=run)}\n"
     assert not (tmp_path / "o").exists()
+
+
+def test_what_lies_below_the_multiples_tried_is_not_called_zero():
+    assert _told(0.0, 0.0, 0.25).startswith("already at 0.25 times the step, the least that was tried")
+    assert _told(0.32, 0.25, 0.25).endswith(
+        "at 0.320 times the step; of the multiples tried, lowest at 0.25 times, or below"
+    )
+    assert _told(math.inf, 4.0, 0.25).endswith("at no multiple tried; of the multiples tried, lowest at 4 times")
