@@ -112,7 +112,8 @@ def investigate(
     spiked = level.excess([math.nan if v is None else v for v in own])
     if spiked == 0:
         raise InputError(
-            f"step {window.start}: {signal} is not above its usual level there; there is no spike to explain"
+            f"step {window.start}: {signal} is not above its usual level there, the median of the {USUAL} steps before and "
+            "2 sigmas: there is no spike, or it falls too fast to judge one"
         )
     again, changed, shares, taken = _series(rows, signal, window, logarithm), {}, {}, len(rows)
     left_out: dict[str, str] = {}

@@ -89,7 +89,10 @@ def test_a_fault_that_does_not_come_again(start):
         (["--step", "999"], "--step 999: the run {run} has logged steps 1 to 70"),
         (["--event", "99"], "--event 99: the run {run} has "),
         (["--step", "3"], "step 3: only 0 logged steps before step 1, where its experiments begin; 8 at least"),
-        (["--step", "45"], "step 45: loss/nll is not above its usual level there; there is no spike to explain"),
+        (
+            ["--step", "45"],
+            "step 45: loss/nll is not above its usual level there, the median of the 32 steps before and 2 sigmas: ",
+        ),
     ],
 )
 def test_mistakes_are_one_line(start, capsys, options, told):
