@@ -67,9 +67,9 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head.n_classes = config.n_classes
         self.objective: Objective = build(OBJECTIVES, config.objective)
         self.penalties: Sequence[Penalty] = ()
+        """Added to the objective in training mode."""
         self.penalised_evaluation = False
         """Whether an evaluation has the penalties too, as when a step's loss is measured again after it."""
-        """Added to the objective in training mode."""
         if config.tie_word_embeddings:
             # The name of the input embedding differs between bodies: wte, embed_tokens, ...
             source = next(n for n, m in self.model.named_modules() if m is self.model.get_input_embeddings())

@@ -110,6 +110,11 @@ def _read_status(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error}); restore it, or choose another name") from None
 
 
+def _or_branch(key: str) -> str:
+    """How a run is made longer: its schedule may depend on its length, so that it is another run."""
+    return ", with branch_from=RUN@STEP to go on from a checkpoint of this one" if key == "train.steps" else ""
+
+
 def _refuse_changes(config: RunConfig, other: dict[str, Any], where: str, also_free: tuple[str, ...] = ()) -> None:
     before, now = flat(other), flat(config.model_dump())
     if config.body.model_type is not None and before.get("body.model_type") == config.body.model_type:
@@ -118,7 +123,7 @@ def _refuse_changes(config: RunConfig, other: dict[str, Any], where: str, also_f
         before |= {f"body.{name}": size for name, size in unstated.items()}
     free_keys = [*also_free, *(key for key in FREE_KEYS if not (config.interventions and key in REWIND_KEYS))]
     differing = [
-        f"{key}: {where} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name"
+        f"{key}: {where} was begun with {before.get(key)!r}, not {now.get(key)!r}; choose another name{_or_branch(key)}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in free_keys)
     ]
