@@ -1,5 +1,5 @@
 """sigmaReparam (arXiv 2303.06296): matrices of the blocks as W = (s / sigma(W~)) W~, with a learned scalar s for each, so that
-their spectral norm is |s| whatever W~ does.
+their spectral norm is |s|, but for what one power iteration a step lags behind, however large W~ grows.
 
 sigma(W~) = u' W~ v, with u and v from power iterations. They are buffers: the gradient goes through W~ alone, and only
 :func:`power_step` moves them. Nothing in a forward pass does, so micro-batches, recomputed activations and evaluations all see

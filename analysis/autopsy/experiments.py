@@ -116,9 +116,9 @@ def move_at_random(optimizer: Optimizer, length: float) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     generator = torch.Generator().manual_seed(stream_seed(0, "autopsy's control"))
     moves = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(move) for move in moves]))
+    scale = length / float(total_norm(torch.stack([torch.linalg.vector_norm(move) for move in moves])))
     for parameter, move in zip(parameters, moves, strict=True):
-        parameter.add_(move, alpha=float(length / norm))
+        parameter.add_(move, alpha=scale)
 
 
 def experiments(config: RunConfig, window: Window) -> list[Experiment]:

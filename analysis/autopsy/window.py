@@ -140,8 +140,8 @@ def investigate(
         shares,
         sigmas,
         _logit_sigmas(logged, window),
-        max(signs, default=0.0),
-        signs[0] if signs else 0.0,
+        max(signs),
+        signs[0],
     )
     logs = [*usual, *own]
     return Found(window, signal, level, logs, again, changed, left_out, evidence, different, tolerance, taken), before
