@@ -76,13 +76,14 @@ def main() -> int:
     places = options.jobs or 1
     of_analyses = environment()  # with all cores
     context = fork_server(threads_each(places) if executor is None else None)
+    print(f"checking the configurations of {len(job.runs)} runs", flush=True)
     found = checked(context, job.recipe, job.runs, job.out)
     for line in found["notes"]:
         print(line, file=sys.stderr)
     if found["problems"]:
         raise InputError(*(f"{_some(names)}: {problem}" for problem, names in found["problems"].items()))
-    print(f"checked the configurations of {len(job.runs)} runs", flush=True)
     if options.check:
+        print("they can all be run")
         return EXIT_FINISHED
     job.out.mkdir(parents=True, exist_ok=True)
     write_plan(job.out, job.plan)

@@ -20,12 +20,12 @@ class Local:
 
     def __init__(self, context: ForkServerContext, recipe: Path, logs: Path, places: int) -> None:
         self.context, self.recipe, self.logs = context, recipe, logs
-        self._places = places
+        self._children: list[Child | None] = [None] * places
 
     @property
     def places(self) -> int:
         """How many runs may be under way at a time."""
-        return self._places
+        return len(self._children)
 
     def start(self, runs: Sequence[SuiteRun]) -> Mapping[str, Child]:
         """Start these runs."""
@@ -35,7 +35,11 @@ class Local:
         arguments = ["--config", str(self.recipe), *run.overrides]
         log = self.logs / f"{run.name}.log"
         write_command(log, ["train_lm.py", *arguments])
-        return WarmChild(self.context, arguments, log)
+        free = next(
+            place for place, child in enumerate(self._children) if child is None or child.returncode is not None
+        )
+        self._children[free] = child = WarmChild(self.context, arguments, log, free)
+        return child
 
 
 class CommandChild(Child):

@@ -34,7 +34,9 @@ def environment(threads: int | None = None) -> dict[str, str]:
     """The environment of this process and, in it, what this project's processes need. ``threads``: of each, unless the user has
     said; None leaves it to torch."""
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    usual = {"OMP_WAIT_POLICY": "PASSIVE"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    # The usual test for a GPU would make it unusable in forks.
+    usual = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    usual |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return {**usual, **os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
 
 
@@ -48,11 +50,11 @@ def fork_server(threads: int | None) -> ForkServerContext:
 
 
 class WarmChild(Child):
-    """A run in a fork of the fork server."""
+    """A run in a fork of the fork server. ``place``: which of those at a time it is; each has a GPU, if there are several."""
 
-    def __init__(self, context: ForkServerContext, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, context: ForkServerContext, arguments: Sequence[str], log: Path, place: int) -> None:
         super().__init__(log)
-        self.process: BaseProcess = context.Process(target=train, args=(list(arguments), str(log)))
+        self.process: BaseProcess = context.Process(target=train, args=(list(arguments), str(log), place))
         self.process.start()
 
     def look(self) -> int | None:
@@ -64,10 +66,15 @@ class WarmChild(Child):
             os.kill(self.process.pid, signal.SIGUSR1)
 
 
-def train(arguments: list[str], log: str) -> None:
+def train(arguments: list[str], log: str, place: int) -> None:
     """What such a process does: train_lm.py with these arguments, its output appended to ``log``."""
+    import torch
+
     import train_lm
 
+    gpu = gpu_of(place, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -78,6 +85,14 @@ def train(arguments: list[str], log: str) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that the log of a killed run is complete
     sys.argv = ["train_lm.py", *arguments]
     train_lm.run_and_exit()
+
+
+def gpu_of(place: int, count: int, visible: str | None) -> str | None:
+    """The GPU of a place, as CUDA_VISIBLE_DEVICES has it; None if there are not several to choose from."""
+    if count < 2:
+        return None
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    return names[place % count]
 
 
 def checked(context: ForkServerContext, recipe: Path, runs: Sequence[SuiteRun], out: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from suite.warm import gpu_of
+
 from ..conftest import ROOT, python, rows_of
 
 SUITE = """
@@ -130,3 +132,18 @@ def test_a_branch_of_a_run_that_failed_is_not_started(workspace, tmp_path):
     assert re.search(r"\nbad_calm +failed with status 1\b", table)
     assert re.search(r"\nbad_later +not started\b", table)
     assert re.search(r"\ngood_later +finished +20 ", table)
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "visible", "gpu"),
+    [
+        (0, 0, None, None),
+        (3, 1, "2", None),
+        (1, 4, None, "1"),
+        (5, 4, None, "1"),
+        (1, 2, "6,3", "3"),
+        (2, 2, "GPU-a,GPU-b", "GPU-a"),
+    ],
+)
+def test_runs_at_a_time_have_a_gpu_each(place, count, visible, gpu):
+    assert gpu_of(place, count, visible) == gpu
