@@ -77,7 +77,9 @@ def measured(recipe: Path, overrides: Sequence[str], runs: int) -> dict[str, lis
 def _time(
     start: Callable[[Sequence[str], Path], Child], recipe: Path, overrides: Sequence[str], out: Path, name: str
 ) -> float:
-    """Seconds until a run began. Raises InputError if it did not."""
+    """Seconds until a run began. Raises InputError if it did not, ValueError if there was one of its name."""
+    if (out / name).exists():
+        raise ValueError(f"{name} has begun before")
     arguments = ["--config", str(recipe), *overrides, f"output_dir={json.dumps(str(out))}", f"name={name}"]
     begin = time.perf_counter()
     child = start(arguments, out / "logs" / f"{name}.log")
