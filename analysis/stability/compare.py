@@ -73,20 +73,33 @@ class Study:
 
     def values(self, key: str, arm: str, scenario: str, rate: float | None) -> dict[int, float]:
         """A measure of the runs of an arm at a rate, by seed; without what was not measured."""
-        found = {}
+        runs = self._by_place.get((arm, scenario, rate), {})
+        return {cell.seed: float(value) for cell, one in runs.items() if (value := one.values.get(key)) is not None}
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, str, float | None], dict[Cell, Measured]]:
+        """The measured runs by arm, scenario and rate."""
+        found: dict[tuple[str, str, float | None], dict[Cell, Measured]] = {}
         for cell, one in self.measured.items():
-            if cell[:3] == (arm, scenario, rate) and (value := one.values.get(key)) is not None:
-                found[cell.seed] = float(value)
+            found.setdefault(cell[:3], {})[cell] = one
         return found
 
     def rate_of(self, arm: str, scenario: str, seed: int | None) -> float | None:
         """The best rate of an arm for a run of ``seed``, chosen without that seed (None: over all). It is chosen in the calm
         scenario, or in the scenario itself if that has no runs at this rate."""
-        rates = self.comparison.rates(arm, scenario)
-        best = self.sweeps[arm, self.comparison.calm].best(seed)
-        if best in rates:
-            return best
-        return self.sweeps[arm, scenario].best(seed) if len(rates) > 1 else (rates or [None])[0]
+        place = (arm, scenario, seed)
+        if place not in self._chosen:
+            rates = self.comparison.rates(arm, scenario)
+            best = self.sweeps[arm, self.comparison.calm].best(seed)
+            if best not in rates:
+                best = self.sweeps[arm, scenario].best(seed) if len(rates) > 1 else (rates or [None])[0]
+            self._chosen[place] = best
+        return self._chosen[place]
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[str, str, int | None], float | None]:
+        """What :meth:`rate_of` has found."""
+        return {}
 
     def at_own_best(self, key: str, arm: str, scenario: str) -> dict[int, float]:
         """By seed, a measure at the rate that is best for the arm on the other seeds."""
@@ -157,11 +170,8 @@ class Study:
 
     def of(self, arm: str, scenario: str, rate: float | str | None = "all") -> dict[Cell, Measured]:
         """The measured runs of an arm in a scenario, at one rate or all."""
-        return {
-            cell: one
-            for cell, one in self.measured.items()
-            if cell[:2] == (arm, scenario) and rate in ("all", cell.rate)
-        }
+        places = [(arm, scenario, each) for each in self.comparison.rates(arm, scenario) if rate in ("all", each)]
+        return {cell: one for place in places for cell, one in self._by_place.get(place, {}).items()}
 
     def share(self, key: str, arm: str, scenario: str, rate: float | str | None = "all") -> Proportion | None:
         """The share of runs of which a yes-or-no measure holds; None without a run that has it."""

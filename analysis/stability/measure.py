@@ -25,7 +25,7 @@ from .curve import (
     recoveries,
     steps_within,
 )
-from .spikes import GRADIENT, NLL, PUBLISHED, SIGNALS, Spikes, find_spikes
+from .spikes import GRADIENT, NLL, PUBLISHED, SIGNALS, Spikes, find_spikes, told
 
 VALIDATION = "validation/nll"
 PLACES = {
@@ -136,9 +136,15 @@ def measure(run: Run, before: Run | None = None) -> Measured:
     finite = nll[np.isfinite(nll)]
     initial = float(finite[0]) if len(finite) else None
     warmup = int(run.setting("optimizer", "warmup_steps") or 0)
+    curves = {metric: series_of(run, metric, before) for metric in SIGNALS.values()}
     spikes = {
         (rule, signal): find_spikes(
-            rule, metric, *series_of(run, metric, before), own_from=first_own, warmup_steps=warmup
+            rule,
+            metric,
+            *curves[metric],
+            own_from=first_own,
+            warmup_steps=warmup,
+            known=told(run, metric) if rule == DEFAULT else None,
         )
         for rule in (DEFAULT, *PUBLISHED)
         for signal, metric in SIGNALS.items()

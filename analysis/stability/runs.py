@@ -73,12 +73,25 @@ class Comparison:
 
     def rates(self, arm: str, scenario: str) -> list[float | None]:
         """The planned rates of an arm in a scenario, ascending."""
-        found = {cell.rate for cell in self.planned if cell[:2] == (arm, scenario)}
-        return sorted(found, key=lambda rate: -1.0 if rate is None else rate)
+        return self._rates.get((arm, scenario), [])
+
+    @cached_property
+    def _rates(self) -> dict[tuple[str, str], list[float | None]]:
+        found: dict[tuple[str, str], set[float | None]] = {}
+        for cell in self.planned:
+            found.setdefault(cell[:2], set()).add(cell.rate)
+        return {place: sorted(own, key=lambda rate: -1.0 if rate is None else rate) for place, own in found.items()}
 
     def seeds(self, arm: str) -> list[int]:
         """The planned seeds of an arm, ascending."""
-        return sorted({cell.seed for cell in self.planned if cell.arm == arm})
+        return self._seeds.get(arm, [])
+
+    @cached_property
+    def _seeds(self) -> dict[str, list[int]]:
+        found: dict[str, set[int]] = {}
+        for cell in self.planned:
+            found.setdefault(cell.arm, set()).add(cell.seed)
+        return {arm: sorted(own) for arm, own in found.items()}
 
     def pairs(self, arm: str) -> list[tuple[int, int]]:
         """Which seed of an arm belongs to which of the baseline's: the same one, but a control's are paired in order."""

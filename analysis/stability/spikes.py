@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
+from record.finished import Run
 from stability.detect.catalogue import DEFAULT, detect_series, judged_from, make_detector
 from stability.detect.events import Spike
 
@@ -33,13 +35,37 @@ class Spikes:
         return 1000 * len(self.found) / self.steps if self.steps else None
 
 
-def find_spikes(rule: str, signal: str, steps: Steps, values: Floats, *, own_from: int, warmup_steps: int) -> Spikes:
+def find_spikes(
+    rule: str,
+    signal: str,
+    steps: Steps,
+    values: Floats,
+    *,
+    own_from: int,
+    warmup_steps: int,
+    known: list[Spike] | None = None,
+) -> Spikes:
     """The spikes that ``rule`` finds in a series of which the run's own steps begin at ``own_from``; what is before them only
-    tells the rule what is usual."""
+    tells the rule what is usual. ``known``: what it has found already."""
     detector = make_detector(rule, signal)
     judged = steps >= judged_from(detector, warmup_steps)
     steps, values = steps[judged], values[judged]
-    events = detect_series(detector, steps, values) if len(steps) else []
+    if known is None:
+        known = [e for e in detect_series(detector, steps, values) if isinstance(e, Spike)] if len(steps) else []
     finite = steps[np.isfinite(values)]
     judged_steps = int((finite[SILENT[rule] :] >= own_from).sum())
-    return Spikes([e for e in events if isinstance(e, Spike) and e.peak_step >= own_from], judged_steps)
+    return Spikes([spike for spike in known if spike.peak_step >= own_from], judged_steps)
+
+
+def told(run: Run, signal: str) -> list[Spike] | None:
+    """The spikes that the run's own watch has found by the default rule, which are those that it would find again; None if the
+    run was watched by another rule, or not for this signal."""
+    if run.setting("detection", "detector") != DEFAULT or signal not in (run.setting("detection", "signals") or ()):
+        return None
+    kept = [event for event in run.spikes(signal) if "abandoned" not in event]
+    return [_spike({"opened_step": event["start_step"], "recovered": False} | event) for event in kept]
+
+
+def _spike(event: dict[str, Any]) -> Spike:
+    values: dict[str, Any] = {field.name: event[field.name] for field in fields(Spike) if field.name in event}
+    return Spike(**{"detector": DEFAULT, **values})
