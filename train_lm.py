@@ -8,6 +8,7 @@ Exit status: 0 finished, 2 bad input, 3 diverged (something was not finite), 69 
 
 import os
 import sys
+from typing import NoReturn
 
 from common.command import EXIT_FINISHED, EXIT_RANK_LOST, EXIT_STORAGE, ArgumentParser, exit_status
 from configs.load import load_config
@@ -42,10 +43,15 @@ def train(config: RunConfig) -> int:
     return run_training(config)
 
 
-if __name__ == "__main__":
+def run_and_exit() -> NoReturn:
+    """The whole command; ends the process."""
     status = exit_status(main)
     if status in (EXIT_RANK_LOST, EXIT_STORAGE):  # other ranks are gone or blocked: exit without waiting for them
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    run_and_exit()

@@ -101,7 +101,13 @@ def test_a_recorded_configuration_that_no_longer_fits_is_named(tmp_path):
 
 def test_another_kind_drops_the_options_it_does_not_have():
     config = load_config(ROOT / "configs/pydoc_micro_article.yaml", ["head.kind=linear"])
-    assert config.head.model_dump() == {"kind": "linear", "tied": True, "bias": False, "soft_cap": None}
+    assert config.head.model_dump() == {
+        "kind": "linear",
+        "tied": True,
+        "bias": False,
+        "multiplier": 1.0,
+        "soft_cap": None,
+    }
 
 
 MISTAKES = [

@@ -21,7 +21,7 @@ from configs.schema import BodyConfig
 from data.corpora import DataConfig
 from data.hub import HubCorpus
 from data.store import open_store
-from run_suite import load_suite
+from suite.file import load_suite
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = REPOSITORY / "configs" / "pydoc_micro.yaml"
@@ -90,7 +90,7 @@ def test_every_path_of_a_command_line_is_expanded(home: Path, capsys: pytest.Cap
 
 
 def test_a_suite_and_a_store_are_made_at_home(home: Path) -> None:
-    Path("suite.yaml").write_text("recipe: ~/recipe.yaml\nout: ~/results\nruns: {one: []}\n")
+    Path("suite.yaml").write_text("recipe: ~/recipe.yaml\nout: ~/results\narms: {one: []}\n")
     suite = load_suite(Path("suite.yaml"))
     assert (suite.recipe, suite.out) == (f"{home}/recipe.yaml", f"{home}/results")
     data = DataConfig(kind="grammar", documents=10, sequence_length=8, cache_dir="~/cache")

@@ -24,6 +24,7 @@ FLOORS = (
     ("training",),
     ("train_lm",),
     ("analysis",),
+    ("suite",),
     ("benchmarks", "run_suite"),
 )
 """From the ground up. Rooms on one floor do not know each other."""

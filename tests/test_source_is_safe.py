@@ -22,6 +22,7 @@ FOLDERS = (
     "ranks",
     "record",
     "stability",
+    "suite",
     "training",
 )
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])

@@ -16,18 +16,24 @@ from .test_objectives import assert_same, data, gradients, make, naive_logits
 SHAPES = {"V": st.integers(2, 40), "D": st.integers(1, 12), "N": st.integers(1, 30), "seed": st.integers(0, 10_000)}
 
 
-@given(**SHAPES, rows=st.integers(1, 31), cap=st.sampled_from([0.5, 5.0, 50.0]), bias=st.booleans())
-def test_soft_cap(V, D, N, seed, rows, cap, bias):
-    """Logits c tanh(z / c): value and gradients, with label smoothing and z-loss on the capped logits."""
+@given(
+    **SHAPES,
+    rows=st.integers(1, 31),
+    cap=st.sampled_from([0.5, 5.0, 50.0]),
+    bias=st.booleans(),
+    times=st.sampled_from([1.0, 0.5, 4.0]),
+)
+def test_options_of_the_linear_head(V, D, N, seed, rows, cap, bias, times):
+    """Logits c tanh(z / c) of z = m h . w + b: value and gradients, with label smoothing and z-loss on the capped logits."""
     options = {"label_smoothing": 0.1, "z_loss": 1e-2}
-    head, objective = make("linear", "ce", D, V, {"soft_cap": cap, "bias": bias}, options)
+    head, objective = make("linear", "ce", D, V, {"soft_cap": cap, "bias": bias, "multiplier": times}, options)
     h_ND, y_N = data(V, D, N, seed, head)
     if bias:
         torch.nn.init.normal_(head.bias, generator=torch.Generator().manual_seed(seed))
     loss = chunked_loss(head, objective, h_ND, y_N, rows=rows).objective_sum
 
     def capped():
-        return cap * ((h_ND @ head.weight.T + (head.bias if bias else 0)) / cap).tanh()
+        return cap * ((times * h_ND @ head.weight.T + (head.bias if bias else 0)) / cap).tanh()
 
     z_NV = capped()
     torch.testing.assert_close(head(h_ND), z_NV)

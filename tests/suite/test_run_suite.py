@@ -1,6 +1,7 @@
 """The suite runner in real processes: runs, comparison, interruption, and going on."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,21 +16,23 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.processes import ending, last_lines
 from configs.load import load_config
-from run_suite import Processes, load_suite, main
+from run_suite import main
+from suite.schedule import Interrupted
 from train_lm import train
 
-from .conftest import ROOT, python, rows_of
+from ..conftest import ROOT, python, rows_of
 
 SUITE = """
 recipe: {workspace}/tiny.yaml
 out: out
 seeds: [3, 5]
-runs:
+arms:
   metric: [train.steps=100, checkpoint.every=30]
   linear: [train.steps=100, head.kind=linear, objective.kind=ce]
 analyses:
   - curves {{runs}} --out {{out}}/curves.png
   - summary {{metric}} --out {{out}}/summary
+control: []
 next: ["{{out}}/curves.png"]
 """
 
@@ -59,7 +62,7 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path, monkeypa
     assert status == 75, output
     assert table_of(output) == dict.fromkeys(under_way, "stopped") | {
         "metric_seed5": "not started",
-        "linear_seed5": "not started",
+        "linear_seed5": "finished",
     }
     assert "not made" in output
     for name in under_way:
@@ -95,7 +98,8 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path, monkeypa
 def stopped_when_under_way(command, out, names):
     """Start a suite and stop it once these runs have rows; its status and output.
 
-    The first of them has the signal as well, as schedulers send it to all processes; the others have it from the suite alone.
+    The first of them has the signal as well, and so has what all are forks of, as schedulers send it to all processes; the others
+    have it from the suite alone.
     """
     process = subprocess.Popen(command, cwd=out.parent, stdout=subprocess.PIPE, text=True)
     metrics = [out / name / "metrics.jsonl" for name in names]
@@ -104,10 +108,10 @@ def stopped_when_under_way(command, out, names):
         time.sleep(0.02)
     states = [json.loads((out / name / "status.json").read_text())["status"] for name in names]
     assert states == ["running"] * len(names)
-    runs = psutil.Process(process.pid).children()
-    (reached,) = [run for run in runs if f'name="{names[0]}"' in run.cmdline()]
-    process.send_signal(signal.SIGTERM)
-    reached.send_signal(signal.SIGTERM)
+    (server,) = [each for each in psutil.Process(process.pid).children() if each.children()]
+    reached = json.loads((out / names[0] / ".lock").read_text())["process"]
+    for number in (process.pid, server.pid, reached):
+        os.kill(number, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     return process.returncode, output
 
@@ -141,7 +145,7 @@ def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_pat
     (tmp_path / "fatal.py").write_text(FATAL)
     fatal = f"'plugins=[{tmp_path}/fatal.py]', objective.kind=fatal"
     (tmp_path / "suite.yaml").write_text(
-        f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n"
+        f"recipe: {workspace}/tiny.yaml\nout: out\narms:\n"
         f"  killed: [{fatal}, objective.killed=true]\n  broken: [{fatal}]\n"
         '  "1e18": [optimizer.lr=1e18, optimizer.clip_norm=null]\n  good: [train.steps=6]\n'
         "analyses:\n"
@@ -175,7 +179,7 @@ def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_pat
 def test_mistakes_are_told_before_any_run_starts(workspace, tmp_path):
     """Each once, with the runs that it is in."""
     runs = "  good: []\n  bad: [optimizer.lr=-1]\n  late: [optimizer.lr=-1, name=early]"
-    (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\nruns:\n{runs}\n")
+    (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\narms:\n{runs}\n")
     result = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=tmp_path)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -195,7 +199,7 @@ def test_mistakes_are_told_before_any_run_starts(workspace, tmp_path):
 )
 def test_mistakes_in_what_follows_the_runs_are_told_before_them(lines, told, tmp_path, monkeypatch):
     suite = tmp_path / "suite.yaml"
-    suite.write_text(f"recipe: none.yaml\nout: out\nruns: {{one: []}}\n{lines}\n")
+    suite.write_text(f"recipe: none.yaml\nout: out\narms: {{one: []}}\n{lines}\n")
     monkeypatch.setattr(sys, "argv", ["run_suite.py", str(suite)])
     with pytest.raises(InputError, match=re.escape(told)):
         main()
@@ -234,33 +238,23 @@ def test_the_last_lines_of_a_log_are_as_a_terminal_showed_them(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "heard"), [(signal.default_int_handler, True), (signal.SIG_IGN, False)])
-def test_a_suite_in_the_background_of_a_script_does_not_hear_ctrl_c(before, heard, tmp_path):
+def test_a_suite_in_the_background_of_a_script_does_not_hear_ctrl_c(before, heard):
     """A shell starts it with SIGINT ignored, and it stays ignored."""
     usual = signal.signal(signal.SIGINT, before)
     try:
-        processes = Processes(tmp_path)
-        with processes.interruptible():
+        interrupted = Interrupted()
+        with interrupted.listening():
             signal.raise_signal(signal.SIGINT)
-        assert processes.interrupted == heard
+        assert interrupted.received == heard
         assert signal.getsignal(signal.SIGINT) is before
     finally:
         signal.signal(signal.SIGINT, usual)
 
 
 def test_a_mistake_in_a_suite_is_one_line(tmp_path):
-    (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\nrun: {}\n")
+    (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\narm: {}\n")
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "suite.yaml: runs:" in result.stderr
-    assert "suite.yaml: run:" in result.stderr
-
-
-def test_all_runs_of_a_seed_come_before_those_of_the_next(tmp_path):
-    (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\nseeds: [3, 5]\nruns: {a: [], b: [train.steps=6]}\n")
-    assert [*load_suite(tmp_path / "suite.yaml").overrides.items()] == [
-        ("a_seed3", ["seed=3"]),
-        ("b_seed3", ["train.steps=6", "seed=3"]),
-        ("a_seed5", ["seed=5"]),
-        ("b_seed5", ["train.steps=6", "seed=5"]),
-    ]
+    assert "suite.yaml: arms:" in result.stderr
+    assert "suite.yaml: arm:" in result.stderr

@@ -1,0 +1,92 @@
+"""The configurations of a suite's runs, checked before the first one starts, and how far each of them is already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from configs.load import load_config
+from configs.schema import RunConfig
+from training.resume import find_resume_point
+
+ENDED = ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What is to be expected of a run."""
+
+    steps: int
+    """Its last step."""
+    ended: str | None
+    """finished or diverged, with this configuration, if it need not be started."""
+
+
+@dataclass
+class Checked:
+    """All runs' prospects, or what is wrong with them."""
+
+    prospects: dict[str, Prospect] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    """The runs that each mistake is in."""
+    notes: list[str] = field(default_factory=list)
+    """What loading the configurations printed, each line once."""
+
+
+def check(
+    recipe: Path, overrides: Mapping[str, Sequence[str]], parents: Mapping[str, tuple[str, int]], out: Path
+) -> dict[str, Any]:
+    """Load the configuration of each run; returns a :class:`Checked` as a dictionary.
+
+    ``parents``: for a branch the run that it begins at, and the step.
+    """
+    found, configs = Checked(), dict[str, RunConfig]()
+    for name, own in overrides.items():
+        said, problems = io.StringIO(), list[str]()
+        try:
+            with contextlib.redirect_stderr(said):
+                configs[name] = config = load_config(recipe, own)
+            kept = {"name": config.name == name, "output_dir": Path(config.output_dir) == out}
+            problems = [f"{key}: a suite sets it itself; leave it out" for key, same in kept.items() if not same]
+            if not problems:
+                found.prospects[name] = Prospect(config.train.steps, _ended(config, out / name))
+        except InputError as error:
+            problems += error.problems
+        for problem in problems:
+            found.problems.setdefault(problem, []).append(name)
+        found.notes += [line for line in said.getvalue().splitlines() if line not in found.notes]
+    for name, (parent, step) in parents.items():
+        if parent in configs:
+            for problem in _without_checkpoint(configs[parent], step):
+                found.problems.setdefault(problem, []).append(name)
+    return asdict(found)
+
+
+def _ended(config: RunConfig, directory: Path) -> str | None:
+    """How a run with this configuration has ended. Raises InputError if the directory holds another one."""
+    try:
+        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the run itself says what is wrong with it
+    if status not in ENDED:
+        return None
+    find_resume_point(config, directory)
+    return str(status)
+
+
+def _without_checkpoint(parent: RunConfig, step: int) -> Iterator[str]:
+    """Why a run has no checkpoint of ``step`` at its end."""
+    every, steps, keep = parent.checkpoint.every, parent.train.steps, parent.checkpoint.keep
+    kept = steps // every - step // every + 1
+    if step >= steps:
+        yield f"branch_from: step {step} is not before the last of the run it begins at, train.steps={steps}"
+    elif step == 0 or step % every:
+        yield f"branch_from: step {step} is no multiple of checkpoint.every={every}"
+    elif kept > keep:
+        yield f"branch_from: the checkpoint of step {step} is deleted before the run ends; set checkpoint.keep={kept}"

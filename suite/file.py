@@ -1,0 +1,127 @@
+"""A suite file: what is run, and what is made of it afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, Field, model_validator
+
+from common.errors import InputError
+from common.section import Place, Section, Text
+
+CONTROL_SUFFIX = "_again"
+"""Of the control arm's name."""
+CONTROL_SEEDS_FROM = 1000
+"""How far the control's seeds are from the suite's, unless the suite names them."""
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice")
+    return values
+
+
+Seeds = Annotated[list[int], AfterValidator(_distinct)]
+Rates = Annotated[list[Annotated[float, Field(gt=0)]], AfterValidator(_distinct)]
+
+
+class Scenario(Section):
+    """What is done to every arm: a stress, a shorter warm-up, or nothing."""
+
+    overrides: list[str] = Field(default=[])
+    """Of the recipe, after those of the arm."""
+    branch_from: Text | None = None
+    """SCENARIO@STEP: its runs begin at that step of the same arm, rate and seed in an earlier scenario."""
+    rates: Rates | None = None
+    """Instead of the suite's."""
+    arms: list[Text] | None = Field(default=None, min_length=1)
+    """Only these; default: all. The control follows the baseline."""
+    seeds: Annotated[Seeds, Field(min_length=1)] | None = None
+    """Only these of the suite's; default: all."""
+
+
+class Suite(Section):
+    """A suite file."""
+
+    recipe: Place
+    """The recipe of all runs, relative to the suite file."""
+    out: Place
+    """Directory of the runs, analyses and logs."""
+    arms: dict[Text, list[str]] = Field(min_length=1)
+    """Overrides of the recipe, by the name of the arm."""
+    baseline: Text | None = None
+    """The arm that the others are compared with; default: the first."""
+    scenarios: dict[Text, Scenario] = Field(default={})
+    """By name; default: one, which changes nothing."""
+    rates: Rates = Field(default=[])
+    """Peak learning rates (optimizer.lr) of every arm; default: the recipe's."""
+    seeds: Seeds = Field(default=[])
+    """Every run is repeated with each of these seeds; default: the recipe's."""
+    control: Seeds | None = None
+    """Seeds of the A/A control, <baseline>_again, as many as ``seeds``: what seems to differ between the two is noise. Default,
+    with two seeds or more: those of the suite plus 1000. [] for no control."""
+    analyses: list[str] = Field(default=[])
+    """Commands of analysis/ to run afterwards; {out} is the suite's directory, {runs} all runs, {arm} those of an arm."""
+    next: list[str] = Field(default=[])
+    """Lines to print when everything is done, saying what to look at; {out} is the suite's directory."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Suite:
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline: {self.baseline} is no arm; there are {', '.join(self.arms)}")
+        if self.control and len(self.control) != len(self.seeds):
+            raise ValueError(f"control: has {len(self.control)} seeds where seeds has {len(self.seeds)}")
+        if set(self.control_seeds) & set(self.seeds):
+            raise ValueError("control: must have seeds of its own, none of the suite's")
+        if self.control_seeds and self.control_arm in self.arms:
+            raise ValueError(f"arms.{self.control_arm}: that is the control's name; choose another")
+        earlier: list[str] = []
+        for name, scenario in self.scenarios.items():
+            for arm in scenario.arms or ():
+                if arm not in self.arms:
+                    raise ValueError(f"scenarios.{name}.arms: {arm} is no arm; there are {', '.join(self.arms)}")
+            for seed in scenario.seeds or ():
+                if seed not in self.seeds:
+                    raise ValueError(f"scenarios.{name}.seeds: {seed} is none of the suite's seeds")
+            if scenario.branch_from is not None:
+                origin, _, step = scenario.branch_from.rpartition("@")
+                if origin not in earlier or not step.isdecimal():
+                    raise ValueError(
+                        f"scenarios.{name}.branch_from: {scenario.branch_from}: give a scenario above it and a step, as calm@100"
+                    )
+            earlier.append(name)
+        return self
+
+    @property
+    def baseline_arm(self) -> str:
+        """The arm that the others are compared with."""
+        return self.baseline or next(iter(self.arms))
+
+    @property
+    def control_arm(self) -> str:
+        """The name of the baseline with other seeds."""
+        return f"{self.baseline_arm}{CONTROL_SUFFIX}"
+
+    @property
+    def control_seeds(self) -> list[int]:
+        """The control's seeds, in the order of ``seeds``; none without a control."""
+        if self.control is not None:
+            return self.control
+        return [seed + CONTROL_SEEDS_FROM for seed in self.seeds] if len(self.seeds) > 1 else []
+
+
+def load_suite(path: Path) -> Suite:
+    """The checked suite file. Raises InputError naming each mistake."""
+    try:
+        return Suite.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    except pydantic.ValidationError as error:
+        problems = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors())
+        raise InputError(*(": ".join(filter(None, [str(path), *problem])) for problem in problems)) from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None

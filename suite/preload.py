@@ -1,0 +1,20 @@
+"""Imported by the fork server alone: all that a run and the check of its configuration need, and the usual bodies."""
+
+# ruff: noqa: F401
+
+import signal
+
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama
+import transformers.models.qwen3.modeling_qwen3
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+import suite.check
+import train_lm
+import training.loop
+
+from .warm import IGNORED
+
+get_checkpoint_conversion_mapping("gpt2")  # made once: half a second of a process's first checkpoint
+for number in IGNORED:
+    signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,105 @@
+"""Runs in processes that have imported everything already.
+
+torch and transformers take seconds to import, which a run of half a minute should not pay. So one process, multiprocessing's
+fork server, imports all that a run needs, and every run begins as a fork of it. It computes nothing: neither threads nor the
+use of a GPU would survive a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.processes import ending
+
+from .child import Child
+from .expand import SuiteRun
+
+ROOT = Path(__file__).parents[1]
+IGNORED = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that end neither the fork server nor what it knows of its runs, if a scheduler sends them to all processes. (Of Ctrl-C
+multiprocessing takes care.)"""
+
+
+def environment(threads: int | None = None) -> dict[str, str]:
+    """The environment of this process and, in it, what this project's processes need. ``threads``: of each, unless the user has
+    said; None leaves it to torch."""
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    usual = {"OMP_WAIT_POLICY": "PASSIVE"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    return {**usual, **os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+
+
+def fork_server(threads: int | None) -> ForkServerContext:
+    """Prepare the fork server. Changes the environment of this process, which it inherits: OpenMP reads it when torch is
+    imported."""
+    os.environ.update(environment(threads))
+    context = ForkServerContext()
+    context.set_forkserver_preload(["suite.preload"])
+    return context
+
+
+class WarmChild(Child):
+    """A run in a fork of the fork server."""
+
+    def __init__(self, context: ForkServerContext, arguments: Sequence[str], log: Path) -> None:
+        super().__init__(log)
+        self.process: BaseProcess = context.Process(target=train, args=(list(arguments), str(log)))
+        self.process.start()
+
+    def look(self) -> int | None:
+        return self.process.exitcode
+
+    def tell_to_stop(self) -> None:
+        """By SIGUSR1, because it may have received the suite's own signal already: Ctrl-C and schedulers reach all processes."""
+        if self.process.pid is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGUSR1)
+
+
+def train(arguments: list[str], log: str) -> None:
+    """What such a process does: train_lm.py with these arguments, its output appended to ``log``."""
+    import train_lm
+
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_DFL)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that the log of a killed run is complete
+    sys.argv = ["train_lm.py", *arguments]
+    train_lm.run_and_exit()
+
+
+def checked(context: ForkServerContext, recipe: Path, runs: Sequence[SuiteRun], out: Path) -> dict[str, Any]:
+    """The answer of :func:`suite.check.check`, from a process of its own: what a recipe's plug-ins import stays out of the fork
+    server. Raises InputError if the process dies."""
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_check, args=(theirs, recipe, list(runs), out))
+    process.start()
+    theirs.close()
+    try:
+        answer: dict[str, Any] = json.loads(mine.recv_bytes())
+    except EOFError:
+        process.join()
+        assert process.exitcode is not None
+        raise InputError(f"the check of the configurations was {ending(process.exitcode)}") from None
+    process.join()
+    return answer
+
+
+def _check(answer: Connection, recipe: Path, runs: Sequence[SuiteRun], out: Path) -> None:
+    from .check import check
+
+    overrides = {run.name: run.overrides for run in runs}
+    parents = {run.name: (run.parent, run.parent_step) for run in runs if run.parent is not None}
+    answer.send_bytes(json.dumps(check(recipe, overrides, parents, out)).encode())

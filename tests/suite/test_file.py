@@ -1,0 +1,144 @@
+"""From a suite file to its runs: names, order, overrides, the control, branches, and mistakes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import InputError
+from record.suite import PlannedRun, SuitePlan, read_plan, write_plan
+from suite.expand import expand, plan
+from suite.file import load_suite
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A suite from the lines of its file that follow recipe and out."""
+
+    def reading(lines):
+        (tmp_path / "suite.yaml").write_text(f"recipe: x.yaml\nout: out\n{lines}\n")
+        return load_suite(tmp_path / "suite.yaml")
+
+    return reading
+
+
+def own(run):
+    """A run's overrides without those that every run has."""
+    return [each for each in run.overrides if not each.startswith(("output_dir=", "name="))]
+
+
+def test_a_suite_of_arms_alone(read):
+    runs = expand(read("arms: {a: [], b: [train.steps=6]}"), Path("out"))
+    assert [(run.name, own(run)) for run in runs] == [("a", []), ("b", ["train.steps=6"])]
+    assert runs[1].overrides[:2] == ('output_dir="out"', 'name="b"')
+    assert runs[1].planned == PlannedRun("b", "b", None, None, None)
+
+
+def test_all_runs_of_a_seed_come_before_those_of_the_next(read):
+    suite = read("seeds: [3, 5]\ncontrol: []\narms: {a: [], b: [train.steps=6]}")
+    assert [(run.name, own(run)) for run in expand(suite, Path("out"))] == [
+        ("a_seed3", ["seed=3"]),
+        ("b_seed3", ["train.steps=6", "seed=3"]),
+        ("a_seed5", ["seed=5"]),
+        ("b_seed5", ["train.steps=6", "seed=5"]),
+    ]
+
+
+def test_the_baseline_is_repeated_with_other_seeds(read):
+    """By default from two seeds on: from one, nothing can be compared."""
+    arms = "arms: {a: [], b: [head.kind=linear]}\nbaseline: b"
+    of_two = expand(read(f"seeds: [0, 1]\n{arms}"), Path("out"))
+    again = [(run.name, own(run)) for run in of_two if run.planned.arm == "b_again"]
+    assert again == [(f"b_again_seed{s}", ["head.kind=linear", f"seed={s}"]) for s in (1000, 1001)]
+    assert plan(read(f"seeds: [0, 1]\n{arms}"), of_two).control == "b_again"
+    assert len(expand(read(f"seeds: [0]\n{arms}"), Path("out"))) == 2
+    chosen = read(f"seeds: [0, 1]\ncontrol: [7, 8]\n{arms}")
+    assert [run.planned.seed for run in expand(chosen, Path("out")) if run.planned.arm == "b_again"] == [7, 8]
+    none = read(f"seeds: [0, 1]\ncontrol: []\n{arms}")
+    assert plan(none, expand(none, Path("out"))).control is None
+
+
+def test_scenarios_restrict_rates_arms_and_seeds_and_branch(read):
+    suite = read(
+        """
+seeds: [0, 1]
+rates: [0.001, 0.01]
+arms: {a: [], b: []}
+scenarios:
+  calm: {}
+  jump: {overrides: [optimizer.warmup_steps=0], branch_from: calm@20, rates: [0.01], arms: [a], seeds: [1]}
+"""
+    )
+    runs = {run.name: run for run in expand(suite, Path("here/out"))}
+    calm = [
+        f"{arm}_calm_lr{rate}_seed{seed}"
+        for first, again in ((0, 1000), (1, 1001))
+        for rate in ("0.001", "0.01")
+        for arm, seed in (("a", first), ("b", first), ("a_again", again))
+    ]
+    assert [*runs] == [*calm, "a_jump_lr0.01_seed1", "a_again_jump_lr0.01_seed1001"]
+    branch = runs["a_jump_lr0.01_seed1"]
+    assert (branch.parent, branch.parent_step) == ("a_calm_lr0.01_seed1", 20)
+    assert own(branch) == [
+        "optimizer.warmup_steps=0",
+        "optimizer.lr=0.01",
+        "seed=1",
+        'branch_from="here/out/a_calm_lr0.01_seed1@20"',
+    ]
+    assert branch.planned == PlannedRun("a_jump_lr0.01_seed1", "a", "jump", 0.01, 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("arms: {}", "arms: "),
+        ("arms: {a: []}\nbaseline: b", "baseline: b is no arm; there are a"),
+        ("arms: {a: []}\nseeds: [0, 0]", "seeds: 0 is there twice"),
+        ("arms: {a: []}\nrates: [0.0]", "rates.0: "),
+        ("arms: {a: []}\nseeds: [0, 1]\ncontrol: [2]", "control: has 1 seeds where seeds has 2"),
+        ("arms: {a: []}\nseeds: [0, 1]\ncontrol: [1, 2]", "control: must have seeds of its own"),
+        ("arms: {a: [], a_again: []}\nseeds: [0, 1]", "arms.a_again: that is the control's name"),
+        ("arms: {a: []}\nscenarios: {x: {arms: [b]}}", "scenarios.x.arms: b is no arm; there are a"),
+        ("arms: {a: []}\nseeds: [0]\nscenarios: {x: {seeds: [1]}}", "scenarios.x.seeds: 1 is none of the suite's"),
+        (
+            "arms: {a: []}\nscenarios: {x: {branch_from: calm@3}}",
+            "scenarios.x.branch_from: calm@3: give a scenario above it",
+        ),
+        (
+            "arms: {a: []}\nscenarios: {x: {}, y: {branch_from: x}}",
+            "scenarios.y.branch_from: x: give a scenario above it",
+        ),
+        ("arms: {a: []}\nscenarios: {x: {branches_from: y}}", "scenarios.x.branches_from: "),
+    ],
+)
+def test_mistakes_are_named(read, lines, told):
+    with pytest.raises(InputError, match=re.escape(f"suite.yaml: {told}")):
+        read(lines)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            "arms: {a: [], a_x: []}\nscenarios: {x: {}, x_x: {}}",
+            "a_x_x: the name of two runs; rename an arm or a scenario",
+        ),
+        (
+            "arms: {a: []}\nrates: [0.1]\nscenarios: {x: {}, y: {branch_from: x@3, rates: [0.2]}}",
+            "a_y_lr0.2: begins at a run that the suite does not have, a_x_lr0.2",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_are_named(read, lines, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        expand(read(lines), Path("out"))
+
+
+def test_the_plan_is_written_and_read(tmp_path):
+    written = SuitePlan("a", None, (PlannedRun("a_lr1", "a", None, 1.0, None), PlannedRun("b", "b", "calm", None, 3)))
+    write_plan(tmp_path, written)
+    assert read_plan(tmp_path) == written
+    assert read_plan(tmp_path / "elsewhere") is None
+    (tmp_path / "suite.json").write_text('{"baseline": "a"}')
+    with pytest.raises(InputError, match=r"suite\.json: cannot be read"):
+        read_plan(tmp_path)

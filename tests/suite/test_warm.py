@@ -1,0 +1,132 @@
+"""Runs in forks of a process that has imported everything: the same to the bit, extended, branched, and watched."""
+
+import json
+import re
+
+import pytest
+
+from ..conftest import ROOT, python, rows_of
+
+SUITE = """
+recipe: {workspace}/tiny.yaml
+out: out
+seeds: [0, 1]
+control: [10, 11]
+arms:
+  metric: [train.steps=20]
+  linear: [train.steps=20, head.kind=linear, objective.kind=ce]
+scenarios:
+  calm: {{}}
+  jump:
+    overrides: ['stress=[{{kind: scale_lr, step: 15, steps: 2, factor: 30.0}}]']
+    branch_from: calm@10
+    arms: [metric]
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(workspace, tmp_path_factory):
+    """The folder of a suite that has been run, and what it printed."""
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "suite.yaml").write_text(SUITE.format(workspace=workspace))
+    result = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout
+
+
+def test_a_run_is_the_same_to_the_bit_as_alone(workspace, suite, tmp_path):
+    """Also a branch, by the command in its log."""
+    folder, _ = suite
+    log = (folder / "out" / "logs" / "metric_jump_seed1.log").read_text()
+    assert log.startswith(f"$ python train_lm.py --config {workspace}/tiny.yaml 'output_dir=\"out\"' ")
+    alone = ["train.steps=20", "seed=1", f"output_dir={tmp_path}", "name=alone"]
+    result = python(ROOT / "train_lm.py", "--config", workspace / "tiny.yaml", *alone)
+    assert result.returncode == 0, result.stderr
+    assert rows_of(tmp_path / "alone") == rows_of(folder / "out" / "metric_calm_seed1")
+    stress = "stress=[{kind: scale_lr, step: 15, steps: 2, factor: 30.0}]"
+    branch = [*alone[:3], "name=branch", f"branch_from={tmp_path / 'alone'}@10", stress]
+    result = python(ROOT / "train_lm.py", "--config", workspace / "tiny.yaml", *branch)
+    assert result.returncode == 0, result.stderr
+    assert rows_of(tmp_path / "branch") == rows_of(folder / "out" / "metric_jump_seed1")
+
+
+def test_the_plan_and_the_table_name_every_run(suite):
+    folder, output = suite
+    plan = json.loads((folder / "out" / "suite.json").read_text())
+    names = [run["name"] for run in plan["runs"]]
+    assert (plan["baseline"], plan["control"]) == ("metric", "metric_again")
+    assert names[:3] == ["metric_calm_seed0", "linear_calm_seed0", "metric_again_calm_seed10"]
+    assert len(names) == 10
+    ends = {name: rows_of(folder / "out" / name)[-1]["validation/nll"] for name in names}
+    difference = ends["linear_calm_seed1"] - ends["metric_calm_seed1"]
+    table = output[output.rindex("\nrun  ") :]
+    assert re.search(rf"\nlinear_calm_seed1 +finished +20 +[\d.]+ +{re.escape(format(difference, '+.4f'))}\n", table)
+    assert re.search(r"\nmetric_again_jump_seed11 +finished +20 +[\d.]+\n", table)  # no partner of its seed
+    assert output.count(": started\n") == 10
+    assert "10 of 10 runs done" in output
+
+
+def test_a_suite_is_extended_by_what_is_new(workspace, suite):
+    """A seed and an arm more: nothing is run twice. A watcher sees them all."""
+    folder, _ = suite
+    lines = SUITE.format(workspace=workspace).replace("[0, 1]", "[0, 1, 2]").replace("[10, 11]", "[10, 11, 12]")
+    lines = lines.replace("scenarios:", "  slow: [train.steps=20, optimizer.lr=1e-4]\nscenarios:")
+    (folder / "more.yaml").write_text(lines)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/metrics.jsonl")}
+    result = python(ROOT / "run_suite.py", "more.yaml", "--jobs", "2", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "10 of 18 runs have ended already\n" in result.stdout
+    assert result.stdout.count(": started\n") == 8
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    watched = python(ROOT / "run_suite.py", "more.yaml", "--watch", cwd=folder)
+    assert watched.returncode == 0, watched.stderr
+    assert watched.stdout.endswith("\n18 finished\n")
+    assert "metric_calm_seed2 " in watched.stdout
+
+
+def test_a_changed_arm_is_refused_before_anything_starts(workspace, suite):
+    folder, _ = suite
+    changed = SUITE.format(workspace=workspace).replace("head.kind=linear,", "head.kind=linear, optimizer.lr=1e-5,")
+    (folder / "changed.yaml").write_text(changed)
+    result = python(ROOT / "run_suite.py", "changed.yaml", cwd=folder)
+    assert result.returncode == 2
+    assert "error: linear_calm_seed0: optimizer.lr: the run in out/linear_calm_seed0 was begun with" in result.stderr
+
+
+def test_a_branch_without_its_checkpoint_is_refused_before_anything_starts(workspace, tmp_path):
+    lines = SUITE.format(workspace=workspace)
+    for step, told in (("5", "is no multiple of checkpoint.every=10"), ("20", "is not before the last")):
+        (tmp_path / "suite.yaml").write_text(lines.replace("calm@10", f"calm@{step}"))
+        result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
+        assert result.returncode == 2
+        named = "metric_jump_seed0, metric_again_jump_seed10, metric_jump_seed1, metric_again_jump_seed11"
+        assert f"error: {named}: branch_from: step {step} {told}" in result.stderr
+    long = lines.replace("train.steps=20", "train.steps=60").replace("step: 15", "step: 55")
+    (tmp_path / "suite.yaml").write_text(long)
+    result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
+    assert "the checkpoint of step 10 is deleted before the run ends; set checkpoint.keep=6" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_branch_of_a_run_that_failed_is_not_started(workspace, tmp_path):
+    """It is said, and the other runs go on."""
+    (tmp_path / "broken.py").write_text(
+        "from model import Objective, register_objective\n\n@register_objective('broken')\nclass Broken(Objective):\n"
+        "    def loss(self, t):\n        raise RuntimeError('no')\n"
+    )
+    (tmp_path / "suite.yaml").write_text(
+        f"recipe: {workspace}/tiny.yaml\nout: out\n"
+        f"arms:\n  bad: ['plugins=[{tmp_path}/broken.py]', objective.kind=broken, train.steps=20]\n  good: [train.steps=20]\n"
+        "scenarios:\n  calm: {}\n  later: {branch_from: calm@10}\n  more: {branch_from: later@20}\n"
+    )
+    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    assert result.returncode == 2  # `more` begins at the last step of `later`
+    (tmp_path / "suite.yaml").write_text(
+        (tmp_path / "suite.yaml").read_text().replace("  more: {branch_from: later@20}\n", "")
+    )
+    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    assert result.returncode == 1, result.stdout
+    table = result.stdout[result.stdout.rindex("\nrun  ") :]
+    assert re.search(r"\nbad_calm +failed with status 1\b", table)
+    assert re.search(r"\nbad_later +not started\b", table)
+    assert re.search(r"\ngood_later +finished +20 ", table)
