@@ -13,7 +13,7 @@ Shapes: X experiments, S seeds, O observations of a seed, A arms, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,15 @@ import numpy.typing as npt
 from scipy.stats import binom, poisson
 
 from analysis.compare.rates import OVER_RUNS, Proportion, Rate, poisson_rate, proportion
-from analysis.compare.seeds import Difference, adjusted, hierarchical_bootstrap, paired, smallest_shown, verdict
+from analysis.compare.seeds import (
+    MOST_FOR_T,
+    Difference,
+    adjusted,
+    hierarchical_bootstrap,
+    paired,
+    smallest_shown,
+    verdict,
+)
 from analysis.compare.statistics import RESAMPLES, Effect, mean_over_seeds
 from analysis.show.tables import markdown_table
 from common.command import ArgumentParser, exit_status
@@ -35,7 +43,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], Floats]
 SEED = 20_260
 EXPERIMENTS = 10_000
 SLOW = 5
-"""Of experiments that need many bootstraps there are as many times fewer."""
+"""Of experiments that take many calls there are as many times fewer."""
 SEEDS = (3, 5, 8, 12, 20)
 TRUE = 0.5
 """The true difference of the arms, in standard deviations of one run's noise."""
@@ -171,11 +179,13 @@ def cells(experiments: int) -> dict[tuple[str, int], Cell]:
             random = np.random.default_rng((SEED, 0, kind, seeds))
             arm_XS, baseline_XS = noise.draw(random, experiments, seeds)
             differences = judged(arm_XS, baseline_XS)
-            one = differences[0].effect
+            effects = [each.effect for each in differences]
+            one = effects[0]
+            by_t = effects if seeds <= MOST_FOR_T else [mean_over_seeds(each_S) for each_S in arm_XS - baseline_XS]
             assert one.smallest is not None and one.standard_error is not None
             table[name, seeds] = Cell(
-                intervals([each.effect for each in differences]),
-                intervals([mean_over_seeds(difference_S) for difference_S in arm_XS - baseline_XS]),
+                intervals(effects),
+                intervals(by_t),
                 percentile_intervals(arm_XS - baseline_XS, TRUE, random),
                 one.smallest / one.standard_error * noise.spread / math.sqrt(seeds),
                 noise.spread,
@@ -237,8 +247,8 @@ def pairing_table(experiments: int) -> str:
 def family_table(experiments: int) -> str:
     """Eight arms of which none differs from their common baseline, and then one of them, by ``smallest_shown``."""
     rows = []
+    count = max(1, experiments // SLOW)
     for seeds in SEEDS[:-1]:
-        count = experiments if seeds <= 10 else max(1, experiments // SLOW)
         random = np.random.default_rng((SEED, 2, seeds))
         any_single = any_holm = single = shown = 0
         for x in range(count):
@@ -274,7 +284,7 @@ def hierarchy_table(experiments: int) -> str:
     """Several observations of each seed, with seed effects as large as the noise of an observation, and with none."""
     rows = []
     for seeds in SEEDS[1:]:
-        count = experiments if seeds <= 10 else max(1, experiments // SLOW)
+        count = experiments if seeds <= MOST_FOR_T else max(1, experiments // SLOW)
         row = [str(seeds)]
         for kind, effect in enumerate((1.0, 0.0)):
             random = np.random.default_rng((SEED, 3, seeds, kind))
@@ -359,18 +369,15 @@ def cluster_table(experiments: int) -> str:
     return markdown_table(header, rows)
 
 
-def report(experiments: int) -> str:
-    """All tables."""
-    parts = [
-        f"Seed {SEED}, {experiments:,} experiments a cell unless a column says otherwise.",
-        coverage_tables(cells(experiments)),
-        pairing_table(experiments),
-        family_table(experiments),
-        hierarchy_table(experiments),
-        exact_table(),
-        cluster_table(experiments),
-    ]
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+def report(experiments: int) -> Iterator[str]:
+    """All tables, as soon as each is there."""
+    yield f"Seed {SEED}, {experiments:,} experiments a cell unless a column says otherwise.\n"
+    yield coverage_tables(cells(experiments))
+    yield pairing_table(experiments)
+    yield family_table(experiments)
+    yield hierarchy_table(experiments)
+    yield exact_table()
+    yield cluster_table(experiments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -383,11 +390,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.experiments < 1:
         raise InputError(f"--experiments: must be at least 1, but is {options.experiments}")
-    text = report(options.experiments)
-    print(text, end="")
+    parts = []
+    for part in report(options.experiments):
+        parts.append(part)
+        print(part, flush=True)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        write_text(options.out / PAGE, text)
+        write_text(options.out / PAGE, "\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_a_small_run_writes_the_tables_it_prints(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(coverage, "SEEDS", (3, 12, 20))
     main(["--out", str(tmp_path / "new"), "--experiments", "10"])
     text = (tmp_path / "new" / PAGE).read_text(encoding="utf-8")
-    assert capsys.readouterr().out == text
+    assert capsys.readouterr().out == text + "\n"
     tables = markdown_tables(text)
     assert len(tables) == 10
     assert [row["coverage of the 95% interval"] for row in tables["coverage of the 95% interval"]] == list(NOISES)
