@@ -67,7 +67,7 @@ def paired(
         if len(set(side)) < len(side):
             raise ValueError(f"pairs has a seed twice among {', '.join(map(str, side))}")
     both = [(values.get(own, math.nan), baseline.get(other, math.nan)) for own, other in pairs]
-    finite = [bool(np.isfinite(pair).all()) for pair in both]
+    finite = [math.isfinite(own) and math.isfinite(other) for own, other in both]
     value_S2 = np.array([pair for pair, kept in zip(both, finite, strict=True) if kept]).reshape(-1, 2)
     difference_S = value_S2[:, 0] - value_S2[:, 1]
     if len(difference_S) and np.ptp(difference_S) <= 4 * np.finfo(np.float64).eps * np.abs(value_S2).max():
@@ -177,13 +177,16 @@ def _studentised(observations: Sequence[Floats], mean_S: Floats, seed: int, resa
     """
     random, seeds = np.random.default_rng(seed), len(mean_S)
     centre, spread = mean_S.mean(), mean_S.std(ddof=1)
-    drawn_RS = random.integers(seeds, size=(resamples, seeds))
-    value_RS = mean_S[drawn_RS] - centre
+    short = np.uint16 if max(seeds, *map(len, observations)) < 2**16 else np.int64  # drawn in less than half the time
+    drawn_RS = random.integers(seeds, size=(resamples, seeds), dtype=short)
+    value_RS = (mean_S - centre)[drawn_RS]
     for index, array in enumerate(observations):
         if len(array) > 1:
             at = np.nonzero(drawn_RS == index)
-            within = array[random.integers(len(array), size=(len(at[0]), len(array)))]
+            within = array[random.integers(len(array), size=(len(at[0]), len(array)), dtype=short)]
             value_RS[at] = within.mean(axis=1) - centre
-    deviation_R, error_R = value_RS.mean(axis=1), value_RS.std(axis=1, ddof=1) / math.sqrt(seeds)
-    equal_R = error_R <= 1e-9 * spread  # but for rounding
+    deviation_R = value_RS @ np.full(seeds, 1 / seeds)
+    square_R = np.einsum("rs,rs->r", value_RS, value_RS) / seeds - deviation_R**2
+    error_R = np.sqrt(np.maximum(square_R, 0.0) / (seeds - 1))
+    equal_R = error_R <= 1e-6 * spread  # but for rounding
     return np.where(equal_R, np.copysign(math.inf, deviation_R), deviation_R / np.where(equal_R, 1.0, error_R))

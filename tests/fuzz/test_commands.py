@@ -34,6 +34,7 @@ NEEDED = {
     "curves": ["RUN", "--out", "OUT/figure.png"],
     "spikes": ["RUN", "--out", "OUT"],
     "stability": ["RUN", "--out", "OUT"],
+    "claims": ["RUN", "--out", "OUT"],
     "summary": ["RUN", "--out", "OUT"],
     "tolerance": ["RUN", "--out", "OUT"],
     "probes": ["calibration", "RUN", "--out", "OUT"],
@@ -176,6 +177,7 @@ WRONG = [
     ("replay", ["--counterfactual", "skip=0"], "environment.json"),
     ("stability", ["--baseline", "nothing"], "--baseline"),
     ("stability", ["--out", "RUN/status.json"], "status.json"),
+    ("claims", ["--baseline", "nothing"], "--baseline"),
     ("synonyms", ["--min-similarity", "x"], "--min-similarity"),
 ]
 
