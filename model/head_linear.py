@@ -15,7 +15,7 @@ MULTIPLIERS = (1e-6, 1e6)
 
 @register_head("linear")
 class LinearHead(AffineHead):
-    """z_k = m h . w_k (+ b_k): the usual unembedding, m = 1; with a soft cap c (Gemma 2, arXiv 2408.00118) then c tanh(z_k / c)."""
+    """z_k = m h . w_k (+ b_k): the usual unembedding; with a soft cap c (Gemma 2, arXiv 2408.00118) then c tanh(z_k / c)."""
 
     @dataclass(frozen=True)
     class Options:
@@ -24,7 +24,7 @@ class LinearHead(AffineHead):
         bias: bool = False
         """Add a learned bias to each logit."""
         multiplier: float = 1.0
-        """m. With m = 2 g the linear head starts like a metric head of scale g, at any g."""
+        """m; 1 as usual. With m = 2 g the linear head starts like a metric head of scale g, at any g."""
         soft_cap: float | None = None
         """c, in nats; null: no cap."""
 

@@ -88,11 +88,10 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path, monkeypa
     assert rows["metric_seed3"] != rows["metric_seed5"]
     summary = json.loads((out / "summary" / "summary.json").read_text())
     assert [run["arm"] for run in summary["runs"]] == seeds["metric"]
-    # What stands beside the first run in the table: the last evaluation, and its difference.
-    first, second = (rows[name][-1]["validation/nll"] for name in seeds["metric"])
-    assert re.search(
-        rf"metric_seed5 +finished +100 +{second:.4f} +{re.escape(format(second - first, '+.4f'))}\n", result.stdout
-    )
+    # In the table: the last evaluation, and its difference from the baseline's run with the same seed.
+    base, own = (rows[f"{arm}_seed5"][-1]["validation/nll"] for arm in ("metric", "linear"))
+    difference = re.escape(format(own - base, "+.4f"))
+    assert re.search(rf"\nlinear_seed5 +finished +100 +{own:.4f} +{difference}\n", result.stdout)
 
 
 def stopped_when_under_way(command, out, names):
@@ -163,7 +162,7 @@ def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_pat
         "good": "finished",
     }
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made == {"killed", "broken", "1e18", "good", "logs", "two"}
+    assert made == {"killed", "broken", "1e18", "good", "logs", "two", "suite.json"}
     end = result.stdout[result.stdout.rindex("\nrun  ") :]
     assert "analysis.summary: not made, without killed, broken\n" in end
     assert "killed: killed by SIGKILL: probably out of memory; the end of out/logs/killed.log:\n  | " in end
