@@ -139,9 +139,11 @@ def mean_over_seeds(value_S: npt.ArrayLike) -> Effect:
     n = len(values)
     if n < 2:
         return Effect(float(values.mean()) if n else math.nan, None, None, None, None, n, {"seed": n})
+    if np.all(
+        values == values[0]
+    ):  # by chance, of a measure that takes few values; rounding may leave the mean a little off
+        return Effect(float(values[0]), None, None, None, None, n, {"seed": n})
     error = float(values.std(ddof=1)) / math.sqrt(n)
-    if error == 0:  # by chance, of a measure that takes few values
-        return Effect(float(values.mean()), None, None, None, None, n, {"seed": n})
     return _effect(float(values.mean()), error, n - 1, n, {"seed": n})
 
 

@@ -33,6 +33,8 @@ NEEDED = {
     "autopsy": ["RUN", "--step", "5", "--out", "OUT"],
     "curves": ["RUN", "--out", "OUT/figure.png"],
     "spikes": ["RUN", "--out", "OUT"],
+    "stability": ["RUN", "--out", "OUT"],
+    "claims": ["RUN", "--out", "OUT"],
     "summary": ["RUN", "--out", "OUT"],
     "tolerance": ["RUN", "--out", "OUT"],
     "probes": ["calibration", "RUN", "--out", "OUT"],
@@ -173,6 +175,9 @@ WRONG = [
     ("replay", ["--step", "31"], "--step 31"),
     ("replay", ["--step", "1" + "0" * 30], "--step 1000"),
     ("replay", ["--counterfactual", "skip=0"], "environment.json"),
+    ("stability", ["--baseline", "nothing"], "--baseline"),
+    ("stability", ["--out", "RUN/status.json"], "status.json"),
+    ("claims", ["--baseline", "nothing"], "--baseline"),
     ("synonyms", ["--min-similarity", "x"], "--min-similarity"),
 ]
 

@@ -16,6 +16,7 @@ from analysis.compare.statistics import (
     crossed_bootstraps,
     generalised_average_precision,
     holm,
+    mean_over_seeds,
     signed_rank,
 )
 
@@ -411,3 +412,8 @@ def test_measures_evaluated_together_are_those_evaluated_alone() -> None:
             assert getattr(got, name) == pytest.approx(getattr(alone, name), abs=1e-12, nan_ok=True), name
     with pytest.raises(ValueError, match="shape"):
         crossed_bootstraps(value_MQ, factors, weight_MQ=weights, seed=5)
+
+
+def test_equal_values_have_no_interval_over_seeds_even_if_their_mean_is_rounded() -> None:
+    assert np.std([0.1] * 3, ddof=1) > 0
+    assert mean_over_seeds([0.1] * 3) == Effect(0.1, None, None, None, None, 3, {"seed": 3})

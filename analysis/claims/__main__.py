@@ -1,0 +1,134 @@
+"""The article's claims about stability, as far as a suite's runs decide them.
+
+    python -m analysis.claims SUITE_DIR|RUN... [--baseline ARM] [--out DIR]
+
+Prints a table: each claim, how it was tested, and its verdict: supported, refuted or not shown. With --out writes claims.md and
+claims.json (strict). Everything is computed from run directories. analysis.stability has the comparisons of all arms.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import analysis.claims
+from analysis.show.tables import WIDTH, markdown_table, terminal_table
+from analysis.stability.compare import Study, study
+from analysis.stability.runs import find_runs
+from common.command import ArgumentParser, exit_status
+from common.errors import InputError
+from common.files import write_json, write_text
+
+from .base import CLAIMS, Claim, Judged, interval, judge, tested_arms, verdict_of
+
+HEADER = ["arm", "against", "where", "difference [95%]", "n", "would show", "verdict"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = ArgumentParser(
+        prog="python -m analysis.claims", description="The article's claims about stability, decided."
+    )
+    parser.add_argument("runs", nargs="+", metavar="SUITE_DIR|RUN", help="a suite's directory, or run directories")
+    parser.add_argument("--baseline", metavar="ARM", help="the arm to compare with (default: the plan's, or the first)")
+    parser.add_argument("--out", type=Path, help="folder for claims.md and claims.json")
+    options = parser.parse_args(arguments)
+    found = study(find_runs(options.runs, options.baseline))
+    if not tested_arms(found):
+        raise InputError("no arm has a metric head and TFSD, of which the claims are: give a suite that has one")
+    claims = all_claims()
+    judged = judge({name: list(claim.evidence(found)) for name, claim in claims.items()})
+    print(terminal_table(["claim", "verdict", "tests that decide"], _overview(judged)))
+    for name, claim in claims.items():
+        print(f"\n{name}: {verdict_of(judged[name])}")
+        print(textwrap.fill(f"{claim.says} Test: {claim.test}.", WIDTH, initial_indent="  ", subsequent_indent="  "))
+        for one in judged[name]:
+            if one.evidence.decides:
+                print(textwrap.fill(_line(one), WIDTH, initial_indent="  - ", subsequent_indent="    "))
+    if options.out:
+        write_text(options.out / "claims.md", page(found, claims, judged))
+        write_json(options.out / "claims.json", as_json(found, claims, judged))
+        print(f"\nwritten to {options.out}: claims.md, claims.json")
+
+
+def all_claims() -> dict[str, Claim]:
+    """Every claim by its name: each module of this package registers its own."""
+    for module in pkgutil.iter_modules(analysis.claims.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"analysis.claims.{module.name}")
+    return {name: kind() for name, kind in CLAIMS.items()}
+
+
+def _overview(judged: Mapping[str, Sequence[Judged]]) -> list[list[str]]:
+    return [
+        [name, verdict_of(each), f"{sum(one.evidence.decides for one in each)} of {len(each)}"]
+        for name, each in judged.items()
+    ]
+
+
+def _line(one: Judged) -> str:
+    of = one.evidence
+    effect = interval(of.difference.effect if of.difference else None, of.form)
+    told = f"{of.what}, {of.where}: {of.told}"
+    return f"{told}; difference {effect}: {one.verdict}" if effect and of.good else f"{told}: {one.verdict}"
+
+
+def _row(one: Judged) -> list[str]:
+    of = one.evidence
+    effect = interval(of.difference.effect if of.difference else None, of.form)
+    smallest = "" if one.smallest is None else format(one.smallest, of.form.replace("+", ""))
+    n = "" if of.difference is None else f"{of.difference.n}"
+    return [
+        of.arm,
+        of.against,
+        of.where,
+        effect or of.told,
+        n,
+        smallest,
+        f"{one.verdict}{'' if of.decides else ' (beside)'}",
+    ]
+
+
+def page(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> str:
+    """claims.md: the verdicts, then every test of every claim."""
+    one = found.comparison
+    parts = [
+        f"# Claims about stability\n\n{len(one.runs)} of {len(one.planned)} planned runs; baseline {one.baseline}. p-values are "
+        "adjusted by Holm's method over all tests of this page; would show: the smallest difference that would be claimed with "
+        "80% power. Tests beside the verdict do not decide it.\n",
+        markdown_table(["claim", "verdict", "tests that decide"], _overview(judged)),
+    ]
+    for name, claim in claims.items():
+        parts.append(f"## {name}: {verdict_of(judged[name])}\n\n{claim.says}\n\nTest: {claim.test}.\n")
+        for what in dict.fromkeys(each.evidence.what for each in judged[name]):
+            rows = [_row(each) for each in judged[name] if each.evidence.what == what]
+            parts.append(f"{what[0].upper()}{what[1:]}:\n\n{markdown_table(HEADER, rows)}")
+    return "\n".join(parts)
+
+
+def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
+    """claims.json."""
+    return {
+        "baseline": found.comparison.baseline,
+        "runs": len(found.comparison.runs),
+        "planned": len(found.comparison.planned),
+        "claims": [
+            {
+                "claim": name, "says": claim.says, "test": claim.test, "verdict": verdict_of(judged[name]),
+                "evidence": [
+                    asdict(one.evidence) | {"adjusted_p": one.adjusted_p, "smallest": one.smallest, "verdict": one.verdict}
+                    for one in judged[name]
+                ],
+            }
+            for name, claim in claims.items()
+        ],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))

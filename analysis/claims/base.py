@@ -1,0 +1,217 @@
+"""What a claim is, and how its evidence is judged.
+
+The article's claims are about a metric head that is trained with TFSD. Each such arm of a suite is tested: against the
+baseline, paired by seed, where something is claimed to be lower or higher than with cross-entropy; by itself where the claim is
+about the arm alone. A claim's verdict is that of the arms at the article's own scale, if the suite has any; other scales
+are told beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from analysis.compare.seeds import Difference, paired, smallest_shown
+from analysis.compare.statistics import CONFIDENCE, Effect, holm
+from analysis.stability.compare import COMMON, OWN_BEST, Study
+from common.registry import Registry
+from record.finished import Run
+
+Verdict = Literal["supported", "refuted", "not shown", "not testable here"]
+Side = Literal["lower", "higher"]
+ARTICLE = "article"
+"""head.scale of the article's own scale."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One test of a claim on one arm."""
+
+    what: str
+    """What is measured."""
+    arm: str
+    against: str
+    """The arm, or the number, that it is compared with."""
+    where: str
+    """Scenario and rate."""
+    told: str
+    """The numbers, in words."""
+    decides: bool
+    """Whether it counts towards the claim's verdict."""
+    difference: Difference | None = None
+    """Where it is a test over seeds."""
+    good: Side | None = None
+    """On which side of zero the difference supports the claim; None where the verdict is ``fixed``."""
+    fixed: Verdict | None = None
+    """The verdict of what is no test over seeds."""
+    form: str = "+.3f"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Evidence with its verdict."""
+
+    evidence: Evidence
+    adjusted_p: float | None
+    """By Holm over all tests of the table; NaN or None without one."""
+    smallest: float | None
+    """The smallest true difference that would be claimed with 80% power among that many tests."""
+    verdict: Verdict
+
+
+class Claim(ABC):
+    """A claim of the article. A new one is one file with a registered subclass."""
+
+    kind: ClassVar[str]
+    says: ClassVar[str]
+    """The claim, in our words."""
+    test: ClassVar[str]
+    """What supports or refutes it."""
+
+    @abstractmethod
+    def evidence(self, study: Study) -> Iterator[Evidence]:
+        """What the suite's runs say of it."""
+
+
+CLAIMS = Registry("claim")
+"""All claims, by name."""
+
+
+def judge(evidence: Mapping[str, Sequence[Evidence]]) -> dict[str, list[Judged]]:
+    """The verdict of all evidence of all claims, adjusted by Holm's method for the number of tests among it.
+
+    Supported or refuted is what an interval that excludes zero and an adjusted p-value of at most 0.05 say.
+    """
+    tested = [one for each in evidence.values() for one in each if one.fixed is None]
+    p_values = [math.nan if one.difference is None or one.difference.p is None else one.difference.p for one in tested]
+    adjusted = dict(zip(map(id, tested), holm(p_values).tolist(), strict=True))
+    tests = max(1, sum(not math.isnan(p) for p in p_values))
+    return {
+        name: [_judged(one, adjusted.get(id(one), math.nan), tests) for one in each] for name, each in evidence.items()
+    }
+
+
+def _judged(one: Evidence, p: float, tests: int) -> Judged:
+    if one.fixed is not None or one.difference is None:
+        return Judged(one, None, None, one.fixed or "not shown")
+    effect, smallest = one.difference.effect, smallest_shown(one.difference, tests)
+    if not p <= 1 - CONFIDENCE or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
+        return Judged(one, p, smallest, "not shown")
+    side: Side = "higher" if effect.mean > 0 else "lower"
+    return Judged(one, p, smallest, "supported" if side == one.good else "refuted")
+
+
+def verdict_of(evidence: Sequence[Judged]) -> Verdict:
+    """A claim's verdict: refuted if anything that decides refutes it, supported if everything that decides supports it."""
+    deciding = [one.verdict for one in evidence if one.evidence.decides]
+    if not deciding:
+        return "not testable here"
+    if "refuted" in deciding:
+        return "refuted"
+    return "supported" if set(deciding) == {"supported"} else "not shown"
+
+
+# ----------------------------------------------------------------------------------------------------- what claims are tested on
+
+
+def tested_arms(study: Study) -> list[str]:
+    """The arms with a metric head and TFSD, those at the article's scale first."""
+    arms = [
+        arm
+        for arm in study.comparison.arms
+        if (config := config_of(study, arm))
+        and (config["head"]["kind"], config["objective"]["kind"]) == ("metric", "tfsd")
+    ]
+    return sorted(arms, key=lambda arm: not at_article_scale(study, arm))
+
+
+def at_article_scale(study: Study, arm: str) -> bool:
+    """Whether an arm's metric head has the article's own scale."""
+    return bool(config_of(study, arm).get("head", {}).get("scale") == ARTICLE)
+
+
+def deciding(study: Study, arm: str) -> bool:
+    """Whether a claim's verdict rests on this arm."""
+    return at_article_scale(study, arm) or not any(at_article_scale(study, other) for other in tested_arms(study))
+
+
+def config_of(study: Study, arm: str) -> dict[str, Any]:
+    """The configuration of one of an arm's runs; empty if it has none."""
+    return next((run.config for cell, run in study.comparison.runs.items() if cell.arm == arm), {})
+
+
+def runs_at(study: Study, arm: str, scenario: str, basis: str) -> dict[int, Run]:
+    """An arm's runs by seed, at the baseline's best rate or at its own."""
+    found: dict[int, Run] = {}
+    for seed in study.comparison.seeds(arm):
+        chosen = (
+            study.rate_of(study.comparison.baseline, scenario, None)
+            if basis == COMMON
+            else study.rate_of(arm, scenario, seed)
+        )
+        found |= {
+            cell.seed: study.comparison.runs[cell] for cell in study.of(arm, scenario, chosen) if cell.seed == seed
+        }
+    return found
+
+
+def against_baseline(
+    study: Study,
+    what: str,
+    values: Mapping[str, Mapping[int, float]],
+    arm: str,
+    where: str,
+    good: Side,
+    *,
+    decides: bool,
+    form: str = "+.3f",
+) -> Evidence:
+    """A test of an arm against the baseline, paired by seed. ``values``: by arm and seed."""
+    base = study.comparison.baseline
+    difference = paired(values[arm], values[base], study.comparison.pairs(arm))
+    told = f"{arm} {_mean(values[arm], form)}, {base} {_mean(values[base], form)}"
+    return Evidence(what, arm, base, where, told, decides, difference, good, form=form)
+
+
+def against_number(
+    what: str,
+    values: Mapping[int, float],
+    number: float,
+    arm: str,
+    where: str,
+    good: Side,
+    *,
+    decides: bool,
+    form: str = "+.3f",
+) -> Evidence:
+    """A test of an arm's mean over seeds against a number."""
+    difference = paired(values, dict.fromkeys(values, number))
+    return Evidence(
+        what, arm, f"{number:g}", where, f"{arm} {_mean(values, form)}", decides, difference, good, form=form
+    )
+
+
+def without_effect(one: Evidence, told: str) -> Evidence:
+    """Evidence of something that could not be measured."""
+    return replace(one, told=told, difference=None, good=None, fixed="not shown")
+
+
+def _mean(values: Mapping[int, float], form: str) -> str:
+    known = [value for value in values.values() if not math.isnan(value)]
+    return format(sum(known) / len(known), form.replace("+", "")) if known else "unknown"
+
+
+WORDS = {COMMON: "at the baseline's best rate", OWN_BEST: "each at its own best rate"}
+
+
+def place(scenario: str, basis: str) -> str:
+    """Scenario and rate, in words."""
+    return f"{scenario}, {WORDS[basis]}"
+
+
+def interval(effect: Effect | None, form: str) -> str:
+    """An effect with its interval; empty without one."""
+    return "" if effect is None else effect.format(form)

@@ -1,0 +1,57 @@
+"""Capped outliers: a bad batch moves the model less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from analysis.show.stresses import ACTING
+from analysis.stability.compare import COMMON, Study
+from record.finished import Run
+
+from .base import CLAIMS, Claim, Evidence, against_baseline, deciding, place, runs_at, tested_arms
+
+BAD_BATCHES = ("corrupt_sequences", "label_noise", "foreign_text")
+"""Stresses that spoil the batch."""
+GRADIENT = "grad_norm/total"
+USUAL = 4
+"""Fewest steps before the stress from which the usual gradient is known."""
+
+
+@CLAIMS.register("capped_outliers")
+class CappedOutliers(Claim):
+    """The gradient norm of a bad batch, as a multiple of the usual one of the same run."""
+
+    says = "The objective caps what an outlier can do: a bad batch has no outsized gradient."
+    test = (
+        "the logarithm of the highest gradient norm while a stress spoils the batch over the median norm before it, minus the "
+        "baseline's: supported if lower, refuted if higher"
+    )
+
+    def evidence(self, study: Study) -> Iterator[Evidence]:
+        for scenario in study.comparison.scenarios:
+            for arm in tested_arms(study):
+                runs = {each: runs_at(study, each, scenario, COMMON) for each in (arm, study.comparison.baseline)}
+                spoilt = [
+                    run for run in runs[arm].values() if any(s["kind"] in BAD_BATCHES for s in run.config["stress"])
+                ]
+                if not spoilt:
+                    continue
+                values = {each: {seed: outlier(run) for seed, run in own.items()} for each, own in runs.items()}
+                what = "gradient norm of the bad batches, log of a multiple of the usual"
+                decides = deciding(study, arm)
+                yield against_baseline(study, what, values, arm, place(scenario, COMMON), "lower", decides=decides)
+
+
+def outlier(run: Run) -> float:
+    """The logarithm of the highest gradient norm while a stress acts over the median before; NaN if it cannot be told."""
+    norm, acting = run.series(GRADIENT), run.series(ACTING)
+    steps = acting.index[acting > 0]
+    if not len(steps):
+        return math.nan
+    before, during = norm[norm.index < steps[0]].to_numpy(), norm[norm.index.isin(steps)].to_numpy()
+    if len(before) < USUAL or not np.isfinite(during).all() or not len(during):
+        return math.nan
+    return float(np.log(during.max() / np.median(before)))

@@ -1,0 +1,70 @@
+"""No loss spikes, and no other instability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from analysis.compare.rates import poisson_rate
+from analysis.stability.compare import Study
+from analysis.stability.measure import Measured
+
+from .base import CLAIMS, Claim, Evidence, Side, Verdict, against_baseline, deciding, tested_arms
+
+MEASURES = {
+    "spikes_nll": ("loss spikes per 1,000 steps", True),
+    "survived": ("share of runs that neither diverge nor stall", False),
+    "excess": ("nat-steps above the running minimum of the NLL, per run", False),
+}
+"""What is counted, in words, and whether it decides."""
+LOWER: Side = "lower"
+GOOD: dict[str, Side] = {"survived": "higher"}
+"""Which side supports the claim, where it is not the lower one."""
+
+
+@CLAIMS.register("loss_spikes")
+class LossSpikes(Claim):
+    """Spikes over all rates and scenarios that arm and baseline share."""
+
+    says = "Training with TFSD on a metric head has no loss spikes."
+    test = (
+        "loss spikes by the default rule, per 1,000 steps, mean over all rates and stresses, minus the baseline's: supported if "
+        "lower, refuted if higher; survival and nat-steps lost beside it, as a stalled run has no spikes either"
+    )
+
+    def evidence(self, study: Study) -> Iterator[Evidence]:
+        for arm in tested_arms(study):
+            for key, (what, decides) in MEASURES.items():
+                values, good = over_everything(study, key, arm), GOOD.get(key, LOWER)
+                counts = decides and deciding(study, arm)
+                yield against_baseline(study, what, values, arm, "all rates and scenarios", good, decides=counts)
+            counted = [(len(one.spikes["nll"].found), one.spikes["nll"].steps) for one in _all(study, arm)]
+            judged = [(found, steps) for found, steps in counted if steps]
+            if judged:
+                rate = poisson_rate([found for found, _ in judged], [steps for _, steps in judged])
+                low, mean, high = (1000 * value for value in (rate.low, rate.rate, rate.high))
+                told = f"{rate.events} in {rate.exposure:,.0f} steps: {mean:.2f} [{low:.2f}, {high:.2f}]"
+                fixed: Verdict = "refuted" if rate.events else "not shown"
+                yield Evidence(MEASURES["spikes_nll"][0], arm, "0", "all runs", told, decides=False, fixed=fixed)
+
+
+def over_everything(study: Study, key: str, arm: str) -> dict[str, dict[int, float]]:
+    """By arm and seed, the mean of a measure over the scenarios and rates at which arm and baseline both have runs."""
+    base, one = study.comparison.baseline, study.comparison
+    shared = [
+        (scenario, rate)
+        for scenario in one.scenarios
+        for rate in one.rates(arm, scenario)
+        if rate in one.rates(base, scenario)
+    ]
+    found: dict[str, dict[int, float]] = {}
+    for each in (arm, base):
+        by_place = [study.values(key, each, scenario, rate) for scenario, rate in shared]
+        seeds = [seed for seed in one.seeds(each) if all(seed in values for values in by_place)]
+        found[each] = {seed: float(np.mean([values[seed] for values in by_place])) for seed in seeds if by_place}
+    return found
+
+
+def _all(study: Study, arm: str) -> Iterator[Measured]:
+    return (one for cell, one in study.measured.items() if cell.arm == arm)

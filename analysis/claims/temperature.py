@@ -1,0 +1,67 @@
+"""No temperature needed: at the article's scale the predictions are as sharp as they should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from analysis.compare.seeds import excludes, paired
+from analysis.stability.compare import OWN_BEST, Study
+from analysis.summary import tail
+from record.finished import Run
+
+from .base import (
+    CLAIMS,
+    Claim,
+    Evidence,
+    Verdict,
+    against_baseline,
+    at_article_scale,
+    deciding,
+    place,
+    runs_at,
+    tested_arms,
+)
+
+CALIBRATED = 0.05
+"""Nats per token between entropy and NLL up to which predictions are as sharp as they should be."""
+
+
+@CLAIMS.register("no_temperature")
+class NoTemperature(Claim):
+    """Entropy of the predictions minus their NLL: positive, they are too flat; negative, too sharp."""
+
+    says = "With the article's scale g = 1/sqrt(8 D) the softmax over distances needs no temperature."
+    test = (
+        "entropy of P minus NLL over the last 5% of the steps: supported if its interval lies within ±0.05 nats, refuted if it "
+        "lies outside; and the scale must not cost anything: the final NLL, each arm at its own best rate, against the baseline's"
+    )
+
+    def evidence(self, study: Study) -> Iterator[Evidence]:
+        scenario = study.comparison.calm
+        where = place(scenario, OWN_BEST)
+        for arm in tested_arms(study):
+            gap = {seed: _gap(run) for seed, run in runs_at(study, arm, scenario, OWN_BEST).items()}
+            difference = paired(gap, dict.fromkeys(gap, 0.0))
+            effect = difference.effect
+            fixed: Verdict = "not shown"
+            if excludes(effect, CALIBRATED):
+                fixed = "supported"
+            elif (
+                effect.low is not None
+                and effect.high is not None
+                and (effect.low > CALIBRATED or effect.high < -CALIBRATED)
+            ):
+                fixed = "refuted"
+            decides = at_article_scale(study, arm) and deciding(study, arm)
+            what = f"entropy minus NLL, nats per token; within ±{CALIBRATED}?"
+            yield Evidence(what, arm, "0", where, f"{arm} {effect.format('+.3f')}", decides, difference, fixed=fixed)
+            values = {
+                each: study.on(OWN_BEST, "final_nll", each, scenario) for each in (arm, study.comparison.baseline)
+            }
+            yield against_baseline(study, "final NLL, nats per token", values, arm, where, "lower", decides=decides)
+
+
+def _gap(run: Run) -> float:
+    entropy, nll = tail(run, "entropy/p"), tail(run, "loss/nll")
+    return math.nan if entropy is None or nll is None else entropy - nll

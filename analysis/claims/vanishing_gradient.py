@@ -1,0 +1,55 @@
+"""Vanishing gradient at the target: TFSD's gradient fades as a hidden state nears its token's embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from analysis.stability.compare import COMMON, Study
+from record.finished import Run
+
+from .base import CLAIMS, Claim, Evidence, against_number, deciding, place, runs_at, tested_arms, without_effect
+
+WEIGHT, NLL = "tfsd/weight_mean", "loss/nll"
+CONSTANT = 1e-3
+"""Range of the weight over a run up to which it does not vary."""
+
+
+@CLAIMS.register("vanishing_gradient")
+class VanishingGradient(Claim):
+    """TFSD's gradient is cross-entropy's times a weight c; does c fall as the predictions improve?"""
+
+    says = "The gradient vanishes where the target is reached, so that what is learnt is no longer pushed."
+    test = (
+        "rank correlation over a run's steps of the mean weight c with the NLL: supported if positive (c falls as the NLL "
+        "falls), refuted if negative (c is smallest where nothing is predicted yet); not shown where c does not vary"
+    )
+
+    def evidence(self, study: Study) -> Iterator[Evidence]:
+        scenario = study.comparison.calm
+        for arm in tested_arms(study):
+            runs = runs_at(study, arm, scenario, COMMON)
+            found = {seed: correlation(run) for seed, run in runs.items()}
+            values = {seed: value for seed, value in found.items() if value is not None}
+            what = "rank correlation of c with the NLL over the steps of a run"
+            one = against_number(
+                what, values, 0.0, arm, place(scenario, COMMON), "higher", decides=deciding(study, arm)
+            )
+            weights = [float(run.series(WEIGHT).mean()) for run in runs.values() if len(run.series(WEIGHT))]
+            if weights and not values:
+                one = without_effect(one, f"c does not vary: {np.mean(weights):.3f} at every step")
+            yield one
+
+
+def correlation(run: Run) -> float | None:
+    """The rank correlation of c with the NLL over the steps of a run; None if c does not vary or is not on record."""
+    from scipy.stats import spearmanr
+
+    weight, nll = run.series(WEIGHT), run.series(NLL)
+    steps = weight.index.intersection(nll.index)
+    pair_S2 = np.stack([weight[steps].to_numpy(), nll[steps].to_numpy()], axis=1)
+    pair_S2 = pair_S2[np.isfinite(pair_S2).all(axis=1)]
+    if len(pair_S2) < 3 or np.ptp(pair_S2[:, 0]) < CONSTANT:
+        return None
+    return float(spearmanr(pair_S2[:, 0], pair_S2[:, 1]).statistic)

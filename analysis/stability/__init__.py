@@ -1,0 +1,1 @@
+"""Arms of a suite, compared over seeds, rates and stresses."""

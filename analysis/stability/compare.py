@@ -1,0 +1,238 @@
+"""Arms against the baseline, paired by seed, with intervals and Holm's adjustment; and what each arm does by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from analysis.compare.rates import Proportion, Rate, poisson_rate, proportion
+from analysis.compare.seeds import Difference, adjusted, paired, smallest_shown, verdict
+from analysis.compare.statistics import CONFIDENCE
+
+from .curve import median_duration
+from .measure import BY_KEY, MEASURES, Measure, Measured, measure, update_size
+from .runs import Cell, Comparison
+from .stresses import DAMAGES, damage
+from .sweep import Sweep
+
+PRIMARY = "final_nll"
+"""The measure that conclusions rest on."""
+OWN_BEST = "own best rate"
+"""Each arm at the rate that is best for it on the other seeds."""
+COMMON = "baseline's best rate"
+"""All arms at the rate that is best for the baseline, over all seeds."""
+SENSITIVITY = Measure("sensitivity", "sensitivity", ".4f", "nats/token", "lower",
+                      "mean over the rates of the final NLL minus the lowest (arXiv 2309.14322)")  # fmt: skip
+ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY)}}
+_NOT_COMPARED = ("steps", "initial_nll", "capped", "recovery")
+"""Not an outcome; or infinite where it was not seen, so that it has no mean."""
+COMPARED = tuple(m.key for m in (*MEASURES, *DAMAGES) if m.form != "s" and m.key not in _NOT_COMPARED)
+"""Measures of which arms are compared."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm against the baseline in one measure."""
+
+    scenario: str
+    basis: str
+    """At which rate: OWN_BEST, COMMON or "rate 0.001"."""
+    measure: Measure
+    arm: str
+    control: bool
+    """Whether it is the A/A control, which is adjusted for no other arm."""
+    difference: Difference
+    adjusted: float
+    """p-value by Holm over the arms; NaN without one."""
+    smallest: float | None
+    """Smallest true difference that would be claimed with 80% power."""
+    verdict: str
+
+    @property
+    def null(self) -> bool:
+        """Whether no difference is shown: by the interval and the adjusted p-value."""
+        low, high = self.difference.effect.low, self.difference.effect.high
+        return low is None or high is None or low <= 0 <= high or self.adjusted > 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Study:
+    """All measured runs, and what they show."""
+
+    comparison: Comparison
+    measured: Mapping[Cell, Measured]
+
+    @cached_property
+    def sweeps(self) -> dict[tuple[str, str], Sweep]:
+        """By arm and scenario."""
+        one = self.comparison
+        return {(arm, scenario): self._sweep(arm, scenario) for arm in one.arms for scenario in one.scenarios}
+
+    def values(self, key: str, arm: str, scenario: str, rate: float | None) -> dict[int, float]:
+        """A measure of the runs of an arm at a rate, by seed; without what was not measured."""
+        runs = self._by_place.get((arm, scenario, rate), {})
+        return {cell.seed: float(value) for cell, one in runs.items() if (value := one.values.get(key)) is not None}
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, str, float | None], dict[Cell, Measured]]:
+        """The measured runs by arm, scenario and rate."""
+        found: dict[tuple[str, str, float | None], dict[Cell, Measured]] = {}
+        for cell, one in self.measured.items():
+            found.setdefault(cell[:3], {})[cell] = one
+        return found
+
+    def rate_of(self, arm: str, scenario: str, seed: int | None) -> float | None:
+        """The best rate of an arm for a run of ``seed``, chosen without that seed (None: over all). It is chosen in the calm
+        scenario, or in the scenario itself if that has no runs at this rate."""
+        place = (arm, scenario, seed)
+        if place not in self._chosen:
+            rates = self.comparison.rates(arm, scenario)
+            best = self.sweeps[arm, self.comparison.calm].best(seed)
+            if best not in rates:
+                best = self.sweeps[arm, scenario].best(seed) if len(rates) > 1 else (rates or [None])[0]
+            self._chosen[place] = best
+        return self._chosen[place]
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[str, str, int | None], float | None]:
+        """What :meth:`rate_of` has found."""
+        return {}
+
+    def at_own_best(self, key: str, arm: str, scenario: str) -> dict[int, float]:
+        """By seed, a measure at the rate that is best for the arm on the other seeds."""
+        found = {}
+        for seed in self.comparison.seeds(arm):
+            values = self.values(key, arm, scenario, self.rate_of(arm, scenario, seed))
+            if seed in values:
+                found[seed] = values[seed]
+        return found
+
+    def bases(self, scenario: str) -> list[str]:
+        """The rates at which arms are compared in a scenario."""
+        rates = self.comparison.rates(self.comparison.baseline, scenario)
+        return [OWN_BEST, COMMON, *(_at(rate) for rate in rates)] if len(rates) > 1 else [COMMON]
+
+    def on(self, basis: str, key: str, arm: str, scenario: str) -> dict[int, float]:
+        """A measure of an arm by seed, at the rate that ``basis`` names."""
+        if basis == OWN_BEST:
+            return self.at_own_best(key, arm, scenario)
+        rate = self.rate_of(self.comparison.baseline, scenario, None)
+        if basis != COMMON:
+            rates = self.comparison.rates(self.comparison.baseline, scenario)
+            rate = next(rate for rate in rates if _at(rate) == basis)
+        return self.values(key, arm, scenario, rate)
+
+    def rows(self, scenario: str, basis: str, key: str) -> list[Row]:
+        """Each arm against the baseline; empty if the baseline has no such values."""
+        base = self.on(basis, key, self.comparison.baseline, scenario)
+        values = {arm: self.on(basis, key, arm, scenario) for arm in self.comparison.compared}
+        return self._rows(scenario, basis, ALL_MEASURES[key], base, values) if base else []
+
+    def sensitivity_rows(self, scenario: str) -> list[Row]:
+        """Each arm's sensitivity to the learning rate against the baseline's."""
+        values = {arm: self.sweeps[arm, scenario].sensitivity() for arm in self.comparison.arms}
+        base = values.pop(self.comparison.baseline)
+        return self._rows(scenario, "all rates", SENSITIVITY, base, values) if base else []
+
+    def _rows(
+        self, scenario: str, basis: str, entry: Measure, base: Mapping[int, float], values: Mapping[str, Any]
+    ) -> list[Row]:
+        control = self.comparison.control
+        found = {arm: paired(own, base, self.comparison.pairs(arm)) for arm, own in values.items()}
+        others = {arm: difference for arm, difference in found.items() if arm != control}
+        p_values = adjusted(others)
+        rows = []
+        for arm, difference in found.items():
+            alone = arm == control
+            p = (math.nan if difference.p is None else difference.p) if alone else p_values[arm]
+            tests = 1 if alone else max(1, len(others))
+            said = verdict(difference, p, tests=tests)
+            rows.append(Row(scenario, basis, entry, arm, alone, difference, p, smallest_shown(difference, tests), said))
+        return rows
+
+    def _sweep(self, arm: str, scenario: str) -> Sweep:
+        planned = [rate for rate in self.comparison.rates(arm, scenario) if rate is not None and rate > 0]
+        final = {rate: self.values(PRIMARY, arm, scenario, rate) for rate in planned}
+        most = max((len(own) for own in final.values()), default=0)
+        rates = tuple(rate for rate in planned if final[rate] and 2 * len(final[rate]) >= most)
+        survived = {rate: self.values("survived", arm, scenario, rate) for rate in rates}
+        seeds = [seed for seed in self.comparison.seeds(arm) if rates and all(seed in final[rate] for rate in rates)]
+        places = [(rate, seed) for rate in rates for seed in seeds]
+        return Sweep(
+            rates,
+            tuple(seeds),
+            {(rate, seed): final[rate][seed] for rate, seed in places},
+            {(rate, seed): survived[rate][seed] > 0 for rate, seed in places},
+        )
+
+    def of(self, arm: str, scenario: str, rate: float | str | None = "all") -> dict[Cell, Measured]:
+        """The measured runs of an arm in a scenario, at one rate or all."""
+        places = [(arm, scenario, each) for each in self.comparison.rates(arm, scenario) if rate in ("all", each)]
+        return {cell: one for place in places for cell, one in self._by_place.get(place, {}).items()}
+
+    def share(self, key: str, arm: str, scenario: str, rate: float | str | None = "all") -> Proportion | None:
+        """The share of runs of which a yes-or-no measure holds; None without a run that has it."""
+        values = [one.values.get(key) for one in self.of(arm, scenario, rate).values()]
+        known = [value for value in values if value is not None]
+        return proportion(int(sum(known)), len(known)) if known else None
+
+    def spike_rate(self, signal: str, arm: str, scenario: str) -> Rate | None:
+        """Spikes per step by the default rule over all runs; None if no step was judged."""
+        found = [one.spikes[signal] for one in self.of(arm, scenario).values()]
+        judged = [one for one in found if one.steps]
+        return poisson_rate([len(one.found) for one in judged], [one.steps for one in judged]) if judged else None
+
+    def recovery(self, arm: str, scenario: str) -> tuple[float, int, int]:
+        """Median steps until a loss spike is over (Kaplan-Meier over all spikes of all runs), the spikes, and those that were
+        not over when their run ended."""
+        spikes = [spike for one in self.of(arm, scenario).values() for spike in one.recovered]
+        median = median_duration([spike.steps for spike in spikes], [spike.back for spike in spikes])
+        return median, len(spikes), sum(not spike.back for spike in spikes)
+
+    def time_back(self, arm: str, scenario: str) -> tuple[list[float], list[bool]]:
+        """For each stressed run the steps until it was back at its calm partner, and whether that was seen. A run that diverged
+        counts as not back to the end."""
+        values = [one.values for one in self.of(arm, scenario).values() if one.values.get("back_steps") is not None]
+        return [float(one["back_steps"]) for one in values], [bool(one["back"]) for one in values]
+
+    def noise_of_baseline(self) -> tuple[float, int] | None:
+        """Standard deviation over seeds of the baseline's final NLL at its best rate, and the seeds; None from fewer than two."""
+        one = self.comparison
+        values = list(self.values(PRIMARY, one.baseline, one.calm, self.rate_of(one.baseline, one.calm, None)).values())
+        if len(values) < 2:
+            return None
+        mean = sum(values) / len(values)
+        return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values)
+
+
+def study(comparison: Comparison) -> Study:
+    """Measure all runs."""
+    measured = {cell: measure(run, comparison.parent(cell)) for cell, run in comparison.runs.items()}
+    seeds = {arm: dict(comparison.pairs(arm)) for arm in comparison.arms}
+    for cell, one in measured.items():
+        run = comparison.runs[cell]
+        other = cell._replace(arm=comparison.baseline, seed=seeds[cell.arm].get(cell.seed, cell.seed))
+        if other in comparison.runs:
+            one.values["update_size"] = update_size(run, comparison.runs[other])
+        if (partner := comparison.partner(cell)) is not None:
+            one.values.update(damage(run, one, measured[partner]))
+    return Study(comparison, measured)
+
+
+def _at(rate: float | None) -> str:
+    return "rate of the recipe" if rate is None else f"rate {rate:g}"
+
+
+def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:
+    """Every comparison of every measure, scenario and basis."""
+    one = found.comparison
+    rows = []
+    for scenario in one.scenarios:
+        for basis in found.bases(scenario):
+            for key in keys:
+                rows += found.rows(scenario, basis, key)
+        rows += found.sensitivity_rows(scenario)
+    return rows

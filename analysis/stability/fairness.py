@@ -1,0 +1,175 @@
+"""What was matched between the arms and what was not, and what a reader has to know before believing a difference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from analysis.compare.differing import differing_words
+from analysis.show.text import first_of
+from record.finished import Run
+
+from .compare import COMMON, OWN_BEST, PRIMARY, Study
+from .runs import Cell, Comparison
+
+_NAMED = 4
+_SAME_SIZE = 0.1
+"""Relative difference in the size of updates from which on it is told."""
+
+
+def matched(comparison: Comparison) -> str:
+    """A sentence: in which keys the arms' configurations differ, but for seed, rate, stress and branch."""
+    configs = {}
+    for arm in comparison.arms:
+        cell = next((cell for cell in comparison.runs if cell.arm == arm), None)
+        if cell is not None and arm != comparison.control:
+            config = dict(comparison.runs[cell].config)
+            optimizer = {key: value for key, value in (config.get("optimizer") or {}).items() if key != "lr"}
+            left = {key: config[key] for key in config if key not in ("seed", "stress", "branch_from", "optimizer")}
+            configs[arm] = left | {"optimizer": optimizer}
+    if len(configs) < 2:
+        return "There is one arm: nothing to compare it with."
+    return differing_words(list(configs.values()), f"arms {', '.join(configs)}")
+
+
+def warnings(found: Study) -> list[str]:
+    """Why the arms may not be comparable; the gravest first."""
+    one = found.comparison
+    return [
+        *_control(found),
+        *_not_the_same(one, "parameters", _parameters),
+        *_not_the_same(one, "text (data store)", lambda run: _environment(run).get("data", {}).get("store")),
+        *_not_the_same(one, "last step (train.steps)", lambda run: run.setting("train", "steps")),
+        *_not_the_same(one, "tokens a step", _tokens_a_step),
+        *_plan_broken(one),
+        *_grids(found),
+        *_sizes(found),
+        *_capped(found),
+    ]
+
+
+def _control(found: Study) -> Iterator[str]:
+    one = found.comparison
+    if one.control is None:
+        yield "no A/A control: whether two identical arms come out equal was not checked"
+        return
+    for scenario in one.scenarios:
+        for basis in (OWN_BEST, COMMON):
+            for row in found.rows(scenario, basis, PRIMARY) if basis in found.bases(scenario) else []:
+                if row.control and not row.null:
+                    yield (
+                        f"THE A/A CONTROL IS NOT NULL: {row.arm}, the baseline again, has a {row.verdict} {row.measure.heading} "
+                        f"({scenario}, {basis}: {row.difference.effect.format('+.4f')}); one in twenty such checks fails by "
+                        "chance, otherwise the seeds are no fair sample"
+                    )
+
+
+def _not_the_same(comparison: Comparison, what: str, value_of: Callable[[Run], Any]) -> Iterator[str]:
+    """A warning if the runs of two arms differ in a value."""
+    values: dict[str, set[str]] = {}
+    for cell, run in comparison.runs.items():
+        if (value := value_of(run)) is not None:
+            values.setdefault(cell.arm, set()).add(str(value))
+    if len({frozenset(own) for own in values.values()}) > 1 or any(len(own) > 1 for own in values.values()):
+        told = [f"{arm} {'/'.join(sorted(own))}" for arm, own in values.items()]
+        yield f"runs differ in {what}: {first_of(told, _NAMED)}"
+
+
+def _plan_broken(comparison: Comparison) -> Iterator[str]:
+    """Runs whose configuration has another rate or seed than the plan says."""
+    wrong = [
+        run.name
+        for cell, run in comparison.runs.items()
+        if run.config.get("seed", cell.seed) != cell.seed
+        or (cell.rate is not None and run.setting("optimizer", "lr") not in (None, cell.rate))
+    ]
+    if wrong:
+        yield f"{len(wrong)} runs have another rate or seed than the plan says: {first_of(wrong, _NAMED)}"
+
+
+def _grids(found: Study) -> Iterator[str]:
+    """Arms whose rates or seeds are not the baseline's, or whose best rate is at an end of the grid."""
+    one = found.comparison
+    base = one.baseline
+    for arm in one.compared:
+        for scenario in one.scenarios:
+            if one.rates(arm, scenario) != one.rates(base, scenario):
+                yield f"{arm} has other rates than {base} in {scenario}"
+        if arm == one.control:
+            if len(one.seeds(arm)) != len(one.seeds(base)):
+                yield f"{arm} has {len(one.seeds(arm))} seeds and {base} {len(one.seeds(base))}"
+        elif one.seeds(arm) != one.seeds(base):
+            only = sorted(set(one.seeds(arm)) ^ set(one.seeds(base)))
+            yield f"{arm} and {base} do not have the same seeds; not compared: {first_of(list(map(str, only)), _NAMED)}"
+    few = [
+        f"{arm} {rate:g}"
+        for arm in one.arms
+        for rate in one.rates(arm, one.calm)
+        if rate is not None and found.sweeps[arm, one.calm].rates and rate not in found.sweeps[arm, one.calm].rates
+    ]
+    if few:
+        yield f"rates with too few runs to count among an arm's rates: {first_of(few, _NAMED)}"
+    ends = []
+    for arm in one.arms:
+        sweep = found.sweeps[arm, one.calm]
+        if len(sweep.rates) > 1 and sweep.seeds and not sweep.inside:
+            ends.append(f"{arm} ({sweep.best():g})")
+    if ends:
+        yield f"the best rate is at an end of the grid, and a better one may lie beyond: {', '.join(ends)}"
+
+
+def _sizes(found: Study) -> Iterator[str]:
+    """Arms whose updates at the baseline's rate have another size."""
+    one = found.comparison
+    for arm in one.compared:
+        values = found.on(COMMON, "update_size", arm, one.calm)
+        if values and arm != one.control:
+            mean = sum(values.values()) / len(values)
+            if abs(mean - 1) > _SAME_SIZE:
+                yield (
+                    f"{arm}'s updates are {mean:.2g} times the baseline's at the same rate: it may be no more than another "
+                    f"rate; read {OWN_BEST}"
+                )
+
+
+def _capped(found: Study) -> Iterator[str]:
+    names = [found.comparison.runs[cell].name for cell, m in found.measured.items() if m.values["diverged"]]
+    if names:
+        yield f"diverged, and counted with the initial loss as final NLL: {len(names)} runs: {first_of(names, _NAMED)}"
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """What environment.json holds; empty without one that can be read."""
+    try:
+        found = json.loads((Path(run.path) / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parameters(run: Run) -> Any:
+    return _environment(run).get("parameters")
+
+
+def _tokens_a_step(run: Run) -> int | None:
+    batch, length = run.setting("train", "batch_size"), run.setting("data", "sequence_length")
+    return batch * length if isinstance(batch, int) and isinstance(length, int) else None
+
+
+def presence(comparison: Comparison) -> list[list[str]]:
+    """For each arm and scenario: runs that ended, out of those planned, and what became of the others."""
+    rows = []
+    for arm in comparison.arms:
+        for scenario in comparison.scenarios:
+            planned = [cell for cell in comparison.planned if cell[:2] == (arm, scenario)]
+            if planned:
+                there = [cell for cell in planned if cell in comparison.runs]
+                rows.append([arm, scenario, f"{len(there)} of {len(planned)}", _why(comparison, planned)])
+    return rows
+
+
+def _why(comparison: Comparison, planned: list[Cell]) -> str:
+    gone = [cell for cell in planned if cell in comparison.left_out]
+    return "; ".join(f"{Path(comparison.planned[cell]).name}: {comparison.left_out[cell]}" for cell in gone)

@@ -1,0 +1,276 @@
+"""Figures: final NLL over the rates, loss curves, survival under stress, and differences from the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.show import style
+from analysis.show.style import ArmStyle, Floats
+from analysis.show.text import clip, visible
+
+from .compare import COMMON, OWN_BEST, PRIMARY, Row, Study
+from .curve import survival
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+"""Panels in a row."""
+_ASIDE = 0.018
+"""Distance of neighbouring arms on a logarithmic axis, in decades: their error bars would hide each other."""
+_LABEL = 26
+"""Characters of an arm's name on an axis."""
+
+
+def write_figures(found: Study, out: Path) -> list[str]:
+    """Draw every figure that there are data for; returns their names."""
+    made: list[str] = []
+    drawings: dict[str, Callable[[Study], Figure | None]] = {
+        "rates.png": draw_rates,
+        "curves.png": draw_curves,
+        "survival.png": draw_survival,
+        "differences.png": draw_differences,
+    }
+    with style.look():
+        for name, draw in drawings.items():
+            if (figure := draw(found)) is not None:
+                style.save_figure(figure, out / name)
+                made.append(name)
+    return made
+
+
+def draw_rates(found: Study) -> Figure | None:
+    """Final NLL against the learning rate, a panel for each scenario: means over seeds, bands from the lowest seed to the
+    highest, crosses at rates where a run diverged. None unless an arm has two rates."""
+    one = found.comparison
+    scenarios = [s for s in one.scenarios if any(len(found.sweeps[arm, s].rates) > 1 for arm in one.arms)]
+    if not scenarios:
+        return None
+    styles = _styles(found)
+    figure, panels = _panels(len(scenarios), 3.6)
+    for axes, scenario in zip(panels, scenarios, strict=True):
+        axes.set_title(visible(scenario))
+        axes.set_xscale("log")
+        for place, (arm, look) in enumerate(styles.items()):
+            _draw_sweep(axes, found, arm, scenario, look, 10 ** (_ASIDE * (place - (len(styles) - 1) / 2)))
+        rates = [rate for arm in one.arms for rate in found.sweeps[arm, scenario].rates]
+        style.plain_log_ticks(axes.xaxis, (min(rates), max(rates)))
+        axes.xaxis.set_major_locator(_fixed(sorted(set(rates))))
+        axes.tick_params(axis="x", rotation=30)
+        axes.set_xlabel("peak learning rate")
+    panels[0].set_ylabel("final validation NLL, nats per token")
+    note = (
+        "lines: mean over seeds; bands: lowest to highest seed; crosses: a run diverged (counted with its initial loss)"
+    )
+    _legend(figure, styles, note)
+    return figure
+
+
+def _draw_sweep(axes: Axes, found: Study, arm: str, scenario: str, look: ArmStyle, aside: float) -> None:
+    rates, low, mean, high = [], [], [], []
+    for rate in found.comparison.rates(arm, scenario):
+        values = list(found.values(PRIMARY, arm, scenario, rate).values())
+        if rate is None or not values:
+            continue
+        rates.append(rate * aside)
+        low.append(min(values))
+        high.append(max(values))
+        mean.append(sum(values) / len(values))
+        if any(found.values("diverged", arm, scenario, rate).values()):
+            axes.plot(
+                [rate * aside], [high[-1]], marker="x", markersize=8, markeredgewidth=1.8, color=look.colour, zorder=5
+            )
+    axes.fill_between(rates, low, high, color=look.colour, alpha=0.12, linewidth=0)
+    axes.plot(rates, mean, color=look.colour, linestyle=look.line, marker=look.marker, markersize=5, linewidth=1.5)
+
+
+def draw_curves(found: Study) -> Figure | None:
+    """Training NLL of each arm at its best rate, a panel for each scenario: median over seeds, band from the lowest to the
+    highest. None without a training NLL."""
+    one = found.comparison
+    styles = _styles(found)
+    figure, panels = _panels(len(one.scenarios), 3.4)
+    drawn = False
+    for axes, scenario in zip(panels, one.scenarios, strict=True):
+        axes.set_title(visible(scenario))
+        for arm, look in styles.items():
+            rate = found.rate_of(arm, scenario, None)
+            curves = [(m.steps, m.nll) for m in found.of(arm, scenario, rate).values() if len(m.steps)]
+            if curves:
+                drawn = True
+                _draw_family(axes, curves, look)
+        _stress_bar(axes, found, scenario)
+        axes.set_xlabel("steps")
+        style.whole_ticks(axes)
+    panels[0].set_ylabel("training NLL, nats per token")
+    _legend(
+        figure, styles, "each arm at its best rate; lines: median over seeds, smoothed; bands: lowest to highest seed"
+    )
+    return figure if drawn else None
+
+
+def _draw_family(axes: Axes, curves: Sequence[tuple[Any, Floats]], look: ArmStyle) -> None:
+    """Median and range of smoothed curves; a curve that has ended or is not finite is left out from there on."""
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    values = np.full((len(curves), len(steps)), np.nan)
+    span = max(5, len(steps) // 60)
+    for row, (own, nll) in zip(values, curves, strict=True):
+        row[np.searchsorted(steps, own)] = style.smooth_median(nll, span)
+        style.mark_non_finite(axes, own[~np.isfinite(nll)].astype(np.float64), look)
+    there = np.isfinite(values).any(axis=0)
+    steps, values = steps[there], values[:, there]
+    axes.fill_between(
+        steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=look.colour, alpha=0.12, linewidth=0
+    )
+    axes.plot(steps, np.nanmedian(values, axis=0), color=look.colour, linestyle=look.line, linewidth=1.4)
+
+
+def _stress_bar(axes: Axes, found: Study, scenario: str) -> None:
+    """Grey stretches at the steps at which stresses acted in any run of the scenario."""
+    from analysis.show.stresses import ACTING, spans
+
+    spanned = set()
+    for cell, run in found.comparison.runs.items():
+        if cell.scenario == scenario:
+            series = run.series(ACTING)
+            spanned |= set(spans(series.index.to_numpy(), series.to_numpy()))
+    for first, last in spanned:
+        axes.axvspan(first - 0.5, last + 0.5, color=style.GREY, alpha=0.15, linewidth=0, zorder=0)
+
+
+def draw_survival(found: Study) -> Figure | None:
+    """For each stress the share of runs that are not yet back at their calm partner, over the steps since it began; and for
+    every scenario the share of runs that survived, with its interval. None without a stress or a run that failed."""
+    one = found.comparison
+    stressed = [s for s in one.scenarios if any(found.time_back(arm, s)[0] for arm in one.arms)]
+    failed = any(not m.values["survived"] for m in found.measured.values())
+    if not stressed and not failed:
+        return None
+    styles = _styles(found)
+    figure, panels = _panels(len(stressed) + 1, 3.4)
+    for axes, scenario in zip(panels, stressed, strict=False):
+        axes.set_title(f"{visible(scenario)}: not yet back")
+        for arm, look in styles.items():
+            durations, seen = found.time_back(arm, scenario)
+            if durations:
+                _draw_survival(axes, durations, seen, look)
+        axes.set_xlabel("steps since the stress began")
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+    panels[0].set_ylabel("share of runs")
+    _draw_shares(panels[-1], found, styles)
+    note = "left: Kaplan-Meier over all rates and seeds; points: share of runs that finished without a stall, Clopper-Pearson 95%"
+    _legend(figure, styles, note if stressed else note.partition("; ")[2])
+    return figure
+
+
+def _draw_survival(axes: Axes, durations: Sequence[float], seen: Sequence[bool], look: ArmStyle) -> None:
+    times, share = survival(durations, seen)
+    x = np.concatenate([[0.0], times, [max(durations)]])
+    y = np.concatenate([[1.0], share, share[-1:] if len(share) else [1.0]])
+    axes.step(x, y, where="post", color=look.colour, linestyle=look.line, linewidth=1.6)
+
+
+def _draw_shares(axes: Axes, found: Study, styles: dict[str, ArmStyle]) -> None:
+    """The share of runs of each arm that survived, with its interval, scenario by scenario."""
+    one = found.comparison
+    axes.set_title("survived")
+    step = 0.7 / len(styles)
+    for place, (arm, look) in enumerate(styles.items()):
+        for row, scenario in enumerate(one.scenarios):
+            share = found.share("survived", arm, scenario)
+            if share is not None:
+                y = row + step * (place - (len(styles) - 1) / 2)
+                axes.plot([share.low, share.high], [y, y], color=look.colour, linewidth=1.5, solid_capstyle="butt")
+                axes.plot([share.share], [y], marker=look.marker, color=look.colour, markersize=5)
+    axes.set_yticks(range(len(one.scenarios)), [clip(visible(name), _LABEL) for name in one.scenarios])
+    axes.set_ylim(len(one.scenarios) - 0.5, -0.5)
+    axes.set_xlim(-0.03, 1.03)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+    axes.grid(axis="y", visible=False)
+
+
+def draw_differences(found: Study) -> Figure | None:
+    """A forest plot: differences in the final NLL from the baseline, a panel for each scenario; the A/A control first, its
+    interval as a band behind the others. None with one arm."""
+    one = found.comparison
+    panels_of = [(s, b) for s in one.scenarios for b in (OWN_BEST, COMMON) if b in found.bases(s)]
+    rows_of = {place: found.rows(*place, PRIMARY) for place in panels_of}
+    rows_of = {place: rows for place, rows in rows_of.items() if any(r.difference.n for r in rows)}
+    if not rows_of:
+        return None
+    styles = _styles(found)
+    arms = len(one.compared)
+    figure, panels = _panels(len(rows_of), 1.2 + 0.35 * arms, columns=2)
+    first: dict[str, Axes] = {}
+    for axes, ((scenario, basis), rows) in zip(panels, rows_of.items(), strict=True):
+        if first.setdefault(scenario, axes) is not axes:
+            axes.sharex(first[scenario])
+        axes.set_title(f"{visible(scenario)}, {basis}")
+        axes.axvline(0, color=style.GREY, linewidth=0.9)
+        for place, row in enumerate(rows):
+            _draw_difference(axes, row, place, styles[row.arm])
+        names = [clip(visible(row.arm), _LABEL) + (" (A/A)" if row.control else "") for row in rows]
+        axes.set_yticks(
+            range(len(rows)), [f"{name}, n={row.difference.n}" for name, row in zip(names, rows, strict=True)]
+        )
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(
+            f"final NLL minus that of {clip(visible(one.baseline), _LABEL)}, nats per token (left is better)"
+        )
+    note = "mean of the paired differences and 95% interval; n: pairs of seeds; grey: a difference inside would probably not show"
+    figure.supxlabel(note, fontsize=8, color=style.GREY)
+    return figure
+
+
+def _draw_difference(axes: Axes, row: Row, place: int, look: ArmStyle) -> None:
+    effect = row.difference.effect
+    if math.isnan(effect.mean):
+        return
+    if row.smallest is not None:
+        axes.plot(
+            [-row.smallest, row.smallest], [place + 0.22] * 2, color="#bbbbbb", linewidth=3, solid_capstyle="butt"
+        )
+    if effect.low is not None and effect.high is not None:
+        axes.plot([effect.low, effect.high], [place] * 2, color=look.colour, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([effect.mean], [place], marker=look.marker, color=look.colour, markersize=6)
+
+
+def _styles(found: Study) -> dict[str, ArmStyle]:
+    return style.arm_styles(list(found.comparison.arms))
+
+
+def _panels(count: int, height: float, columns: int = _COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, at most ``columns`` in a row."""
+    from matplotlib.figure import Figure
+
+    across = min(count, columns)
+    down = math.ceil(count / across)
+    figure = Figure(
+        figsize=(max(5.6, (5.2 if columns == 2 else 4.2) * across), height * down + 0.9), layout="constrained"
+    )
+    return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
+
+
+def _legend(figure: Figure, styles: dict[str, ArmStyle], note: str) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=5, label=arm)
+        for arm, look in styles.items()
+    ]
+    style.legend_outside(figure, handles)
+    figure.supxlabel(note, fontsize=8, color=style.GREY)
+
+
+def _fixed(places: Sequence[float]) -> Any:
+    from matplotlib.ticker import FixedLocator
+
+    return FixedLocator(list(places))

@@ -1,0 +1,118 @@
+"""What is written: stability.md, stability.json, CSV files and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.show.tables import markdown_table
+from common.files import write_json, write_text
+
+from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Study, all_rows
+from .fairness import matched, presence, warnings
+from .figures import write_figures
+from .tables import (
+    Shown,
+    difference_table,
+    event_table,
+    growth_table,
+    rate_table,
+    stress_table,
+    sweep_table,
+)
+
+
+def main_tables(found: Study) -> list[Shown]:
+    """The tables that are printed."""
+    one = found.comparison
+    basis = found.bases(one.calm)[0]
+    tables = [difference_table(found, one.calm, basis), sweep_table(found, one.calm), event_table(found, one.calm)]
+    tables += [stress_table(found, scenario) for scenario in one.scenarios]
+    return [table for table in tables if table is not None]
+
+
+def every_table(found: Study) -> Iterator[Shown]:
+    """All tables, scenario by scenario."""
+    for scenario in found.comparison.scenarios:
+        for basis in found.bases(scenario):
+            if (table := difference_table(found, scenario, basis)) is not None:
+                yield table
+        for make in (sweep_table, event_table, stress_table, rate_table, growth_table):
+            if (shown := make(found, scenario)) is not None:
+                yield shown
+
+
+def write(found: Study, out: Path) -> list[str]:
+    """Write everything to a folder; returns the names of the files."""
+    rows = all_rows(found)
+    told = warnings(found)
+    runs = _runs(found)
+    write_json(out / "stability.json", _json(found, rows, told, runs))
+    write_text(out / "runs.csv", pd.DataFrame(runs).to_csv(index=False, lineterminator="\n"))
+    write_text(
+        out / "comparisons.csv", pd.DataFrame([_flat(row) for row in rows]).to_csv(index=False, lineterminator="\n")
+    )
+    write_text(out / "stability.md", _page(found, told))
+    return ["stability.md", "stability.json", "runs.csv", "comparisons.csv", *write_figures(found, out)]
+
+
+def _page(found: Study, told: Sequence[str]) -> str:
+    one = found.comparison
+    parts = [
+        f"# {', '.join(one.arms)}\n\n{len(one.runs)} of {len(one.planned)} planned runs have ended. {matched(one)}\n"
+    ]
+    parts.append("".join(f"- {line}\n" for line in told))
+    parts.append(markdown_table(["arm", "scenario", "ended", "left out"], presence(one)))
+    parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in every_table(found)]
+    meanings = [[m.heading, m.unit, m.better, m.meaning] for m in ALL_MEASURES.values()]
+    parts.append("## What each value is\n\n" + markdown_table(["value", "unit", "better", "meaning"], meanings))
+    return "\n".join(parts)
+
+
+def _runs(found: Study) -> list[dict[str, Any]]:
+    return [
+        {"run": found.comparison.runs[cell].name, **cell._asdict(), **one.values}
+        for cell, one in found.measured.items()
+    ]
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A comparison as a row of a CSV file."""
+    effect = row.difference.effect
+    return {
+        "scenario": row.scenario, "basis": row.basis, "measure": row.measure.key, "arm": row.arm, "control": row.control,
+        "n": row.difference.n, "mean": effect.mean, "low": effect.low, "high": effect.high, "p": row.difference.p,
+        "adjusted_p": row.adjusted, "smallest": row.smallest, "method": row.difference.method, "verdict": row.verdict,
+        "left_out": " ".join(map(str, row.difference.left_out)), "variance_removed": row.difference.variance_removed,
+    }  # fmt: skip
+
+
+def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    one = found.comparison
+    sweeps = [
+        {
+            "arm": arm, "scenario": scenario, "rates": sweep.rates, "seeds": sweep.seeds, "best": sweep.best(),
+            "inside": sweep.inside, "sensitivity": sweep.sensitivity(), "vertices": sweep.vertices(),
+            "stable_range": sweep.stable_range(), "largest_stable": sweep.largest_stable(),
+        }
+        for (arm, scenario), sweep in found.sweeps.items()
+        if sweep.rates
+    ]  # fmt: skip
+    return {
+        "measures": {m.key: m._asdict() for m in ALL_MEASURES.values()},
+        "baseline": one.baseline,
+        "control": one.control,
+        "arms": one.arms,
+        "scenarios": one.scenarios,
+        "primary": PRIMARY,
+        "bases": {OWN_BEST: "chosen without the seed", COMMON: "chosen over all seeds of the baseline"},
+        "warnings": list(told),
+        "left_out": [{**cell._asdict(), "run": one.planned[cell], "why": why} for cell, why in one.left_out.items()],
+        "runs": runs,
+        "sweeps": sweeps,
+        "comparisons": [_flat(row) | {"effect": asdict(row.difference.effect)} for row in rows],
+    }

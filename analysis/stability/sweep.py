@@ -1,0 +1,111 @@
+"""What an arm does over the learning rates: sensitivity, best rate, and the range in which it is stable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.compare.statistics import Effect, mean_over_seeds
+
+NEAR_BEST = 0.05
+"""Nats per token above the lowest mean final NLL up to which a rate is in the stable range."""
+STABLE = 0.2
+"""Nats per token above a seed's lowest final NLL up to which a run counts as stable."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The final NLLs of an arm in a scenario, by rate and seed. That of a run that diverged, or ended higher than it began, is
+    the initial loss."""
+
+    rates: tuple[float, ...]
+    """Ascending; without rates at which fewer than half as many runs have ended as at others."""
+    seeds: tuple[int, ...]
+    """Those with a value at every rate; only these count."""
+    final: Mapping[tuple[float, int], float]
+    stable: Mapping[tuple[float, int], bool]
+    """Whether the run finished without a divergence or a stall."""
+
+    def mean(self, rate: float, without: int | None = None) -> float:
+        """The mean final NLL at a rate, over all seeds but one; over all if there is no other."""
+        others = [seed for seed in self.seeds if seed != without] or list(self.seeds)
+        return float(np.mean([self.final[rate, seed] for seed in others])) if others else math.nan
+
+    def best(self, without: int | None = None) -> float | None:
+        """The rate with the lowest mean final NLL, over all seeds but one; the lower one of equals. None without a run at every
+        rate."""
+        if not self.seeds:
+            return None
+        return min(self.rates, key=lambda rate: self.mean(rate, without))
+
+    @property
+    def inside(self) -> bool:
+        """Whether the best rate is neither the lowest nor the highest of the grid."""
+        return self.best() in self.rates[1:-1]
+
+    def sensitivity(self) -> dict[int, float]:
+        """By seed, the mean over the rates of the final NLL minus the lowest: the sensitivity of arXiv 2309.14322, for this
+        grid. Empty for a single rate."""
+        if len(self.rates) < 2:
+            return {}
+        finals = {seed: [self.final[rate, seed] for rate in self.rates] for seed in self.seeds}
+        return {seed: float(np.mean(values) - min(values)) for seed, values in finals.items()}
+
+    def vertices(self) -> dict[int, float]:
+        """By seed, the best rate between those of the grid: the lowest point of the parabola in the logarithm of the rate
+        through the best rate of the grid and its neighbours. A seed whose best rate is at an end of the grid has none."""
+        found = {}
+        for seed in self.seeds:
+            values = [self.final[rate, seed] for rate in self.rates]
+            place = int(np.argmin(values))
+            if 0 < place < len(values) - 1:
+                found[seed] = _vertex(self.rates[place - 1 : place + 2], values[place - 1 : place + 2])
+        return found
+
+    def best_between(self) -> Effect | None:
+        """The geometric mean of :meth:`vertices` with its interval over seeds; None unless every seed has one."""
+        vertices = self.vertices()
+        if not vertices or len(vertices) < len(self.seeds):
+            return None
+        effect = mean_over_seeds(np.log(list(vertices.values())))
+        ends = [None if end is None else math.exp(end) for end in (effect.low, effect.high)]
+        return Effect(math.exp(effect.mean), ends[0], ends[1], None, None, effect.n, effect.clusters)
+
+    def stable_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest of the rates around the best one, without a gap, whose mean final NLL is within NEAR_BEST
+        of the lowest."""
+        if (best := self.best()) is None:
+            return None
+        limit = self.mean(best) + NEAR_BEST
+        low = high = self.rates.index(best)
+        while low > 0 and self.mean(self.rates[low - 1]) <= limit:
+            low -= 1
+        while high < len(self.rates) - 1 and self.mean(self.rates[high + 1]) <= limit:
+            high += 1
+        return self.rates[low], self.rates[high]
+
+    def largest_stable(self) -> float | None:
+        """The highest rate up to which, from the best one on, every seed finished without a divergence or a stall and within
+        STABLE of its own lowest final NLL. None if that fails at the best rate already."""
+        if (best := self.best()) is None:
+            return None
+        lowest = {seed: min(self.final[rate, seed] for rate in self.rates) for seed in self.seeds}
+        found = None
+        for rate in self.rates[self.rates.index(best) :]:
+            if not all(self.stable[rate, s] and self.final[rate, s] <= lowest[s] + STABLE for s in self.seeds):
+                break
+            found = rate
+        return found
+
+
+def _vertex(rates: Sequence[float], values: Sequence[float]) -> float:
+    """The lowest point of the parabola through three points in the logarithm of the rate, of which the middle one is lowest."""
+    (x0, x1, x2), (y0, y1, y2) = np.log(rates), values
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curvature = (right - left) / (x2 - x0)
+    if curvature <= 0:  # three equal values
+        return rates[1]
+    return math.exp(min(max((x0 + x1) / 2 - left / (2 * curvature), x0), x2))

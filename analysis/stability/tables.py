@@ -1,0 +1,285 @@
+"""The tables: short ones for the terminal, all of them for files."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from analysis.compare.rates import Proportion
+from analysis.compare.seeds import ALL_EQUAL, TOO_FEW
+from analysis.show.text import number, visible
+
+from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, SENSITIVITY, Row, Study
+from .curve import median_duration
+from .measure import PLACES
+from .sweep import NEAR_BEST, STABLE, Sweep
+
+
+class Shown(NamedTuple):
+    """A table with its title and what has to be said below it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: str = ""
+
+
+def difference_table(found: Study, scenario: str, basis: str, key: str = PRIMARY) -> Shown | None:
+    """Each arm against the baseline in one measure; the control first. None without values."""
+    one = found.comparison
+    rows = found.rows(scenario, basis, key)
+    base = found.on(basis, key, one.baseline, scenario)
+    if not base:
+        return None
+    entry = rows[0].measure if rows else ALL_MEASURES[key]
+    header = ["arm", "seeds", "rate", entry.heading, "minus baseline [95%]", "p (Holm)", "would show", "verdict"]
+    shown = [
+        [visible(one.baseline), str(len(base)), _rates(found, one.baseline, scenario, basis), _mean(base, entry.form)]
+    ]
+    shown[0] += ["", "", "", "baseline"]
+    for row in rows:
+        values = found.on(basis, key, row.arm, scenario)
+        cells = [_name(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
+        shown.append([*cells, _mean(values, entry.form), *_against(row), short_verdict(row)])
+    unit = f", {entry.unit}" if entry.unit else ""
+    return Shown(f"{entry.heading}{unit}, {scenario}, {basis}", header, shown)
+
+
+def difference_text(row: Row) -> str:
+    """The mean difference and its interval."""
+    effect = row.difference.effect
+    if math.isnan(effect.mean):
+        return "-"
+    form = row.measure.form.lstrip("+").replace("d", ".2f").replace(",.0f", ".3g")
+    return effect.format(f"+{form}")
+
+
+def p_text(row: Row) -> str:
+    """The adjusted p-value; the control's is its own."""
+    return "" if math.isnan(row.adjusted) else f"{row.adjusted:.2g}" if row.adjusted >= 0.001 else "<0.001"
+
+
+def short_verdict(row: Row) -> str:
+    """The verdict, without the number that has a column of its own."""
+    short = {TOO_FEW: "too few seeds", ALL_EQUAL: "all equal"}
+    return short.get(row.verdict, row.verdict.partition(";")[0].replace("no difference shown", "not shown"))
+
+
+def sweep_table(found: Study, scenario: str) -> Shown | None:
+    """What each arm does over the rates. None if there are fewer than two."""
+    one = found.comparison
+    if not any(len(found.sweeps[arm, scenario].rates) > 1 for arm in one.arms):
+        return None
+    header = ["arm", "seeds", "best rate", "between [95%]", "within .05", "stable to", "sensitivity"]
+    header += ["minus baseline [95%]", "p (Holm)", "would show"]
+    differences = {row.arm: row for row in found.sensitivity_rows(scenario)}
+    rows = []
+    for arm in one.arms:
+        sweep = found.sweeps[arm, scenario]
+        values = list(sweep.sensitivity().values())
+        rows.append(
+            [
+                _name(found, arm),
+                str(len(sweep.seeds)),
+                _best(sweep),
+                "-" if (between := sweep.best_between()) is None else between.format(".2g"),
+                "-" if (span := sweep.stable_range()) is None else " to ".join(dict.fromkeys(map(_rate, span))),
+                _rate(sweep.largest_stable()),
+                f"{sum(values) / len(values):.3f}" if values else "-",
+                *_against(differences.get(arm)),
+            ]
+        )
+    grid = ", ".join(map(_rate, found.sweeps[one.baseline, scenario].rates))
+    notes = (
+        f"Rates: {grid}; seeds: those with a run at each. \N{LESS-THAN OR EQUAL TO}, \N{GREATER-THAN OR EQUAL TO}: best at an "
+        f"end of the grid. Between: by a parabola, if inside for every seed. Within .05: mean final NLL at most {NEAR_BEST} nats "
+        f"above the lowest. Stable to: up to this rate every seed finished without a stall and within {STABLE} nats of its "
+        f"lowest. Sensitivity: {SENSITIVITY.meaning}."
+    )
+    return Shown(f"Over the rates, {scenario}", header, rows, notes)
+
+
+def event_table(found: Study, scenario: str) -> Shown:
+    """Divergences, stalls, spikes and recovery over all runs of each arm in a scenario."""
+    one = found.comparison
+    header = ["arm", "runs", "diverged [95%]", "stalled", "NLL spikes [95%]", "grad spikes [95%]"]
+    header += ["recovery", "excess (floor)", "tokens lost"]
+    rows = []
+    for arm in one.arms:
+        runs = found.of(arm, scenario)
+        if not runs:
+            continue
+        median, spikes, censored = found.recovery(arm, scenario)
+        rows.append(
+            [
+                _name(found, arm),
+                str(len(runs)),
+                share_text(found.share("diverged", arm, scenario)),
+                f"{sum(bool(m.values['stalls']) for m in runs.values())}",
+                _spike_text(found, "nll", arm, scenario),
+                _spike_text(found, "grad", arm, scenario),
+                "" if not spikes else f"{_steps(median)} ({spikes}, {censored} open)",
+                _excess(found, arm, scenario),
+                _mean_of(found, "lost_tokens", arm, scenario, ",.0f"),
+            ]
+        )
+    notes = (
+        "All rates and seeds of an arm. Diverged: Clopper-Pearson. Spikes per 1,000 steps: Poisson, widened where runs vary more "
+        "than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, those not over when the run "
+        "ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise alone gives."
+    )
+    return Shown(f"Events, {scenario}", header, rows, notes)
+
+
+def stress_table(found: Study, scenario: str) -> Shown | None:
+    """What a stress did to each arm, held against its calm runs. None for the calm scenario and without partners."""
+    one = found.comparison
+    if scenario == one.calm:
+        return None
+    header = ["arm", "runs", "survived [95%]", "back [95%]", "steps", "nat-steps"]
+    header += ["minus baseline [95%]", "p (Holm)", "would show", "pairs"]
+    differences = {row.arm: row for row in found.rows(scenario, COMMON, "damage_excess")}
+    rows = []
+    for arm in one.arms:
+        durations, seen = found.time_back(arm, scenario)
+        if not durations:
+            continue
+        row = differences.get(arm)
+        rows.append(
+            [
+                _name(found, arm),
+                str(len(durations)),
+                share_text(found.share("survived", arm, scenario)),
+                share_text(found.share("back", arm, scenario)),
+                _steps(median_duration(durations, seen)),
+                _mean_of(found, "damage_excess", arm, scenario, "+.3g"),
+                *_against(row),
+                "" if row is None else str(row.difference.n),
+            ]
+        )
+    if not rows:
+        return None
+    notes = (
+        "All rates and seeds, each run held against the calm one of its arm, rate and seed; the difference from the baseline is "
+        f"that of nat-steps at the {COMMON}. Survived: finished without a stall. Back: the run was at the calm run's NLL again, "
+        "for good, before its end; a run that diverged is not. Steps: until then, Kaplan-Meier median. Nat-steps: sum of the "
+        "NLL minus the calm run's."
+    )
+    return Shown(f"Under stress, {scenario}", header, rows, notes)
+
+
+def rate_table(found: Study, scenario: str) -> Shown:
+    """Final NLL, divergences and stalls of each arm at each rate."""
+    one = found.comparison
+    header = [
+        "arm",
+        "rate",
+        "seeds",
+        "final NLL",
+        "lowest",
+        "highest",
+        "diverged",
+        "stalled",
+        "update size",
+        "effective rate",
+    ]
+    rows = []
+    for arm in one.arms:
+        for rate in one.rates(arm, scenario):
+            runs = [m.values for m in found.of(arm, scenario, rate).values()]
+            finals = [v["final_nll"] for v in runs if v["final_nll"] is not None]
+            sizes = [[v[key] for v in runs if v.get(key) is not None] for key in ("update_size", "effective_rate")]
+            rows.append(
+                [
+                    visible(arm),
+                    _rate(rate),
+                    str(len(runs)),
+                    *(
+                        [f"{x:.4f}" for x in (sum(finals) / len(finals), min(finals), max(finals))]
+                        if finals
+                        else ["-"] * 3
+                    ),
+                    f"{sum(v['diverged'] for v in runs)}",
+                    f"{sum(bool(v['stalls']) for v in runs)}",
+                    *(f"{sum(own) / len(own):.3g}" if own else "-" for own in sizes),
+                ]
+            )
+    return Shown(f"By rate, {scenario}", header, rows, "Of a run that diverged the final NLL is its initial loss.")
+
+
+def growth_table(found: Study, scenario: str) -> Shown:
+    """Radial growth at each arm's own best rate."""
+    one = found.comparison
+    basis = found.bases(scenario)[0]
+    header = ["arm", *(f"{name}, last/first" for name in PLACES), *(f"{name}, max/first" for name in PLACES)]
+    rows = []
+    for arm in one.arms:
+        keys = [f"{name}_growth" for name in PLACES] + [f"{name}_max" for name in PLACES]
+        rows.append([visible(arm), *(_mean(found.on(basis, key, arm, scenario), ".3g") for key in keys)])
+    notes = (
+        "Means over seeds. " + "; ".join(f"{name}: {what} ({metric})" for name, (metric, what) in PLACES.items()) + "."
+    )
+    return Shown(f"Radial growth, {scenario}, {basis}", header, rows, notes)
+
+
+def _name(found: Study, arm: str) -> str:
+    return visible(arm) + (" (A/A)" if arm == found.comparison.control else "")
+
+
+def _against(row: Row | None) -> list[str]:
+    """Difference, p-value and smallest difference; empty for the baseline."""
+    if row is None:
+        return ["", "", ""]
+    return [difference_text(row), p_text(row), "" if row.smallest is None else number(row.smallest, 3)]
+
+
+def _best(sweep: Sweep) -> str:
+    """The best rate, marked if it is at an end of the grid."""
+    best = sweep.best()
+    if best is None or sweep.inside:
+        return _rate(best)
+    sign = "\N{LESS-THAN OR EQUAL TO}" if best == sweep.rates[0] else "\N{GREATER-THAN OR EQUAL TO}"
+    return f"{sign}{best:g}"
+
+
+def share_text(share: Proportion | None) -> str:
+    """k/n and the interval in percent."""
+    return "" if share is None else f"{share.k}/{share.n} [{100 * share.low:.0f}, {100 * share.high:.0f}]%"
+
+
+def _spike_text(found: Study, signal: str, arm: str, scenario: str) -> str:
+    rate = found.spike_rate(signal, arm, scenario)
+    return "" if rate is None else f"{1000 * rate.rate:.1f} [{1000 * rate.low:.1f}, {1000 * rate.high:.1f}]"
+
+
+def _excess(found: Study, arm: str, scenario: str) -> str:
+    parts = [_mean_of(found, key, arm, scenario, ".1f") for key in ("excess", "excess_floor")]
+    return f"{parts[0]} ({parts[1]})" if all(parts) else ""
+
+
+def _mean_of(found: Study, key: str, arm: str, scenario: str, form: str) -> str:
+    values = [v for m in found.of(arm, scenario).values() if (v := m.values.get(key)) is not None]
+    return format(sum(values) / len(values), form) if values else ""
+
+
+def _mean(values: dict[int, float], form: str) -> str:
+    form = form.lstrip("+").replace("d", ".2f")
+    return format(sum(values.values()) / len(values), form) if values else "-"
+
+
+def _rates(found: Study, arm: str, scenario: str, basis: str) -> str:
+    """The rate of the runs that are compared; with OWN_BEST there may be several, since it is chosen without each seed."""
+    if basis not in (OWN_BEST, COMMON):
+        return basis.removeprefix("rate ")
+    if basis == COMMON:
+        return _rate(found.rate_of(found.comparison.baseline, scenario, None))
+    chosen = [found.rate_of(arm, scenario, seed) for seed in found.comparison.seeds(arm)]
+    return ", ".join(dict.fromkeys(map(_rate, chosen)))
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:g}"
+
+
+def _steps(median: float) -> str:
+    return "-" if math.isnan(median) else "over half not" if math.isinf(median) else f"{median:g}"

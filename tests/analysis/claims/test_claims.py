@@ -1,0 +1,133 @@
+"""The claims' measures on series made by hand, the verdicts' rules, and the whole command on a small suite."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.claims.__main__ import all_claims
+from analysis.claims.base import Evidence, Judged, judge, verdict_of
+from analysis.claims.bounded_logits import growth
+from analysis.claims.capped_outliers import outlier
+from analysis.claims.vanishing_gradient import correlation
+from analysis.compare.seeds import paired
+from record.finished import Run
+
+from ...conftest import ROOT, python
+
+
+def made(**columns):
+    """A run with these metrics from step 1 on; a name's __ stands for the slash."""
+    frame = pd.DataFrame({name.replace("__", "/"): np.asarray(values, float) for name, values in columns.items()})
+    frame.index = pd.RangeIndex(1, len(frame) + 1, name="step")
+    return Run(ROOT, "made", {"stress": []}, frame, {}, [], {"status": "finished"})
+
+
+def test_growth_is_the_logarithm_of_last_over_first():
+    assert growth(np.array([2.0, 7.0, math.nan, 16.0])) == pytest.approx(math.log(8))
+    assert math.isnan(growth(np.array([2.0, math.nan])))
+    assert growth(np.array([0.0, 3.0, 3.0])) == 0.0
+
+
+def test_an_outlier_is_its_height_over_the_median_before():
+    norm, acting = [2.0, 4.0, 2.0, 2.0, 30.0, 20.0, 1.0], [0, 0, 0, 0, 1, 1, 0]
+    assert outlier(made(grad_norm__total=norm, stress__acting=acting)) == pytest.approx(math.log(15))
+    assert math.isnan(outlier(made(grad_norm__total=norm, stress__acting=[0] * 7)))  # nothing acted
+    assert math.isnan(
+        outlier(made(grad_norm__total=norm, stress__acting=[0, 1, 0, 0, 0, 0, 0]))
+    )  # too few steps before
+    norm[4] = math.inf
+    assert math.isnan(outlier(made(grad_norm__total=norm, stress__acting=acting)))
+
+
+def test_the_weights_correlation_with_the_nll_is_spearmans():
+    nll = [5.0, 4.0, 3.5, 3.0, 3.2]
+    assert correlation(made(tfsd__weight_mean=[0.1, 0.2, 0.3, 0.5, 0.4], loss__nll=nll)) == pytest.approx(-1.0)
+    assert correlation(made(tfsd__weight_mean=[0.9, 0.8, 0.7, 0.5, 0.6], loss__nll=nll)) == pytest.approx(1.0)
+    assert correlation(made(tfsd__weight_mean=[1.0] * 5, loss__nll=nll)) is None
+    assert correlation(made(loss__nll=nll)) is None
+
+
+def over_seeds(values, good, decides=True):
+    difference = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    return Evidence("x", "arm", "base", "calm", "", decides, difference, good)
+
+
+def test_a_verdict_needs_the_interval_and_the_adjusted_p():
+    """One p of 0.02 is enough alone, and not among three tests."""
+    clear, weak = [1.0, 1.1, 0.9, 1.05], [1.0, 0.4, 1.8, 1.2]
+    assert 0.017 < over_seeds(weak, "higher").difference.p < 0.05
+    alone = judge({"a": [over_seeds(weak, "higher")]})["a"][0]
+    assert (alone.verdict, alone.adjusted_p) == ("supported", pytest.approx(alone.evidence.difference.p))
+    assert judge({"a": [over_seeds(weak, "lower")]})["a"][0].verdict == "refuted"
+    among = judge(
+        {"a": [over_seeds(weak, "higher")], "b": [over_seeds(clear, "higher"), over_seeds([0.1, -0.2, 0.2], "lower")]}
+    )
+    assert among["a"][0].adjusted_p == pytest.approx(2 * over_seeds(weak, "higher").difference.p)
+    assert [each.verdict for each in (*among["a"], *among["b"])] == ["not shown", "supported", "not shown"]
+    assert among["a"][0].smallest > alone.smallest  # among more tests only a larger one would be claimed
+
+
+def test_what_is_no_test_over_seeds_has_its_own_verdict_and_is_not_counted():
+    fixed = Evidence("x", "arm", "0", "calm", "", True, fixed="supported")
+    equal = over_seeds([1.0, 1.0], "higher")
+    judged = judge({"a": [fixed, equal, over_seeds([1.0, 1.1, 0.9], "higher")]})["a"]
+    assert [each.verdict for each in judged] == ["supported", "not shown", "supported"]
+    assert judged[2].adjusted_p == pytest.approx(judged[2].evidence.difference.p)
+
+
+def test_a_claim_is_refuted_by_one_and_supported_by_all():
+    def of(*verdicts, beside=()):
+        each = [Judged(Evidence("x", "a", "b", "c", "", True), None, None, verdict) for verdict in verdicts]
+        return verdict_of([*each, *(Judged(Evidence("x", "a", "b", "c", "", False), None, None, v) for v in beside)])
+
+    assert of("supported", "supported", beside=["refuted"]) == "supported"
+    assert of("supported", "not shown") == "not shown"
+    assert of("supported", "refuted") == "refuted"
+    assert of(beside=["supported"]) == "not testable here"
+
+
+SUITE = """
+recipe: {workspace}/tiny.yaml
+out: out
+seeds: [0, 1]
+control: []
+arms:
+  linear: [head.kind=linear, objective.kind=ce]
+  half: []
+  article: [head.scale=article]
+scenarios:
+  calm: {{}}
+  noise: {{overrides: ['stress=[{{kind: label_noise, step: 25, steps: 2, share: 0.9}}]'], branch_from: calm@20}}
+"""
+
+
+def test_the_command_tells_every_claims_verdict_from_run_directories(workspace, tmp_path):
+    (tmp_path / "suite.yaml").write_text(SUITE.format(workspace=workspace))
+    ran = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result = python("-m", "analysis.claims", tmp_path / "out", "--out", tmp_path / "claims")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "claims" / "claims.json").read_text())
+    assert {each["claim"] for each in found["claims"]} == all_claims().keys()
+    for claim in found["claims"]:
+        assert f"\n{claim['claim']}: {claim['verdict']}\n" in result.stdout
+        assert f"## {claim['claim']}: {claim['verdict']}\n" in (tmp_path / "claims" / "claims.md").read_text()
+        deciding = {each["arm"] for each in claim["evidence"] if each["decides"]}
+        assert deciding <= {"article"}  # the article's own scale decides where there is one
+    by_name = {each["claim"]: each for each in found["claims"]}
+    assert by_name["bounded_logits"]["verdict"] == "supported"
+    largest = [each["told"] for each in by_name["bounded_logits"]["evidence"] if each["what"] == "largest logit"]
+    assert all(told.startswith("0 of 4 runs have a logit above 0") for told in largest)
+    assert {each["where"].partition(",")[0] for each in by_name["capped_outliers"]["evidence"]} == {"noise"}
+
+
+def test_a_suite_without_tfsd_is_refused(workspace, tmp_path):
+    plain = SUITE.format(workspace=workspace).partition("  half")[0] + "scenarios: {}\n"
+    (tmp_path / "suite.yaml").write_text(plain)
+    assert python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path).returncode == 0
+    result = python("-m", "analysis.claims", tmp_path / "out")
+    assert result.returncode == 2
+    assert "error: no arm has a metric head and TFSD" in result.stderr
