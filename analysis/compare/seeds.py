@@ -158,10 +158,11 @@ def _tested(observations: Sequence[Floats], seed: int, resamples: int) -> tuple[
         return effect, None, TOO_FEW if seeds < 2 else ALL_EQUAL
     statistic = effect.mean / error
     if seeds > MOST_FOR_T:
+        # The interval's ends are the rank-th smallest and the rank-th largest, so that it excludes zero just where p < 0.05.
+        rank = int((resamples + 1) * (1 - CONFIDENCE) / 2)
+        if rank < 1:
+            raise ValueError(f"resamples is {resamples}; a 95% interval takes 39 or more")
         t_R = np.sort(_studentised(observations, mean_S, seed, resamples))
-        rank = int(
-            (resamples + 1) * (1 - CONFIDENCE) / 2
-        )  # the interval's ends: the rank-th smallest, and the rank-th largest
         low_t, high_t = t_R[rank - 1], t_R[-rank]
         if np.isfinite(low_t) and np.isfinite(high_t):
             beyond = int(min(np.count_nonzero(t_R >= statistic), np.count_nonzero(t_R <= statistic)))

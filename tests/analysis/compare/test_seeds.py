@@ -248,6 +248,14 @@ def test_the_bootstrap_depends_on_its_seed_alone():
     assert paired(runs(values), runs(np.zeros(12)), seed=1).effect != difference_of(values).effect
 
 
+def test_too_few_resamples_are_refused():
+    values = np.random.default_rng(9).normal(size=12)
+    with pytest.raises(ValueError, match="resamples is 38"):
+        hierarchical_bootstrap(values, seed=0, resamples=38)
+    found = hierarchical_bootstrap(values, seed=0, resamples=39)
+    assert found.low < found.mean < found.high
+
+
 def test_where_most_differences_are_equal_resamples_say_nothing_and_it_is_students_t():
     values = [0.0] * 11 + [5.0]
     found = difference_of(values)
