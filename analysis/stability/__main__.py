@@ -19,7 +19,7 @@ from common.command import ArgumentParser, exit_status
 
 from . import report
 from .compare import Study, study
-from .fairness import matched, warnings
+from .fairness import control_line, matched, warnings
 from .runs import find_runs
 from .tables import Shown
 
@@ -48,6 +48,8 @@ def _print(found: Study) -> None:
     if one.left_out:
         names = [Path(one.planned[cell]).name for cell in one.left_out]
         print(_wrapped(f"! {len(names)} planned runs are left out: {first_of(names, _NAMED)}; why, says stability.md"))
+    if (line := control_line(found)) is not None:
+        print(line)
     for table in report.main_tables(found):
         print(f"\n{as_text(table)}")
     print()
@@ -60,9 +62,11 @@ def _print(found: Study) -> None:
 
 
 def as_text(table: Shown) -> str:
-    """A table for the terminal."""
+    """A table for the terminal, without the columns that only files have."""
+    kept = [place for place, name in enumerate(table.header) if name not in table.in_files]
+    header, *rows = ([row[place] for place in kept] for row in (table.header, *table.rows))
     notes = f"\n{_wrapped(table.notes)}" if table.notes else ""
-    return f"{table.title}\n{terminal_table(table.header, table.rows)}{notes}"
+    return f"{table.title}\n{terminal_table(header, rows)}{notes}"
 
 
 def _wrapped(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from analysis.compare.rates import Proportion, Rate, poisson_rate, proportion
+from analysis.compare.rates import Proportion, Rate, mcnemar, poisson_rate, proportion
 from analysis.compare.seeds import Difference, adjusted, paired, smallest_shown, verdict
 from analysis.compare.statistics import CONFIDENCE
 
@@ -27,7 +27,9 @@ COMMON = "baseline's best rate"
 SENSITIVITY = Measure("sensitivity", "sensitivity", ".4f", "nats/token", "lower",
                       "mean over the rates of the final NLL minus the lowest (arXiv 2309.14322)")  # fmt: skip
 ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY)}}
-_NOT_COMPARED = ("steps", "initial_nll", "capped", "recovery")
+YES_OR_NO = ("survived", "diverged", "capped", "back")
+"""Measures that are compared as shares."""
+_NOT_COMPARED = ("steps", "initial_nll", "recovery", *YES_OR_NO)
 """Not an outcome; or infinite where it was not seen, so that it has no mean."""
 COMPARED = tuple(m.key for m in (*MEASURES, *DAMAGES) if m.form != "s" and m.key not in _NOT_COMPARED)
 """Measures of which arms are compared."""
@@ -56,6 +58,22 @@ class Row:
         """Whether no difference is shown: by the interval and the adjusted p-value."""
         low, high = self.difference.effect.low, self.difference.effect.high
         return low is None or high is None or low <= 0 <= high or self.adjusted > 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many runs of an arm a yes-or-no measure holds for, at one rate or at all."""
+
+    scenario: str
+    rate: str
+    """As a number, or "all"."""
+    measure: Measure
+    arm: str
+    share: Proportion
+    baseline: Proportion
+    p: float
+    """McNemar's exact test over pairs of runs of the same rate and seed; with several rates these are not independent, and it is
+    too small. NaN for the baseline itself."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +197,31 @@ class Study:
         known = [value for value in values if value is not None]
         return proportion(int(sum(known)), len(known)) if known else None
 
+    def shares(self, key: str, scenario: str, rate: float | str | None = "all") -> list[Share]:
+        """Every arm's share of runs, and the test against the baseline's; empty if the baseline has none."""
+        one = self.comparison
+        base = self.share(key, one.baseline, scenario, rate)
+        if base is None:
+            return []
+        found = []
+        for arm in one.arms:
+            own = self.share(key, arm, scenario, rate)
+            if own is not None:
+                p = math.nan if arm == one.baseline else self._mcnemar(key, arm, scenario, rate)
+                shown = rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
+                found.append(Share(scenario, shown, ALL_MEASURES[key], arm, own, base, p))
+        return found
+
+    def _mcnemar(self, key: str, arm: str, scenario: str, rate: float | str | None) -> float:
+        pairs = dict(self.comparison.pairs(arm))
+        own, other = {}, {}
+        for number, (cell, one) in enumerate(self.of(arm, scenario, rate).items()):
+            partner = cell._replace(arm=self.comparison.baseline, seed=pairs.get(cell.seed, cell.seed))
+            values = one.values.get(key), self.measured[partner].values.get(key) if partner in self.measured else None
+            if None not in values:
+                own[number], other[number] = bool(values[0]), bool(values[1])
+        return mcnemar(own, other)
+
     def spike_rate(self, signal: str, arm: str, scenario: str) -> Rate | None:
         """Spikes per step by the default rule over all runs; None if no step was judged."""
         found = [one.spikes[signal] for one in self.of(arm, scenario).values()]
@@ -224,6 +267,19 @@ def study(comparison: Comparison) -> Study:
 
 def _at(rate: float | None) -> str:
     return "rate of the recipe" if rate is None else f"rate {rate:g}"
+
+
+def all_shares(found: Study) -> list[Share]:
+    """Every yes-or-no measure in every scenario, over all rates and at each."""
+    one = found.comparison
+    rates: list[float | str | None]
+    shares = []
+    for scenario in one.scenarios:
+        rates = ["all", *one.rates(one.baseline, scenario)]
+        for key in YES_OR_NO:
+            for rate in rates if len(rates) > 2 else rates[:1]:
+                shares += found.shares(key, scenario, rate)
+    return shares
 
 
 def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:

@@ -11,7 +11,7 @@ from analysis.compare.differing import differing_words
 from analysis.show.text import first_of
 from record.finished import Run
 
-from .compare import COMMON, OWN_BEST, PRIMARY, Study
+from .compare import COMMON, OWN_BEST, PRIMARY, Row, Study
 from .runs import Cell, Comparison
 
 _NAMED = 4
@@ -51,19 +51,32 @@ def warnings(found: Study) -> list[str]:
 
 
 def _control(found: Study) -> Iterator[str]:
-    one = found.comparison
-    if one.control is None:
+    if found.comparison.control is None:
         yield "no A/A control: whether two identical arms come out equal was not checked"
-        return
-    for scenario in one.scenarios:
-        for basis in (OWN_BEST, COMMON):
-            for row in found.rows(scenario, basis, PRIMARY) if basis in found.bases(scenario) else []:
-                if row.control and not row.null:
-                    yield (
-                        f"THE A/A CONTROL IS NOT NULL: {row.arm}, the baseline again, has a {row.verdict} {row.measure.heading} "
-                        f"({scenario}, {basis}: {row.difference.effect.format('+.4f')}); one in twenty such checks fails by "
-                        "chance, otherwise the seeds are no fair sample"
-                    )
+    for row in _control_rows(found):
+        if not row.null:
+            yield (
+                f"THE A/A CONTROL IS NOT NULL: {row.arm}, the baseline again, has a {row.verdict} {row.measure.heading} "
+                f"({row.scenario}, {row.basis}: {row.difference.effect.format('+.4f')}); one in twenty such checks fails by "
+                "chance, otherwise the seeds are no fair sample"
+            )
+
+
+def _control_rows(found: Study) -> list[Row]:
+    """The control against the baseline in the final NLL, on every basis that is concluded from, where there is an interval."""
+    one = found.comparison
+    bases = {scenario: [b for b in found.bases(scenario) if b in (OWN_BEST, COMMON)] for scenario in one.scenarios}
+    rows = [row for scenario, own in bases.items() for basis in own for row in found.rows(scenario, basis, PRIMARY)]
+    return [row for row in rows if row.control and row.difference.effect.low is not None]
+
+
+def control_line(found: Study) -> str | None:
+    """How the A/A control came out; None without one that has an interval."""
+    rows = _control_rows(found)
+    if not rows:
+        return None
+    null = sum(row.null for row in rows)
+    return f"A/A control: no difference from the baseline in {null} of {len(rows)} comparisons of the final NLL"
 
 
 def _not_the_same(comparison: Comparison, what: str, value_of: Callable[[Run], Any]) -> Iterator[str]:

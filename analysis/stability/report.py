@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.show.tables import markdown_table
 from common.files import write_json, write_text
 
-from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Study, all_rows
+from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Share, Study, all_rows, all_shares
 from .fairness import matched, presence, warnings
 from .figures import write_figures
 from .tables import (
@@ -21,6 +21,7 @@ from .tables import (
     event_table,
     growth_table,
     rate_table,
+    run_table,
     stress_table,
     sweep_table,
 )
@@ -31,17 +32,19 @@ def main_tables(found: Study) -> list[Shown]:
     one = found.comparison
     basis = found.bases(one.calm)[0]
     tables = [difference_table(found, one.calm, basis), sweep_table(found, one.calm), event_table(found, one.calm)]
-    tables += [stress_table(found, scenario) for scenario in one.scenarios]
+    tables.append(stress_table(found))
     return [table for table in tables if table is not None]
 
 
 def every_table(found: Study) -> Iterator[Shown]:
-    """All tables, scenario by scenario."""
+    """All tables: what stresses did, then scenario by scenario."""
+    if (stressed := stress_table(found)) is not None:
+        yield stressed
     for scenario in found.comparison.scenarios:
         for basis in found.bases(scenario):
             if (table := difference_table(found, scenario, basis)) is not None:
                 yield table
-        for make in (sweep_table, event_table, stress_table, rate_table, growth_table):
+        for make in (sweep_table, event_table, rate_table, growth_table):
             if (shown := make(found, scenario)) is not None:
                 yield shown
 
@@ -52,12 +55,26 @@ def write(found: Study, out: Path) -> list[str]:
     told = warnings(found)
     runs = _runs(found)
     write_json(out / "stability.json", _json(found, rows, told, runs))
-    write_text(out / "runs.csv", pd.DataFrame(runs).to_csv(index=False, lineterminator="\n"))
-    write_text(
-        out / "comparisons.csv", pd.DataFrame([_flat(row) for row in rows]).to_csv(index=False, lineterminator="\n")
-    )
+    write_text(out / "runs.csv", _csv(runs))
+    write_text(out / "comparisons.csv", _csv([_flat(row) for row in rows]))
+    write_text(out / "shares.csv", _csv([_flat_share(share) for share in all_shares(found)]))
     write_text(out / "stability.md", _page(found, told))
-    return ["stability.md", "stability.json", "runs.csv", "comparisons.csv", *write_figures(found, out)]
+    return ["stability.md", "stability.json", "runs.csv", "comparisons.csv", "shares.csv", *write_figures(found, out)]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text: str = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def _flat_share(one: Share) -> dict[str, Any]:
+    """A share as a row of a CSV file."""
+    share = one.share
+    return {
+        "scenario": one.scenario, "rate": one.rate, "measure": one.measure.key, "arm": one.arm, "k": share.k, "n": share.n,
+        "share": share.share, "low": share.low, "high": share.high, "at_most": share.at_most, "baseline_k": one.baseline.k,
+        "baseline_n": one.baseline.n, "p_mcnemar": one.p,
+    }  # fmt: skip
 
 
 def _page(found: Study, told: Sequence[str]) -> str:
@@ -68,6 +85,8 @@ def _page(found: Study, told: Sequence[str]) -> str:
     parts.append("".join(f"- {line}\n" for line in told))
     parts.append(markdown_table(["arm", "scenario", "ended", "left out"], presence(one)))
     parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in every_table(found)]
+    table = run_table(found)
+    parts.append(f"## {table.title}\n\n{markdown_table(table.header, table.rows)}\n{table.notes}\n")
     meanings = [[m.heading, m.unit, m.better, m.meaning] for m in ALL_MEASURES.values()]
     parts.append("## What each value is\n\n" + markdown_table(["value", "unit", "better", "meaning"], meanings))
     return "\n".join(parts)
@@ -114,5 +133,6 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "left_out": [{**cell._asdict(), "run": one.planned[cell], "why": why} for cell, why in one.left_out.items()],
         "runs": runs,
         "sweeps": sweeps,
+        "shares": [_flat_share(share) for share in all_shares(found)],
         "comparisons": [_flat(row) | {"effect": asdict(row.difference.effect)} for row in rows],
     }

@@ -11,8 +11,12 @@ from analysis.show.text import number, visible
 
 from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, SENSITIVITY, Row, Study
 from .curve import median_duration
-from .measure import PLACES
+from .measure import BY_KEY, PLACES
 from .sweep import NEAR_BEST, STABLE, Sweep
+
+_OF_A_RUN = ("ended", "final_nll", "stalls", "saturated", "spikes_nll", "spikes_grad", "excess", "excess_floor", "lost_tokens",
+             "recovery", "effective_rate", "update_size")  # fmt: skip
+"""Measures in the table of runs."""
 
 
 class Shown(NamedTuple):
@@ -22,6 +26,8 @@ class Shown(NamedTuple):
     header: list[str]
     rows: list[list[str]]
     notes: str = ""
+    in_files: tuple[str, ...] = ()
+    """Columns that are left out where the table is printed."""
 
 
 def difference_table(found: Study, scenario: str, basis: str, key: str = PRIMARY) -> Shown | None:
@@ -96,7 +102,7 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
         f"above the lowest. Stable to: up to this rate every seed finished without a stall and within {STABLE} nats of its "
         f"lowest. Sensitivity: {SENSITIVITY.meaning}."
     )
-    return Shown(f"Over the rates, {scenario}", header, rows, notes)
+    return Shown(f"Over the rates, {scenario}", header, rows, notes, ("between [95%]", "p (Holm)"))
 
 
 def event_table(found: Study, scenario: str) -> Shown:
@@ -128,44 +134,42 @@ def event_table(found: Study, scenario: str) -> Shown:
         "than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, those not over when the run "
         "ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise alone gives."
     )
-    return Shown(f"Events, {scenario}", header, rows, notes)
+    return Shown(f"Events, {scenario}", header, rows, notes, ("tokens lost",))
 
 
-def stress_table(found: Study, scenario: str) -> Shown | None:
-    """What a stress did to each arm, held against its calm runs. None for the calm scenario and without partners."""
+def stress_table(found: Study) -> Shown | None:
+    """What each stress did to each arm, held against its calm runs. None without a stress whose runs have calm partners."""
     one = found.comparison
-    if scenario == one.calm:
-        return None
-    header = ["arm", "runs", "survived [95%]", "back [95%]", "steps", "nat-steps"]
+    header = ["stress", "arm", "runs", "survived [95%]", "back [95%]", "steps", "nat-steps"]
     header += ["minus baseline [95%]", "p (Holm)", "would show", "pairs"]
-    differences = {row.arm: row for row in found.rows(scenario, COMMON, "damage_excess")}
     rows = []
-    for arm in one.arms:
-        durations, seen = found.time_back(arm, scenario)
-        if not durations:
-            continue
-        row = differences.get(arm)
-        rows.append(
-            [
-                _name(found, arm),
-                str(len(durations)),
-                share_text(found.share("survived", arm, scenario)),
-                share_text(found.share("back", arm, scenario)),
-                _steps(median_duration(durations, seen)),
-                _mean_of(found, "damage_excess", arm, scenario, "+.3g"),
-                *_against(row),
-                "" if row is None else str(row.difference.n),
-            ]
-        )
+    for scenario in one.scenarios:
+        differences = {row.arm: row for row in found.rows(scenario, COMMON, "damage_excess")}
+        for arm in one.arms:
+            durations, seen = found.time_back(arm, scenario)
+            if durations:
+                cells = [visible(scenario), _name(found, arm), str(len(durations))]
+                cells += [share_text(found.share(key, arm, scenario)) for key in ("survived", "back")]
+                cells += [
+                    _steps(median_duration(durations, seen)),
+                    _mean_of(found, "damage_excess", arm, scenario, "+.3g"),
+                ]
+                row = differences.get(arm)
+                rows.append([*cells, *_against(row), "" if row is None else str(row.difference.n)])
     if not rows:
         return None
     notes = (
-        "All rates and seeds, each run held against the calm one of its arm, rate and seed; the difference from the baseline is "
-        f"that of nat-steps at the {COMMON}. Survived: finished without a stall. Back: the run was at the calm run's NLL again, "
-        "for good, before its end; a run that diverged is not. Steps: until then, Kaplan-Meier median. Nat-steps: sum of the "
-        "NLL minus the calm run's."
+        "All rates and seeds, each run against the calm one of its arm, rate and seed; the difference from the baseline is that "
+        f"of nat-steps at the {COMMON}. Survived: finished without a stall. Back: at the calm run's NLL again, for good, before "
+        "the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: over half were not back. "
+        "Nat-steps: sum of the NLL minus the calm run's."
     )
-    return Shown(f"Under stress, {scenario}", header, rows, notes)
+    return Shown("Under stress", header, rows, notes, ("p (Holm)", "pairs") + (("stress",) if one_stress(rows) else ()))
+
+
+def one_stress(rows: list[list[str]]) -> bool:
+    """Whether all rows are of one stress."""
+    return len({row[0] for row in rows}) == 1
 
 
 def rate_table(found: Study, scenario: str) -> Shown:
@@ -220,6 +224,19 @@ def growth_table(found: Study, scenario: str) -> Shown:
         "Means over seeds. " + "; ".join(f"{name}: {what} ({metric})" for name, (metric, what) in PLACES.items()) + "."
     )
     return Shown(f"Radial growth, {scenario}, {basis}", header, rows, notes)
+
+
+def run_table(found: Study) -> Shown:
+    """Each run's main values; all values are in runs.csv."""
+    entries = [BY_KEY[key] for key in _OF_A_RUN]
+    rows = []
+    for cell, one in found.measured.items():
+        values = [one.values.get(entry.key) for entry in entries]
+        shown = ["-" if v is None else format(v, e.form) for v, e in zip(values, entries, strict=True)]
+        rows.append([visible(found.comparison.runs[cell].name), *shown])
+    return Shown(
+        "Runs", ["run", *(entry.heading for entry in entries)], rows, "All values of each run are in runs.csv."
+    )
 
 
 def _name(found: Study, arm: str) -> str:
@@ -282,4 +299,4 @@ def _rate(rate: float | None) -> str:
 
 
 def _steps(median: float) -> str:
-    return "-" if math.isnan(median) else "over half not" if math.isinf(median) else f"{median:g}"
+    return "-" if math.isnan(median) else "> end" if math.isinf(median) else f"{median:g}"

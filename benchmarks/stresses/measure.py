@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from analysis.stability.curve import Floats, moving_median
 
-SMOOTHED = 5
-"""Values of the moving median that must be back."""
 SIGMAS = 2.0
 """Noise within which it is back."""
 LATE = 20
 """Steps after a stress in which an event still counts as having found it."""
 USUAL = 32
 """Steps before a fault whose median gradient norm is the usual one."""
-_MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,6 @@ class Found:
     """Steps from the onset to the first value that showed it."""
 
 
-def noise(nll_S: Floats) -> float:
-    """Standard deviation of one value of a calm curve, from the median absolute difference of neighbours."""
-    steps = np.diff(nll_S)
-    return float(_MAD_TO_SIGMA * np.median(np.abs(steps - np.median(steps))) / np.sqrt(2))
-
-
 def damage(nll_S: Floats, calm_S: Floats, acting: int, sigma: float) -> Damage:
     """Both curves from the fault's first step on, which acts for ``acting`` steps. A run that ended early has a shorter one, is
     never back, and what is not finite is infinitely high."""
@@ -71,12 +61,6 @@ def damage(nll_S: Floats, calm_S: Floats, acting: int, sigma: float) -> Damage:
         excess_after=float(after_S.sum()),
         ended=len(nll_S) < len(calm_S),
     )
-
-
-def moving_median(values_S: Floats) -> Floats:
-    """The median of each value and its neighbours, fewer at the ends."""
-    half = SMOOTHED // 2
-    return np.array([np.median(values_S[max(0, i - half) : i + half + 1]) for i in range(len(values_S))])
 
 
 def found(events: Sequence[Mapping[str, Any]], calm: Sequence[Mapping[str, Any]], fault: int, last: int) -> list[Found]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from analysis.show.tables import markdown_table
+from analysis.stability.curve import noise
+from analysis.stability.measure import update_size
 from record.finished import Run, load_run
 
 from .arms import Plan, directory, has_ended, parent_directory
-from .measure import USUAL, Damage, Floats, Found, damage, found, noise
+from .measure import USUAL, Damage, Floats, Found, damage, found
 
-NLL, NORM, UPDATES, VALIDATION = "loss/nll", "grad_norm/total", "update_rms/", "validation/nll"
+NLL, NORM, VALIDATION = "loss/nll", "grad_norm/total", "validation/nll"
 NOISE_OF = 64
 """Steps before a fault whose noise is the usual one."""
 LITTLE = 3.0
@@ -119,18 +121,10 @@ def remedy_tables(plan: Plan) -> str:
             if stressed is not None:
                 tables[stress].append([remedy, *compared(plan, stressed, own, baseline, plan.stresses[stress]).cells()])
         against = [signed(end - _validation(baseline, plan), 3) for end in ends]
-        rows.append([remedy, f"{size_of_updates(own, baseline):.2f}", *against])
+        rows.append([remedy, f"{update_size(own, baseline) or math.nan:.2f}", *against])
     parts = [markdown_table(header, rows)]
     parts += [markdown_table([stress, *HEADER, FOUND], table) for stress, table in tables.items() if table]
     return "\n".join(parts) + _not_run(plan, plan.remedies, [None, *plan.treated])
-
-
-def size_of_updates(run: Run, other: Run) -> float:
-    """Root mean square of the updates of a run, relative to another one's over the same steps: the geometric mean over the
-    groups of the ratios of medians."""
-    names = [name for name in run.metrics.columns if name.startswith(UPDATES)]
-    ratios = run.metrics[names].median() / other.metrics.loc[run.metrics.index, names].median()
-    return float(np.exp(np.log(ratios).mean()))
 
 
 def signed(value: float, digits: int = 2) -> str:

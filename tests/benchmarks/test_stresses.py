@@ -10,7 +10,7 @@ import pytest
 from analysis.results import markdown_tables
 from benchmarks.stresses.__main__ import run_part
 from benchmarks.stresses.arms import REMEDIES, Plan, directory
-from benchmarks.stresses.measure import Found, damage, found, moving_median, noise
+from benchmarks.stresses.measure import Found, damage, found
 from tests.conftest import rows_of
 
 CALM = np.linspace(5.0, 4.8, 40)
@@ -22,18 +22,6 @@ def spike(*, height: float, rise: int = 4, fall: int = 10) -> np.ndarray:
     above[:rise] = height
     above[rise : rise + fall] = np.linspace(height, 0, fall + 1)[1:]
     return CALM + above
-
-
-def test_noise_is_that_of_one_value_and_does_not_see_a_trend_or_an_outlier() -> None:
-    random = np.random.default_rng(0)
-    values = np.linspace(6, 4, 4000) + random.normal(0, 0.1, 4000)
-    values[17] = 100
-    assert noise(values) == pytest.approx(0.1, rel=0.1)
-
-
-def test_a_moving_median_passes_over_one_value_and_is_of_fewer_at_the_ends() -> None:
-    assert moving_median(np.array([0, 0, 9, 0, 0, 0.0])).tolist() == [0] * 6
-    assert moving_median(np.array([3.0, 1.0, 2.0]))[0] == 2
 
 
 def test_a_spike_has_its_height_its_length_and_its_area() -> None:
