@@ -7,8 +7,12 @@ import pytest
 
 from common.errors import InputError
 from record.suite import PlannedRun, SuitePlan, read_plan, write_plan
+from suite.analyses import read_analysis
+from suite.check import check
 from suite.expand import expand, plan
 from suite.file import load_suite
+
+from ..conftest import ROOT
 
 
 @pytest.fixture
@@ -142,3 +146,17 @@ def test_the_plan_is_written_and_read(tmp_path):
     (tmp_path / "suite.json").write_text('{"baseline": "a"}')
     with pytest.raises(InputError, match=r"suite\.json: cannot be read"):
         read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "suites").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_suite_here_can_be_run(file, tmp_path):
+    """Each arm in each scenario: its configuration loads, and a branch finds its checkpoint. One seed and rate stand for all."""
+    suite = load_suite(file)
+    one_of_each = {(run.planned.arm, run.planned.scenario): run for run in expand(suite, tmp_path)}.values()
+    runs = {run.name: run for run in expand(suite, tmp_path)}
+    needed = {run.name: run for each in one_of_each for run in (each, runs.get(each.parent)) if run is not None}
+    overrides = {name: run.overrides for name, run in needed.items()}
+    parents = {name: (run.parent, run.parent_step) for name, run in needed.items() if run.parent is not None}
+    assert check(file.parent / suite.recipe, overrides, parents, tmp_path)["problems"] == {}
+    for command in suite.analyses:
+        read_analysis(command, [*runs.values()], tmp_path)
