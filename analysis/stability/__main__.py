@@ -19,7 +19,7 @@ from common.command import ArgumentParser, exit_status
 
 from . import report
 from .compare import Study, study
-from .fairness import control_line, matched, warnings
+from .fairness import control_line, matched, noise_line, warnings
 from .runs import find_runs
 from .tables import Shown
 
@@ -48,8 +48,9 @@ def _print(found: Study) -> None:
     if one.left_out:
         names = [Path(one.planned[cell]).name for cell in one.left_out]
         print(_wrapped(f"! {len(names)} planned runs are left out: {first_of(names, _NAMED)}; why, says stability.md"))
-    if (line := control_line(found)) is not None:
-        print(line)
+    for line in (noise_line(found), control_line(found)):
+        if line is not None:
+            print(line)
     for table in report.main_tables(found):
         print(f"\n{as_text(table)}")
     print()

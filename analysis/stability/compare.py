@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +75,16 @@ class Share:
     p: float
     """McNemar's exact test over pairs of runs of the same rate and seed; with several rates these are not independent, and it is
     too small. NaN for the baseline itself."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A standard deviation over seeds."""
+
+    deviation: float
+    low: float
+    high: float
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -241,14 +252,21 @@ class Study:
         values = [one.values for one in self.of(arm, scenario).values() if one.values.get("back_steps") is not None]
         return [float(one["back_steps"]) for one in values], [bool(one["back"]) for one in values]
 
-    def noise_of_baseline(self) -> tuple[float, int] | None:
-        """Standard deviation over seeds of the baseline's final NLL at its best rate, and the seeds; None from fewer than two."""
+    def noise_of_baseline(self) -> Noise | None:
+        """How much the baseline's final NLL varies over seeds, without a stress at its best rate; None from fewer than two."""
         one = self.comparison
         values = list(self.values(PRIMARY, one.baseline, one.calm, self.rate_of(one.baseline, one.calm, None)).values())
-        if len(values) < 2:
-            return None
-        mean = sum(values) / len(values)
-        return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values)
+        return noise_of(values) if len(values) > 1 else None
+
+
+def noise_of(values: Sequence[float]) -> Noise:
+    """The standard deviation of two values or more, with its 95% interval, which takes them for normal."""
+    from scipy.stats import chi2
+
+    freedom, deviation = len(values) - 1, statistics.stdev(values)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (deviation * math.sqrt(freedom / float(chi2.ppf(share, freedom))) for share in (1 - tail, tail))
+    return Noise(deviation, low, high, len(values))
 
 
 def study(comparison: Comparison) -> Study:

@@ -30,7 +30,7 @@ def matched(comparison: Comparison) -> str:
             left = {key: config[key] for key in config if key not in ("seed", "stress", "branch_from", "optimizer")}
             configs[arm] = left | {"optimizer": optimizer}
     if len(configs) < 2:
-        return "There is one arm: nothing to compare it with."
+        return "There is no other arm than the baseline" + ("." if comparison.control is None else " and its control.")
     return differing_words(list(configs.values()), f"arms {', '.join(configs)}")
 
 
@@ -68,6 +68,15 @@ def _control_rows(found: Study) -> list[Row]:
     bases = {scenario: [b for b in found.bases(scenario) if b in (OWN_BEST, COMMON)] for scenario in one.scenarios}
     rows = [row for scenario, own in bases.items() for basis in own for row in found.rows(scenario, basis, PRIMARY)]
     return [row for row in rows if row.control and row.difference.effect.low is not None]
+
+
+def noise_line(found: Study) -> str | None:
+    """How much two runs of the baseline differ by chance; None from a single seed."""
+    noise = found.noise_of_baseline()
+    if noise is None:
+        return None
+    spread = f"{noise.deviation:.4f} [{noise.low:.4f}, {noise.high:.4f}] nats over {noise.seeds} seeds"
+    return f"noise floor: standard deviation of the baseline's final NLL {spread}"
 
 
 def control_line(found: Study) -> str | None:

@@ -13,7 +13,7 @@ from analysis.show.tables import markdown_table
 from common.files import write_json, write_text
 
 from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Share, Study, all_rows, all_shares
-from .fairness import matched, presence, warnings
+from .fairness import control_line, matched, noise_line, presence, warnings
 from .figures import write_figures
 from .tables import (
     Shown,
@@ -82,7 +82,8 @@ def _page(found: Study, told: Sequence[str]) -> str:
     parts = [
         f"# {', '.join(one.arms)}\n\n{len(one.runs)} of {len(one.planned)} planned runs have ended. {matched(one)}\n"
     ]
-    parts.append("".join(f"- {line}\n" for line in told))
+    lines = [line for line in (noise_line(found), control_line(found), *told) if line is not None]
+    parts.append("".join(f"- {line}\n" for line in lines))
     parts.append(markdown_table(["arm", "scenario", "ended", "left out"], presence(one)))
     parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in every_table(found)]
     table = run_table(found)
@@ -128,6 +129,7 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "arms": one.arms,
         "scenarios": one.scenarios,
         "primary": PRIMARY,
+        "noise": None if (noise := found.noise_of_baseline()) is None else asdict(noise),
         "bases": {OWN_BEST: "chosen without the seed", COMMON: "chosen over all seeds of the baseline"},
         "warnings": list(told),
         "left_out": [{**cell._asdict(), "run": one.planned[cell], "why": why} for cell, why in one.left_out.items()],

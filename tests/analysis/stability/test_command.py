@@ -12,7 +12,7 @@ import pytest
 
 from analysis.show.tables import WIDTH
 from analysis.stability.__main__ import main
-from analysis.stability.compare import COMMON, OWN_BEST, Row, study
+from analysis.stability.compare import COMMON, OWN_BEST, Row, noise_of, study
 from analysis.stability.runs import Cell, find_runs
 from common.errors import InputError
 from record.suite import PlannedRun, SuitePlan, write_plan
@@ -65,6 +65,18 @@ def test_a_better_arm_is_shown_and_the_control_is_null(suite: Path) -> None:
     assert again.null
     assert again.control
     assert again.difference.n == 3
+
+
+def test_the_noise_floor_is_told_first(suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The interval of a standard deviation from the tables of chi squared, for four values: 0.5665 to 3.7287 times it."""
+    noise = noise_of([1.0, 2.0, 3.0, 4.0])
+    assert (noise.deviation, noise.seeds) == (pytest.approx(1.29099, abs=1e-5), 4)
+    assert (noise.low, noise.high) == (pytest.approx(0.7313, abs=1e-4), pytest.approx(4.8136, abs=2e-4))
+    of_suite = analysed(tmp_path / "out", str(suite))["noise"]
+    told = f"noise floor: standard deviation of the baseline's final NLL {of_suite['deviation']:.4f} ["
+    assert capsys.readouterr().out.splitlines()[1].startswith(told)
+    assert told in (tmp_path / "out" / "stability.md").read_text(encoding="utf-8")
+    assert of_suite["seeds"] == 3
 
 
 def test_a_control_that_differs_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
