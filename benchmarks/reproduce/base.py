@@ -63,7 +63,8 @@ class Finding(ABC):
     seeds: ClassVar[int] = 3
     """Seeds that are run unless the command names another number."""
     folder: ClassVar[str] = ""
-    """Folder of the runs; the key by default. Findings that read the same runs name the same folder and return the same runs."""
+    """Folder of its runs and measurements; the key by default. Findings that read the same ones name the same folder, and return
+    the same runs or measure the same."""
 
     def runs(self) -> Mapping[str, Sequence[str]]:
         """Overrides of configs/reproduce.yaml by name of the run; in them $RUNS stands for the folder of this seed's runs, and a run
