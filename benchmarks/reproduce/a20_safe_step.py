@@ -1,11 +1,12 @@
-"""A20: a rate that is stepped up a thousandfold ruins a small classifier, unless each step is cut to the radius within which a
-softmax's Taylor series converges.
+"""A20: a rate that is stepped up a thousandfold ruins a small classifier, unless each step is cut to the radius within which
+a softmax's Taylor series converges.
 
 Shapes: N images, F features, K classes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,15 +30,16 @@ RECOVERED, CHANCE = 0.8, 0.2
 
 @finding
 class SafeStep(Finding):
-    """Reproduced if, by the 95% intervals over seeds of the final test accuracy, plain Adam is near chance (at most CHANCE) at the
-    largest base rate and better the smaller the rate is, and the controller has recovered (at least RECOVERED) at all three; else
-    not reproduced. Plain Adam's middle value (published: about 50%), clipping and the matched rate are told and not judged. The
-    published text gives neither batch size nor length: here each step is of all training images, and there are 300."""
+    """Reproduced if, by the 95% intervals over seeds of the final test accuracy, plain Adam is near chance (at most CHANCE)
+    at the largest base rate and better the smaller the rate is, and the controller has recovered (at least RECOVERED) at all
+    three; else not reproduced. Plain Adam's middle value (published: about 50%), clipping and the matched rate are told and
+    not judged. The published text gives neither batch size nor length: here each step is of all training images, and there
+    are 300."""
 
     key = "A20"
     title = "Steps cut to the softmax's radius of convergence survive a rate x1000"
     source = "arXiv 2603.13552"
-    claim = "digits, MLP 64-128-10: plain Adam recovers at 1e-4, ends at about 50% at 1e-3, at chance at 1e-2; cut steps survive all"
+    claim = "digits, MLP 64-128-10: plain Adam recovers at 1e-4, ends near 50% at 1e-3, at chance at 1e-2; cut steps survive all"
     seeds = 5
 
     def measure(self, seed: int, overrides: Sequence[str]) -> Any:
@@ -53,7 +55,7 @@ class SafeStep(Finding):
             return mean_over_seeds([float(seed.measured[f"{rate:g} {arm}"][value]) for seed in seeds])
 
         plain, safe = ([over(rate, arm) for rate in RATES] for arm in (PLAIN, CONTROLLED))
-        falls = all(low(better) > high(worse) for better, worse in zip(plain, plain[1:], strict=False))
+        falls = all(low(better) > high(worse) for better, worse in itertools.pairwise(plain))
         good = falls and high(plain[-1]) <= CHANCE and all(low(each) >= RECOVERED for each in safe)
         told = f"test accuracy at 1e-4, 1e-3 and 1e-2: plain {listed(plain)}, cut steps {listed(safe)}, "
         told += f"clipped {listed([over(rate, CLIPPED) for rate in RATES])}, "
@@ -92,8 +94,8 @@ def listed(effects: Sequence[Effect]) -> str:
 
 
 def digits(seed: int) -> tuple[Any, Any, Any, Any]:
-    """The 8 x 8 digits of scikit-learn, from 0 to 1, in an order of the seed: x_NF, y_N for training, then for testing. Raises
-    InputError if the package is missing."""
+    """The 8 x 8 digits of scikit-learn, from 0 to 1, in an order of the seed: x_NF, y_N for training, then for testing.
+    Raises InputError if the package is missing."""
     import torch
 
     try:
@@ -111,9 +113,9 @@ def digits(seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def train(seed: int, rate: float, arm: str, scale: float = 1.0) -> dict[str, float]:
-    """Train with Adam (0.9, 0.999) on all images at once. CLIPPED: the gradient to a norm of 1. CONTROLLED: the whole step d to
-    where r = max over images of (max_k a_k - min_k a_k) / pi is at most 1, a the derivative of the logits along d. ``scale``:
-    of the rate after it was stepped up.
+    """Train with Adam (0.9, 0.999) on all images at once. CLIPPED: the gradient to a norm of 1. CONTROLLED: the whole step d
+    to where r = max over images of (max_k a_k - min_k a_k) / pi is at most 1, a the derivative of the logits along d.
+    ``scale``: of the rate after it was stepped up.
 
     Returns test accuracies (before the rate is stepped up, one step later, and at the end), r of that step as the optimizer
     took it, and the mean factor on the steps after it.

@@ -46,8 +46,8 @@ def runs_folder(finding: Finding, out: Path) -> Path:
 
 
 def train_runs(runs: Mapping[str, Sequence[str]], recipe: Path, out: Path) -> None:
-    """Train each run in ``out``/name with its overrides of the recipe, unless it has ended already. Raises InputError for one that
-    ended with other settings, and for one that stopped before its end."""
+    """Train each run in ``out``/name with its overrides of the recipe, unless it has ended already. Raises InputError for one
+    that ended with other settings, and for one that stopped before its end."""
     for name, overrides in runs.items():
         directory = out / name
         own = [f"name={directory.name}", f"output_dir={json.dumps(str(directory.parent))}"]
