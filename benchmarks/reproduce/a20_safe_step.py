@@ -17,6 +17,7 @@ from analysis.compare.statistics import Effect, mean_over_seeds
 from common.errors import InputError
 
 from .base import Finding, Outcome, Seed, Verdict, finding
+from .intervals import high, low
 
 RATES = (1e-4, 1e-3, 1e-2)
 FACTOR, FROM, STEPS = 1000.0, 50, 300
@@ -76,16 +77,6 @@ class SafeStep(Finding):
                     }
                 )
         return Outcome(Verdict.REPRODUCED if good else Verdict.NOT_REPRODUCED, told, rows)
-
-
-def low(effect: Effect) -> float:
-    """The lower end of an interval; the value itself if all seeds agree or there is one."""
-    return effect.mean if effect.low is None else effect.low
-
-
-def high(effect: Effect) -> float:
-    """The upper end."""
-    return effect.mean if effect.high is None else effect.high
 
 
 def listed(effects: Sequence[Effect]) -> str:

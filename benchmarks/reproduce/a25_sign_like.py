@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base import Outcome, Seed, Verdict, finding
+from .intervals import above
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, FIRST, Marks, above, column, doubled, led, row
+from .precursors import FEWEST, FIRST, Marks, column, doubled, led, row
 
 AGREE = 0.5
 """Cosine of the gradient with the running mean before it from which on they are said to agree."""

@@ -10,8 +10,9 @@ import numpy as np
 from stability.detect.base import DETECTORS
 
 from .base import Outcome, Seed, Verdict, finding
+from .intervals import above, below
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, PAST, Marks, above, below, column, led, row
+from .precursors import FEWEST, PAST, Marks, column, led, row
 
 SIGMAS = 3.0
 """The vendor's limit for the kurtosis."""

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from .base import Outcome, Seed, Verdict, finding
+from .intervals import above
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, FIRST, Marks, above, column, led, row
+from .precursors import FEWEST, FIRST, Marks, column, led, row
 
 LIMIT = 2.3
 """RMS from which on the authors speak of a spike of it."""
@@ -51,7 +52,7 @@ class RmsLeads(OfMemorised):
             row(heading, f"all arms, {group}", led(seeds, list(ARMS), partial(exceeds, group=group), LEAST, MOST))
             for group in (GROUP, "layer_00", "layer_01", "head")
         ]
-        told = f"{whole.spikes} spikes; before {whole.share.mean:.0%} of them the embedding's RMS first passes {LIMIT} {LEAST} to {MOST}"
+        told = f"{whole.spikes} spikes; before {whole.share.mean:.0%} of them the RMS of the embedding first passes {LIMIT} "
         told += (
             f" steps earlier, {whole.above_chance.format('+.2f')} above chance; it is above {LIMIT} at {ever} steps."
         )

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from .base import Outcome, Seed, Verdict, finding
+from .intervals import above, below
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, Marks, above, below, column, doubled, led, row
+from .precursors import FEWEST, Marks, column, doubled, led, row
 
 
 def update(rows: Mapping[str, Any]) -> Marks:

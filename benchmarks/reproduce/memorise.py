@@ -22,9 +22,11 @@ Probe = Callable[[Run, Tensor, Tensor], dict[str, float | None]]
 """From the run and its batch (x_BT, y_BT) to further values of the row."""
 FULL_BATCH = (
     *("optimizer.clip_norm=null", "optimizer.weight_decay=0", "train.batch_size=8", "checkpoint.every=100000"),
-    *("telemetry.edge_every=1", "telemetry.attention_every=1", "train.eval_every=100000", "train.eval_sequences=2"),
+    *("train.eval_every=100000", "train.eval_sequences=2", "telemetry.attention_every=null"),
 )
-"""What differs from the recipe: no clipping and no decay, so that a step is Adam's own, and all telemetry at every step."""
+"""What differs from the recipe: no clipping and no decay, so that a step is Adam's own."""
+ALL_TELEMETRY = ("telemetry.edge_every=1", "telemetry.attention_every=1")
+"""Everything at every step, for about twice the time."""
 
 
 class SameBatch:
@@ -54,7 +56,6 @@ def memorise(overrides: Sequence[str], *, every: int = 0, probe: Probe | None = 
     run.batches = SameBatch(run.batches)  # type: ignore[assignment]
     rows: list[dict[str, Any]] = []
     for step in range(1, config.train.steps + 1):
-        run.edge_every = 1
         probed = probe(run, *run.batches.at(step)) if probe and step > 1 and step % every == 0 else {}
         training_step(run, step)
         (row,) = run.recorder.transfer().rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .base import Finding
-from .memorise import memorise
+from .memorise import ALL_TELEMETRY, memorise
 
 BETA2 = (0.95, 0.99, 0.999)
 ARMS = {
@@ -23,4 +23,4 @@ class OfMemorised(Finding):
     folder = "memorised"
 
     def measure(self, seed: int, overrides: Sequence[str]) -> Any:
-        return {name: memorise([*overrides, f"seed={seed}", *own]) for name, own in ARMS.items()}
+        return {name: memorise([*ALL_TELEMETRY, *overrides, f"seed={seed}", *own]) for name, own in ARMS.items()}

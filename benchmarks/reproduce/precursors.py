@@ -141,13 +141,3 @@ def row(first: str, name: str, of: Led) -> Row:
         "share that it leads": f"{of.share.mean:.2f}" if of.spikes else "",
         "above chance [95%]": of.above_chance.format("+.2f") if of.spikes else "",
     }
-
-
-def above(effect: Effect, value: float) -> bool:
-    """Whether the whole interval is above ``value``; without an interval, False."""
-    return effect.low is not None and effect.low > value
-
-
-def below(effect: Effect, value: float) -> bool:
-    """Whether the whole interval is below it."""
-    return effect.high is not None and effect.high < value
