@@ -50,10 +50,14 @@ class RmsLeads(OfMemorised):
         rows = [row(heading, f"{arm}, embedding", led(seeds, [arm], exceeds, LEAST, MOST)) for arm in ARMS]
         rows += [
             row(heading, f"all arms, {group}", led(seeds, list(ARMS), partial(exceeds, group=group), LEAST, MOST))
-            for group in (GROUP, "layer_00", "layer_01", "head")
+            for group in _groups(seeds)
         ]
         told = f"{whole.spikes} spikes; before {whole.share.mean:.0%} of them the RMS of the embedding first passes {LIMIT} "
         told += (
             f" steps earlier, {whole.above_chance.format('+.2f')} above chance; it is above {LIMIT} at {ever} steps."
         )
         return Outcome(verdict, told, rows)
+
+
+def _groups(seeds: Sequence[Seed]) -> list[str]:
+    return [name.partition("/")[2] for name in seeds[0].measured[next(iter(ARMS))] if name.startswith("adam_rms/")]
