@@ -28,7 +28,7 @@ def exceeds(rows: Mapping[str, Any], group: str = GROUP) -> Marks:
 
 @finding
 class RmsLeads(OfMemorised):
-    """Over all spikes of the three arms: reproduced if at least half of a seed's spikes have an RMS above LIMIT in the
+    """Over all spikes of the arms: reproduced if at least half of a seed's spikes have an RMS above LIMIT in the
     embedding for the first time LEAST to MOST steps before, and more than by chance (95% interval over seeds). Not at this
     scale if there are fewer than FEWEST spikes or the RMS is nowhere above LIMIT; else not reproduced. Of the lag's
     dependence on beta2 only the numbers are told."""
