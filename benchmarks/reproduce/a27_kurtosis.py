@@ -12,7 +12,7 @@ from stability.detect.base import DETECTORS
 from .base import Outcome, Seed, Verdict, finding
 from .intervals import above, below
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, PAST, Marks, column, led, row
+from .precursors import FEWEST, PAST, Marks, ahead, column, led, row
 
 SIGMAS = 3.0
 """The vendor's limit for the kurtosis."""
@@ -72,7 +72,7 @@ class Kurtosis(OfMemorised):
             for arm in ARMS
         ]
         said = [
-            f"{name} before {of.share.mean:.0%} ({of.above_chance.format('+.2f')} above chance), by {of.mean.format('.1f')} steps"
+            f"{name} before {of.share.mean:.0%} ({of.above_chance.format('+.2f')} above chance), lead {ahead(of)}"
             for name, of in zip(("kurtosis", "CUSUM"), found, strict=True)
         ]
         return Outcome(verdict, f"{found[0].spikes} spikes; {said[0]}; {said[1]}.", rows)

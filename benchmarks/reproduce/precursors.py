@@ -141,3 +141,8 @@ def row(first: str, name: str, of: Led) -> Row:
         "share that it leads": f"{of.share.mean:.2f}" if of.spikes else "",
         "above chance [95%]": of.above_chance.format("+.2f") if of.spikes else "",
     }
+
+
+def ahead(of: Led) -> str:
+    """The mean lead for a sentence."""
+    return f"{of.mean.format('+.1f')} steps" if of.leads else "none nearby"
