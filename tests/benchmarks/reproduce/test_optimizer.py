@@ -92,7 +92,9 @@ def hovering(high: float, low: float, seed: int = 0):
             "step": steps,
             "loss/nll": [1.0] * len(steps),
             "sharpness": [
-                ratio * threshold(a10_edge.RATE, beta1) * float(random.uniform(0.95, 1.05)) if step % 25 == 0 else None
+                ratio * threshold(a10_edge.RATE, beta1) * float(random.uniform(0.95, 1.05))
+                if step % a10_edge.EVERY == 0
+                else None
                 for step in steps
             ],
         }
@@ -122,7 +124,7 @@ def test_a_measurement_that_did_not_converge_is_left_out():
     rows = hovering(1.0, 1.0)["0.9"]
     rows["sharpness"][a10_edge.STEPS - 1] = None
     assert a10_edge.settled(rows, 0.9) == pytest.approx(1.0, abs=0.05)
-    assert max(a10_edge.ratios(rows, 0.9)) == a10_edge.STEPS - 25
+    assert max(a10_edge.ratios(rows, 0.9)) == a10_edge.STEPS - a10_edge.EVERY
 
 
 # ----------------------------------------------------------------------------------------------------- A20: cut steps
