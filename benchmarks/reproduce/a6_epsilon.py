@@ -68,8 +68,8 @@ class Epsilon(Finding):
         else:
             good = below(shrunk, math.log(HALF)) and above(later, 0.0)
             verdict = Verdict.REPRODUCED if good else Verdict.NOT_REPRODUCED
-            told = f"updates within 10 epsilon are {math.exp(shrunk.mean):.2g} times as large as above 100 epsilon; the final loss "
-            told += f"with epsilon {EPS[0]:g} is {math.exp(later.mean):.3g} times that with {EPS[-1]:g}."
+            told = f"updates within 10 epsilon are {math.exp(shrunk.mean):.2g} times as large as above 100 epsilon; the final "
+            told += f"loss with epsilon {EPS[0]:g} is {math.exp(later.mean):.3g} times that with {EPS[-1]:g}."
         rows = []
         for title, each in (("all epsilons", found[0]), ("epsilon 1e-4 and 1e-6", found[1])):
             cells = [mean_over_seeds([values[i] for values in each]) for i in range(len(BINS))]
