@@ -25,8 +25,8 @@ PAST = 20
 """Steps before one whose lowest value a signal is compared with."""
 EARLY, LATE = 20, 5
 """Steps before and after a spike's first in which a signal's departure belongs to it."""
-FEWEST = 3
-"""Spikes of all seeds together below which nothing is said."""
+FEWEST, FEWEST_SEEDS = 3, 3
+"""Spikes of all seeds together, and seeds with spikes, below which nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,15 @@ def led(
             shares.append(hits / total)
             above.append(hits / total - float(np.mean(chances)))
     return Led(count, every, mean_over_seeds(means), mean_over_seeds(shares), mean_over_seeds(above))
+
+
+def too_few(of: Led) -> bool:
+    """Whether nothing can be said from these spikes.
+
+    Changed after the first look: at first only the spikes were counted, and six of them, of two seeds, were enough. An interval
+    over two seeds contains whatever is asked of it, so that A8, A25 and A27 were "not reproduced" by lack of seeds alone.
+    """
+    return of.spikes < FEWEST or of.share.n < FEWEST_SEEDS
 
 
 def row(first: str, name: str, of: Led) -> Row:

@@ -208,7 +208,7 @@ def shrinking(*, swallowed: bool, worse: bool, smallest: float = 1e-9):
         ({"swallowed": True, "worse": True}, Verdict.REPRODUCED),
         ({"swallowed": False, "worse": True}, Verdict.NOT_REPRODUCED),
         ({"swallowed": True, "worse": False}, Verdict.NOT_REPRODUCED),
-        ({"swallowed": True, "worse": True, "smallest": 9e-4}, Verdict.REPRODUCED),  # only 1e-4 is near
+        ({"swallowed": True, "worse": True, "smallest": 1e-5}, Verdict.REPRODUCED),  # 1e-8 is far
     ],
 )
 def test_the_update_must_shrink_near_epsilon_and_the_loss_stay_behind(given, verdict):
