@@ -53,8 +53,10 @@ class RmsLeads(OfMemorised):
             for group in _groups(seeds)
         ]
         share, better = f"{whole.share.mean:.0%}", whole.above_chance.format("+.2f")
-        told = f"{whole.spikes} spikes in {whole.share.n} seeds; before {share} of them the RMS of the embedding first passes {LIMIT} "
-        told += f"by {LEAST} to {MOST} steps, {better} above chance; it is above {LIMIT} at {ever} steps."
+        told = (
+            f"{whole.spikes} spikes in {whole.share.n} seeds; before {share} of them the embedding's RMS first passes "
+        )
+        told += f"{LIMIT} by {LEAST} to {MOST} steps, {better} above chance; it is above {LIMIT} at {ever} steps."
         return Outcome(verdict, told, rows)
 
 
