@@ -49,7 +49,8 @@ class Order(OfMemorised):
             for arm in ARMS
         ]
         told = (
-            f"{first.spikes} spikes in {first.share.n} seeds; doubled before the loss does: update by {ahead(first)} "
+            f"{first.spikes} spikes in {first.share.n} seeds; the update doubles near {len(first.leads)} of them, lead "
         )
-        told += f"({len(first.leads)} spikes), gradient norm by {ahead(last)} ({len(last.leads)} spikes)."
+        told += f"{ahead(first)}; the gradient norm near {len(last.leads)}, lead {ahead(last)}, its share before them "
+        told += f"{last.above_chance.format('+.2f')} above chance."
         return Outcome(verdict, told, rows)

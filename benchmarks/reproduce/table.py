@@ -37,19 +37,18 @@ def write_report(out: Path) -> str:
     """Write reproduce.json and reproduce.md from the outcomes of all findings in ``out``; returns the text."""
     files = sorted((out / "outcomes").glob("*.json"), key=lambda file: in_order(file.stem))
     entries = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    rows = [entry["row"] for entry in entries]
-    tables = {entry["row"]["key"]: entry["table"] for entry in entries}
+    rows, tables = [entry["row"] for entry in entries], [entry["table"] for entry in entries]
     write_json(out / ALL, {"findings": rows, "tables": tables})
     text = report(rows, tables)
     write_text(out / REPORT, text)
     return text
 
 
-def report(rows: Sequence[Any], tables: Any) -> str:
+def report(rows: Sequence[Any], tables: Sequence[Any]) -> str:
     """One table of all findings, then the numbers of each."""
     parts = [markdown_table(list(HEADER), [[row[column] for column in HEADER] for row in rows])]
-    for row in rows:
-        if table := tables[row["key"]]:
+    for row, table in zip(rows, tables, strict=True):
+        if table:
             parts.append(f"{row['key']}: {row['finding']}\n")
             parts.append(markdown_table(list(table[0]), [list(each.values()) for each in table]))
     return "\n".join(parts)
