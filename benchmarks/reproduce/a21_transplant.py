@@ -15,7 +15,7 @@ from .base import Finding, Outcome, Seed, Verdict, finding
 from .numbers import AMONG_LAST, NLL, above, below, over_seeds, validation_nll
 from .train import RECIPE, train_runs
 
-BRANCH, LAST, REWARM = 120, 300, 50
+BRANCH, LAST, REWARM = 100, 200, 50
 """Step of the operation, last step, and steps over which the rate is warmed up again after it."""
 STALLED = [*HEADS, "optimizer.lr=1.0e-1", "train.eval_every=1000"]
 ARMS = ("untouched", "rewarmed", "transplanted")
@@ -49,7 +49,7 @@ def _config(run: Path) -> Any:
 
 @finding
 class Transplant(Finding):
-    """A run without QK-norm at rate 0.1, constant, to step 120. From there to step 300: as it is; with the rate warmed up again over
+    """A run without QK-norm at rate 0.1, constant, to step 100. From there to step 200: as it is; with the rate warmed up again over
     50 steps; and with QK-norm, all other weights and the moments as they were, and the rate warmed up again.
 
     Reproduced if, over the seeds, (1) the loss of the first batch after the operation is higher with QK-norm than without it, and

@@ -17,7 +17,7 @@ from .numbers import below as surely_below
 EARLY, LATE = 20, 20
 """First and last steps whose median share is compared."""
 NORM = "grad_norm/total"
-COMMON = ["train.steps=150", "train.batch_size=8", "train.eval_every=1000", "optimizer.lr=1.0e-2"]
+COMMON = ["train.steps=120", "train.batch_size=8", "train.eval_every=1000", "optimizer.lr=1.0e-2"]
 SHRINK = 'interventions=[{"kind": "shrink_embedding_gradient", "factor": 0.1}]'
 ARMS: Mapping[str, Sequence[str]] = {
     "untied": ["head.tied=false"],
