@@ -1,4 +1,4 @@
-"""A16: batches in which a few tokens are repeated many times cause spikes; leaving them out, or a smaller epsilon, prevents them."""
+"""A16: batches in which a few tokens are repeated many times cause spikes, which a filter or a smaller epsilon prevents."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ ARMS: Mapping[str, Sequence[str]] = {
 
 @finding
 class RepeatedNgrams(Finding):
-    """Eight batches of a run consist of a span of 1 to 13 tokens, repeated to the end. A planted batch became a spike if an event in
-    the loss or the gradient norm begins at its step or at one of the two after it; what the run without them has at the same steps
-    counts against it.
+    """Eight batches of a run consist of a span of 1 to 13 tokens, repeated to the end. A planted batch became a spike if an event
+    in the loss or the gradient norm begins at its step or at one of the two after it; what the run without them has at the same
+    steps counts against it.
 
     Reproduced if, over the seeds, (1) the share of planted batches that become spikes is higher than in the run without them
-    (eps 1e-5 in both) and (2) eps 1e-8 makes it lower; each by the 95% interval of the paired difference. Not at this scale if (1)
-    does not hold: planted batches then cause no spikes that a remedy could prevent.
+    (eps 1e-5 in both) and (2) eps 1e-8 makes it lower; each by the 95% interval of the paired difference. Not at this scale if
+    (1) does not hold: planted batches then cause no spikes that a remedy could prevent.
 
-    Of the four published remedies two are run: the filter, of which a run without the batches is the ideal, and the small epsilon.
-    Initialisation with N(0, 0.02) is what all runs have, as the layer-dependent one that it replaced is not available here, and
-    neither is a weight decay that spares the embedding alone.
+    Of the four published remedies two are run: the filter, of which a run without the batches is the ideal, and the small
+    epsilon. Initialisation with N(0, 0.02) is what all runs have, as the layer-dependent one that it replaced is not available
+    here, and neither is a weight decay that spares the embedding alone.
     """
 
     key = "A16"
@@ -81,8 +81,8 @@ def judged(found: Sequence[Mapping[str, Sequence[int]]], planted: int = len(PLAN
     if not above(caused):
         verdict = Verdict.NOT_AT_THIS_SCALE
     told = (
-        f"{over_seeds(share['planted']).mean:.0%} of the planted batches become spikes, {over_seeds(share['filtered']).mean:.0%} of "
-        f"the ordinary ones at the same steps (difference {caused.format('.2f')}); with eps {SMALL:g} in place of {LARGE:g} "
+        f"{over_seeds(share['planted']).mean:.0%} of the planted batches become spikes, {over_seeds(share['filtered']).mean:.0%} "
+        f"of the ordinary ones at the same steps (difference {caused.format('.2f')}); with eps {SMALL:g} in place of {LARGE:g} "
         f"{over_seeds(share['small_eps']).mean:.0%} (difference {saved.format('.2f')})."
     )
     table: list[dict[str, Any]] = [

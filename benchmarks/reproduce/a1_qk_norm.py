@@ -44,8 +44,8 @@ def sensitivity(losses: Sequence[float]) -> float:
 
 
 def turning_rate(losses: Sequence[float], rates: Sequence[float] = RATES, level: float = TURNED) -> float | None:
-    """The rate above the best one where the loss is first ``level`` above the lowest, between two rates on a straight line over log
-    rate; None if that is beyond the highest rate."""
+    """The rate above the best one where the loss is first ``level`` above the lowest, between two rates on a straight line over
+    log rate; None if that is beyond the highest rate."""
     best = int(np.argmin(losses))
     excess = [loss - losses[best] for loss in losses]
     for i in range(best + 1, len(losses)):
@@ -61,15 +61,17 @@ class QkNorm(Finding):
 
     Reproduced if, over the seeds, (1) at the highest rate the largest attention logit of the plain body exceeds 100 in every seed
     and that of the body with QK-norm in none, (2) the learning-rate sensitivity is lower with QK-norm, the 95% interval of paired
-    differences excluding 0, and (3) the mean loss of the plain body is 0.5 nats above its lowest at a rate a tenth, or less, of the
-    one where that happens with QK-norm (which counts as the highest rate, if it does not happen up to there). Not at this scale if
-    the plain body's attention logits stay below 100 in some seed.
+    differences excluding 0, and (3) the mean loss of the plain body is 0.5 nats above its lowest at a rate a tenth, or less, of
+    the one where that happens with QK-norm (which counts as the highest rate, if it does not happen up to there). Not at this
+    scale if the plain body's attention logits stay below 100 in some seed.
     """
 
     key = "A1"
     title = "Attention logits grow at a high rate; QK-norm prevents it and moves the end of the usable rates up"
     source = "arXiv 2309.14322"
-    claim = "U-shaped loss over the rate, which turns up a decade later with QK-norm; attention logits grow without it only"
+    claim = (
+        "U-shaped loss over the rate, which turns up a decade later with QK-norm; attention logits grow without it only"
+    )
     folder = "rates"
 
     def runs(self) -> Mapping[str, Sequence[str]]:
@@ -77,7 +79,8 @@ class QkNorm(Finding):
 
     def judge(self, seeds: Sequence[Seed]) -> Outcome:
         losses = {
-            body: [[validation_nll(seed.runs[name_of(body, rate)]) for rate in RATES] for seed in seeds] for body in BODIES
+            body: [[validation_nll(seed.runs[name_of(body, rate)]) for rate in RATES] for seed in seeds]
+            for body in BODIES
         }
         logits = {
             body: [[float(seed.runs[name_of(body, rate)].series(LOGITS).max()) for rate in RATES] for seed in seeds]

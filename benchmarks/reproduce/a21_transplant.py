@@ -22,7 +22,7 @@ ARMS = ("untouched", "rewarmed", "transplanted")
 
 
 def train_arms(seed: int, own: Sequence[str], out: Path, branch: int = BRANCH, last: int = LAST) -> dict[str, Any]:
-    """Train the run and its three branches in ``out``; returns the loss of each branch by step and its validation NLL at the end."""
+    """Train the run and its three branches in ``out``; returns each branch's loss by step and its validation NLL at the end."""
     from .transplant import overrides, transplant  # torch and transformers take seconds to import
 
     common = [*own, f"seed={seed}", f"train.steps={last}"]
@@ -49,8 +49,8 @@ def _config(run: Path) -> Any:
 
 @finding
 class Transplant(Finding):
-    """A run without QK-norm at rate 0.1, constant, to step 100. From there to step 200: as it is; with the rate warmed up again over
-    50 steps; and with QK-norm, all other weights and the moments as they were, and the rate warmed up again.
+    """A run without QK-norm at rate 0.1, constant, to step 100. From there to step 200: as it is; with the rate warmed up again
+    over 50 steps; and with QK-norm, all other weights and the moments as they were, and the rate warmed up again.
 
     Reproduced if, over the seeds, (1) the loss of the first batch after the operation is higher with QK-norm than without it, and
     (2) the validation NLL at the end is lower with QK-norm than in the untouched run and than in the one that was only warmed up
@@ -75,7 +75,8 @@ def judged(found: Sequence[Any]) -> Outcome:
     """The outcome from what :func:`train_arms` returned for each seed."""
     step = over_seeds([one["losses"]["transplanted"][0] - one["losses"]["untouched"][0] for one in found])
     gains = {
-        arm: over_seeds([one["validation"]["transplanted"] - one["validation"][arm] for one in found]) for arm in ARMS[:2]
+        arm: over_seeds([one["validation"]["transplanted"] - one["validation"][arm] for one in found])
+        for arm in ARMS[:2]
     }
     fell = over_seeds([_mean(one["losses"]["untouched"][:AMONG_LAST]) - _last(one, "untouched") for one in found])
     cured = all(below(gain) for gain in gains.values())
@@ -84,8 +85,8 @@ def judged(found: Sequence[Any]) -> Outcome:
         verdict = Verdict.NOT_AT_THIS_SCALE
     told = (
         f"With QK-norm the loss of the first batch changes by {step.format('+.2f')} nats; at the end the validation NLL is "
-        f"{gains['untouched'].format('+.2f')} against the untouched run and {gains['rewarmed'].format('+.2f')} against the one that "
-        f"was only warmed up again."
+        f"{gains['untouched'].format('+.2f')} against the untouched run and {gains['rewarmed'].format('+.2f')} against the one "
+        f"that was only warmed up again."
     )
     table = [
         {"arm": arm, "loss of the first batch": over_seeds([one["losses"][arm][0] for one in found]).format(".3f")}

@@ -42,16 +42,16 @@ class Arm:
 
 @finding
 class EmbeddingGradient(Finding):
-    """A rate of 0.01, warmed up over 20 steps; the head untied from the embedding, and tied to it; with and without a factor of 0.1
-    on the gradient that reaches the looked-up embedding.
+    """A rate of 0.01, warmed up over 20 steps; the head untied from the embedding, and tied to it; with and without a factor of
+    0.1 on the gradient that reaches the looked-up embedding.
 
-    Reproduced if, over the seeds, (1) in the untied run without the factor the embedding has more than half of the squared gradient
-    norm in the first 20 steps, and less in the last 20, and (2) the factor makes spike events fewer or the validation NLL at the end
-    lower, untied; each by the 95% interval. Not at this scale if (1) fails, or if no untied run without the factor has a spike
-    event and the NLL does not fall: there is then nothing to be helped.
+    Reproduced if, over the seeds, (1) in the untied run without the factor the embedding has more than half of the squared
+    gradient norm in the first 20 steps, and less in the last 20, and (2) the factor makes spike events fewer or the validation
+    NLL at the end lower, untied; each by the 95% interval. Not at this scale if (1) fails, or if no untied run without the factor
+    has a spike event and the NLL does not fall: there is then nothing to be helped.
 
-    Tied, the norm is that of the shared matrix, lookup and head together, so it is told and not judged; the factor then shrinks the
-    lookup's part alone.
+    Tied, the norm is that of the shared matrix, lookup and head together, so it is told and not judged; the factor then shrinks
+    the lookup's part alone.
     """
 
     key = "A24"

@@ -48,7 +48,9 @@ class SilentStall(Finding):
     key = "A2"
     title = "A stall is not a spike"
     source = "arXiv 2309.14322, section 3.1"
-    claim = "0.2 nats behind at a high rate, attention entropy falling, no spike of the loss, and the rule for stalls fires"
+    claim = (
+        "0.2 nats behind at a high rate, attention entropy falling, no spike of the loss, and the rule for stalls fires"
+    )
     folder = "rates"
 
     def runs(self) -> Mapping[str, Sequence[str]]:
@@ -77,8 +79,8 @@ def judged(found: Sequence[Stalled]) -> Outcome:
         verdict = Verdict.NOT_AT_THIS_SCALE
     told = (
         f"At rate {RATE:g} the run without QK-norm is {behind.format('.2f')} nats behind; attention entropy "
-        f"{max(one.entropy for one in found):.0%} of uniform attention's or less; {sum(one.loss_spikes for one in found)} spikes of "
-        f"the loss; a rule for stalls fired in {sum(bool(one.alarms) for one in found)} of {len(found)} seeds."
+        f"{max(one.entropy for one in found):.0%} of uniform attention's or less; {sum(one.loss_spikes for one in found)} spikes "
+        f"of the loss; a rule for stalls fired in {sum(bool(one.alarms) for one in found)} of {len(found)} seeds."
     )
     table = [
         {"seed": f"{i}", "nats behind": f"{one.behind:.3f}", "entropy, share of uniform": f"{one.entropy:.2f}"}

@@ -37,8 +37,8 @@ def over_seeds(values: Sequence[float]) -> Effect:
 
 
 def above(effect: Effect, least: float = 0.0) -> bool:
-    """Whether the mean reaches ``least`` and the interval excludes 0 from above. Values of all seeds that agree to the bit have no
-    interval, and their mean decides."""
+    """Whether the mean reaches ``least`` and the interval excludes 0 from above. Values of all seeds that agree to the bit have
+    no interval, and their mean decides."""
     sure = effect.low > 0 if effect.low is not None else effect.n > 1 and effect.mean > 0
     return sure and effect.mean >= least
 

@@ -1,8 +1,7 @@
 """QK-norm put into a model in mid-run: from a checkpoint with Llama's body to one with Qwen3's, from which a run can branch.
 
-The two bodies differ in nothing but the normalisation of queries and keys, so all weights, Adam's moments and the place in the data
-are taken over. The new gains are 1, and Adam has seen no gradient of theirs.
-"""
+The two bodies differ in nothing but the normalisation of queries and keys, so all weights, Adam's moments and the place in the
+data are taken over. The new gains are 1, and Adam has seen no gradient of theirs. """
 
 from __future__ import annotations
 
@@ -74,7 +73,5 @@ def _take_over(model: Any, weights: dict[str, Tensor]) -> None:
 
 def _no_moments(model: Any) -> dict[str, Tensor]:
     gains = {name: p.detach() for name, p in model.named_parameters() if name.endswith(NEW)}
-    moments = {
-        f"{name}.{slot}": torch.zeros_like(p) for name, p in gains.items() for slot in ("exp_avg", "exp_avg_sq")
-    }
+    moments = {f"{name}.{slot}": torch.zeros_like(p) for name, p in gains.items() for slot in ("exp_avg", "exp_avg_sq")}
     return moments | {f"{name}.step": torch.tensor(0.0) for name in gains}

@@ -7,7 +7,9 @@ ALL, HALF = list(PLANTED), list(PLANTED)[:4]
 
 
 def made(planted, filtered, small_eps):
-    return judged([{"planted": p, "filtered": f, "small_eps": s} for p, f, s in zip(planted, filtered, small_eps, strict=True)])
+    return judged(
+        [{"planted": p, "filtered": f, "small_eps": s} for p, f, s in zip(planted, filtered, small_eps, strict=True)]
+    )
 
 
 def test_a_spike_must_begin_at_the_batch_or_within_two_steps():

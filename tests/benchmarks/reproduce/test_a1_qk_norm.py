@@ -13,7 +13,9 @@ def seeds(curve, n=3):
 
 
 def made(plain=U_SHAPED, qk_norm=FLAT, logits=HIGH, logits_qk=LOW):
-    return judged({"plain": seeds(plain), "qk_norm": seeds(qk_norm)}, {"plain": [logits] * 3, "qk_norm": [logits_qk] * 3})
+    return judged(
+        {"plain": seeds(plain), "qk_norm": seeds(qk_norm)}, {"plain": [logits] * 3, "qk_norm": [logits_qk] * 3}
+    )
 
 
 def test_sensitivity_is_the_mean_less_the_lowest():
@@ -21,7 +23,9 @@ def test_sensitivity_is_the_mean_less_the_lowest():
 
 
 def test_the_curve_turns_up_between_two_rates_on_a_log_scale():
-    assert turning_rate([3.0, 3.0, 4.0], (0.01, 0.1, 1.0)) == pytest.approx(np.sqrt(0.1))  # half a nat: half of the decade
+    assert turning_rate([3.0, 3.0, 4.0], (0.01, 0.1, 1.0)) == pytest.approx(
+        np.sqrt(0.1)
+    )  # half a nat: half of the decade
     assert turning_rate([3.0, 3.5, 4.0], (0.01, 0.1, 1.0)) == pytest.approx(0.1)
     assert turning_rate([9.0, 3.0, 3.4], (0.01, 0.1, 1.0)) is None  # below the best rate nothing counts
 

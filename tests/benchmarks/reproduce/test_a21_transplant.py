@@ -17,7 +17,14 @@ def tiny(tmp_path_factory) -> list[str]:
     text = folder / "text.txt"
     text.write_text("\n\n".join(f"Sentence {i} of a text that says {i * i} things." for i in range(400)))
     data = f'data={{"kind": "text", "paths": ["{text}"], "cache_dir": "{folder}", "vocab_size": 300, "sequence_length": 16}}'
-    return [data, "data.validation_fraction=0.1", *HEADS, "train.batch_size=2", "optimizer.warmup_steps=1", "train.eval_sequences=2"]
+    return [
+        data,
+        "data.validation_fraction=0.1",
+        *HEADS,
+        "train.batch_size=2",
+        "optimizer.warmup_steps=1",
+        "train.eval_sequences=2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,11 @@ def made(step, gain, gain_rewarmed=None, fall=0.1):
         again = 6.0 + gain - (gain if gain_rewarmed is None else gain_rewarmed)
         validation = {"untouched": 6.0, "rewarmed": again, "transplanted": end}
         untouched = [6.0] * 20 + [6.0 - fall] * 20
-        losses = {"untouched": untouched, "rewarmed": untouched, "transplanted": [6.0 + step + 0.01 * seed, *[end] * 39]}
+        losses = {
+            "untouched": untouched,
+            "rewarmed": untouched,
+            "transplanted": [6.0 + step + 0.01 * seed, *[end] * 39],
+        }
         found.append({"losses": losses, "validation": validation})
     return judged(found)
 
@@ -77,7 +88,8 @@ def test_a_step_up_and_a_lower_end_are_reproduced():
 
 
 @pytest.mark.parametrize(
-    "change", [{"step": -0.2, "gain": -0.5}, {"step": 0.3, "gain": 0.1}, {"step": 0.3, "gain": -0.5, "gain_rewarmed": 0.2}]
+    "change",
+    [{"step": -0.2, "gain": -0.5}, {"step": 0.3, "gain": 0.1}, {"step": 0.3, "gain": -0.5, "gain_rewarmed": 0.2}],
 )
 def test_no_step_no_gain_or_a_gain_that_warming_up_gives_too_are_not(change):
     assert made(**change).verdict is Verdict.NOT_REPRODUCED

@@ -16,7 +16,9 @@ def made(plain=PLAIN, shrunk=SHRUNK, wobble=0.01):
     return judged(
         [
             {
-                "untied": replace(plain, early=plain.early + wobble * seed, spikes=plain.spikes + (seed if plain.spikes else 0)),
+                "untied": replace(
+                    plain, early=plain.early + wobble * seed, spikes=plain.spikes + (seed if plain.spikes else 0)
+                ),
                 "untied_shrunk": replace(shrunk, validation=shrunk.validation + wobble * seed),
                 "tied": PLAIN,
                 "tied_shrunk": SHRUNK,
