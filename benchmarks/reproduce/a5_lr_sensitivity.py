@@ -28,7 +28,7 @@ class LrSensitivity(Finding):
     key = "A5"
     title = "Longer warm-up and independent weight decay make training less sensitive to the rate"
     source = "arXiv 2309.14322"
-    claim = "learning-rate sensitivity falls with a longer warm-up, and with a weight decay that is not multiplied by the rate"
+    claim = "learning-rate sensitivity falls with a longer warm-up, and with a decay that is not multiplied by the rate"
 
     def runs(self) -> Mapping[str, Sequence[str]]:
         return {f"{arm}_{rate:g}": overrides(arm, rate) for arm in WARMUP for rate in RATES}
@@ -45,7 +45,7 @@ class LrSensitivity(Finding):
 def overrides(arm: str, rate: float) -> list[str]:
     """The settings of an arm at a rate."""
     decay = INDEPENDENT / rate if arm == "independent_decay" else COUPLED
-    own = [f"optimizer.warmup_steps={WARMUP[arm]}", f"optimizer.weight_decay={decay:.6g}", f"optimizer.lr={rate}"]
+    own = [f"optimizer.warmup_steps={WARMUP[arm]}", f"optimizer.weight_decay={decay!r}", f"optimizer.lr={rate}"]
     return [*COMMON, *own]
 
 
