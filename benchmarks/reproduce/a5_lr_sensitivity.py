@@ -17,8 +17,8 @@ WARMUP: Mapping[str, int] = {"no_warmup": 0, "warmup": 50, "independent_decay": 
 
 @finding
 class LrSensitivity(Finding):
-    """Three rates, with a warm-up of 0 or 50 of 150 steps, and with 50 also with an independent weight decay: decay 1e-4 times the
-    schedule's factor at every rate, which is a weight_decay of 1e-4 / lr here, where the usual decay is multiplied by the rate.
+    """Three rates, with a warm-up of 0 or 50 of 150 steps. With 50 also independent weight decay: 1e-4 times the schedule's
+    factor at every rate, which is a weight_decay of 1e-4 / lr here, where the usual decay is multiplied by the rate.
 
     Reproduced if, over the seeds, the learning-rate sensitivity is lower (1) with the warm-up than without, and (2) with
     independent decay than with the usual one; each by the 95% interval of the paired difference. Not reproduced if one of them is
