@@ -4,8 +4,8 @@ import pytest
 from benchmarks.reproduce.a1_qk_norm import RATES, QkNorm, judged, sensitivity, turning_rate
 from benchmarks.reproduce.base import Verdict
 
-U_SHAPED, FLAT = [4.5, 5.0, 5.6, 5.9], [4.5, 4.5, 4.6, 4.7]
-LOW, HIGH = [5.0, 6.0, 9.0, 20.0], [20.0, 60.0, 400.0, 3000.0]
+U_SHAPED, FLAT = [4.5, 5.0, 5.6, 5.9, 6.0], [4.5, 4.5, 4.6, 4.7, 4.8]
+LOW, HIGH = [5.0, 6.0, 9.0, 20.0, 30.0], [20.0, 60.0, 400.0, 3000.0, 9000.0]
 
 
 def seeds(curve, n=3):
@@ -33,15 +33,15 @@ def test_the_curve_turns_up_between_two_rates_on_a_log_scale():
 def test_a_curve_that_turns_up_a_decade_later_is_reproduced():
     outcome = made()
     assert outcome.verdict is Verdict.REPRODUCED
-    assert "more than 0.1" in outcome.told and len(outcome.table) == 2 * len(RATES)
+    assert "more than 0.3" in outcome.told and len(outcome.table) == 2 * len(RATES)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"qk_norm": U_SHAPED},  # the same curve
-        {"qk_norm": [4.5, 4.7, 5.05, 5.2]},  # less sensitive, but it turns up before a decade
-        {"logits_qk": [5.0, 6.0, 9.0, 300.0]},  # attention logits grow with QK-norm too
+        {"qk_norm": [4.5, 4.7, 5.05, 5.2, 5.2]},  # less sensitive, but it turns up before a decade
+        {"logits_qk": [5.0, 6.0, 9.0, 20.0, 300.0]},  # attention logits grow with QK-norm too
         {"plain": FLAT},  # nothing turns up
     ],
 )
@@ -50,7 +50,7 @@ def test_what_must_not_be_reproduced(change):
 
 
 def test_logits_that_do_not_grow_leave_nothing_to_prevent():
-    assert made(logits=[5.0, 6.0, 50.0, 90.0]).verdict is Verdict.NOT_AT_THIS_SCALE
+    assert made(logits=[5.0, 6.0, 50.0, 80.0, 90.0]).verdict is Verdict.NOT_AT_THIS_SCALE
 
 
 def test_both_bodies_run_at_all_rates():
