@@ -1,7 +1,8 @@
 """QK-norm put into a model in mid-run: from a checkpoint with Llama's body to one with Qwen3's, from which a run can branch.
 
 The two bodies differ in nothing but the normalisation of queries and keys, so all weights, Adam's moments and the place in the
-data are taken over. The new gains are 1, and Adam has seen no gradient of theirs. """
+data are taken over. The new gains are 1, and Adam has seen no gradient of theirs.
+"""
 
 from __future__ import annotations
 
