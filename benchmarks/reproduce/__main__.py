@@ -2,10 +2,10 @@
 
     python -m benchmarks.reproduce [KEY ...] [OVERRIDE ...] --out DIR [--seeds N]
 
-Each finding (a file of this package) has a few small runs of configs/reproduce.yaml or a calculation of its own, and a rule that was
-fixed before they were read. What is there in DIR already is not made again, so the command goes on where it was stopped. Without a
-KEY, all findings; an OVERRIDE such as data.cache_dir=DIR changes the recipe. Writes DIR/reproduce.md and reproduce.json, which
-have every finding that was judged in DIR so far.
+Each finding (a file of this package) has a few small runs of configs/reproduce.yaml or a calculation of its own, and a rule
+that was fixed before they were read. What is there in DIR already is not made again: the command goes on where it was stopped.
+Without a KEY, all findings; an OVERRIDE such as data.cache_dir=DIR changes the recipe. Writes DIR/reproduce.md and
+reproduce.json, which have every finding that was judged in DIR so far.
 """
 
 from __future__ import annotations

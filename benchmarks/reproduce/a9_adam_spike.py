@@ -42,7 +42,8 @@ class Parabola:
 
 
 def descend(lr: float, beta2: float, steps: int, beta1: float = BETA1, eps: float = EPS) -> Parabola:
-    """Adam in float64 with the gradient x. If there is no crossing, what is said of before it is of all steps, and the peak is NaN."""
+    """Adam in float64 with the gradient x. If there is no crossing, what is said of before it is of all steps, and the peak
+    is NaN."""
     x, m, v = 1.0, 0.0, 0.0
     losses, sharpness, squares = [], [], [0.0]
     for step in range(1, steps + 1):
@@ -83,13 +84,13 @@ def rise(losses: Sequence[float]) -> float:
 
 @finding
 class AdamSpike(Finding):
-    """Reproduced if every arm that crosses the threshold rises by at least RISE after it and not before it, with v shrinking by beta2
-    at the crossing (within 0.1%), and if arms that do not cross it do not rise; else not reproduced."""
+    """Reproduced if every arm that crosses the threshold rises by at least RISE after it and not before it, with v shrinking
+    by beta2 at the crossing (within 0.1%), and if arms that do not cross it do not rise; else not reproduced."""
 
     key = "A9"
     title = "Adam alone makes loss spikes: v forgets, and a constant curvature becomes too sharp for it"
     source = "arXiv 2506.04805"
-    claim = "on a parabola: v decays by beta2 a step, 1/sqrt(v) passes (2+2b1)/((1-b1) lr), and only then the loss rises 100-fold or more"
+    claim = "on a parabola v decays by beta2 a step, 1/sqrt(v) passes (2+2b1)/((1-b1) lr), and only then the loss rises 100-fold"
     seeds = 1
 
     def measure(self, seed: int, overrides: Sequence[str]) -> Any:

@@ -50,8 +50,8 @@ class Outcome:
 
 
 class Finding(ABC):
-    """One published finding. The docstring of a class states its rule of judgement, which was fixed before the runs were read; where
-    it was changed afterwards, the docstring says so."""
+    """One published finding. The docstring of a class states its rule of judgement, which was fixed before the runs were
+    read; where it was changed afterwards, the docstring says so."""
 
     key: ClassVar[str]
     """Its name on the command line, as A9."""
@@ -63,11 +63,12 @@ class Finding(ABC):
     seeds: ClassVar[int] = 3
     """Seeds that are run unless the command names another number."""
     folder: ClassVar[str] = ""
-    """Folder of the runs; the key by default. Findings that read the same runs name the same folder and return the same runs."""
+    """Folder of its runs and measurements; the key by default. Findings that read the same ones name the same folder, and
+    return the same runs or measure the same."""
 
     def runs(self) -> Mapping[str, Sequence[str]]:
-        """Overrides of configs/reproduce.yaml by name of the run; in them $RUNS stands for the folder of this seed's runs, and a run
-        that another one branches from comes first. Empty for a finding without runs."""
+        """Overrides of configs/reproduce.yaml by name of the run; in them $RUNS stands for the folder of this seed's runs,
+        and a run that another one branches from comes first. Empty for a finding without runs."""
         return {}
 
     def measure(self, seed: int, overrides: Sequence[str]) -> Any:

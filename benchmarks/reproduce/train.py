@@ -2,7 +2,7 @@
 
 OUT/runs/FOLDER/seedN/NAME/          a run directory
 OUT/runs/FOLDER/cpu_seconds.json     by seedN/NAME
-OUT/measured/KEY/seedN.json          what a finding has measured without runs, and its CPU time
+OUT/measured/FOLDER/seedN.json       what a finding has measured without runs, and its CPU time
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def runs_folder(finding: Finding, out: Path) -> Path:
 
 
 def train_runs(runs: Mapping[str, Sequence[str]], recipe: Path, out: Path) -> None:
-    """Train each run in ``out``/name with its overrides of the recipe, unless it has ended already. Raises InputError for one that
-    ended with other settings, and for one that stopped before its end."""
+    """Train each run in ``out``/name with its overrides of the recipe, unless it has ended already. Raises InputError for one
+    that ended with other settings, and for one that stopped before its end."""
     for name, overrides in runs.items():
         directory = out / name
         own = [f"name={directory.name}", f"output_dir={json.dumps(str(directory.parent))}"]
@@ -107,7 +107,7 @@ def _loaded(finding: Finding, seed: int, out: Path) -> dict[str, Run]:
 
 
 def _measured_file(finding: Finding, seed: int, out: Path) -> Path:
-    return out / "measured" / finding.key / f"seed{seed}.json"
+    return out / "measured" / (finding.folder or finding.key) / f"seed{seed}.json"
 
 
 def _measured(finding: Finding, seed: int, out: Path, overrides: Sequence[str]) -> Any:
