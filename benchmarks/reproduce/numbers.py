@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from analysis.compare.statistics import Effect, mean_over_seeds
 from record.finished import Run
 
+from . import intervals
+
 NLL, VALIDATION = "loss/nll", "validation/nll"
 AMONG_LAST = 20
 """Steps whose mean is a training loss at the end."""
@@ -37,13 +39,10 @@ def over_seeds(values: Sequence[float]) -> Effect:
 
 
 def above(effect: Effect, least: float = 0.0) -> bool:
-    """Whether the mean reaches ``least`` and the interval excludes 0 from above. Values of all seeds that agree to the bit have
-    no interval, and their mean decides."""
-    sure = effect.low > 0 if effect.low is not None else effect.n > 1 and effect.mean > 0
-    return sure and effect.mean >= least
+    """Whether the mean reaches ``least`` and the whole interval is above 0."""
+    return intervals.above(effect, 0.0) and effect.mean >= least
 
 
 def below(effect: Effect, most: float = 0.0) -> bool:
-    """The same with the opposite sign: the mean is ``most`` or less, and the interval excludes 0 from below."""
-    sure = effect.high < 0 if effect.high is not None else effect.n > 1 and effect.mean < 0
-    return sure and effect.mean <= most
+    """Whether the mean is ``most`` or less and the whole interval below 0."""
+    return intervals.below(effect, 0.0) and effect.mean <= most
