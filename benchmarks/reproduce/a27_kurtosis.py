@@ -12,7 +12,7 @@ from stability.detect.base import DETECTORS
 from .base import Outcome, Seed, Verdict, finding
 from .intervals import above, below
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, PAST, Marks, column, led, row
+from .precursors import PAST, Marks, ahead, column, led, row, too_few
 
 SIGMAS = 3.0
 """The vendor's limit for the kurtosis."""
@@ -44,8 +44,9 @@ def cusum(rows: Mapping[str, Any]) -> Marks:
 class Kurtosis(OfMemorised):
     """Reproduced if both the kurtosis and CUSUM lead spikes by a mean within the published bounds (95% interval over seeds
     inside 14 to 18, and 9 to 11 steps); refuted, that is not reproduced, if the interval of either lies outside its bounds,
-    it fires before none, or it does so no more often than by chance; not at this scale otherwise, and with fewer than FEWEST
-    spikes. The vendor counts to a divergence, this rule to a spike, for nothing diverges here."""
+    it fires before none, or it does so no more often than by chance; not at this scale otherwise, and with too few spikes
+    (precursors.too_few, which was changed once). The vendor counts to a divergence, this rule to a spike, for nothing
+    diverges here."""
 
     key = "A27"
     title = "Activation kurtosis and CUSUM warn before a divergence"
@@ -60,7 +61,7 @@ class Kurtosis(OfMemorised):
             not of.leads or above(of.mean, high) or below(of.mean, low) or not above(of.above_chance, 0.0)
             for of, (low, high) in zip(found, bounds, strict=True)
         ]
-        if found[0].spikes < FEWEST:
+        if too_few(found[0]):
             verdict = Verdict.NOT_AT_THIS_SCALE
         elif all(inside) and not any(refuted):
             verdict = Verdict.REPRODUCED
@@ -72,7 +73,7 @@ class Kurtosis(OfMemorised):
             for arm in ARMS
         ]
         said = [
-            f"{name} before {of.share.mean:.0%} ({of.above_chance.format('+.2f')} above chance), by {of.mean.format('.1f')} steps"
+            f"{name} before {of.share.mean:.0%} ({of.above_chance.format('+.2f')} above chance), lead {ahead(of)}"
             for name, of in zip(("kurtosis", "CUSUM"), found, strict=True)
         ]
-        return Outcome(verdict, f"{found[0].spikes} spikes; {said[0]}; {said[1]}.", rows)
+        return Outcome(verdict, f"{found[0].spikes} spikes in {found[0].share.n} seeds; {said[0]}; {said[1]}.", rows)

@@ -9,7 +9,7 @@ from typing import Any
 from .base import Outcome, Seed, Verdict, finding
 from .intervals import above
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, FIRST, Marks, column, led, row
+from .precursors import FIRST, Marks, column, led, row, too_few
 
 LIMIT = 2.3
 """RMS from which on the authors speak of a spike of it."""
@@ -28,10 +28,10 @@ def exceeds(rows: Mapping[str, Any], group: str = GROUP) -> Marks:
 
 @finding
 class RmsLeads(OfMemorised):
-    """Over all spikes of the arms: reproduced if at least half of a seed's spikes have an RMS above LIMIT in the
-    embedding for the first time LEAST to MOST steps before, and more than by chance (95% interval over seeds). Not at this
-    scale if there are fewer than FEWEST spikes or the RMS is nowhere above LIMIT; else not reproduced. Of the lag's
-    dependence on beta2 only the numbers are told."""
+    """Over all spikes of the arms: reproduced if at least half of a seed's spikes have an RMS above LIMIT in the embedding
+    for the first time LEAST to MOST steps before, and more than by chance (95% interval over seeds). Not at this scale if
+    there are too few spikes (precursors.too_few, which was changed once) or the RMS is nowhere above LIMIT; else not
+    reproduced. Of the lag's dependence on beta2 only the numbers are told."""
 
     key = "A7"
     title = "The RMS of g/sqrt(v) spikes before the loss does"
@@ -41,7 +41,7 @@ class RmsLeads(OfMemorised):
     def judge(self, seeds: Sequence[Seed]) -> Outcome:
         whole = led(seeds, list(ARMS), exceeds, LEAST, MOST)
         ever = sum(int(exceeds(seed.measured[arm]).sum()) for seed in seeds for arm in ARMS)
-        if whole.spikes < FEWEST or not ever:
+        if too_few(whole) or not ever:
             verdict = Verdict.NOT_AT_THIS_SCALE
         else:
             good = whole.share.mean >= 0.5 and above(whole.above_chance, 0.0)
@@ -52,10 +52,11 @@ class RmsLeads(OfMemorised):
             row(heading, f"all arms, {group}", led(seeds, list(ARMS), partial(exceeds, group=group), LEAST, MOST))
             for group in _groups(seeds)
         ]
-        told = f"{whole.spikes} spikes; before {whole.share.mean:.0%} of them the RMS of the embedding first passes {LIMIT} "
-        told += (
-            f" steps earlier, {whole.above_chance.format('+.2f')} above chance; it is above {LIMIT} at {ever} steps."
+        share, better = f"{whole.share.mean:.0%}", whole.above_chance.format("+.2f")
+        told = (
+            f"{whole.spikes} spikes in {whole.share.n} seeds; before {share} of them the embedding's RMS first passes "
         )
+        told += f"{LIMIT} by {LEAST} to {MOST} steps, {better} above chance; it is above {LIMIT} at {ever} steps."
         return Outcome(verdict, told, rows)
 
 

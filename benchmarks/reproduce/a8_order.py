@@ -10,7 +10,7 @@ import numpy as np
 from .base import Outcome, Seed, Verdict, finding
 from .intervals import above, below
 from .memorised_arms import ARMS, OfMemorised
-from .precursors import FEWEST, Marks, column, doubled, led, row
+from .precursors import Marks, ahead, column, doubled, led, row, too_few
 
 
 def update(rows: Mapping[str, Any]) -> Marks:
@@ -26,10 +26,10 @@ def gradient(rows: Mapping[str, Any]) -> Marks:
 
 @finding
 class Order(OfMemorised):
-    """A signal departs at the first step at which it is twice its lowest of the last 20 steps, from 20 steps before a spike to 5
-    after its first step, at which the loss has doubled. Reproduced if the mean lead of the update is above 0 and that of the
-    gradient norm below 0 (95% intervals over seeds); not at this scale if there are fewer than FEWEST spikes; else not
-    reproduced."""
+    """A signal departs at the first step at which it is twice its lowest of the last 20 steps, from 20 steps before a spike
+    to 5 after its first step, at which the loss has doubled. Reproduced if the mean lead of the update is above 0 and that of
+    the gradient norm below 0 (95% intervals over seeds); not at this scale if there are too few spikes (precursors.too_few,
+    which was changed once); else not reproduced."""
 
     key = "A8"
     title = "At a spike the update grows first, then the loss, and the gradient norm last"
@@ -38,7 +38,7 @@ class Order(OfMemorised):
 
     def judge(self, seeds: Sequence[Seed]) -> Outcome:
         first, last = (led(seeds, list(ARMS), marks) for marks in (update, gradient))
-        if first.spikes < FEWEST:
+        if too_few(first):
             verdict = Verdict.NOT_AT_THIS_SCALE
         else:
             good = above(first.mean, 0.0) and below(last.mean, 0.0)
@@ -49,7 +49,7 @@ class Order(OfMemorised):
             for arm in ARMS
         ]
         told = (
-            f"{first.spikes} spikes; steps from doubling to the loss's doubling: update {first.mean.format('+.1f')}, "
+            f"{first.spikes} spikes in {first.share.n} seeds; doubled before the loss does: update by {ahead(first)} "
         )
-        told += f"gradient norm {last.mean.format('+.1f')}."
+        told += f"({len(first.leads)} spikes), gradient norm by {ahead(last)} ({len(last.leads)} spikes)."
         return Outcome(verdict, told, rows)

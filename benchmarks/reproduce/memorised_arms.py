@@ -17,13 +17,14 @@ ARMS = {
 spikes with beta2 0.95; nothing else of that run was looked at.
 
 The arms were changed once. At first they were 0.95, 0.99 and 0.999 with 120 steps, in which three seeds had two spikes, both
-with 0.95: too few for any finding, each of which said so. The rules of judgement are as they were before."""
+with 0.95: too few for any finding, each of which said so. Then three seeds became six, as two of the three had spikes."""
 
 
 class OfMemorised(Finding):
     """A finding that is judged on these runs: by arm, the columns of its rows."""
 
     folder = "memorised"
+    seeds = 6
 
     def measure(self, seed: int, overrides: Sequence[str]) -> Any:
         return {name: memorise([*ALL_TELEMETRY, *overrides, f"seed={seed}", *own]) for name, own in ARMS.items()}

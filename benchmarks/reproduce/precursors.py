@@ -25,8 +25,8 @@ PAST = 20
 """Steps before one whose lowest value a signal is compared with."""
 EARLY, LATE = 20, 5
 """Steps before and after a spike's first in which a signal's departure belongs to it."""
-FEWEST = 3
-"""Spikes of all seeds together below which nothing is said."""
+FEWEST, FEWEST_SEEDS = 3, 3
+"""Spikes of all seeds together, and seeds with spikes, below which nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,15 @@ def led(
     return Led(count, every, mean_over_seeds(means), mean_over_seeds(shares), mean_over_seeds(above))
 
 
+def too_few(of: Led) -> bool:
+    """Whether nothing can be said from these spikes.
+
+    Changed after the first look: at first only the spikes were counted, and six of them, of two seeds, were enough. An interval
+    over two seeds contains whatever is asked of it, so that A8, A25 and A27 were "not reproduced" by lack of seeds alone.
+    """
+    return of.spikes < FEWEST or of.share.n < FEWEST_SEEDS
+
+
 def row(first: str, name: str, of: Led) -> Row:
     """The row of a table, whose first heading is ``first``."""
     quartiles = ", ".join(f"{q:.0f}" for q in np.percentile(of.leads, [25, 50, 75])) if of.leads else ""
@@ -141,3 +150,8 @@ def row(first: str, name: str, of: Led) -> Row:
         "share that it leads": f"{of.share.mean:.2f}" if of.spikes else "",
         "above chance [95%]": of.above_chance.format("+.2f") if of.spikes else "",
     }
+
+
+def ahead(of: Led) -> str:
+    """The mean lead for a sentence."""
+    return f"{of.mean.format('+.1f')} steps" if of.leads else "none nearby"

@@ -25,7 +25,7 @@ from .base import Finding, Seed
 
 RECIPE = ROOT / "configs" / "reproduce.yaml"
 CPU_SECONDS = "cpu_seconds.json"
-_OWN = {"output_dir": True, "data": {"cache_dir"}}
+_OWN: Any = {"output_dir": True, "data": {"cache_dir"}}
 """Where a run lies, and not what it is."""
 
 

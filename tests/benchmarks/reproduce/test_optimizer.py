@@ -11,6 +11,7 @@ import pytest
 
 from analysis.step.curvature import threshold
 from benchmarks.reproduce import a10_edge, a20_safe_step
+from benchmarks.reproduce.a6_epsilon import EPS, Epsilon, pairs
 from benchmarks.reproduce.a9_adam_spike import ARMS, AdamSpike, descend, rise
 from benchmarks.reproduce.a10_edge import Edge
 from benchmarks.reproduce.a20_safe_step import CLIPPED, CONTROLLED, MATCHED, PLAIN, RATES, SafeStep
@@ -91,7 +92,9 @@ def hovering(high: float, low: float, seed: int = 0):
             "step": steps,
             "loss/nll": [1.0] * len(steps),
             "sharpness": [
-                ratio * threshold(a10_edge.RATE, beta1) * float(random.uniform(0.95, 1.05)) if step % 25 == 0 else None
+                ratio * threshold(a10_edge.RATE, beta1) * float(random.uniform(0.95, 1.05))
+                if step % a10_edge.EVERY == 0
+                else None
                 for step in steps
             ],
         }
@@ -121,7 +124,7 @@ def test_a_measurement_that_did_not_converge_is_left_out():
     rows = hovering(1.0, 1.0)["0.9"]
     rows["sharpness"][a10_edge.STEPS - 1] = None
     assert a10_edge.settled(rows, 0.9) == pytest.approx(1.0, abs=0.05)
-    assert max(a10_edge.ratios(rows, 0.9)) == a10_edge.STEPS - 25
+    assert max(a10_edge.ratios(rows, 0.9)) == a10_edge.STEPS - a10_edge.EVERY
 
 
 # ----------------------------------------------------------------------------------------------------- A20: cut steps
@@ -179,3 +182,48 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(InputError, match=r"pip install -r requirements-reproduce.txt"):
         a20_safe_step.digits(0)
+
+
+# ----------------------------------------------------------------------------------------------------------- A6: epsilon
+
+
+def shrinking(*, swallowed: bool, worse: bool, smallest: float = 1e-9):
+    """Gradients that shrink from an RMS of 1e-3; Adam's own formula for the update, or one that knows no epsilon."""
+    gradient = np.geomspace(1e-3, smallest, 120)
+    return {
+        f"{eps:g}": {
+            "loss/nll": [0.1 if worse and eps == EPS[0] else 0.01] * 120,
+            "lr": [3e-3] * 120,
+            "elements/layer_00": [None, 400.0] * 60,
+            "grad_norm/layer_00": (20 * gradient).tolist(),
+            "update_rms/layer_00": (3e-3 * (gradient / (gradient + eps) if swallowed else gradient**0)).tolist(),
+        }
+        for eps in EPS
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ({"swallowed": True, "worse": True}, Verdict.REPRODUCED),
+        ({"swallowed": False, "worse": True}, Verdict.NOT_REPRODUCED),
+        ({"swallowed": True, "worse": False}, Verdict.NOT_REPRODUCED),
+        ({"swallowed": True, "worse": True, "smallest": 1e-5}, Verdict.REPRODUCED),  # 1e-8 is far
+    ],
+)
+def test_the_update_must_shrink_near_epsilon_and_the_loss_stay_behind(given, verdict):
+    assert Epsilon().judge(seeds(*[shrinking(**given)] * 3)).verdict == verdict
+
+
+def test_the_gradient_over_epsilon_is_a_root_mean_square_over_the_groups_elements():
+    near, size = pairs(shrinking(swallowed=True, worse=True)["1e-08"], 1e-8)
+    assert len(near) == 120 - 20
+    assert near[0] == pytest.approx(np.geomspace(1e-3, 1e-9, 120)[20] / 1e-8)
+    assert size[-1] == pytest.approx(1 / 11)
+
+
+def test_gradients_far_from_every_epsilon_say_nothing():
+    arms = shrinking(swallowed=True, worse=True)
+    for rows in arms.values():
+        rows["grad_norm/layer_00"] = [1.0] * 120  # an RMS of 0.05
+    assert Epsilon().judge(seeds(arms, arms)).verdict == Verdict.NOT_AT_THIS_SCALE

@@ -122,6 +122,10 @@ def test_without_spikes_nothing_is_said(judge):
     assert judge().judge(seeds).verdict == Verdict.NOT_AT_THIS_SCALE
 
 
+def test_spikes_of_two_seeds_are_too_few():
+    assert Order().judge(of(update=3, gradient=-2)[:2]).verdict == Verdict.NOT_AT_THIS_SCALE
+
+
 def test_the_kurtosis_and_cusum_must_both_lead_by_the_published_steps():
     seeds = of(kurtosis=16)
     assert Kurtosis().judge(seeds).verdict == Verdict.NOT_REPRODUCED  # the loss, and so CUSUM, gives no warning
@@ -142,7 +146,7 @@ def quiet(values: list[float]) -> list[float]:
 
 def test_leads_are_told_for_each_seed_and_the_interval_is_over_seeds():
     found = led(of(rms=4), list(ARMS), lambda rows: np.array(rows["adam_rms/embedding"]) > 2.3, 1, 8)
-    assert found.spikes == 3 * 3 * 4
+    assert found.spikes == 3 * len(ARMS) * 4
     assert set(found.leads) == {4}
     assert (found.share.mean, found.share.n) == (1.0, 3)
     assert low(found.above_chance) > 0.8  # all seeds agree, so that the interval has no width
