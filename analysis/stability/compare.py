@@ -88,6 +88,21 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Finals:
+    """The final NLLs of an arm in a scenario at a rate."""
+
+    arm: str
+    scenario: str
+    rate: float | None
+    seeds: int
+    mean: float
+    lowest: float
+    highest: float
+    noise: Noise | None
+    """Over the seeds; None from a single one."""
+
+
+@dataclass(frozen=True)
 class Study:
     """All measured runs, and what they show."""
 
@@ -252,11 +267,19 @@ class Study:
         values = [one.values for one in self.of(arm, scenario).values() if one.values.get("back_steps") is not None]
         return [float(one["back_steps"]) for one in values], [bool(one["back"]) for one in values]
 
+    def finals(self, arm: str, scenario: str, rate: float | None) -> Finals | None:
+        """The final NLLs of an arm at a rate, over its seeds; None without any."""
+        values = list(self.values(PRIMARY, arm, scenario, rate).values())
+        if not values:
+            return None
+        noise = noise_of(values) if len(values) > 1 else None
+        return Finals(arm, scenario, rate, len(values), statistics.fmean(values), min(values), max(values), noise)
+
     def noise_of_baseline(self) -> Noise | None:
         """How much the baseline's final NLL varies over seeds, without a stress at its best rate; None from fewer than two."""
         one = self.comparison
-        values = list(self.values(PRIMARY, one.baseline, one.calm, self.rate_of(one.baseline, one.calm, None)).values())
-        return noise_of(values) if len(values) > 1 else None
+        finals = self.finals(one.baseline, one.calm, self.rate_of(one.baseline, one.calm, None))
+        return None if finals is None else finals.noise
 
 
 def noise_of(values: Sequence[float]) -> Noise:

@@ -135,6 +135,13 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "left_out": [{**cell._asdict(), "run": one.planned[cell], "why": why} for cell, why in one.left_out.items()],
         "runs": runs,
         "sweeps": sweeps,
+        "by_rate": [
+            asdict(finals)
+            for scenario in one.scenarios
+            for arm in one.arms
+            for rate in one.rates(arm, scenario)
+            if (finals := found.finals(arm, scenario, rate)) is not None
+        ],
         "shares": [_flat_share(share) for share in all_shares(found)],
         "comparisons": [_flat(row) | {"effect": asdict(row.difference.effect)} for row in rows],
     }

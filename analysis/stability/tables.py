@@ -175,40 +175,23 @@ def one_stress(rows: list[list[str]]) -> bool:
 def rate_table(found: Study, scenario: str) -> Shown:
     """Final NLL, divergences and stalls of each arm at each rate."""
     one = found.comparison
-    header = [
-        "arm",
-        "rate",
-        "seeds",
-        "final NLL",
-        "lowest",
-        "highest",
-        "diverged",
-        "stalled",
-        "update size",
-        "effective rate",
-    ]
+    header = ["arm", "rate", "seeds", "final NLL", "sd", "lowest", "highest", "diverged", "stalled"]
+    header += ["update size", "effective rate"]
     rows = []
     for arm in one.arms:
         for rate in one.rates(arm, scenario):
             runs = [m.values for m in found.of(arm, scenario, rate).values()]
-            finals = [v["final_nll"] for v in runs if v["final_nll"] is not None]
+            finals = found.finals(arm, scenario, rate)
+            of_nll = ["-"] * 4
+            if finals is not None:
+                sd = "-" if finals.noise is None else f"{finals.noise.deviation:.4f}"
+                of_nll = [f"{finals.mean:.4f}", sd, f"{finals.lowest:.4f}", f"{finals.highest:.4f}"]
+            counts = [f"{sum(v['diverged'] for v in runs)}", f"{sum(bool(v['stalls']) for v in runs)}"]
             sizes = [[v[key] for v in runs if v.get(key) is not None] for key in ("update_size", "effective_rate")]
-            rows.append(
-                [
-                    visible(arm),
-                    _rate(rate),
-                    str(len(runs)),
-                    *(
-                        [f"{x:.4f}" for x in (sum(finals) / len(finals), min(finals), max(finals))]
-                        if finals
-                        else ["-"] * 3
-                    ),
-                    f"{sum(v['diverged'] for v in runs)}",
-                    f"{sum(bool(v['stalls']) for v in runs)}",
-                    *(f"{sum(own) / len(own):.3g}" if own else "-" for own in sizes),
-                ]
-            )
-    return Shown(f"By rate, {scenario}", header, rows, "Of a run that diverged the final NLL is its initial loss.")
+            of_sizes = [f"{sum(own) / len(own):.3g}" if own else "-" for own in sizes]
+            rows.append([visible(arm), _rate(rate), str(len(runs)), *of_nll, *counts, *of_sizes])
+    notes = "sd: standard deviation over seeds. Of a run that diverged the final NLL is its initial loss."
+    return Shown(f"By rate, {scenario}", header, rows, notes)
 
 
 def growth_table(found: Study, scenario: str) -> Shown:

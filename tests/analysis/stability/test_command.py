@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.show.tables import WIDTH
@@ -220,3 +221,13 @@ def test_a_suite_is_given_alone_and_must_have_begun(suite: Path) -> None:
         shutil.rmtree(run)
     with pytest.raises(InputError, match="none of the 27 planned runs has ended"):
         find_runs([str(suite)])
+
+
+def test_the_finals_of_each_rate_are_those_of_its_seeds(suite: Path, tmp_path: Path) -> None:
+    found = analysed(tmp_path / "out", str(suite))
+    runs = [run for run in found["runs"] if (run["arm"], run["rate"]) == ("better", 0.1)]
+    (cell,) = [each for each in found["by_rate"] if (each["arm"], each["rate"]) == ("better", 0.1)]
+    values = [run["final_nll"] for run in runs]
+    assert cell["seeds"] == len(values) == 3
+    assert (cell["mean"], cell["lowest"]) == (pytest.approx(sum(values) / 3), min(values))
+    assert cell["noise"]["deviation"] == pytest.approx(np.std(values, ddof=1))
