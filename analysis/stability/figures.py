@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _COLUMNS = 3
 """Panels in a row."""
 _ASIDE = 0.018
 """Distance of neighbouring arms on a logarithmic axis, in decades: their error bars would hide each other."""
+_NOTE_WIDTH = 15
+"""Characters of a note below the panels, per inch."""
 _LABEL = 26
 """Characters of an arm's name on an axis."""
 
@@ -223,10 +226,10 @@ def draw_differences(found: Study) -> Figure | None:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(
-            f"final NLL minus that of {clip(visible(one.baseline), _LABEL)}, nats per token (left is better)"
+            f"final NLL minus {clip(visible(one.baseline), _LABEL)}, nats/token (left is better)", fontsize=9
         )
     note = "mean of the paired differences and 95% interval; n: pairs of seeds; grey: a difference inside would probably not show"
-    figure.supxlabel(note, fontsize=8, color=style.GREY)
+    _note(figure, note)
     return figure
 
 
@@ -267,7 +270,13 @@ def _legend(figure: Figure, styles: dict[str, ArmStyle], note: str) -> None:
         for arm, look in styles.items()
     ]
     style.legend_outside(figure, handles)
-    figure.supxlabel(note, fontsize=8, color=style.GREY)
+    _note(figure, note)
+
+
+def _note(figure: Figure, text: str) -> None:
+    """A line below all panels, or as many as fit into the figure's width."""
+    width = int(_NOTE_WIDTH * figure.get_size_inches()[0])
+    figure.supxlabel(textwrap.fill(text, width), fontsize=8, color=style.GREY)
 
 
 def _fixed(places: Sequence[float]) -> Any:

@@ -143,5 +143,8 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
             if (finals := found.finals(arm, scenario, rate)) is not None
         ],
         "shares": [_flat_share(share) for share in all_shares(found)],
-        "comparisons": [_flat(row) | {"effect": asdict(row.difference.effect)} for row in rows],
+        "comparisons": {
+            key: [_flat(row) for row in rows if row.measure.key == key]
+            for key in dict.fromkeys(row.measure.key for row in rows)
+        },
     }

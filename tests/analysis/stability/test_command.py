@@ -137,7 +137,7 @@ def test_runs_that_diverged_count_as_their_initial_loss(suite: Path, tmp_path: P
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite", LEVELS, (0,))
     found = analysed(tmp_path / "out", str(suite))
-    assert all(one["low"] is None and one["n"] <= 1 for one in found["comparisons"])
+    assert all(one["low"] is None and one["n"] <= 1 for rows in found["comparisons"].values() for one in rows)
     assert any(line.startswith("no A/A control") for line in found["warnings"])
 
 
@@ -168,7 +168,7 @@ def test_a_rate_that_no_run_names_is_no_sweep(tmp_path: Path) -> None:
     ]
     found = analysed(tmp_path / "out", *map(str, paths))
     assert found["sweeps"] == []
-    assert {one["basis"] for one in found["comparisons"]} == {COMMON}
+    assert {one["basis"] for rows in found["comparisons"].values() for one in rows} == {COMMON}
     assert not (tmp_path / "out" / "rates.png").exists()
 
 
