@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError("no arm has a metric head and TFSD, of which the claims are: give a suite that has one")
     claims = all_claims()
     judged = judge({name: list(claim.evidence(found)) for name, claim in claims.items()})
+    if options.out:  # first: a reader of what is printed may close the pipe
+        write_text(options.out / "claims.md", page(found, claims, judged))
+        write_json(options.out / "claims.json", as_json(found, claims, judged))
     print(terminal_table(["claim", "verdict", "tests that decide"], _overview(judged)))
     for name, claim in claims.items():
         print(f"\n{name}: {verdict_of(judged[name])}")
@@ -51,8 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if one.evidence.decides:
                 print(textwrap.fill(_line(one), WIDTH, initial_indent="  - ", subsequent_indent="    "))
     if options.out:
-        write_text(options.out / "claims.md", page(found, claims, judged))
-        write_json(options.out / "claims.json", as_json(found, claims, judged))
         print(f"\nwritten to {options.out}: claims.md, claims.json")
 
 

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     comparison = find_runs(options.runs, options.baseline)
     found = study(comparison)
+    written = report.write(found, options.out)  # first: a reader of what is printed may close the pipe
     _print(found)
-    written = report.write(found, options.out)
     print(f"written to {options.out}: {', '.join(written)}")
 
 
