@@ -4,30 +4,28 @@ What is tested is the whole way: the array that is submitted, its jobs, preempti
 one machine to the bit.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from common.errors import InputError
 from suite.cluster import executor
 
-from ..conftest import ROOT, python, rows_of
+from ..conftest import ROOT, events_of, python, rows_of
 
 SUITE = """
 recipe: {workspace}/tiny.yaml
 out: {out}
 arms:
-  metric: [train.steps={steps}, checkpoint.keep=20]
-  linear: [train.steps={steps}, checkpoint.keep=20, head.kind=linear, objective.kind=ce]
+  metric: [train.steps=120, checkpoint.every=60]
+  linear: [train.steps=120, checkpoint.every=60, head.kind=linear, objective.kind=ce]
 scenarios:
   calm: {{}}
-  jump: {{branch_from: calm@10, overrides: ['stress=[{{kind: scale_lr, step: 15, factor: 9.0}}]'], arms: [metric]}}
+  jump: {{branch_from: calm@60, overrides: ['stress=[{{kind: scale_lr, step: 70, factor: 9.0}}]'], arms: [metric]}}
 """
 SBATCH = """
 import json, os, pathlib, re, subprocess, sys
@@ -98,10 +96,10 @@ def slurm(tmp_path, monkeypatch):
     return folder
 
 
-def written(workspace, folder, out, steps=20):
+def written(workspace, folder, out):
     """The suite's file."""
-    file = folder / f"{Path(out).name}.yaml"
-    file.write_text(SUITE.format(workspace=workspace, out=out, steps=steps))
+    file = folder / "suite.yaml"
+    file.write_text(SUITE.format(workspace=workspace, out=out))
     return file
 
 
@@ -130,44 +128,32 @@ def test_submitits_own_executor_gives_the_same_runs(workspace, tmp_path, here):
     assert "metric_jump: finished: validation NLL" in result.stdout
 
 
-def test_slurm_gives_the_same_runs(workspace, tmp_path, here, slurm):
-    """As one array for the runs that can start at once, then one job for the branch."""
+def test_slurm_gives_the_same_runs_and_requeues_what_it_preempts(workspace, tmp_path, here, slurm):
+    """One array for the runs that can start at once, then a job for the branch. One job gets the signal that comes before its
+    time is over: it writes a checkpoint, is queued again, and goes on from there.
+    """
     out = tmp_path / "out"
     given = ["--on", "slurm", "--jobs", "7", "--job", "slurm_partition=small", "--job", "cpus_per_task=1"]
-    result = python(ROOT / "run_suite.py", written(workspace, tmp_path, out), *given)
-    assert result.returncode == 0, result.stdout + result.stderr
+    command = [sys.executable, str(ROOT / "run_suite.py"), str(written(workspace, tmp_path, out)), *given]
+    process = subprocess.Popen([*command, "--job", "timeout_min=600"], stdout=subprocess.PIPE, text=True)
+    metrics, deadline = out / "metric_calm" / "metrics.jsonl", time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    group = (slurm / "process_100_0").read_text()
+    job = subprocess.run(
+        ["pgrep", "-g", group, "-f", "submitit.core._submit"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(job.stdout.split()[-1]), signal.SIGUSR2)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
     assert same_runs(out, here)
+    assert (slurm / "requeued_100_0").exists()
+    events = [event["event"] for event in events_of(out / "metric_calm")]
+    assert [event for event in events if event in ("preempted", "resume")] == ["preempted", "resume"]
     first, second = ((slurm / f"script_{number}").read_text() for number in (100, 101))
     assert "#SBATCH --array=0-1%2\n" in first
     assert "#SBATCH --partition=small\n" in first
     assert "#SBATCH --array" not in second
-
-
-def test_a_preempted_job_is_requeued_and_goes_on_from_its_checkpoint(workspace, tmp_path, slurm):
-    """The signal that comes before a job's time is over; the run is the same to the bit as one without interruption."""
-    out = tmp_path / "out"
-    file = written(workspace, tmp_path, out, steps=200)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_suite.py"), str(file), "--on", "slurm", "--job", "timeout_min=600"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    metrics, deadline = out / "metric_calm" / "metrics.jsonl", time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.02)
-    number = int((slurm / "process_100_0").read_text())
-    children = subprocess.run(
-        ["pgrep", "-g", str(number), "-f", "submitit.core._submit"], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout.split()[-1]), signal.SIGUSR2)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    assert (slurm / "requeued_100_0").exists()
-    events = [json.loads(line) for line in (out / "metric_calm" / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events if event["event"] in ("preempted", "resume")] == ["preempted", "resume"]
-    alone = [f"output_dir={tmp_path}", "name=alone", "train.steps=200"]
-    assert python(ROOT / "train_lm.py", "--config", workspace / "tiny.yaml", *alone).returncode == 0
-    assert rows_of(out / "metric_calm") == rows_of(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
