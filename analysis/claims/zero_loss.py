@@ -21,8 +21,8 @@ class ZeroLoss(Claim):
 
     says = "TFSD's loss can reach 0, as cross-entropy's cannot, so training has an end to come to."
     test = (
-        "supported if in every run at the baseline's best rate some step has an objective below 0.01 nats per token; what that is "
-        "worth, the NLL of P at that step says: far above the run's lowest NLL, zero loss is not the end of learning"
+        "supported if in every run at the baseline's best rate some step has an objective below 0.01 nats per token; what that "
+        "is worth, the NLL of P at that step says: far above the run's lowest NLL, zero loss is not the end of learning"
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
