@@ -63,7 +63,8 @@ def check(
         found.notes += [line for line in said.getvalue().splitlines() if line not in found.notes]
     for name, (parent, step) in parents.items():
         if parent in configs:
-            for problem in _without_checkpoint(configs[parent], step):
+            begin = parents[parent][1] if parent in parents else 0
+            for problem in _without_checkpoint(configs[parent], begin, step):
                 found.problems.setdefault(problem, []).append(name)
     return asdict(found)
 
@@ -80,12 +81,14 @@ def _ended(config: RunConfig, directory: Path) -> str | None:
     return str(status)
 
 
-def _without_checkpoint(parent: RunConfig, step: int) -> Iterator[str]:
-    """Why a run has no checkpoint of ``step`` at its end."""
+def _without_checkpoint(parent: RunConfig, begin: int, step: int) -> Iterator[str]:
+    """Why a run that begins after step ``begin`` has no checkpoint of ``step`` at its end."""
     every, steps, keep = parent.checkpoint.every, parent.train.steps, parent.checkpoint.keep
     kept = steps // every - step // every + 1
     if step >= steps:
         yield f"branch_from: step {step} is not before the last of the run it begins at, train.steps={steps}"
+    elif step < begin:
+        yield f"branch_from: step {step} is before the one at which the run it begins at is a branch itself, {begin}"
     elif step == 0 or step % every:
         yield f"branch_from: step {step} is no multiple of checkpoint.every={every}"
     elif kept > keep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,8 +82,11 @@ class Suite(Section):
             raise ValueError("control: must have seeds of its own, none of the suite's")
         if self.control_seeds and self.control_arm in self.arms:
             raise ValueError(f"arms.{self.control_arm}: that is the control's name; choose another")
+        self._refuse_overridden("arms", self.arms, bool(self.rates))
         earlier: list[str] = []
         for name, scenario in self.scenarios.items():
+            rates = self.rates if scenario.rates is None else scenario.rates
+            self._refuse_overridden("scenarios", {name: scenario.overrides}, bool(rates))
             for arm in scenario.arms or ():
                 if arm not in self.arms:
                     raise ValueError(f"scenarios.{name}.arms: {arm} is no arm; there are {', '.join(self.arms)}")
@@ -97,6 +101,17 @@ class Suite(Section):
                     )
             earlier.append(name)
         return self
+
+    def _refuse_overridden(self, key: str, overrides: Mapping[str, list[str]], rates: bool) -> None:
+        """Raise ValueError for an override of what every run is given by the suite: it would be without effect."""
+        given = {"optimizer.lr": ("rates", rates), "seed": ("seeds", bool(self.seeds))}
+        for name, own in overrides.items():
+            for override in own:
+                source, used = given.get(override.partition("=")[0].strip(), ("", False))
+                if used:
+                    raise ValueError(
+                        f"{key}.{name}: {override} has no effect where the suite has {source}; leave one out"
+                    )
 
     @property
     def baseline_arm(self) -> str:

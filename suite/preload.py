@@ -18,3 +18,6 @@ from .warm import IGNORED
 get_checkpoint_conversion_mapping("gpt2")  # made once: half a second of a process's first checkpoint
 for number in IGNORED:
     signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(
+    signal.SIG_BLOCK, IGNORED
+)  # in a fork they wait until it can end of them: a stop must not be lost

@@ -68,6 +68,9 @@ class WarmChild(Child):
 
 def train(arguments: list[str], log: str, place: int) -> None:
     """What such a process does: train_lm.py with these arguments, its output appended to ``log``."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # one that was sent since the fork ends it here
     import torch
 
     import train_lm
@@ -75,8 +78,6 @@ def train(arguments: list[str], log: str, place: int) -> None:
     gpu = gpu_of(place, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_DFL)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for standard in (1, 2):
         os.dup2(descriptor, standard)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis.stability.compare import COMMON, Study
+from record.finished import Run
 
 from .base import CLAIMS, Claim, Evidence, Verdict, against_baseline, deciding, place, runs_at, tested_arms
 
@@ -29,7 +30,7 @@ class BoundedLogits(Claim):
     def evidence(self, study: Study) -> Iterator[Evidence]:
         for arm in tested_arms(study):
             runs = [run for cell, run in study.comparison.runs.items() if cell.arm == arm]
-            highest = [float(np.nanmax(values)) for run in runs if len(values := run.series(MAX).to_numpy())]
+            highest = [value for run in runs if (value := largest(run)) is not None]
             above = sum(value > ROUNDING for value in highest)
             told = f"{above} of {len(highest)} runs have a logit above 0; the largest is {max(highest, default=np.nan):.3g}"
             fixed: Verdict = "not testable here" if not highest else "refuted" if above else "supported"
@@ -44,6 +45,12 @@ class BoundedLogits(Claim):
             }
             what = "growth of the logits' standard deviation, log of last over first"
             yield against_baseline(study, what, values, arm, place(scenario, COMMON), "lower", decides=False)
+
+
+def largest(run: Run) -> float | None:
+    """The largest logit of all steps; None if it is on record at none, or NaN at each."""
+    values = run.series(MAX).dropna()
+    return float(values.max()) if len(values) else None
 
 
 def growth(values: np.ndarray) -> float:

@@ -155,9 +155,13 @@ class Study:
         return found
 
     def bases(self, scenario: str) -> list[str]:
-        """The rates at which arms are compared in a scenario."""
-        rates = self.comparison.rates(self.comparison.baseline, scenario)
-        return [OWN_BEST, COMMON, *(_at(rate) for rate in rates)] if len(rates) > 1 else [COMMON]
+        """The rates at which arms are compared in a scenario: only one, if there is none to choose."""
+        one = self.comparison
+        rates = one.rates(one.baseline, scenario)
+        if len(rates) > 1:
+            return [OWN_BEST, COMMON, *(_at(rate) for rate in rates)]
+        alike = all(one.rates(arm, scenario) in ([], rates) for arm in one.compared)
+        return [COMMON] if alike else [OWN_BEST, COMMON]
 
     def on(self, basis: str, key: str, arm: str, scenario: str) -> dict[int, float]:
         """A measure of an arm by seed, at the rate that ``basis`` names."""
@@ -192,7 +196,7 @@ class Study:
         for arm, difference in found.items():
             alone = arm == control
             p = (math.nan if difference.p is None else difference.p) if alone else p_values[arm]
-            tests = 1 if alone else max(1, len(others))
+            tests = 1 if alone else max(1, sum(each.p is not None for each in others.values()))
             said = verdict(difference, p, tests=tests)
             rows.append(Row(scenario, basis, entry, arm, alone, difference, p, smallest_shown(difference, tests), said))
         return rows

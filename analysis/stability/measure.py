@@ -75,7 +75,7 @@ MEASURES = (
     Measure("final_nll", "final NLL", ".4f", "nats/token", "lower",
             "last validation NLL; of a run that diverged the initial loss"),
     Measure("initial_nll", "initial NLL", ".4f", "nats/token", "neither",
-            "first training NLL, of a branch that of the run it comes from"),
+            "first training NLL, of a branch that of the run it comes from; unknown without that run"),
     Measure("capped", "capped", "d", "", "lower", "1 if the initial loss stands for the final NLL"),
     Measure("spikes_nll", "NLL spikes", ".3g", "1/1000 steps", "lower", f"spikes in {NLL} by the default rule ({DEFAULT})"),
     Measure("spikes_grad", "grad spikes", ".3g", "1/1000 steps", "lower",
@@ -152,9 +152,10 @@ def measure(run: Run, before: Run | None = None) -> Measured:
     values: Values = {"steps": len(run.metrics)}
     values |= {f"spikes_{signal}": spikes[DEFAULT, signal].rate for signal in SIGNALS}
     values |= {f"{rule}_{signal}": spikes[rule, signal].rate for rule in PUBLISHED for signal in SIGNALS}
-    values |= _ending(run, initial)
+    begun_elsewhere = before is None and bool(run.config.get("branch_from"))  # its first NLL is no initial one
+    values |= _ending(run, None if begun_elsewhere else initial)
     recovered: list[Recovery] = []
-    if initial is not None:
+    if initial is not None and not (begun_elsewhere and values["diverged"]):
         of_curve, recovered = _of_curve(run, steps, nll, initial, last, spikes[DEFAULT, "nll"])
         values |= of_curve
     for name, (metric, _) in PLACES.items():

@@ -139,13 +139,12 @@ def _plan(path: str) -> SuitePlan | None:
 def _of_plan(directory: Path, plan: SuitePlan, baseline: str | None) -> Comparison:
     planned: dict[Cell, str] = {}
     for run in plan.runs:
-        place = directory / run.name
-        if not is_within(place, directory):
+        if not is_within(directory / run.name, directory):
             raise InputError(f"{directory / PLAN_FILE}: the run {run.name!r} lies outside of the suite's directory")
-        cell = _filled(run, place)
+    for run, cell in zip(plan.runs, _cells(plan.runs, directory), strict=True):
         if cell in planned:
             raise InputError(f"{directory / PLAN_FILE}: {run.name} has arm, scenario, rate and seed of another run")
-        planned[cell] = str(place)
+        planned[cell] = str(directory / run.name)
     if not planned:
         raise InputError(f"{directory / PLAN_FILE} plans no runs; run_suite.py with the suite's file writes it again")
     runs, left_out = _loaded(planned)
@@ -155,14 +154,19 @@ def _of_plan(directory: Path, plan: SuitePlan, baseline: str | None) -> Comparis
     return _comparison(planned, runs, left_out, first, plan.control if first == plan.baseline else None)
 
 
-def _filled(run: PlannedRun, place: Path) -> Cell:
-    """The run's cell; a rate or a seed that the suite leaves to the recipe is that of the run's configuration."""
-    config: Mapping[str, Any] = {}
-    if run.rate is None or run.seed is None:
-        with contextlib.suppress(InputError):  # a run that is missing is told later
-            config = read_config(place)
-    rate = _number(config, "lr") if run.rate is None else run.rate
-    return Cell(run.arm, run.scenario or CALM, rate, _seed(config) if run.seed is None else run.seed)
+def _cells(runs: Sequence[PlannedRun], directory: Path) -> list[Cell]:
+    """The runs' cells; a rate or a seed that the suite leaves to the recipe is that of the run's configuration. The rate of a run
+    that is missing is that of the arm's other runs in the scenario."""
+    cells = []
+    for run in runs:
+        config: Mapping[str, Any] = {}
+        if run.rate is None or run.seed is None:
+            with contextlib.suppress(InputError):  # a run that is missing is told later
+                config = read_config(directory / run.name)
+        rate = _number(config, "lr") if run.rate is None else run.rate
+        cells.append(Cell(run.arm, run.scenario or CALM, rate, _seed(config) if run.seed is None else run.seed))
+    known = {cell[:2]: cell.rate for cell in cells if cell.rate is not None}
+    return [cell._replace(rate=known.get(cell[:2])) if cell.rate is None else cell for cell in cells]
 
 
 def _seed(config: Mapping[str, Any]) -> int:

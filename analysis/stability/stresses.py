@@ -16,7 +16,7 @@ from .measure import Measure, Measured
 WITHIN = 2.0
 """Noise of the calm run's single value within which the stressed run is back at it."""
 NOISE_OF = 64
-"""Steps of the calm run before the stress from which its noise is known."""
+"""Steps of the calm run before the stress from which its noise is known; all of it, if there are fewer before the stress."""
 
 DAMAGES = (
     Measure("damage_nll", "final NLL - calm", "+.4f", "nats/token", "lower", "final NLL minus that of the calm run"),
@@ -54,7 +54,8 @@ def damage(run: Run, measured: Measured, calm: Measured) -> Mapping[str, Any]:
         return found
     difference = nll[own][after] - calm_nll[other][after]
     smooth = moving_median(difference)
-    sigma = noise(calm_nll[calm.steps < first][-NOISE_OF:])
+    before = calm_nll[calm.steps < first][-NOISE_OF:]
+    sigma = noise(before if len(before) == NOISE_OF else calm_nll)
     out = np.flatnonzero(smooth > WITHIN * sigma)
     back = int(out[-1]) + 1 if len(out) else 0
     seen = back < len(difference) and not measured.values["diverged"]

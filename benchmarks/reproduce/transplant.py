@@ -41,7 +41,7 @@ def transplant(run: Path, step: int, place: Path) -> Path:
     old = load_model(checkpoint)
     model = build_model(config, old.config.n_classes, old.config.eos_token_id or 0)
     _take_over(model, old.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
 
     def save_model(directory: Path) -> None:
         model.save_pretrained(directory)

@@ -101,6 +101,15 @@ scenarios:
         ("arms: {a: []}\nrates: [0.0]", "rates.0: "),
         ("arms: {a: []}\nseeds: [0, 1]\ncontrol: [2]", "control: has 1 seeds where seeds has 2"),
         ("arms: {a: []}\nseeds: [0, 1]\ncontrol: [1, 2]", "control: must have seeds of its own"),
+        (
+            "arms: {a: [], b: [optimizer.lr=0.1]}\nrates: [0.2]",
+            "arms.b: optimizer.lr=0.1 has no effect where the suite has rates",
+        ),
+        ("arms: {a: [seed=1]}\nseeds: [0]", "arms.a: seed=1 has no effect where the suite has seeds"),
+        (
+            "arms: {a: []}\nscenarios: {x: {overrides: [optimizer.lr=0.1], rates: [0.2]}}",
+            "scenarios.x: optimizer.lr=0.1 has no effect where the suite has rates",
+        ),
         ("arms: {a: [], a_again: []}\nseeds: [0, 1]", "arms.a_again: that is the control's name"),
         ("arms: {a: []}\nscenarios: {x: {arms: [b]}}", "scenarios.x.arms: b is no arm; there are a"),
         ("arms: {a: []}\nseeds: [0]\nscenarios: {x: {seeds: [1]}}", "scenarios.x.seeds: 1 is none of the suite's"),
@@ -136,6 +145,16 @@ def test_mistakes_are_named(read, lines, told):
 def test_runs_that_cannot_be_are_named(read, lines, told):
     with pytest.raises(InputError, match=re.escape(told)):
         expand(read(lines), Path("out"))
+
+
+def test_an_arm_and_a_scenario_set_what_the_suite_does_not(read):
+    suite = read(
+        "seeds: [0]\narms: {a: [optimizer.lr=0.1]}\nscenarios: {x: {}, y: {overrides: [optimizer.lr=0.2], rates: []}}"
+    )
+    assert [own(run) for run in expand(suite, Path("out"))] == [
+        ["optimizer.lr=0.1", "seed=0"],
+        ["optimizer.lr=0.1", "optimizer.lr=0.2", "seed=0"],
+    ]
 
 
 def test_the_plan_is_written_and_read(tmp_path):

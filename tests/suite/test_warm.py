@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from suite.check import check
 from suite.warm import gpu_of
 
 from ..conftest import ROOT, python, rows_of
@@ -110,6 +111,15 @@ def test_a_branch_without_its_checkpoint_is_refused_before_anything_starts(works
     assert not (tmp_path / "out").exists()
 
 
+def test_a_branch_of_a_branch_begins_where_that_one_has_steps(workspace, tmp_path):
+    names = ("calm", "later", "last")
+    overrides = {name: [f"output_dir={tmp_path}", f"name={name}", "checkpoint.keep=9"] for name in names}
+    told = "branch_from: step 10 is before the one at which the run it begins at is a branch itself, 20"
+    for step, problems in ((10, {told: ["last"]}), (20, {})):
+        parents = {"later": ("calm", 20), "last": ("later", step)}
+        assert check(workspace / "tiny.yaml", overrides, parents, tmp_path)["problems"] == problems
+
+
 def test_a_branch_of_a_run_that_failed_is_not_started(workspace, tmp_path):
     """It is said, and the other runs go on."""
     (tmp_path / "broken.py").write_text(
@@ -132,6 +142,29 @@ def test_a_branch_of_a_run_that_failed_is_not_started(workspace, tmp_path):
     assert re.search(r"\nbad_calm +failed with status 1\b", table)
     assert re.search(r"\nbad_later +not started\b", table)
     assert re.search(r"\ngood_later +finished +20 ", table)
+
+
+AT_ONCE = """
+import sys
+import time
+from pathlib import Path
+
+from suite.warm import WarmChild, fork_server
+
+recipe, out = sys.argv[1:]
+child = WarmChild(fork_server(1), ["--config", recipe, f"output_dir={out}", "name=run"], Path(out, "run.log"), 0)
+child.stop()
+while not child.ended():
+    time.sleep(0.01)
+print(child.status)
+"""
+
+
+def test_a_run_that_is_stopped_as_soon_as_it_is_started_ends(workspace, tmp_path):
+    """Also while it ignores signals as the process does whose fork it is."""
+    result = python("-c", AT_ONCE, workspace / "tiny.yaml", tmp_path)
+    assert result.stdout == "75\n", result.stdout + result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

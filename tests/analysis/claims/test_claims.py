@@ -9,7 +9,7 @@ import pytest
 
 from analysis.claims.__main__ import all_claims
 from analysis.claims.base import Evidence, Judged, judge, verdict_of
-from analysis.claims.bounded_logits import growth
+from analysis.claims.bounded_logits import growth, largest
 from analysis.claims.capped_outliers import outlier
 from analysis.claims.vanishing_gradient import correlation
 from analysis.compare.seeds import paired
@@ -29,6 +29,14 @@ def test_growth_is_the_logarithm_of_last_over_first():
     assert growth(np.array([2.0, 7.0, math.nan, 16.0])) == pytest.approx(math.log(8))
     assert math.isnan(growth(np.array([2.0, math.nan])))
     assert growth(np.array([0.0, 3.0, 3.0])) == 0.0
+
+
+def test_the_largest_logit_is_that_of_the_steps_that_have_one():
+    """A run that has none on record says nothing of the bound."""
+    assert largest(made(logit__max=[-3.0, math.nan, -1.0])) == -1.0
+    assert largest(made(logit__max=[math.nan, math.inf])) == math.inf
+    assert largest(made(logit__max=[math.nan, math.nan])) is None
+    assert largest(made(loss__nll=[1.0, 1.0])) is None
 
 
 def test_an_outlier_is_its_height_over_the_median_before():

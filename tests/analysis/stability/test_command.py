@@ -104,6 +104,50 @@ def test_each_arm_is_compared_at_its_own_best_rate(tmp_path: Path) -> None:
     assert row(suite, "slow", "rate 0.001").difference.effect.mean == pytest.approx(-0.5, abs=0.01)
 
 
+def without_rates(folder: Path, rates: dict[str, float], levels: dict[str, float]) -> Path:
+    """A suite that leaves the rate to the recipe and the arms."""
+    plan = []
+    for arm, rate in rates.items():
+        for seed in (0, 1, 2):
+            plan.append(PlannedRun(f"{arm}_seed{seed}", arm, None, None, seed))
+            rows = curve(seed, levels[arm])
+            rows[-1]["validation/nll"] += 0.001 * ((7 * seed + len(arm)) % 5)
+            write_run(folder / plan[-1].name, rows, config=config(seed, rate, head={"kind": arm}))
+    write_plan(folder, SuitePlan(next(iter(rates)), None, tuple(plan)))
+    return folder
+
+
+def test_arms_that_set_a_rate_of_their_own_are_compared_at_it(tmp_path: Path) -> None:
+    suite = without_rates(tmp_path / "suite", {"base": 0.01, "other": 0.005}, {"base": 4.0, "other": 4.3})
+    found = study(find_runs([str(suite)]))
+    assert found.bases("calm") == [OWN_BEST, COMMON]
+    own = row(suite, "other", OWN_BEST).difference
+    assert (own.n, own.effect.mean) == (3, pytest.approx(0.3, abs=0.01))
+    assert row(suite, "other", COMMON).difference.n == 0
+
+
+def test_a_run_that_is_missing_has_the_rate_of_its_arm(tmp_path: Path) -> None:
+    """Where the plan names none. Otherwise its arm would seem to have two."""
+    suite = without_rates(tmp_path / "suite", {"base": 0.01, "other": 0.01}, {"base": 4.0, "other": 4.3})
+    for name in ("base_seed1", "other_seed2"):
+        shutil.rmtree(suite / name)
+    found = study(find_runs([str(suite)]))
+    assert {cell.rate for cell in found.comparison.planned} == {0.01}
+    assert found.bases("calm") == [COMMON]
+    assert row(suite, "other", COMMON).difference.left_out == (1, 2)
+    assert "other rates" not in " ".join(analysed(tmp_path / "out", str(suite))["warnings"])
+
+
+def test_the_smallest_difference_is_for_the_arms_that_are_tested(tmp_path: Path) -> None:
+    """An arm that is the baseline to the bit has no p-value, and makes no other arm's difference harder to show."""
+    alone = write_suite(tmp_path / "alone", {"base": {0.01: 4.0}, "other": {0.01: 4.1}}, (0, 1, 2))
+    expected = row(alone, "other", COMMON).smallest
+    levels = {"base": {0.01: 4.0}, "other": {0.01: 4.1}, "same": {0.01: 4.0}}
+    suite = write_suite(tmp_path / "suite", levels, (0, 1, 2))
+    assert row(suite, "same", COMMON).difference.p is None
+    assert row(suite, "other", COMMON).smallest == expected
+
+
 def test_missing_and_unfinished_runs_are_left_out_and_named(suite: Path, tmp_path: Path) -> None:
     shutil.rmtree(suite / "better_lr0.01_seed1")
     (suite / "better_lr0.1_seed2" / "status.json").write_text('{"status": "running"}')

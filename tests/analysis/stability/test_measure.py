@@ -156,6 +156,30 @@ def test_damage_is_held_against_the_calm_run(tmp_path: Path) -> None:
     assert (found["back"], found["back_steps"], found["damage_nll"]) == (1, 10, 0.0)
 
 
+def test_under_a_stress_from_the_first_step_on_the_noise_is_that_of_the_whole_calm_run(tmp_path: Path) -> None:
+    """A run with other noise and no damage at all is back at once, or within the few steps that noise may take."""
+    for seed in range(8):
+        calm = measure(run(tmp_path / f"calm{seed}", curve(seed)))
+        other = run(tmp_path / f"other{seed}", curve(100 + seed))
+        found = damage(other, measure(other), calm)
+        assert (found["back"], found["back_steps"]) == (1, 0)
+
+
+def test_a_branch_without_the_run_it_comes_from_has_no_initial_loss(tmp_path: Path) -> None:
+    """Its first NLL, which training has lowered already, is no cap on its last one."""
+    calm = run(tmp_path / "calm", curve(0))
+    rows = curve(0, first=31)
+    rows[-1]["validation/nll"] = 5.0
+    branch = run(tmp_path / "branch", rows, config=config(0, branch_from="calm@30"))
+    keys = ("final_nll", "initial_nll", "capped")
+    assert [measure(branch).values[key] for key in keys] == [5.0, None, 0]
+    initial = curve(0)[0]["loss/nll"]
+    assert [measure(branch, calm).values[key] for key in keys] == [5.0, initial, 0]
+    lost = run(tmp_path / "lost", rows[:5], config=config(0, branch_from="calm@30"), status="diverged")
+    assert [measure(lost).values[key] for key in (*keys, "excess")] == [None, None, None, None]
+    assert measure(lost, calm).values["final_nll"] == initial
+
+
 def test_a_stressed_run_that_diverged_is_never_back(tmp_path: Path) -> None:
     calm = measure(run(tmp_path / "calm", curve(0)))
     hit = run(tmp_path / "hit", curve(0, bump=1.0)[:42], status="diverged")
