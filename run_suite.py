@@ -17,6 +17,7 @@ otherwise the highest status of any run or analysis, where a signal counts as 12
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from common.command import EXIT_FINISHED, EXIT_PREEMPTED, ArgumentParser, exit_status
-from common.errors import InputError
-from record.suite import SuitePlan, write_plan
+from common.errors import InputError, note
+from record.suite import SuitePlan, read_plan, write_plan
 from suite.analyses import Analysis, filled, read_analysis
 from suite.child import Child
 from suite.cluster import CLUSTERS, Cluster
@@ -86,6 +87,7 @@ def main() -> int:
         print("they can all be run")
         return EXIT_FINISHED
     job.out.mkdir(parents=True, exist_ok=True)
+    _note_dropped(job)
     write_plan(job.out, job.plan)
     starter: Starter = Local(context, job.recipe, job.logs, places)
     if executor is not None:
@@ -123,6 +125,16 @@ def read_job(file: Path, out: str | None) -> Job:
     return Job(file.parent / suite.recipe, directory, runs, plan(suite, runs), analyses, following)
 
 
+def _note_dropped(job: Job) -> None:
+    """Say which runs of an earlier plan in this directory are in it no longer."""
+    before, names = read_plan(job.out), {run.name for run in job.runs}
+    dropped = [run.name for run in before.runs if run.name not in names] if before else []
+    if dropped:
+        note(
+            f"{job.out}: {len(dropped)} runs of the suite that was run here before are no longer in it: {_some(dropped)}"
+        )
+
+
 def run(job: Job, prospects: Mapping[str, Any], starter: Starter, of_analyses: Mapping[str, str]) -> int:
     """All runs, then the analyses whose runs have all finished or diverged; returns the exit status."""
     done = {name: each["ended"] for name, each in prospects.items() if each["ended"]}
@@ -137,8 +149,8 @@ def run(job: Job, prospects: Mapping[str, Any], starter: Starter, of_analyses: M
         print(f"{len(done)} of {len(job.runs)} runs have ended already")
     with interrupted.listening():
         with view(progress) as shown:
-            ended = run_all(job.runs, done, starter, interrupted, shown)
-        ends = {**done, **{name: str(child) for name, child in ended.items()}}
+            ended, lost = run_all(job.runs, done, starter, interrupted, shown, functools.partial(_begins, job.out))
+        ends = {**done, **lost, **{name: str(child) for name, child in ended.items()}}
         completed = done.keys() | {name for name, child in ended.items() if child.completed}
         possible = [analysis for analysis in job.analyses if analysis.runs <= completed]
         made = _analyse(job, possible, interrupted, of_analyses)
@@ -148,6 +160,13 @@ def run(job: Job, prospects: Mapping[str, Any], starter: Starter, of_analyses: M
             lacking = [one.name for one in job.runs if one.name in analysis.runs - completed]
             print(f"analysis.{analysis.name}: not made, without {_some(lacking)}")
     return _conclude(job, ended | made, interrupted)
+
+
+def _begins(out: Path, run: SuiteRun) -> bool:
+    """Whether the checkpoint that a branch begins at is there: a run that failed or diverged may not have come so far."""
+    from record.finished import checkpoints_of  # pandas takes a while to import
+
+    return run.parent_step in [step for step, _ in checkpoints_of(out / (run.parent or ""))]
 
 
 def _analyse(

@@ -17,6 +17,8 @@ from common.section import Place, Section, Text
 
 CONTROL_SUFFIX = "_again"
 """Of the control arm's name."""
+RESERVED = ("runs", "out", "logs")
+"""Placeholders of analyses, and a folder of the suite's directory."""
 CONTROL_SEEDS_FROM = 1000
 """How far the control's seeds are from the suite's, unless the suite names them."""
 
@@ -73,6 +75,15 @@ class Suite(Section):
     """Lines to print when everything is done, saying what to look at; {out} is the suite's directory."""
 
     @model_validator(mode="after")
+    def _names_are_free(self) -> Suite:
+        for arm in self.arms:
+            if arm in RESERVED:
+                raise ValueError(f"arms.{arm}: {', '.join(RESERVED)} have meanings of their own; choose another name")
+        if self.control_seeds and self.control_arm in self.arms:
+            raise ValueError(f"arms.{self.control_arm}: that is the control's name; choose another")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> Suite:
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: {self.baseline} is no arm; there are {', '.join(self.arms)}")
@@ -80,8 +91,6 @@ class Suite(Section):
             raise ValueError(f"control: has {len(self.control)} seeds where seeds has {len(self.seeds)}")
         if set(self.control_seeds) & set(self.seeds):
             raise ValueError("control: must have seeds of its own, none of the suite's")
-        if self.control_seeds and self.control_arm in self.arms:
-            raise ValueError(f"arms.{self.control_arm}: that is the control's name; choose another")
         self._refuse_overridden("arms", self.arms, bool(self.rates))
         earlier: list[str] = []
         for name, scenario in self.scenarios.items():

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 from .child import SIGNALS, Child
@@ -71,23 +71,27 @@ class View(Protocol):
 
 
 def run_all(
-    runs: Sequence[SuiteRun], done: Mapping[str, str], starter: Starter, interrupted: Interrupted, view: View
-) -> dict[str, Child]:
-    """Start all runs that are not ``done``, in their order, a branch when the run that it begins at has ended regularly.
+    runs: Sequence[SuiteRun],
+    done: Mapping[str, str],
+    starter: Starter,
+    interrupted: Interrupted,
+    view: View,
+    begins: Callable[[SuiteRun], bool],
+) -> tuple[dict[str, Child], dict[str, str]]:
+    """Start all runs that are not ``done``, in their order, a branch when the run that it begins at has ended.
 
-    Returns the runs that were started, all of them ended. A branch whose parent did not end regularly is not started, nor is
-    anything after an interruption.
+    ``begins``: whether the checkpoint that a branch begins at is there. Returns the runs that were started, all of them ended,
+    and those that could not be, with the reason. After an interruption nothing is started.
     """
     waiting, ended, under_way = [run for run in runs if run.name not in done], dict[str, Child](), interrupted.under_way
-    lost: set[str] = set()
-    """Runs that will not be started, and so those that begin at them."""
+    lost: dict[str, str] = {}
     while under_way or (waiting and not interrupted.received):
         ready: list[SuiteRun] = []
         for run in waiting if not interrupted.received else []:
-            parent = run.parent
-            if parent in lost or (parent in ended and not ended[parent].completed):
-                lost.add(run.name)
-            elif (parent is None or parent in done or parent in ended) and len(ready) < starter.places - len(under_way):
+            over = run.parent is None or run.parent in done or run.parent in ended
+            if run.parent in lost or (run.parent is not None and over and not begins(run)):
+                lost[run.name] = f"not started: {run.parent} has no step {run.parent_step}"
+            elif over and len(ready) < starter.places - len(under_way):
                 ready.append(run)
         waiting = [run for run in waiting if run not in ready and run.name not in lost]
         if ready:
@@ -101,7 +105,7 @@ def run_all(
             ended[name] = under_way.pop(name)
             view.ended(name, ended[name])
         view.refresh(under_way)
-    return ended
+    return ended, lost
 
 
 def wait_for(name: str, child: Child, interrupted: Interrupted) -> Child:

@@ -121,8 +121,9 @@ def tested_arms(study: Study) -> list[str]:
     """The arms with a metric head and TFSD, those at the article's scale first."""
     arms = [
         arm
-        for arm in study.comparison.arms
-        if (config := config_of(study, arm))
+        for arm in study.comparison.compared
+        if arm != study.comparison.control
+        and (config := config_of(study, arm))
         and (config["head"]["kind"], config["objective"]["kind"]) == ("metric", "tfsd")
     ]
     return sorted(arms, key=lambda arm: not at_article_scale(study, arm))

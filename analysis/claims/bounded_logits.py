@@ -24,7 +24,8 @@ class BoundedLogits(Claim):
     says = "The logits of the metric head are bounded by 0, so they cannot explode."
     test = (
         "supported if no step of any run, at any rate and under any stress, has a logit above 0 (but for 0.001 nats of "
-        "rounding); that the logits do not explode downwards is asked of their spread, whose growth over training is compared"
+        "rounding): true by construction, so that only a fault of the code can refute it; that logits do not explode downwards "
+        "is asked of their spread, whose growth over training is compared"
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:

@@ -11,7 +11,7 @@ from analysis.show.stresses import ACTING
 from analysis.stability.compare import COMMON, Study
 from record.finished import Run
 
-from .base import CLAIMS, Claim, Evidence, against_baseline, deciding, place, runs_at, tested_arms
+from .base import CLAIMS, Claim, Evidence, Verdict, against_baseline, deciding, place, runs_at, tested_arms
 
 BAD_BATCHES = ("corrupt_sequences", "label_noise", "foreign_text")
 """Stresses that spoil the batch."""
@@ -27,7 +27,7 @@ class CappedOutliers(Claim):
     says = "The objective caps what an outlier can do: a bad batch has no outsized gradient."
     test = (
         "the logarithm of the highest gradient norm while a stress spoils the batch over the median norm before it, minus the "
-        "baseline's: supported if lower, refuted if higher"
+        "baseline's: supported if lower, refuted if higher, or if such a gradient is not finite in any run"
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
@@ -43,6 +43,19 @@ class CappedOutliers(Claim):
                 what = "gradient norm of the bad batches, log of a multiple of the usual"
                 decides = deciding(study, arm)
                 yield against_baseline(study, what, values, arm, place(scenario, COMMON), "lower", decides=decides)
+                broken = {each: sum(map(not_finite, own.values())) for each, own in runs.items()}
+                told = ", ".join(f"{each} {broken[each]} of {len(own)}" for each, own in runs.items())
+                fixed: Verdict = "refuted" if broken[arm] else "supported"
+                what = "runs in which the bad batches' gradient is not finite, which have no norm to compare"
+                yield Evidence(
+                    what, arm, study.comparison.baseline, place(scenario, COMMON), told, decides, fixed=fixed
+                )
+
+
+def not_finite(run: Run) -> bool:
+    """Whether the gradient norm is not finite at a step at which a stress acts."""
+    norm, acting = run.series(GRADIENT), run.series(ACTING)
+    return not bool(np.isfinite(norm[norm.index.isin(acting.index[acting > 0])].to_numpy()).all())
 
 
 def outlier(run: Run) -> float:

@@ -50,19 +50,19 @@ class LossSpikes(Claim):
 
 
 def over_everything(study: Study, key: str, arm: str) -> dict[str, dict[int, float]]:
-    """By arm and seed, the mean of a measure over the scenarios and rates at which arm and baseline both have runs."""
+    """By arm and seed, the mean of a measure over the scenarios and rates at which arm and baseline both have a value with this
+    seed."""
     base, one = study.comparison.baseline, study.comparison
-    shared = [
-        (scenario, rate)
+    found: dict[str, dict[int, float]] = {arm: {}, base: {}}
+    both = [
+        (study.values(key, arm, scenario, rate), study.values(key, base, scenario, rate))
         for scenario in one.scenarios
         for rate in one.rates(arm, scenario)
-        if rate in one.rates(base, scenario)
     ]
-    found: dict[str, dict[int, float]] = {}
-    for each in (arm, base):
-        by_place = [study.values(key, each, scenario, rate) for scenario, rate in shared]
-        seeds = [seed for seed in one.seeds(each) if all(seed in values for values in by_place)]
-        found[each] = {seed: float(np.mean([values[seed] for values in by_place])) for seed in seeds if by_place}
+    for seed in one.seeds(arm):
+        pairs = [(own[seed], other[seed]) for own, other in both if seed in own and seed in other]
+        if pairs:
+            found[arm][seed], found[base][seed] = (float(np.mean(values)) for values in zip(*pairs, strict=True))
     return found
 
 

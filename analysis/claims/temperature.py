@@ -15,7 +15,6 @@ from .base import (
     Claim,
     Evidence,
     Verdict,
-    against_baseline,
     at_article_scale,
     deciding,
     place,
@@ -34,7 +33,8 @@ class NoTemperature(Claim):
     says = "With the article's scale g = 1/sqrt(8 D) the softmax over distances needs no temperature."
     test = (
         "entropy of P minus NLL over the last 5% of the steps: supported if its interval lies within ±0.05 nats, refuted if it "
-        "lies outside; and the scale must not cost anything: the final NLL, each arm at its own best rate, against the baseline's"
+        "lies outside; and the scale must not cost anything: the final NLL, each arm at its own best rate, minus the baseline's "
+        "is supported if its interval ends below +0.05 nats, refuted if it begins above"
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
@@ -56,10 +56,17 @@ class NoTemperature(Claim):
             decides = at_article_scale(study, arm) and deciding(study, arm)
             what = f"entropy minus NLL, nats per token; within ±{CALIBRATED}?"
             yield Evidence(what, arm, "0", where, f"{arm} {effect.format('+.3f')}", decides, difference, fixed=fixed)
-            values = {
-                each: study.on(OWN_BEST, "final_nll", each, scenario) for each in (arm, study.comparison.baseline)
-            }
-            yield against_baseline(study, "final NLL, nats per token", values, arm, where, "lower", decides=decides)
+            final, base = (study.on(OWN_BEST, "final_nll", each, scenario) for each in (arm, study.comparison.baseline))
+            cost = paired(final, base, study.comparison.pairs(arm))
+            low, high = cost.effect.low, cost.effect.high
+            what = f"final NLL, nats per token; at most {CALIBRATED} above the baseline's?"
+            told = f"{arm} minus {study.comparison.baseline} {cost.effect.format('+.3f')}"
+            paid: Verdict = "not shown"
+            if high is not None and high < CALIBRATED:
+                paid = "supported"
+            elif low is not None and low > CALIBRATED:
+                paid = "refuted"
+            yield Evidence(what, arm, study.comparison.baseline, where, told, decides, cost, fixed=paid)
 
 
 def _gap(run: Run) -> float:

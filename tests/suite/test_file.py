@@ -96,6 +96,7 @@ scenarios:
     ("lines", "told"),
     [
         ("arms: {}", "arms: "),
+        ("arms: {a: [], logs: []}", "arms.logs: runs, out, logs have meanings of their own"),
         ("arms: {a: []}\nbaseline: b", "baseline: b is no arm; there are a"),
         ("arms: {a: []}\nseeds: [0, 0]", "seeds: 0 is there twice"),
         ("arms: {a: []}\nrates: [0.0]", "rates.0: "),

@@ -140,7 +140,7 @@ def test_a_branch_of_a_run_that_failed_is_not_started(workspace, tmp_path):
     assert result.returncode == 1, result.stdout
     table = result.stdout[result.stdout.rindex("\nrun  ") :]
     assert re.search(r"\nbad_calm +failed with status 1\b", table)
-    assert re.search(r"\nbad_later +not started\b", table)
+    assert re.search(r"\nbad_later +not started: bad_calm has no step 10\b", table)
     assert re.search(r"\ngood_later +finished +20 ", table)
 
 
@@ -165,6 +165,21 @@ def test_a_run_that_is_stopped_as_soon_as_it_is_started_ends(workspace, tmp_path
     result = python("-c", AT_ONCE, workspace / "tiny.yaml", tmp_path)
     assert result.stdout == "75\n", result.stdout + result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_branch_of_a_run_that_diverged_before_it_is_a_result_too(workspace, tmp_path):
+    """The suite is done: the same command would end the same. What an earlier plan had in the directory is named."""
+    wild = "[train.steps=20, optimizer.lr=1e18, optimizer.clip_norm=null]"
+    lines = f"recipe: {workspace}/tiny.yaml\\nout: out\\narms: {{wild: {wild}}}\\n"
+    (tmp_path / "suite.yaml").write_text(f"{lines}scenarios:\n  calm: {{}}\n  later: {{branch_from: calm@10}}\n")
+    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    table = result.stdout[result.stdout.rindex("\nrun  ") :]
+    assert re.search(r"\nwild_calm +diverged\b", table)
+    assert re.search(r"\nwild_later +not started: wild_calm has no step 10\b", table)
+    (tmp_path / "suite.yaml").write_text(f"{lines}scenarios: {{calm: {{}}}}\n")
+    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    assert "out: 1 runs of the suite that was run here before are no longer in it: wild_later" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from analysis.claims.__main__ import all_claims
 from analysis.claims.base import Evidence, Judged, judge, verdict_of
 from analysis.claims.bounded_logits import growth, largest
-from analysis.claims.capped_outliers import outlier
+from analysis.claims.capped_outliers import not_finite, outlier
 from analysis.claims.vanishing_gradient import correlation
 from analysis.compare.seeds import paired
 from record.finished import Run
@@ -46,8 +46,12 @@ def test_an_outlier_is_its_height_over_the_median_before():
     assert math.isnan(
         outlier(made(grad_norm__total=norm, stress__acting=[0, 1, 0, 0, 0, 0, 0]))
     )  # too few steps before
+    assert not not_finite(made(grad_norm__total=norm, stress__acting=acting))
     norm[4] = math.inf
-    assert math.isnan(outlier(made(grad_norm__total=norm, stress__acting=acting)))
+    broken = made(grad_norm__total=norm, stress__acting=acting)
+    assert math.isnan(outlier(broken))  # no norm to compare, and so evidence of its own
+    assert not_finite(broken)
+    assert not not_finite(made(grad_norm__total=norm, stress__acting=[0] * 7))
 
 
 def test_the_weights_correlation_with_the_nll_is_spearmans():
