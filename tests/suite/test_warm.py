@@ -170,7 +170,7 @@ def test_a_run_that_is_stopped_as_soon_as_it_is_started_ends(workspace, tmp_path
 def test_a_branch_of_a_run_that_diverged_before_it_is_a_result_too(workspace, tmp_path):
     """The suite is done: the same command would end the same. What an earlier plan had in the directory is named."""
     wild = "[train.steps=20, optimizer.lr=1e18, optimizer.clip_norm=null]"
-    lines = f"recipe: {workspace}/tiny.yaml\\nout: out\\narms: {{wild: {wild}}}\\n"
+    lines = f"recipe: {workspace}/tiny.yaml\nout: out\narms: {{wild: {wild}}}\n"
     (tmp_path / "suite.yaml").write_text(f"{lines}scenarios:\n  calm: {{}}\n  later: {{branch_from: calm@10}}\n")
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stdout
