@@ -18,6 +18,7 @@ otherwise the highest status of any run or analysis, where a signal counts as 12
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def main() -> int:
         cluster_executor(options.on, job.out / "logs" / "jobs", options.jobs, options.job) if options.on else None
     )
     places = options.jobs or 1
+    _refuse_unwritable(job.out)
     of_analyses = environment()  # with all cores
     context = fork_server(threads_each(places) if executor is None else None)
     print(f"checking the configurations of {len(job.runs)} runs", flush=True)
@@ -86,7 +88,10 @@ def main() -> int:
     if options.check:
         print("they can all be run")
         return EXIT_FINISHED
-    job.out.mkdir(parents=True, exist_ok=True)
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{job.out}: cannot be made ({error.strerror}); choose another with --out") from None
     _note_dropped(job)
     write_plan(job.out, job.plan)
     starter: Starter = Local(context, job.recipe, job.logs, places)
@@ -123,6 +128,14 @@ def read_job(file: Path, out: str | None) -> Job:
     analyses = [read_analysis(command, runs, directory) for command in suite.analyses]
     following = [filled(line, "next", directory) for line in suite.next]
     return Job(file.parent / suite.recipe, directory, runs, plan(suite, runs), analyses, following)
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Raise InputError if the suite's directory clearly cannot be made or written, before minutes are spent on checks."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "cannot be written" if there.is_dir() else "is no directory"
+        raise InputError(f"{out}: {there} {problem}; choose another with --out")
 
 
 def _note_dropped(job: Job) -> None:

@@ -9,6 +9,7 @@ claims.json (strict). Everything is computed from run directories. analysis.stab
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from common.files import write_json, write_text
 
 from .base import CLAIMS, Claim, Judged, interval, judge, tested_arms, verdict_of
 
-HEADER = ["arm", "against", "where", "difference [95%]", "n", "would show", "verdict"]
+HEADER = ["arm", "against", "where", "difference [95%]", "n", "p (Holm)", "would show", "verdict"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +77,14 @@ def _line(one: Judged) -> str:
     of = one.evidence
     effect = interval(of.difference.effect if of.difference else None, of.form)
     told = f"{of.what}, {of.where}: {of.told}"
-    return f"{told}; difference {effect}: {one.verdict}" if effect and of.good else f"{told}: {one.verdict}"
+    if not effect or not of.good:
+        return f"{told}: {one.verdict}"
+    return f"{told}; difference {effect}{', p = ' + _p(one) + ' by Holm' if _p(one) else ''}: {one.verdict}"
+
+
+def _p(one: Judged) -> str:
+    """The adjusted p-value; empty without one."""
+    return "" if one.adjusted_p is None or math.isnan(one.adjusted_p) else f"{one.adjusted_p:.2g}"
 
 
 def _row(one: Judged) -> list[str]:
@@ -90,6 +98,7 @@ def _row(one: Judged) -> list[str]:
         of.where,
         effect or of.told,
         n,
+        _p(one),
         smallest,
         f"{one.verdict}{'' if of.decides else ' (beside)'}",
     ]

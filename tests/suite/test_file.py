@@ -1,12 +1,14 @@
 """From a suite file to its runs: names, order, overrides, the control, branches, and mistakes."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.errors import InputError
 from record.suite import PlannedRun, SuitePlan, read_plan, write_plan
+from run_suite import main
 from suite.analyses import read_analysis
 from suite.check import check
 from suite.expand import expand, plan
@@ -180,3 +182,13 @@ def test_every_suite_here_can_be_run(file, tmp_path):
     assert check(file.parent / suite.recipe, overrides, parents, tmp_path)["problems"] == {}
     for command in suite.analyses:
         read_analysis(command, [*runs.values()], tmp_path)
+
+
+def test_a_directory_that_cannot_be_is_refused_before_the_check(tmp_path, monkeypatch):
+    (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\narms: {a: []}\n")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(
+        sys, "argv", ["run_suite.py", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "file" / "out")]
+    )
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}/file is no directory; choose another with --out")):
+        main()
