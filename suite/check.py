@@ -13,6 +13,7 @@ from typing import Any
 from common.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
+from training.branch import refuse_past_stresses
 from training.resume import find_resume_point
 
 ENDED = ("finished", "diverged")
@@ -54,6 +55,8 @@ def check(
                 configs[name] = config = load_config(recipe, own)
             kept = {"name": config.name == name, "output_dir": Path(config.output_dir) == out}
             problems = [f"{key}: a suite sets it itself; leave it out" for key, same in kept.items() if not same]
+            if name in parents:
+                refuse_past_stresses(config, parents[name][1], [])
             if not problems:
                 found.prospects[name] = Prospect(config.train.steps, _ended(config, out / name))
         except InputError as error:

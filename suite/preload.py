@@ -1,8 +1,10 @@
 """Imported by the fork server alone: all that a run and the check of its configuration need, and the usual bodies."""
 
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
 
 import signal
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the suite, which stops its runs
 
 import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama

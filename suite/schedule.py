@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
+from common.errors import note
+
 from .child import SIGNALS, Child
 from .expand import SuiteRun
 
@@ -42,6 +44,8 @@ class Interrupted:
             del usual[signal.SIGINT]
 
         def interrupt(*_: object) -> None:
+            if not self.received:
+                note("stopping: what is running writes a checkpoint first; the same command goes on from there")
             self.received = True
             self.stop_all()
 

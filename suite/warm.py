@@ -100,7 +100,7 @@ def checked(context: ForkServerContext, recipe: Path, runs: Sequence[SuiteRun], 
     """The answer of :func:`suite.check.check`, from a process of its own: what a recipe's plug-ins import stays out of the fork
     server. Raises InputError if the process dies."""
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_check, args=(theirs, recipe, list(runs), out))
+    process = context.Process(target=_check, args=(theirs, recipe, list(runs), out), daemon=True)  # ended by Ctrl-C
     process.start()
     theirs.close()
     try:

@@ -49,7 +49,7 @@ def begin_branch(config: RunConfig, directory: Path) -> None:
     if step >= config.train.steps:
         raise InputError(f"branch_from: step {step} is not before the last one, train.steps={config.train.steps}")
     rewind = last_rewind(run, step)  # its batches stay left out
-    _refuse_past_stresses(config, step, [] if rewind is None else rewind.skipped)
+    refuse_past_stresses(config, step, [] if rewind is None else rewind.skipped)
     before = flat(check_kinds(RunConfig.model_validate(read_state(checkpoint)["config"]), recorded=True).model_dump())
     _refuse_other(config, before, checkpoint)
     temporary = directory / f".{BRANCH_FOLDER}.tmp"
@@ -88,7 +88,8 @@ def branch_point(given: str) -> tuple[Path, int]:
     return Path(run), int(step)
 
 
-def _refuse_past_stresses(config: RunConfig, step: int, rewound: list[list[int]]) -> None:
+def refuse_past_stresses(config: RunConfig, step: int, rewound: list[list[int]]) -> None:
+    """Raise InputError for a stress that is over where a branch begins. ``rewound``: batches that its run has left out."""
     drawn = batch_number(step, [*config.data.skip_steps, *rewound])
     for number, choice in enumerate(config.stress):
         first, steps = choice.options["step"], choice.options["steps"]

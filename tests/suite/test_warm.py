@@ -104,6 +104,9 @@ def test_a_branch_without_its_checkpoint_is_refused_before_anything_starts(works
         assert result.returncode == 2
         named = "metric_jump_seed0, metric_again_jump_seed10, metric_jump_seed1, metric_again_jump_seed11"
         assert f"error: {named}: branch_from: step {step} {told}" in result.stderr
+    (tmp_path / "suite.yaml").write_text(lines.replace("step: 15", "step: 5"))
+    result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
+    assert "stress.0.step: 5 is over at step 10, where the branch begins" in result.stderr
     long = lines.replace("train.steps=20", "train.steps=60").replace("step: 15", "step: 55")
     (tmp_path / "suite.yaml").write_text(long)
     result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
