@@ -72,9 +72,7 @@ def main() -> int:
     job = read_job(options.suite, options.out)
     if options.watch:
         return watch(job.plan, job.out)
-    executor = (
-        cluster_executor(options.on, job.out / "logs" / "jobs", options.jobs, options.job) if options.on else None
-    )
+    executor = cluster_executor(options.on, job.logs / "jobs", options.jobs, options.job) if options.on else None
     places = options.jobs or 1
     _refuse_unwritable(job.out)
     of_analyses = environment()  # with all cores

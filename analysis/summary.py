@@ -79,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = load_runs_and_logs(options.runs, options.columns)
     summaries, configs = summarise(runs), [run.config for run in runs.values() if not isinstance(run, LogRun)]
     header, rows = formatted(summaries)
-    print(terminal_table(header, rows))
     legend = (
         f"NLL in nats per token. train NLL, mean c: mean of the last {TAIL:.0%} of the steps. val NLL: last evaluation."
     )
@@ -89,14 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         legend += f"\nΔ val: val NLL minus that of {summaries[0]['arm']}."
     if len(configs) > 1:
         legend += f"\n{differing_words(configs, 'runs')}"
-    print(f"\n{legend}")
-    if options.out:
+    if options.out:  # first: a reader of what is printed may close the pipe
         used = {column.key: column.meaning for column in _used(summaries)}
         found = {"columns": used, "runs": summaries, "differing": differing(configs)}
         write_json(options.out / "summary.json", found)
         table = pd.DataFrame(summaries)[list(used)]
         write_text(options.out / "summary.csv", table.to_csv(index=False, lineterminator="\n"))
         write_text(options.out / "summary.md", f"{markdown_table(header, rows)}\n{legend}\n")
+    print(f"{terminal_table(header, rows)}\n\n{legend}")
+    if options.out:
         print(f"written to {options.out}: summary.json, summary.csv, summary.md")
 
 

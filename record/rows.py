@@ -66,6 +66,18 @@ def last_row(path: Path) -> Row | None:
     return next((row for _, row in rows_backwards(path)), None)
 
 
+ENDED = ("finished", "diverged")
+"""Statuses of a run that has come to its own end."""
+
+
+def status_of(run: Path) -> str | None:
+    """What a run's status.json says of it; None without one that can be read."""
+    try:
+        return str(json.loads((run / "status.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def rows_up_to(path: Path, step: int, count: int) -> list[Row]:
     """The last ``count`` rows of metrics.jsonl up to ``step``, oldest first."""
     wanted = (row for _, row in rows_backwards(path) if row["step"] <= step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 from common.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
+from record.rows import ENDED, status_of
 from training.branch import refuse_past_stresses
 from training.resume import find_resume_point
-
-ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,11 @@ def check(
 
 def _ended(config: RunConfig, directory: Path) -> str | None:
     """How a run with this configuration has ended. Raises InputError if the directory holds another one."""
-    try:
-        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # the run itself says what is wrong with it
-    if status not in ENDED:
+    status = status_of(directory)
+    if status not in ENDED:  # one that cannot be read: the run itself says what is wrong with it
         return None
     find_resume_point(config, directory)
-    return str(status)
+    return status
 
 
 def _without_checkpoint(parent: RunConfig, begin: int, step: int) -> Iterator[str]:

@@ -67,11 +67,14 @@ class Interrupted:
 class View(Protocol):
     """What is shown while a suite runs."""
 
-    def started(self, run: SuiteRun) -> None: ...
+    def started(self, run: SuiteRun) -> None:
+        """A run is about to be started."""
 
-    def ended(self, name: str, child: Child) -> None: ...
+    def ended(self, name: str, child: Child) -> None:
+        """A run has ended."""
 
-    def refresh(self, under_way: Mapping[str, Child]) -> None: ...
+    def refresh(self, under_way: Mapping[str, Child]) -> None:
+        """Called between two looks at what is running."""
 
 
 def run_all(
@@ -91,13 +94,17 @@ def run_all(
     lost: dict[str, str] = {}
     while under_way or (waiting and not interrupted.received):
         ready: list[SuiteRun] = []
-        for run in waiting if not interrupted.received else []:
-            over = run.parent is None or run.parent in done or run.parent in ended
-            if run.parent in lost or (run.parent is not None and over and not begins(run)):
-                lost[run.name] = f"not started: {run.parent} has no step {run.parent_step}"
-            elif over and len(ready) < starter.places - len(under_way):
+        still: list[SuiteRun] = []
+        for run in waiting:
+            full = interrupted.received or len(ready) == starter.places - len(under_way)
+            pending = run.parent is not None and not any(run.parent in over for over in (done, ended, lost))
+            if full or pending:
+                still.append(run)
+            elif run.parent is None or (run.parent not in lost and begins(run)):
                 ready.append(run)
-        waiting = [run for run in waiting if run not in ready and run.name not in lost]
+            else:
+                lost[run.name] = f"not started: {run.parent} has no step {run.parent_step}"
+        waiting = still
         if ready:
             for run in ready:
                 view.started(run)

@@ -93,7 +93,7 @@ def duration(seconds: float) -> str:
 
 
 class Lines:
-    """A line when a run starts, and one when it has ended."""
+    """A line when a run starts, and two when it has ended."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -104,11 +104,9 @@ class Lines:
         print(f"{run.name}: started", flush=True)
 
     def ended(self, name: str, child: Child) -> None:
-        """Say how a run has ended: in its own words if it was regularly."""
+        """Say how a run has ended, and how far the suite is."""
         self.progress.end(name, child)
-        said = "".join(child.last_lines(1)) if child.completed else f"{child} ({child.log})"
-        print(f"{name}: {said or child}", flush=True)
-        print(f"  {self.progress.line()}", flush=True)
+        print(f"{_ending(name, child)}\n  {self.progress.line()}", flush=True)
 
     def refresh(self, under_way: Mapping[str, Child]) -> None:
         """Nothing is shown in between."""
@@ -135,19 +133,27 @@ class LiveTable(Lines):
         self.live.stop()
 
     def started(self, run: SuiteRun) -> None:
+        """The table shows it."""
         self.progress.start(run.name)
 
     def ended(self, name: str, child: Child) -> None:
+        """Say how a run has ended, above the table."""
         self.progress.end(name, child)
-        said = "".join(child.last_lines(1)) if child.completed else f"{child} ({child.log})"
-        self.live.console.print(Text(f"{name}: {said or child}"))
+        self.live.console.print(Text(_ending(name, child)))
         self.drawn = 0.0
 
     def refresh(self, under_way: Mapping[str, Child]) -> None:
+        """Draw the table anew if it is time."""
         if time.monotonic() - self.drawn < PERIOD:
             return
         self.drawn = time.monotonic()
         self.live.update(Group(table(self.progress, under_way), Text(self.progress.line())), refresh=True)
+
+
+def _ending(name: str, child: Child) -> str:
+    """How a run has ended: in its own last words if it was regularly, otherwise with the place of its log."""
+    said = "".join(child.last_lines(1)) if child.completed else f"{child} ({child.log})"
+    return f"{name}: {said or child}"
 
 
 def table(progress: Progress, under_way: Mapping[str, Child]) -> Table:

@@ -26,8 +26,8 @@ from .expand import SuiteRun
 
 ROOT = Path(__file__).parents[1]
 IGNORED = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that end neither the fork server nor what it knows of its runs, if a scheduler sends them to all processes. (Of Ctrl-C
-multiprocessing takes care.)"""
+"""Signals that must not end the fork server if a scheduler sends them to all processes. (It ignores Ctrl-C too, and so do its
+forks: that is for the suite, which stops them.)"""
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
@@ -61,7 +61,7 @@ class WarmChild(Child):
         return self.process.exitcode
 
     def tell_to_stop(self) -> None:
-        """By SIGUSR1, because it may have received the suite's own signal already: Ctrl-C and schedulers reach all processes."""
+        """By SIGUSR1, because it may have received the suite's own signal already: schedulers reach all processes."""
         if self.process.pid is not None and self.process.is_alive():
             os.kill(self.process.pid, signal.SIGUSR1)
 

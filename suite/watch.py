@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from common.errors import InputError
+from record.rows import status_of
 from record.suite import SuitePlan
 
 from .report import results
@@ -44,16 +44,8 @@ def watch(plan: SuitePlan, out: Path) -> int:
 
 def states(plan: SuitePlan, out: Path) -> dict[str, str]:
     """The status of each run that was started. A run that was killed still says that it is running."""
-    found = {}
-    for run in plan.runs:
-        file = out / run.name / "status.json"
-        if file.is_file():
-            try:
-                status = str(json.loads(file.read_text(encoding="utf-8"))["status"])
-            except (ValueError, KeyError, TypeError):
-                status = "unreadable"
-            found[run.name] = STATES.get(status, status)
-    return found
+    found = {run.name: status for run in plan.runs if (status := status_of(out / run.name)) is not None}
+    return {name: STATES.get(status, status) for name, status in found.items()}
 
 
 def told(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:

@@ -83,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seen = {each.event.signal for each in events} & set(one.table.columns)
                 signals[one.label] += sorted(seen)  # a panel of its own
     back = rollbacks(series)
+    # Written first: a reader of what is printed may close the pipe.
+    _draw(series, signals, found, detectors, options.out / "spikes.png")
+    write_json(options.out / "events.json", [b.row() for b in back] + [f.row() for f in found])
     _print_not_finite(series, signals)
     _print_table(series, back, found)
     print(*remarks, sep="\n", end="\n" * bool(remarks))
-    _draw(series, signals, found, detectors, options.out / "spikes.png")
-    write_json(options.out / "events.json", [b.row() for b in back] + [f.row() for f in found])
     print(f"written to {options.out}: events.json, spikes.png")
 
 

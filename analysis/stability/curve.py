@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
@@ -48,15 +49,9 @@ def noise(nll_S: Floats) -> float:
 
 def moving_median(values: Floats) -> Floats:
     """The median over the last axis of each value and its neighbours, SMOOTHED in all and fewer at the ends."""
-    half = SMOOTHED // 2
-    edge = np.full((*values.shape[:-1], half), np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([edge, values, edge], axis=-1), SMOOTHED, -1)
-    inner = np.median(windows[..., half : windows.shape[-2] - half, :], axis=-1)
-    ends = [range(min(half, values.shape[-1])), range(max(half, values.shape[-1] - half), values.shape[-1])]
-    first, last = ([np.nanmedian(windows[..., place, :], axis=-1) for place in places] for places in ends)
-    parts = [np.stack(part, axis=-1) for part in (first, last) if part]
-    found: Floats = np.concatenate([parts[0], inner, *parts[1:]], axis=-1) if parts else inner
-    return found
+    columns = pd.DataFrame(np.atleast_2d(values).T)
+    medians: Floats = columns.rolling(SMOOTHED, center=True, min_periods=1).median().to_numpy().T
+    return medians.reshape(values.shape)
 
 
 def capped(steps: Steps, nll: Floats, last: int, initial: float) -> tuple[Steps, Floats]:
@@ -109,12 +104,14 @@ def survival(duration_E: Sequence[float], seen_E: Sequence[bool]) -> tuple[Float
 
     ``seen_E``: whether the end was seen; otherwise the duration is censored: the end would have come later.
     """
+    from scipy.stats import CensoredData, ecdf
+
     durations, seen = np.asarray(duration_E, dtype=np.float64), np.asarray(seen_E, dtype=bool)
-    times = np.unique(durations[seen])
-    ended = np.array([(durations[seen] == time).sum() for time in times])
-    at_risk = np.array([(durations >= time).sum() for time in times])
-    share: Floats = np.cumprod(1 - ended / at_risk) if len(times) else np.array([])
-    return times, share
+    if not seen.any():
+        return np.array([]), np.array([])
+    longer = ecdf(CensoredData(uncensored=durations[seen], right=durations[~seen])).sf
+    ends = np.isin(longer.quantiles, durations[seen])
+    return longer.quantiles[ends], longer.probabilities[ends]
 
 
 def median_duration(duration_E: Sequence[float], seen_E: Sequence[bool]) -> float:

@@ -17,12 +17,11 @@ from analysis.compare.differing import differing, what_matters
 from analysis.curves.families import settings_text
 from common.errors import InputError
 from record.finished import Run, is_file, is_within, load_run, read_config, run_directory, unique_labels
+from record.rows import ENDED
 from record.suite import PLAN_FILE, PlannedRun, SuitePlan, read_plan
 
 CALM = "calm"
 """The scenario of runs without a stress, where nothing names it."""
-ENDED = ("finished", "diverged")
-"""How a run ends that is measured."""
 _CELL_KEYS = ("seed", "optimizer.lr", "stress", "branch_from")
 """Keys that distinguish the cells of an arm, not arms."""
 _OF_A_CELL = re.compile(r"[-_.]*(seed|s|lr|rate)?[-_]?\d[\d.e+-]*$|[-_.]*seed$")

@@ -13,6 +13,7 @@ from common.command import EXIT_DIVERGED, EXIT_FINISHED
 from common.errors import InputError
 from common.files import write_text
 from configs.load import load_config
+from record.rows import ENDED, status_of
 
 ROOT = Path(__file__).parents[2]
 Fault = Mapping[str, Any]
@@ -120,8 +121,7 @@ def directory(plan: Plan, remedy: str | None, stress: str | None) -> Path:
 
 def has_ended(run: Path) -> bool:
     """Whether a run is finished or has diverged, rather than to be gone on with."""
-    status = run / "status.json"
-    return status.exists() and json.loads(status.read_text(encoding="utf-8"))["status"] in ("finished", "diverged")
+    return status_of(run) in ENDED
 
 
 def train_parent(plan: Plan) -> Path:
