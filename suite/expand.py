@@ -77,13 +77,15 @@ def _rates(suite: Suite, scenario: Scenario) -> list[float | None]:
 
 
 def _seeds(suite: Suite, scenario: Scenario, arm: str, number: int) -> list[int | None]:
-    """The ``number``-th seed of an arm in a scenario (None: the recipe's); empty if the scenario leaves it out."""
+    """The ``number``-th seed of an arm in a scenario (None: the recipe's); empty if the suite or the scenario leaves it out."""
     control = bool(suite.control_seeds) and arm == suite.control_arm
-    if scenario.arms is not None and (suite.baseline_arm if control else arm) not in scenario.arms:
+    source = suite.baseline_arm if control else arm
+    if scenario.arms is not None and source not in scenario.arms:
         return []
     if not suite.seeds:
         return [None]
-    if scenario.seeds is not None and suite.seeds[number] not in scenario.seeds:
+    restrictions = (scenario.seeds, suite.arm_seeds.get(source))
+    if any(seeds is not None and suite.seeds[number] not in seeds for seeds in restrictions):
         return []
     return [suite.control_seeds[number] if control else suite.seeds[number]]
 

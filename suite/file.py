@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +66,8 @@ class Suite(Section):
     """Peak learning rates (optimizer.lr) of every arm; default: the recipe's."""
     seeds: Seeds = Field(default=[])
     """Every run is repeated with each of these seeds; default: the recipe's."""
+    arm_seeds: dict[Text, Annotated[Seeds, Field(min_length=1)]] = Field(default={})
+    """Only these of the suite's seeds, for some arms; default: all. The control follows the baseline."""
     control: Seeds | None = None
     """Seeds of the A/A control, <baseline>_again, as many as ``seeds``: what seems to differ between the two is noise. Default,
     with two seeds or more: those of the suite plus 1000. [] for no control."""
@@ -91,17 +93,17 @@ class Suite(Section):
             raise ValueError(f"control: has {len(self.control)} seeds where seeds has {len(self.seeds)}")
         if set(self.control_seeds) & set(self.seeds):
             raise ValueError("control: must have seeds of its own, none of the suite's")
+        for arm, seeds in self.arm_seeds.items():
+            if self.control_seeds and arm == self.control_arm:
+                raise ValueError(f"arm_seeds.{arm}: the control follows the baseline; name {self.baseline_arm} instead")
+            self._refuse_unknown(f"arm_seeds.{arm}", arms=[arm], seeds=seeds)
         self._refuse_overridden("arms", self.arms, bool(self.rates))
         earlier: list[str] = []
         for name, scenario in self.scenarios.items():
             rates = self.rates if scenario.rates is None else scenario.rates
             self._refuse_overridden("scenarios", {name: scenario.overrides}, bool(rates))
-            for arm in scenario.arms or ():
-                if arm not in self.arms:
-                    raise ValueError(f"scenarios.{name}.arms: {arm} is no arm; there are {', '.join(self.arms)}")
-            for seed in scenario.seeds or ():
-                if seed not in self.seeds:
-                    raise ValueError(f"scenarios.{name}.seeds: {seed} is none of the suite's seeds")
+            self._refuse_unknown(f"scenarios.{name}.arms", arms=scenario.arms or ())
+            self._refuse_unknown(f"scenarios.{name}.seeds", seeds=scenario.seeds or ())
             if scenario.branch_from is not None:
                 origin, _, step = scenario.branch_from.rpartition("@")
                 if origin not in earlier or not step.isdecimal():
@@ -110,6 +112,15 @@ class Suite(Section):
                     )
             earlier.append(name)
         return self
+
+    def _refuse_unknown(self, key: str, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> None:
+        """Raise ValueError for arms and seeds that the suite does not have."""
+        for arm in arms:
+            if arm not in self.arms:
+                raise ValueError(f"{key}: {arm} is no arm; there are {', '.join(self.arms)}")
+        for seed in seeds:
+            if seed not in self.seeds:
+                raise ValueError(f"{key}: {seed} is none of the suite's seeds")
 
     def _refuse_overridden(self, key: str, overrides: Mapping[str, list[str]], rates: bool) -> None:
         """Raise ValueError for an override of what every run is given by the suite: it would be without effect."""

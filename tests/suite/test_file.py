@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,34 @@ scenarios:
     assert branch.planned == PlannedRun("a_jump_lr0.01_seed1", "a", "jump", 0.01, 1)
 
 
+def test_some_arms_have_fewer_seeds(read):
+    """The control has as many as the baseline."""
+    suite = read(
+        "seeds: [0, 1, 2]\narm_seeds: {b: [0, 2], a: [0, 1]}\narms: {a: [], b: [], c: []}\nscenarios: {x: {}, y: {seeds: [1, 2]}}"
+    )
+    assert [run.name for run in expand(suite, Path("out"))] == [
+        *("a_x_seed0", "b_x_seed0", "c_x_seed0", "a_again_x_seed1000"),
+        *("a_x_seed1", "c_x_seed1", "a_again_x_seed1001", "a_y_seed1", "c_y_seed1", "a_again_y_seed1001"),
+        *("b_x_seed2", "c_x_seed2", "b_y_seed2", "c_y_seed2"),
+    ]
+
+
+def test_more_seeds_for_some_arms_leave_the_runs_that_were(tmp_path):
+    """The stress suite, begun with six seeds for all."""
+    file = ROOT / "configs" / "suites" / "stress_micro.yaml"
+    now = load_suite(file)
+    before = now.model_copy(update={"seeds": [0, 1, 2, 3, 4, 5], "arm_seeds": {}})
+    runs = {run.name: run for run in expand(now, tmp_path)}
+    former = {run.name: run for run in expand(before, tmp_path)}
+    assert len(former) == 744
+    assert {name: runs[name] for name in former} == former
+    added = [run.planned for name, run in runs.items() if name not in former]
+    claimed = ["linear_ce", "linear_x4", "tfsd_article", "tfsd_half", "tfsd_2", "linear_ce_again"]
+    assert Counter((run.arm, run.seed) for run in added) == {
+        (arm, seed + 1000 * arm.endswith("_again")): 7 + 4 for arm in claimed for seed in (6, 7)
+    }
+
+
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
@@ -114,6 +143,14 @@ scenarios:
             "scenarios.x: optimizer.lr=0.1 has no effect where the suite has rates",
         ),
         ("arms: {a: [], a_again: []}\nseeds: [0, 1]", "arms.a_again: that is the control's name"),
+        ("arms: {a: []}\nseeds: [0]\narm_seeds: {b: [0]}", "arm_seeds.b: b is no arm; there are a"),
+        ("arms: {a: []}\nseeds: [0]\narm_seeds: {a: [1]}", "arm_seeds.a: 1 is none of the suite's seeds"),
+        ("arms: {a: []}\nseeds: [0]\narm_seeds: {a: []}", "arm_seeds.a: "),
+        ("arms: {a: []}\nseeds: [0, 1]\narm_seeds: {a: [0, 0]}", "arm_seeds.a: 0 is there twice"),
+        (
+            "arms: {a: []}\nseeds: [0, 1]\narm_seeds: {a_again: [0]}",
+            "arm_seeds.a_again: the control follows the baseline; name a instead",
+        ),
         ("arms: {a: []}\nscenarios: {x: {arms: [b]}}", "scenarios.x.arms: b is no arm; there are a"),
         ("arms: {a: []}\nseeds: [0]\nscenarios: {x: {seeds: [1]}}", "scenarios.x.seeds: 1 is none of the suite's"),
         (

@@ -70,20 +70,21 @@ def test_the_plan_and_the_table_name_every_run(suite):
 
 
 def test_a_suite_is_extended_by_what_is_new(workspace, suite):
-    """A seed and an arm more: nothing is run twice. A watcher sees them all."""
+    """A seed more for some arms, and an arm more: nothing is run twice. A watcher sees them all."""
     folder, _ = suite
     lines = SUITE.format(workspace=workspace).replace("[0, 1]", "[0, 1, 2]").replace("[10, 11]", "[10, 11, 12]")
-    lines = lines.replace("scenarios:", "  slow: [train.steps=20, optimizer.lr=1e-4]\nscenarios:")
+    slow = "  slow: [train.steps=20, optimizer.lr=1e-4]\narm_seeds: {linear: [0, 1]}\n"
+    lines = lines.replace("scenarios:", f"{slow}scenarios:")
     (folder / "more.yaml").write_text(lines)
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/metrics.jsonl")}
     result = python(ROOT / "run_suite.py", "more.yaml", "--jobs", "2", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "10 of 18 runs have ended already\n" in result.stdout
-    assert result.stdout.count(": started\n") == 8
+    assert "10 of 17 runs have ended already\n" in result.stdout
+    assert result.stdout.count(": started\n") == 7
     assert {path: path.stat().st_mtime_ns for path in before} == before
     watched = python(ROOT / "run_suite.py", "more.yaml", "--watch", cwd=folder)
     assert watched.returncode == 0, watched.stderr
-    assert watched.stdout.endswith("\n18 finished\n")
+    assert watched.stdout.endswith("\n17 finished\n")
     assert "metric_calm_seed2 " in watched.stdout
 
 
