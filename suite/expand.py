@@ -40,7 +40,7 @@ def expand(suite: Suite, out: Path) -> list[SuiteRun]:
         arms[suite.control_arm] = suite.arms[suite.baseline_arm]
     scenarios: list[tuple[str | None, Scenario]] = [*suite.scenarios.items()] or [(None, Scenario())]
     runs = [
-        _run(out, PlannedRun("", arm, name, rate, seed), overrides, scenario)
+        _run(out, PlannedRun("", arm, name, rate, seed), [*suite.overrides, *overrides, *scenario.overrides], scenario)
         for number in range(len(suite.seeds) or 1)
         for name, scenario in scenarios
         for rate in _rates(suite, scenario)
@@ -92,7 +92,7 @@ def _seeds(suite: Suite, scenario: Scenario, arm: str, number: int) -> list[int 
 
 def _run(out: Path, of: PlannedRun, overrides: list[str], scenario: Scenario) -> SuiteRun:
     planned = PlannedRun(run_name(of.arm, of.scenario, of.rate, of.seed), of.arm, of.scenario, of.rate, of.seed)
-    own = [f"output_dir={json.dumps(str(out))}", f"name={json.dumps(planned.name)}", *overrides, *scenario.overrides]
+    own = [f"output_dir={json.dumps(str(out))}", f"name={json.dumps(planned.name)}", *overrides]
     own += [] if of.rate is None else [f"optimizer.lr={of.rate!r}"]
     own += [] if of.seed is None else [f"seed={of.seed}"]
     if scenario.branch_from is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +56,8 @@ class Suite(Section):
     """The recipe of all runs, relative to the suite file."""
     out: Place
     """Directory of the runs, analyses and logs."""
+    overrides: list[str] = Field(default=[])
+    """Of the recipe, in all runs, before those of the arm and the scenario."""
     arms: dict[Text, list[str]] = Field(min_length=1)
     """Overrides of the recipe, by the name of the arm."""
     baseline: Text | None = None
@@ -97,11 +99,12 @@ class Suite(Section):
             if self.control_seeds and arm == self.control_arm:
                 raise ValueError(f"arm_seeds.{arm}: the control follows the baseline; name {self.baseline_arm} instead")
             self._refuse_unknown(f"arm_seeds.{arm}", arms=[arm], seeds=seeds)
-        self._refuse_overridden("arms", self.arms, bool(self.rates))
+        for key, own in (("overrides", self.overrides), *((f"arms.{arm}", own) for arm, own in self.arms.items())):
+            self._refuse_overridden(key, own, bool(self.rates))
         earlier: list[str] = []
         for name, scenario in self.scenarios.items():
             rates = self.rates if scenario.rates is None else scenario.rates
-            self._refuse_overridden("scenarios", {name: scenario.overrides}, bool(rates))
+            self._refuse_overridden(f"scenarios.{name}", scenario.overrides, bool(rates))
             self._refuse_unknown(f"scenarios.{name}.arms", arms=scenario.arms or ())
             self._refuse_unknown(f"scenarios.{name}.seeds", seeds=scenario.seeds or ())
             if scenario.branch_from is not None:
@@ -122,16 +125,13 @@ class Suite(Section):
             if seed not in self.seeds:
                 raise ValueError(f"{key}: {seed} is none of the suite's seeds")
 
-    def _refuse_overridden(self, key: str, overrides: Mapping[str, list[str]], rates: bool) -> None:
+    def _refuse_overridden(self, key: str, overrides: Sequence[str], rates: bool) -> None:
         """Raise ValueError for an override of what every run is given by the suite: it would be without effect."""
         given = {"optimizer.lr": ("rates", rates), "seed": ("seeds", bool(self.seeds))}
-        for name, own in overrides.items():
-            for override in own:
-                source, used = given.get(override.partition("=")[0].strip(), ("", False))
-                if used:
-                    raise ValueError(
-                        f"{key}.{name}: {override} has no effect where the suite has {source}; leave one out"
-                    )
+        for override in overrides:
+            source, used = given.get(override.partition("=")[0].strip(), ("", False))
+            if used:
+                raise ValueError(f"{key}: {override} has no effect where the suite has {source}; leave one out")
 
     @property
     def baseline_arm(self) -> str:

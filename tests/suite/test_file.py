@@ -123,6 +123,19 @@ def test_more_seeds_for_some_arms_leave_the_runs_that_were(tmp_path):
     }
 
 
+def test_overrides_of_all_runs_come_before_those_of_arm_and_scenario(read):
+    suite = read(
+        "overrides: [train.steps=6, body.n_layer=1]\narms: {a: [], b: [train.steps=7]}\n"
+        "scenarios: {x: {}, y: {overrides: [train.steps=8]}}"
+    )
+    assert [own(run) for run in expand(suite, Path("out"))] == [
+        ["train.steps=6", "body.n_layer=1"],
+        ["train.steps=6", "body.n_layer=1", "train.steps=7"],
+        ["train.steps=6", "body.n_layer=1", "train.steps=8"],
+        ["train.steps=6", "body.n_layer=1", "train.steps=7", "train.steps=8"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
@@ -136,6 +149,10 @@ def test_more_seeds_for_some_arms_leave_the_runs_that_were(tmp_path):
         (
             "arms: {a: [], b: [optimizer.lr=0.1]}\nrates: [0.2]",
             "arms.b: optimizer.lr=0.1 has no effect where the suite has rates",
+        ),
+        (
+            "overrides: [optimizer.lr=0.1]\narms: {a: []}\nrates: [0.2]",
+            "overrides: optimizer.lr=0.1 has no effect where the suite has rates",
         ),
         ("arms: {a: [seed=1]}\nseeds: [0]", "arms.a: seed=1 has no effect where the suite has seeds"),
         (
