@@ -103,6 +103,14 @@ def starting_point(run: Path, step: int) -> Path | None:
     return start_of(run) if step == start_step(run) else checkpoint_at(run, step)
 
 
+def same_checkpoint(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same, by their manifests."""
+    try:
+        return (one / MANIFEST_FILE).read_bytes() == (other / MANIFEST_FILE).read_bytes()
+    except OSError:
+        return False
+
+
 def write_checkpoint(
     run: Path,
     step: int,

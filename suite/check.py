@@ -12,6 +12,7 @@ from typing import Any
 from common.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
+from record.checkpoints import checkpoint_at, same_checkpoint, start_of
 from record.rows import ENDED, status_of
 from training.branch import refuse_past_stresses
 from training.resume import find_resume_point
@@ -55,6 +56,7 @@ def check(
             problems = [f"{key}: a suite sets it itself; leave it out" for key, same in kept.items() if not same]
             if name in parents:
                 refuse_past_stresses(config, parents[name][1], [])
+                problems += _other_start(out, name, *parents[name])
             if not problems:
                 found.prospects[name] = Prospect(config.train.steps, _ended(config, out / name))
         except InputError as error:
@@ -77,6 +79,19 @@ def _ended(config: RunConfig, directory: Path) -> str | None:
         return None
     find_resume_point(config, directory)
     return status
+
+
+def _other_start(out: Path, branch: str, parent: str, step: int) -> Iterator[str]:
+    """Why a branch that has begun is none of its parent, which now has another checkpoint, or will have once it is trained again.
+    A parent that has ended may have lost its checkpoints: that changes nothing."""
+    start, now = start_of(out / branch), checkpoint_at(out / parent, step)
+    if start is None:
+        return
+    if not same_checkpoint(start, now) if now.exists() else status_of(out / parent) not in ENDED:
+        yield (
+            f"branch_from: {parent} is not what they began at any more (deleted, or trained anew); delete their folders in "
+            f"{out}/ too, and they are run again"
+        )
 
 
 def _without_checkpoint(parent: RunConfig, begin: int, step: int) -> Iterator[str]:

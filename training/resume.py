@@ -11,7 +11,7 @@ from configs.body import unstated_sizes
 from configs.kinds import check_kinds
 from configs.load import load_config
 from configs.schema import RunConfig
-from record.checkpoints import list_checkpoints, read_state, step_of
+from record.checkpoints import checkpoint_at, list_checkpoints, read_state, same_checkpoint, start_of, step_of
 from record.integrity import damage
 from record.rows import read_rows, rows_backwards
 
@@ -54,7 +54,7 @@ def find_resume_point(config: RunConfig, directory: Path) -> ResumePoint:
     if not status_file.exists() and not checkpoints:
         return ResumePoint()
     before = load_config(directory / "config.yaml", recorded=True).model_dump()
-    _refuse_changes(config, before, f"the run in {directory}")
+    _refuse_changes(config, before, f"the run in {directory}", also_free=_moved(config, before, directory))
     try:
         read_rows(directory / "events.jsonl")
     except ValueError as error:
@@ -77,7 +77,7 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
             where = f"the checkpoint {checkpoint.name} in {directory}"
             # With the keys that the schema has gained since.
             before = check_kinds(RunConfig.model_validate(state["config"]), recorded=True).model_dump()
-            _refuse_changes(config, before, where, also_free=("name",))
+            _refuse_changes(config, before, where, also_free=("name", *_moved(config, before, directory)))
             return ResumePoint(state["step"], rejected=rejected)
         rejected.append({"checkpoint": checkpoint.name, "problem": problem})
         rows_lost = rows_lost or damaged is None
@@ -89,6 +89,21 @@ def _newest_whole(config: RunConfig, directory: Path) -> ResumePoint:
         reasons = "; ".join(f"{each['checkpoint']}: {each['problem']}" for each in rejected)
         raise InputError(f"{directory}: resume=must, but no checkpoint can be used ({reasons})")
     return ResumePoint(rejected=rejected)
+
+
+def _moved(config: RunConfig, other: dict[str, Any], directory: Path) -> tuple[str, ...]:
+    """("branch_from",) if it is written differently than in ``other`` and still means what this run began at: suites are moved,
+    and their paths spelled in several ways. If the checkpoint is there no more, the name of its run decides."""
+    start = start_of(directory)
+    if start is None or config.branch_from is None or other["branch_from"] is None:
+        return ()
+    (before, _, old_step), (now, _, step) = other["branch_from"].rpartition("@"), config.branch_from.rpartition("@")
+    if step != old_step:
+        return ()
+    checkpoint = checkpoint_at(Path(now), step_of(start))
+    by_name = not checkpoint.exists() and Path(now).name == Path(before).name
+    same = Path(now).resolve() == Path(before).resolve() or same_checkpoint(checkpoint, start) or by_name
+    return ("branch_from",) if same else ()
 
 
 def _missing_rows(directory: Path, step: int) -> str | None:

@@ -2,11 +2,18 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
+from configs.load import load_config
 from suite.check import check
+from suite.expand import expand
+from suite.file import load_suite
 from suite.warm import gpu_of
+from train_lm import train
 
 from ..conftest import ROOT, python, rows_of
 
@@ -95,6 +102,61 @@ def test_a_changed_arm_is_refused_before_anything_starts(workspace, suite):
     result = python(ROOT / "run_suite.py", "changed.yaml", cwd=folder)
     assert result.returncode == 2
     assert "error: linear_calm_seed0: optimizer.lr: the run in out/linear_calm_seed0 was begun with" in result.stderr
+
+
+@pytest.fixture
+def moved(suite, tmp_path):
+    """A copy of the suite's directory in another place, and what the check says of it."""
+    folder, _ = suite
+    out = tmp_path / "moved"
+    shutil.copytree(folder / "out", out)
+    asked = load_suite(folder / "suite.yaml")
+    runs = expand(asked, out)
+    overrides = {run.name: run.overrides for run in runs}
+    parents = {run.name: (run.parent, run.parent_step) for run in runs if run.parent is not None}
+
+    def checking():
+        return check(Path(asked.recipe), overrides, parents, out)
+
+    return out, overrides, checking
+
+
+def test_a_suite_that_was_moved_is_done(moved):
+    """Another folder, and `out` spelled differently: its branches are still those of the runs beside them."""
+    out, _, checking = moved
+    for name in ("branches", "without checkpoints"):
+        found = checking()
+        assert found["problems"] == {}, name
+        assert [each["ended"] for each in found["prospects"].values()] == ["finished"] * 10
+        for checkpoints in out.glob("*/checkpoints"):  # deleted to save space
+            shutil.rmtree(checkpoints)
+
+
+def test_a_branch_of_another_run_is_another_branch(workspace, moved):
+    out, overrides, _ = moved
+    name = "metric_jump_seed0"
+    own = [each.replace("metric_calm_seed0@10", "metric_calm_seed1@10") for each in overrides[name]]
+    (problem,) = check(workspace / "tiny.yaml", {name: own}, {}, out)["problems"]
+    assert problem.startswith(f"branch_from: the run in {out / name} was begun with 'out/metric_calm_seed0@10', not ")
+
+
+def test_a_branch_of_a_run_that_was_trained_anew_is_refused(workspace, moved):
+    """From when the run is deleted until the branch is."""
+    out, overrides, checking = moved
+    parent, branch = "metric_calm_seed0", "metric_jump_seed0"
+    told = (
+        f"branch_from: {parent} is not what they began at any more (deleted, or trained anew); delete their folders in {out}/ "
+        "too, and they are run again"
+    )
+    shutil.rmtree(out / parent)
+    assert checking()["problems"] == {told: [branch]}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(workspace / "tiny.yaml", [*overrides[parent], "train.micro_batch_size=4"])) == 0
+    assert checking()["problems"] == {told: [branch]}
+    shutil.rmtree(out / branch)
+    found = checking()
+    assert found["problems"] == {}
+    assert [name for name, each in found["prospects"].items() if each["ended"] is None] == [branch]
 
 
 def test_a_branch_without_its_checkpoint_is_refused_before_anything_starts(workspace, tmp_path):
