@@ -34,6 +34,7 @@ from suite.cluster import CLUSTERS, Cluster
 from suite.cluster import executor as cluster_executor
 from suite.expand import SuiteRun, expand, plan
 from suite.file import load_suite
+from suite.held import wait_until_free
 from suite.local import CommandChild, Local, threads_each
 from suite.report import results
 from suite.schedule import Interrupted, Starter, run_all, wait_for
@@ -77,6 +78,8 @@ def main() -> int:
     _refuse_unwritable(job.out)
     of_analyses = environment()  # with all cores
     context = fork_server(threads_each(places) if executor is None else None)
+    if not options.check:
+        wait_until_free(job.out, [one.name for one in job.runs])
     print(f"checking the configurations of {len(job.runs)} runs", flush=True)
     found = checked(context, job.recipe, job.runs, job.out)
     for line in found["notes"]:

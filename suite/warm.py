@@ -7,18 +7,21 @@ use of a GPU would survive a fork.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, note
 from common.processes import ending
 
 from .child import Child
@@ -28,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 IGNORED = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that must not end the fork server if a scheduler sends them to all processes. (It ignores Ctrl-C too, and so do its
 forks: that is for the suite, which stops them.)"""
+UNREPORTED = 255
+"""What multiprocessing gives for a process whose end the fork server did not report, because it was killed itself."""
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
@@ -50,27 +55,47 @@ def fork_server(threads: int | None) -> ForkServerContext:
 
 
 class WarmChild(Child):
-    """A run in a fork of the fork server. ``place``: which of those at a time it is; each has a GPU, if there are several."""
+    """A run in a fork of the fork server. ``place``: which of those at a time it is; each has a GPU, if there are several.
+
+    If the fork server is killed, the next run gets a new one, and this one goes on; it tells how it ended itself.
+    """
 
     def __init__(self, context: ForkServerContext, arguments: Sequence[str], log: Path, place: int) -> None:
         super().__init__(log)
-        self.process: BaseProcess = context.Process(target=train, args=(list(arguments), str(log), place))
+        self.end, theirs = context.Pipe(duplex=False)
+        """Where the run writes its exit status; closed once it is gone."""
+        self.process: BaseProcess = context.Process(target=train, args=(list(arguments), str(log), place, theirs))
         self.process.start()
+        theirs.close()
+        self.without_server = False
 
     def look(self) -> int | None:
-        return self.process.exitcode
+        """From the fork server, or from the run itself."""
+        reported = self.process.exitcode
+        if reported != UNREPORTED:
+            return reported
+        if not self.without_server:
+            self.without_server = True
+            note(f"{self.log.stem}: the process that it is a fork of was killed; it goes on, and others get a new one")
+        if not self.end.poll():
+            return None
+        try:
+            return int(self.end.recv_bytes())
+        except EOFError:  # killed, too
+            return UNREPORTED
 
     def tell_to_stop(self) -> None:
         """By SIGUSR1, because it may have received the suite's own signal already: schedulers reach all processes."""
-        if self.process.pid is not None and self.process.is_alive():
+        if self.process.pid is not None and not self.end.poll():
             os.kill(self.process.pid, signal.SIGUSR1)
 
 
-def train(arguments: list[str], log: str, place: int) -> None:
-    """What such a process does: train_lm.py with these arguments, its output appended to ``log``."""
+def train(arguments: list[str], log: str, place: int, end: Connection) -> None:
+    """What such a process does: train_lm.py with these arguments, its output appended to ``log``, its status sent to ``end``."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # one that was sent since the fork ends it here
+    threading.Thread(target=_stop_with_suite, daemon=True).start()
     import torch
 
     import train_lm
@@ -85,7 +110,23 @@ def train(arguments: list[str], log: str, place: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that the log of a killed run is complete
     sys.argv = ["train_lm.py", *arguments]
-    train_lm.run_and_exit()
+    status = 1
+    try:
+        train_lm.run_and_exit()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # nobody waits for it
+            end.send_bytes(str(status).encode())
+
+
+def _stop_with_suite() -> None:
+    """Write a checkpoint and end if the suite is killed: whoever starts it again goes on from there."""
+    suite = multiprocessing.parent_process()
+    assert suite is not None
+    wait([suite.sentinel])
+    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def gpu_of(place: int, count: int, visible: str | None) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ from common.errors import InputError
 from common.processes import ending, last_lines
 from configs.load import load_config
 from run_suite import main
+from suite.held import wait_until_free
 from suite.schedule import Interrupted
 from train_lm import train
 
-from ..conftest import ROOT, python, rows_of
+from ..conftest import ROOT, events_of, python, rows_of, wait_for
 
 SUITE = """
 recipe: {workspace}/tiny.yaml
@@ -113,6 +115,77 @@ def stopped_when_under_way(command, out, names):
         os.kill(number, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     return process.returncode, output
+
+
+def test_runs_outlive_what_they_are_forks_of_and_end_with_their_suite(workspace, tmp_path):
+    """Both are killed outright: first the fork server, and the next run has a new one; then the suite, and the run that was under
+    way stops after a checkpoint, from which the same command goes on."""
+    (tmp_path / "suite.yaml").write_text(
+        f"recipe: {workspace}/tiny.yaml\nout: out\noverrides: [checkpoint.every=100]\n"
+        "arms:\n  first: [train.steps=30]\n  second: [train.steps=100]\n"
+    )
+    out, command = tmp_path / "out", [sys.executable, str(ROOT / "run_suite.py"), "suite.yaml"]
+    with (tmp_path / "said").open("wb") as said:
+        suite = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT)
+    wait_for(lambda: rows_so_far(out / "first"), suite, "a row of the first run")
+    (server,) = [each for each in psutil.Process(suite.pid).children() if each.children()]
+    server.kill()
+    wait_for(lambda: rows_so_far(out / "second"), suite, "a row of the second run")
+    run = psutil.Process(json.loads((out / "second" / ".lock").read_text())["process"])
+    suite.kill()
+    suite.wait()
+    output = (tmp_path / "said").read_text()
+    assert "note: first: the process that it is a fork of was killed; it goes on, and others get a new one\n" in output
+    assert "first: finished: validation NLL" in output
+
+    result = python(*command[1:], cwd=tmp_path)
+    assert not run.is_running()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert table_of(result.stdout) == {"first": "finished", "second": "finished"}
+    assert "1 of 2 runs have ended already\n" in result.stdout
+    (stop,) = [event for event in events_of(out / "second") if event["event"] == "preempted"]
+    (went_on,) = [event for event in events_of(out / "second") if event["event"] == "resume"]
+    assert stop["step"] == went_on["step"] < 100
+    assert [row["step"] for row in rows_of(out / "second")] == [*range(1, 101)]
+
+
+def rows_so_far(run):
+    """How many rows a run has written, in bytes."""
+    metrics = run / "metrics.jsonl"
+    return metrics.stat().st_size if metrics.exists() else 0
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from record.lock import run_lock
+
+with run_lock(Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_run_that_something_else_writes_is_waited_for(tmp_path, capsys):
+    """For a while; then the process is named."""
+    (tmp_path / "free").mkdir()
+    for seconds, patience in ((1, 60), (60, 0.3)):
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "held"), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE
+        ) as process:
+            process.stdout.readline()
+            if seconds > patience:
+                told = f"{tmp_path}/held: process {process.pid} on {socket.gethostname()} is writing this run; wait for it, or"
+                with pytest.raises(InputError, match=re.escape(told)):
+                    wait_until_free(tmp_path, ["free", "held", "never"], patience)
+                process.kill()
+            else:
+                wait_until_free(tmp_path, ["free", "held", "never"], patience)
+        assert (
+            f"waiting for 1 runs that were started before to end: process {process.pid} on" in capsys.readouterr().out
+        )
+    wait_until_free(tmp_path, ["free", "held", "never"])
+    assert capsys.readouterr().out == ""
 
 
 FATAL = """
