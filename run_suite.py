@@ -97,7 +97,7 @@ def main() -> int:
     write_plan(job.out, job.plan)
     starter: Starter = Local(context, job.recipe, job.logs, places)
     if executor is not None:
-        starter = Cluster(executor, job.recipe, job.logs)
+        starter = Cluster(executor, job.recipe, job.logs, options.jobs)
     return run(job, found["prospects"], starter, of_analyses)
 
 
@@ -106,7 +106,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("suite", type=Path, help="a YAML file, see configs/suites/ and docs/comparing-arms.md")
     parser.add_argument("--out", help="directory of the runs (default: the suite's own)")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: 1; on a cluster as many as it has places)"
+        "--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --on as many as there are places)"
     )
     parser.add_argument(
         "--on", choices=CLUSTERS, help="start the runs as jobs of a cluster, by submitit; local: of this machine"

@@ -112,12 +112,12 @@ class JobChild(Child):
 
 
 class Cluster:
-    """All runs at a time, as far as the cluster has places."""
+    """All runs at a time, as far as the cluster has places; submitit's local executor starts any number of jobs at once, so that
+    the suite itself keeps to ``jobs`` there."""
 
-    places = UNBOUNDED
-
-    def __init__(self, executor: Executor, recipe: Path, logs: Path) -> None:
+    def __init__(self, executor: Executor, recipe: Path, logs: Path, jobs: int | None) -> None:
         self.executor, self.recipe, self.logs = executor, recipe.resolve(), logs.resolve()
+        self.places = jobs if jobs is not None and executor.cluster == "local" else UNBOUNDED
 
     def start(self, runs: Sequence[SuiteRun]) -> Mapping[str, Child]:
         """Submit these runs as one array."""

@@ -119,13 +119,15 @@ def here(workspace, tmp_path_factory):
 
 
 def test_submitits_own_executor_gives_the_same_runs(workspace, tmp_path, here):
+    """One at a time, as asked, though it would start any number at once."""
     out = tmp_path / "out"
-    result = python(
-        ROOT / "run_suite.py", written(workspace, tmp_path, out), "--on", "local", "--job", "timeout_min=20"
-    )
+    given = ["--on", "local", "--jobs", "1", "--job", "timeout_min=20"]
+    result = python(ROOT / "run_suite.py", written(workspace, tmp_path, out), *given)
     assert result.returncode == 0, result.stdout + result.stderr
     assert same_runs(out, here)
     assert "metric_jump: finished: validation NLL" in result.stdout
+    ended, began = out / "metric_calm" / "status.json", out / "linear_calm" / "config.yaml"
+    assert ended.stat().st_mtime_ns < began.stat().st_mtime_ns
 
 
 def test_slurm_gives_the_same_runs_and_requeues_what_it_preempts(workspace, tmp_path, here, slurm):
