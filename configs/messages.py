@@ -66,9 +66,17 @@ def problem_line(error: Any) -> str:
 def wrong_value(key: str, error: Any) -> str:
     """The message of a pydantic error, the value, and how to write it correctly where that is known."""
     value = error["input"]
-    shown = json.dumps(value)[:80]
+    return f"{but_is(error)}{_mend(key, error['type'], value, _shown(value))}"
+
+
+def but_is(error: Any) -> str:
+    """What pydantic says of a value, in YAML's words, and the value."""
     message = error["msg"].replace("valid array", "list").replace("an object", "a mapping of keys")
-    return f"{message[:1].lower()}{message[1:]}, but is {shown}{_mend(key, error['type'], value, shown)}"
+    return f"{message[:1].lower()}{message[1:]}, but is {_shown(error['input'])}"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]
 
 
 _READ = {

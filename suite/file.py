@@ -151,12 +151,27 @@ class Suite(Section):
         return [seed + CONTROL_SEEDS_FROM for seed in self.seeds] if len(self.seeds) > 1 else []
 
 
+def _problem(error: Any) -> str:
+    """One line for one pydantic error, in the words that a recipe's mistakes have."""
+    from configs.messages import but_is, nearest  # a suite without mistakes does not pay for the import
+
+    place = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        said = f"unknown key{nearest(place[-1], (Suite if len(place) == 1 else Scenario).model_fields)}"
+    elif error["type"] == "missing":
+        said = "is required and has no default"
+    elif error["type"] == "value_error":
+        said = str(error["ctx"]["error"])
+    else:
+        said = but_is(error)
+    return ": ".join(filter(None, [".".join(place), said]))
+
+
 def load_suite(path: Path) -> Suite:
     """The checked suite file. Raises InputError naming each mistake."""
     try:
         return Suite.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
     except pydantic.ValidationError as error:
-        problems = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors())
-        raise InputError(*(": ".join(filter(None, [str(path), *problem])) for problem in problems)) from None
+        raise InputError(*(f"{path}: {_problem(each)}" for each in error.errors())) from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None

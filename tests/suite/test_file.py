@@ -178,7 +178,14 @@ def test_overrides_of_all_runs_come_before_those_of_arm_and_scenario(read):
             "arms: {a: []}\nscenarios: {x: {}, y: {branch_from: x}}",
             "scenarios.y.branch_from: x: give a scenario above it",
         ),
-        ("arms: {a: []}\nscenarios: {x: {branches_from: y}}", "scenarios.x.branches_from: "),
+        (
+            "arms: {a: []}\nscenarios: {x: {branches_from: y}}",
+            "scenarios.x.branches_from: unknown key; did you mean branch_from?",
+        ),
+        ("arms: {a: []}\nscenario: {}", "scenario: unknown key; did you mean scenarios?"),
+        ("arms: {a: []}\nbanana: 1", "banana: unknown key"),
+        ("seeds: [0]", "arms: is required and has no default"),
+        ("arms: {a: train.steps=6}", 'arms.a: input should be a valid list, but is "train.steps=6"'),
     ],
 )
 def test_mistakes_are_named(read, lines, told):

@@ -328,5 +328,5 @@ def test_a_mistake_in_a_suite_is_one_line(tmp_path):
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "suite.yaml: arms:" in result.stderr
-    assert "suite.yaml: arm:" in result.stderr
+    assert "error: suite.yaml: arms: is required and has no default\n" in result.stderr
+    assert "error: suite.yaml: arm: unknown key; did you mean arms?\n" in result.stderr
