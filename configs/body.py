@@ -45,11 +45,23 @@ _SIZE = re.compile(
 """Names of the fields that decide the size of a model: width, depth, heads, experts, width of embeddings."""
 
 
+_FINE: set[str] = set()
+"""What :func:`body_problems` was asked and found no problem in: a suite asks it of the same bodies hundreds of times."""
+
+
 def body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool = False) -> list[str]:
     """Problems of a new body, a line each: unknown fields, missing sizes, values that do not fit together.
 
     ``recorded``: the body of an older run, in which sizes may be transformers' defaults.
     """
+    asked = repr((body.model_dump(), sequence_length, recorded))
+    problems = [] if asked in _FINE else _body_problems(body, sequence_length, recorded=recorded)
+    if not problems:
+        _FINE.add(asked)
+    return problems
+
+
+def _body_problems(body: BodyConfig, sequence_length: int, *, recorded: bool) -> list[str]:
     if body.model_type is None:
         return []
     if body.model_type not in CONFIG_MAPPING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from common.files import at_home
 
 from .carry_over import drop_foreign_options
 from .schema import RunConfig
+
+_REFERENCE = "${"
+"""Begins a value that is taken from elsewhere: another key, or the environment."""
 
 
 def foreign_values(tree: Any, key: str = "") -> Iterator[str]:
@@ -44,7 +49,9 @@ def dump_config(config: RunConfig) -> str:
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe merged onto its base, if it names one; ``above``: the recipes that led here. Raises InputError naming the file."""
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        text = path.read_text(encoding="utf-8")
+        # What a recipe takes from the environment may change while this process runs.
+        raw = _parsed.__wrapped__(path, text) if _REFERENCE in text else copy.deepcopy(_parsed(path, text))
     except FileNotFoundError:
         raise InputError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -79,8 +86,21 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(below, recipe)
 
 
+@functools.lru_cache
+def _parsed(path: Path, text: str) -> Any:
+    """The content of a recipe's file, which is ``text``. Kept, since a suite reads the same recipe for all of its runs."""
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed_override(override: str) -> Any:
+    """An override as nested keys; kept for the same reason."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+
+
 def read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The readable overrides as nested keys, and for each of the others its key and the problem."""
+    overrides = list(overrides)
     changes: dict[str, Any] = {}
     unread: list[tuple[str, str]] = []
     for override in overrides:
@@ -89,13 +109,14 @@ def read_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[tuple
             unread.append((key, f"{override}: an override has the form key.sub=value"))
             continue
         try:
-            own: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-            changes = merge(changes, own)
+            changes = merge(changes, _parsed_override(override))
         except InputError as error:  # an entry of a list that is not there
             unread += [(key, line) for line in error.problems]
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             quoted = f"if it is text, put it in quotes: '{key}=\"...\"', or '{key}=[\"...\"]' in a list"
             unread.append((key, f"{override}: not valid YAML: {' '.join(str(error).split())}; {quoted}"))
+    if not any(_REFERENCE in override for override in overrides):
+        return copy.deepcopy(changes), unread
     try:
         container = OmegaConf.to_container(OmegaConf.create(changes), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,19 @@ class Checked:
 
 
 def check(
-    recipe: Path, overrides: Mapping[str, Sequence[str]], parents: Mapping[str, tuple[str, int]], out: Path
+    recipe: Path,
+    overrides: Mapping[str, Sequence[str]],
+    parents: Mapping[str, tuple[str, int]],
+    out: Path,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Load the configuration of each run; returns a :class:`Checked` as a dictionary.
 
-    ``parents``: for a branch the run that it begins at, and the step.
+    ``parents``: for a branch the run that it begins at, and the step. ``tell`` is told how many are done.
     """
     found, configs = Checked(), dict[str, RunConfig]()
-    for name, own in overrides.items():
+    for number, (name, own) in enumerate(overrides.items()):
+        tell(number)
         said, problems = io.StringIO(), list[str]()
         try:
             with contextlib.redirect_stderr(said):

@@ -14,6 +14,8 @@ from record.suite import PlannedRun, SuitePlan
 
 MOST_ROWS = 24
 """Runs up to which each has a row; of more, each arm's in a scenario and at a rate share one."""
+STATES = ("finished", "diverged", "running", "not started")
+"""Of runs, with a column each; of others, such as those that failed, their number is told."""
 NLL = "validation/nll"
 Place = tuple[str | None, float | None, int | None]
 
@@ -50,8 +52,8 @@ def _by_cell(plan: SuitePlan, ends: Mapping[str, str], nll: Mapping[str, float],
         told = [ends.get(run.name, "not started") for run in runs]
         values = [nll[run.name] for run in runs if run.name in nll]
         pairs = [nll[run.name] - base[_place(run)] for run in runs if run.name in nll and _place(run) in base]
-        counts = [f"{told.count(one)}" if one in told else "" for one in ("finished", "diverged")]
-        others = sum(one not in ("finished", "diverged") for one in told)
+        counts = [f"{told.count(one)}" if one in told else "" for one in STATES]
+        others = sum(one not in STATES for one in told)
         against = "" if not pairs or of[0] == plan.baseline else mean_over_seeds(pairs).format("+.4f")
         mean = _cell(statistics.fmean(values)) if values else ""
         rows.append([*of, *counts, f"{others}" if others else "", mean, against])
@@ -61,6 +63,8 @@ def _by_cell(plan: SuitePlan, ends: Mapping[str, str], nll: Mapping[str, float],
         "rate",
         "finished",
         "diverged",
+        "running",
+        "to do",
         "other",
         "validation NLL",
         f"minus {plan.baseline} [95%]",

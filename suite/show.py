@@ -1,4 +1,4 @@
-"""What a suite shows while it runs: a live table on a terminal, else a line for each start and end."""
+"""What a suite shows while it runs: a live table on a terminal, else a line for each run that has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from record.rows import Row, last_row
+from record.rows import Row, last_row, status_of
 
 from .child import Child
 from .expand import SuiteRun
@@ -22,6 +22,8 @@ PERIOD = 1.0
 """Seconds between two looks at the runs' files."""
 MOST_ROWS = 16
 """Runs in the live table; where more are under way, it says how many."""
+LAST_LINES = 5
+"""Of a run's output, among which it says how it ended."""
 
 
 @dataclass
@@ -65,6 +67,10 @@ class Progress:
         """Note how a run has ended."""
         self.ended[name], self.at[name] = child, self.step(name)
 
+    def preparing(self, name: str) -> bool:
+        """Whether a run that was started has still to tokenise text or to build its model."""
+        return self.at[name] == self.before[name] and status_of(self.out / name) != "running"
+
     def seconds_left(self) -> float | None:
         """By the steps taken since the start; None before there are any."""
         taken = sum(self.at[name] - before for name, before in self.before.items())
@@ -92,21 +98,26 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def count(checked: int, of: int) -> None:
+    """How many configurations are checked: a line of a terminal that is written anew each time."""
+    if sys.stdout.isatty():
+        print(f"\rchecked {checked} of {of}", end="\n" if checked == of else "", flush=True)
+
+
 class Lines:
-    """A line when a run starts, and two when it has ended."""
+    """A line when a run has ended."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
     def started(self, run: SuiteRun) -> None:
-        """Say that a run is started."""
+        """Note where a run goes on."""
         self.progress.start(run.name)
-        print(f"{run.name}: started", flush=True)
 
     def ended(self, name: str, child: Child) -> None:
         """Say how a run has ended, and how far the suite is."""
         self.progress.end(name, child)
-        print(f"{_ending(name, child)}\n  {self.progress.line()}", flush=True)
+        print(f"{_ending(name, child)}; {self.progress.line()}", flush=True)
 
     def refresh(self, under_way: Mapping[str, Child]) -> None:
         """Nothing is shown in between."""
@@ -132,10 +143,6 @@ class LiveTable(Lines):
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def started(self, run: SuiteRun) -> None:
-        """The table shows it."""
-        self.progress.start(run.name)
-
     def ended(self, name: str, child: Child) -> None:
         """Say how a run has ended, above the table."""
         self.progress.end(name, child)
@@ -151,9 +158,11 @@ class LiveTable(Lines):
 
 
 def _ending(name: str, child: Child) -> str:
-    """How a run has ended: in its own last words if it was regularly, otherwise with the place of its log."""
-    said = "".join(child.last_lines(1)) if child.completed else f"{child} ({child.log})"
-    return f"{name}: {said or child}"
+    """How a run has ended: in its own words if it was regularly, otherwise with the place of its log."""
+    if not child.completed:
+        return f"{name}: {child} ({child.log})"
+    own = (line for line in child.last_lines(LAST_LINES) if line.startswith(f"{child}: "))
+    return f"{name}: {next(own, str(child))}"
 
 
 def table(progress: Progress, under_way: Mapping[str, Child]) -> Table:
@@ -169,7 +178,7 @@ def table(progress: Progress, under_way: Mapping[str, Child]) -> Table:
         each = tokens / row["step"] if tokens and row.get("step") else None
         drawn.add_row(
             Text(name),
-            f"{progress.at[name]}",
+            "preparing" if progress.preparing(name) else f"{progress.at[name]}",
             f"{progress.steps[name]}",
             _number(row.get("loss/nll"), ".3f"),
             _number(row.get("grad_norm/total"), ".3g"),

@@ -26,6 +26,7 @@ from common.processes import ending
 
 from .child import Child
 from .expand import SuiteRun
+from .show import count
 
 ROOT = Path(__file__).parents[1]
 IGNORED = (signal.SIGTERM, signal.SIGUSR1)
@@ -139,18 +140,20 @@ def gpu_of(place: int, count: int, visible: str | None) -> str | None:
 
 def checked(context: ForkServerContext, recipe: Path, runs: Sequence[SuiteRun], out: Path) -> dict[str, Any]:
     """The answer of :func:`suite.check.check`, from a process of its own: what a recipe's plug-ins import stays out of the fork
-    server. Raises InputError if the process dies."""
+    server. A terminal shows how far it is. Raises InputError if the process dies."""
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_check, args=(theirs, recipe, list(runs), out), daemon=True)  # ended by Ctrl-C
     process.start()
     theirs.close()
     try:
-        answer: dict[str, Any] = json.loads(mine.recv_bytes())
+        while not isinstance(answer := json.loads(mine.recv_bytes()), dict):
+            count(answer, len(runs))
     except EOFError:
         process.join()
         assert process.exitcode is not None
         raise InputError(f"the check of the configurations was {ending(process.exitcode)}") from None
     process.join()
+    count(len(runs), len(runs))
     return answer
 
 
@@ -159,4 +162,9 @@ def _check(answer: Connection, recipe: Path, runs: Sequence[SuiteRun], out: Path
 
     overrides = {run.name: run.overrides for run in runs}
     parents = {run.name: (run.parent, run.parent_step) for run in runs if run.parent is not None}
-    answer.send_bytes(json.dumps(check(recipe, overrides, parents, out)).encode())
+
+    def send(message: object) -> None:
+        answer.send_bytes(json.dumps(message).encode())
+
+    with contextlib.suppress(BrokenPipeError):  # the suite was killed
+        send(check(recipe, overrides, parents, out, send))

@@ -72,8 +72,12 @@ def test_the_plan_and_the_table_name_every_run(suite):
     table = output[output.rindex("\nrun  ") :]
     assert re.search(rf"\nlinear_calm_seed1 +finished +20 +[\d.]+ +{re.escape(format(difference, '+.4f'))}\n", table)
     assert re.search(r"\nmetric_again_jump_seed11 +finished +20 +[\d.]+\n", table)  # no partner of its seed
-    assert output.count(": started\n") == 10
-    assert "10 of 10 runs done" in output
+    line = r"^(\w+): finished: validation NLL [\d.]+ nats/token; out/\w+; (\d+) of 10 runs done, \d+ runs an hour, [^,]+ left$"
+    ended = re.findall(line, output, re.MULTILINE)
+    assert sorted(name for name, _ in ended) == sorted(names)
+    assert [int(number) for _, number in ended] == [*range(1, 11)]
+    assert "started" not in output
+    assert "checked" not in output  # only on a terminal
 
 
 def test_a_suite_is_extended_by_what_is_new(workspace, suite):
@@ -87,7 +91,7 @@ def test_a_suite_is_extended_by_what_is_new(workspace, suite):
     result = python(ROOT / "run_suite.py", "more.yaml", "--jobs", "2", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "10 of 17 runs have ended already\n" in result.stdout
-    assert result.stdout.count(": started\n") == 7
+    assert result.stdout.count(": finished: validation NLL") == 7
     assert {path: path.stat().st_mtime_ns for path in before} == before
     watched = python(ROOT / "run_suite.py", "more.yaml", "--watch", cwd=folder)
     assert watched.returncode == 0, watched.stderr
@@ -242,6 +246,7 @@ def test_a_branch_of_a_run_that_diverged_before_it_is_a_result_too(workspace, tm
     assert result.returncode == 0, result.stdout
     table = result.stdout[result.stdout.rindex("\nrun  ") :]
     assert re.search(r"\nwild_calm +diverged\b", table)
+    assert re.search(r"\nwild_calm: diverged: [^|]+ is not finite at step \d+; [^|]+; 1 of 2 runs done", result.stdout)
     assert re.search(r"\nwild_later +not started: wild_calm has no step 10\b", table)
     (tmp_path / "suite.yaml").write_text(f"{lines}scenarios: {{calm: {{}}}}\n")
     result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
