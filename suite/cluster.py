@@ -25,7 +25,7 @@ from .local import write_command
 from .warm import ROOT, environment
 
 if TYPE_CHECKING:
-    from submitit import Executor, Job
+    from submitit import AutoExecutor, Executor, Job
     from submitit.helpers import DelayedSubmission
 
 CLUSTERS = ("slurm", "local")
@@ -115,7 +115,7 @@ class Cluster:
     """All runs at a time, as far as the cluster has places; submitit's local executor starts any number of jobs at once, so that
     the suite itself keeps to ``jobs`` there."""
 
-    def __init__(self, executor: Executor, recipe: Path, logs: Path, jobs: int | None) -> None:
+    def __init__(self, executor: AutoExecutor, recipe: Path, logs: Path, jobs: int | None) -> None:
         self.executor, self.recipe, self.logs = executor, recipe.resolve(), logs.resolve()
         self.places = jobs if jobs is not None and executor.cluster == "local" else UNBOUNDED
 
@@ -131,7 +131,7 @@ class Cluster:
         return dict(zip((run.name for run in runs), children, strict=True))
 
 
-def executor(cluster: str, folder: Path, jobs: int | None, given: Sequence[str]) -> Executor:
+def executor(cluster: str, folder: Path, jobs: int | None, given: Sequence[str]) -> AutoExecutor:
     """submitit's executor, with its files in ``folder``. ``jobs``: the most of an array at a time; ``given``: KEY=VALUE, as
     submitit calls them (timeout_min, cpus_per_task, gpus_per_node, slurm_partition, ...). Raises InputError."""
     try:
