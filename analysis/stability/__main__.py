@@ -19,7 +19,7 @@ from common.command import ArgumentParser, exit_status
 
 from . import report
 from .compare import Study, study
-from .fairness import control_line, matched, noise_line, warnings
+from .fairness import control_line, matched, noise_line, unbegun_line, warnings
 from .runs import find_runs
 from .tables import Shown
 
@@ -48,7 +48,7 @@ def _print(found: Study) -> None:
     if one.left_out:
         names = [Path(one.planned[cell]).name for cell in one.left_out]
         print(_wrapped(f"! {len(names)} planned runs are left out: {first_of(names, _NAMED)}; why, says stability.md"))
-    for line in (noise_line(found), control_line(found)):
+    for line in (unbegun_line(one), noise_line(found), control_line(found)):
         if line is not None:
             print(line)
     for table in report.main_tables(found):

@@ -14,7 +14,7 @@ from analysis.compare.seeds import Difference, adjusted, paired, smallest_shown,
 from analysis.compare.statistics import CONFIDENCE
 
 from .curve import median_duration
-from .measure import BY_KEY, MEASURES, Measure, Measured, measure, update_size
+from .measure import BY_KEY, MEASURES, Measure, Measured, measure, measure_unbegun, update_size
 from .runs import Cell, Comparison
 from .stresses import DAMAGES, damage
 from .sweep import Sweep
@@ -298,16 +298,20 @@ def noise_of(values: Sequence[float]) -> Noise:
 
 def study(comparison: Comparison) -> Study:
     """Measure all runs."""
-    measured = {cell: measure(run, comparison.parent(cell)) for cell, run in comparison.runs.items()}
+    measured = {cell: measure(run, comparison.parent(run)) for cell, run in comparison.runs.items()}
     seeds = {arm: dict(comparison.pairs(arm)) for arm in comparison.arms}
-    for cell, one in measured.items():
-        run = comparison.runs[cell]
+    for cell, run in comparison.runs.items():
         other = cell._replace(arm=comparison.baseline, seed=seeds[cell.arm].get(cell.seed, cell.seed))
         if other in comparison.runs:
-            one.values["update_size"] = update_size(run, comparison.runs[other])
+            measured[cell].values["update_size"] = update_size(run, comparison.runs[other])
+    for cell, one in comparison.unbegun.items():
+        last = int(one.like.setting("train", "steps") or one.like.metrics.index[-1])
+        measured[cell] = measure_unbegun(one.parent, comparison.parent(one.parent), one.step, last)
+    for cell, own in measured.items():
         if (partner := comparison.partner(cell)) is not None:
-            one.values.update(damage(run, one, measured[partner]))
-    return Study(comparison, measured)
+            like = comparison.runs[cell] if cell in comparison.runs else comparison.unbegun[cell].like
+            own.values.update(damage(like, own, measured[partner]))
+    return Study(comparison, {cell: measured[cell] for cell in comparison.planned if cell in measured})
 
 
 def _at(rate: float | None) -> str:

@@ -157,7 +157,7 @@ def _sizes(found: Study) -> Iterator[str]:
 
 
 def _capped(found: Study) -> Iterator[str]:
-    names = [found.comparison.runs[cell].name for cell, m in found.measured.items() if m.values["diverged"]]
+    names = [found.comparison.name(cell) for cell, m in found.measured.items() if m.values["diverged"]]
     if names:
         yield f"diverged, and counted with the initial loss as final NLL: {len(names)} runs: {first_of(names, _NAMED)}"
 
@@ -180,15 +180,27 @@ def _tokens_a_step(run: Run) -> int | None:
     return batch * length if isinstance(batch, int) and isinstance(length, int) else None
 
 
+def unbegun_line(comparison: Comparison) -> str | None:
+    """How many branches count without having begun; None if all could."""
+    count = len(comparison.unbegun)
+    if not count:
+        return None
+    told = "1 branch counts as diverged, for the run that it begins at" if count == 1 else ""
+    return f"{told or f'{count} branches count as diverged, for the run that they begin at'} diverged before"
+
+
 def presence(comparison: Comparison) -> list[list[str]]:
-    """For each arm and scenario: runs that ended, out of those planned, and what became of the others."""
+    """For each arm and scenario: runs that ended, out of those planned, branches that could not begin, and what became of the
+    others."""
     rows = []
     for arm in comparison.arms:
         for scenario in comparison.scenarios:
             planned = [cell for cell in comparison.planned if cell[:2] == (arm, scenario)]
             if planned:
                 there = [cell for cell in planned if cell in comparison.runs]
-                rows.append([arm, scenario, f"{len(there)} of {len(planned)}", _why(comparison, planned)])
+                unbegun = sum(cell in comparison.unbegun for cell in planned)
+                count = [f"{len(there)} of {len(planned)}", f"{unbegun}" if unbegun else ""]
+                rows.append([arm, scenario, *count, _why(comparison, planned)])
     return rows
 
 

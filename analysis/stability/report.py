@@ -13,7 +13,7 @@ from analysis.show.tables import markdown_table
 from common.files import write_json, write_text
 
 from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Share, Study, all_rows, all_shares
-from .fairness import control_line, matched, noise_line, presence, warnings
+from .fairness import control_line, matched, noise_line, presence, unbegun_line, warnings
 from .figures import write_figures
 from .tables import (
     Shown,
@@ -82,9 +82,9 @@ def _page(found: Study, told: Sequence[str]) -> str:
     parts = [
         f"# {', '.join(one.arms)}\n\n{len(one.runs)} of {len(one.planned)} planned runs have ended. {matched(one)}\n"
     ]
-    lines = [line for line in (noise_line(found), control_line(found), *told) if line is not None]
+    lines = [line for line in (unbegun_line(one), noise_line(found), control_line(found), *told) if line is not None]
     parts.append("".join(f"- {line}\n" for line in lines))
-    parts.append(markdown_table(["arm", "scenario", "ended", "left out"], presence(one)))
+    parts.append(markdown_table(["arm", "scenario", "ended", "not begun", "left out"], presence(one)))
     parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in every_table(found)]
     table = run_table(found)
     parts.append(f"## {table.title}\n\n{markdown_table(table.header, table.rows)}\n{table.notes}\n")
@@ -95,8 +95,7 @@ def _page(found: Study, told: Sequence[str]) -> str:
 
 def _runs(found: Study) -> list[dict[str, Any]]:
     return [
-        {"run": found.comparison.runs[cell].name, **cell._asdict(), **one.values}
-        for cell, one in found.measured.items()
+        {"run": found.comparison.name(cell), **cell._asdict(), **one.values} for cell, one in found.measured.items()
     ]
 
 
@@ -132,6 +131,10 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "noise": None if (noise := found.noise_of_baseline()) is None else asdict(noise),
         "bases": {OWN_BEST: "chosen without the seed", COMMON: "chosen over all seeds of the baseline"},
         "warnings": list(told),
+        "unbegun": [
+            {**cell._asdict(), "run": one.planned[cell], "begins_at": each.parent.name, "step": each.step}
+            for cell, each in one.unbegun.items()
+        ],
         "left_out": [{**cell._asdict(), "run": one.planned[cell], "why": why} for cell, why in one.left_out.items()],
         "runs": runs,
         "sweeps": sweeps,

@@ -162,7 +162,7 @@ def stress_table(found: Study) -> Shown | None:
         "Each run against the calm one of its arm, rate and seed, over all rates and seeds; nat-steps, and what they differ "
         f"from the baseline's, at the {COMMON} alone. Survived: finished without a stall. Back: at the calm run's NLL again, for "
         "good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: over half were not "
-        "back. Nat-steps: sum of the NLL minus the calm run's."
+        "back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
     )
     return Shown("Under stress", header, rows, notes, ("p (Holm)", "pairs") + (("stress",) if one_stress(rows) else ()))
 
@@ -222,7 +222,7 @@ def run_table(found: Study) -> Shown:
     for cell, one in found.measured.items():
         values = [one.values.get(entry.key) for entry in entries]
         shown = ["-" if v is None else format(v, e.form) for v, e in zip(values, entries, strict=True)]
-        rows.append([visible(found.comparison.runs[cell].name), *shown])
+        rows.append([visible(found.comparison.name(cell)), *shown])
     return Shown(
         "Runs", ["run", *(entry.heading for entry in entries)], rows, "All values of each run are in runs.csv."
     )
