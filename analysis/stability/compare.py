@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from analysis.compare.rates import Proportion, Rate, mcnemar, poisson_rate, proportion
+from analysis.compare.rates import FEWEST_SEEDS, Proportion, Rate, mcnemar, rate_over_seeds, share_over_seeds
 from analysis.compare.seeds import Difference, adjusted, paired, smallest_shown, verdict
 from analysis.compare.statistics import CONFIDENCE
 
@@ -73,8 +73,8 @@ class Share:
     share: Proportion
     baseline: Proportion
     p: float
-    """McNemar's exact test over pairs of runs of the same rate and seed; with several rates these are not independent, and it is
-    too small. NaN for the baseline itself."""
+    """Over pairs of seeds: McNemar's exact test at one rate; over several Student's t of the differences of the seeds' shares,
+    from FEWEST_SEEDS on. NaN without one, and for the baseline itself."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,11 @@ class Study:
 
     def share(self, key: str, arm: str, scenario: str, rate: float | str | None = "all") -> Proportion | None:
         """The share of runs of which a yes-or-no measure holds; None without a run that has it."""
-        values = [one.values.get(key) for one in self.of(arm, scenario, rate).values()]
-        known = [value for value in values if value is not None]
-        return proportion(int(sum(known)), len(known)) if known else None
+        outcomes: dict[int, list[bool]] = {}
+        for cell, one in self.of(arm, scenario, rate).items():
+            if (value := one.values.get(key)) is not None:
+                outcomes.setdefault(cell.seed, []).append(bool(value))
+        return share_over_seeds(outcomes) if outcomes else None
 
     def shares(self, key: str, scenario: str, rate: float | str | None = "all") -> list[Share]:
         """Every arm's share of runs, and the test against the baseline's; empty if the baseline has none."""
@@ -237,26 +239,37 @@ class Study:
         for arm in one.arms:
             own = self.share(key, arm, scenario, rate)
             if own is not None:
-                p = math.nan if arm == one.baseline else self._mcnemar(key, arm, scenario, rate)
+                p = math.nan if arm == one.baseline else self._share_p(key, arm, scenario, rate)
                 shown = rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
                 found.append(Share(scenario, shown, ALL_MEASURES[key], arm, own, base, p))
         return found
 
-    def _mcnemar(self, key: str, arm: str, scenario: str, rate: float | str | None) -> float:
+    def _share_p(self, key: str, arm: str, scenario: str, rate: float | str | None) -> float:
+        own, base = self._common(key, arm, scenario, rate)
+        if all(len(values) == 1 for values in own.values()):
+            return mcnemar(*({seed: values[0] > 0 for seed, values in side.items()} for side in (own, base)))
+        p = paired(_means(own), _means(base)).p
+        return math.nan if p is None or len(own) < FEWEST_SEEDS else p
+
+    def _common(
+        self, key: str, arm: str, scenario: str, rate: float | str | None
+    ) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+        """By the arm's seeds the values of a measure at the rates at which both it and the baseline's paired run have one: its
+        own and the baseline's."""
         pairs = dict(self.comparison.pairs(arm))
-        own, other = {}, {}
-        for number, (cell, one) in enumerate(self.of(arm, scenario, rate).items()):
+        own: dict[int, list[float]] = {}
+        base: dict[int, list[float]] = {}
+        for cell, one in self.of(arm, scenario, rate).items():
             partner = cell._replace(arm=self.comparison.baseline, seed=pairs.get(cell.seed, cell.seed))
             values = one.values.get(key), self.measured[partner].values.get(key) if partner in self.measured else None
-            if None not in values:
-                own[number], other[number] = bool(values[0]), bool(values[1])
-        return mcnemar(own, other)
+            if values[0] is not None and values[1] is not None:
+                own.setdefault(cell.seed, []).append(float(values[0]))
+                base.setdefault(cell.seed, []).append(float(values[1]))
+        return own, base
 
     def spike_rate(self, signal: str, arm: str, scenario: str) -> Rate | None:
         """Spikes per step by the default rule over all runs; None if no step was judged."""
-        found = [one.spikes[signal] for one in self.of(arm, scenario).values()]
-        judged = [one for one in found if one.steps]
-        return poisson_rate([len(one.found) for one in judged], [one.steps for one in judged]) if judged else None
+        return spikes_per_step(signal, self.of(arm, scenario))
 
     def recovery(self, arm: str, scenario: str) -> tuple[float, int, int]:
         """Median steps until a loss spike is over (Kaplan-Meier over all spikes of all runs), the spikes, and those that were
@@ -284,6 +297,19 @@ class Study:
         one = self.comparison
         finals = self.finals(one.baseline, one.calm, self.rate_of(one.baseline, one.calm, None))
         return None if finals is None else finals.noise
+
+
+def spikes_per_step(signal: str, runs: Mapping[Cell, Measured]) -> Rate | None:
+    """Spikes per step by the default rule over these runs, with the seeds as units; None if no step was judged."""
+    counts: dict[int, list[tuple[int, float]]] = {}
+    for cell, one in runs.items():
+        if one.spikes[signal].steps:
+            counts.setdefault(cell.seed, []).append((len(one.spikes[signal].found), one.spikes[signal].steps))
+    return rate_over_seeds(counts) if counts else None
+
+
+def _means(values: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    return {seed: statistics.fmean(own) for seed, own in values.items()}
 
 
 def noise_of(values: Sequence[float]) -> Noise:

@@ -168,7 +168,10 @@ def draw_survival(found: Study) -> Figure | None:
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
     panels[0].set_ylabel("share of runs")
     _draw_shares(panels[-1], found, styles)
-    note = "left: Kaplan-Meier over all rates and seeds; points: share of runs that finished without a stall, Clopper-Pearson 95%"
+    note = (
+        "curves: Kaplan-Meier over all rates and seeds; points: share of runs that finished without a stall, with 95% intervals "
+        "over seeds"
+    )
     _legend(figure, styles, note if stressed else note.partition("; ")[2])
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -72,9 +73,13 @@ def _flat_share(one: Share) -> dict[str, Any]:
     share = one.share
     return {
         "scenario": one.scenario, "rate": one.rate, "measure": one.measure.key, "arm": one.arm, "k": share.k, "n": share.n,
-        "share": share.share, "low": share.low, "high": share.high, "at_most": share.at_most, "baseline_k": one.baseline.k,
-        "baseline_n": one.baseline.n, "p_mcnemar": one.p,
+        "share": share.share, "low": _known(share.low), "high": _known(share.high), "at_most": _known(share.at_most),
+        "baseline_k": one.baseline.k, "baseline_n": one.baseline.n, "p": _known(one.p),
     }  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _page(found: Study, told: Sequence[str]) -> str:

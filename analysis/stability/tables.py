@@ -130,9 +130,11 @@ def event_table(found: Study, scenario: str) -> Shown:
             ]
         )
     notes = (
-        "All rates and seeds of an arm. Diverged: Clopper-Pearson. Spikes per 1,000 steps: Poisson, widened where runs vary more "
-        "than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, those not over when the run "
-        "ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise alone gives."
+        "All rates and seeds of an arm; intervals are over seeds, and from fewer than 3 there are none over several rates. "
+        "Diverged: at one rate Clopper-Pearson, otherwise Student's t of the seeds' shares. Spikes per 1,000 steps: Poisson, "
+        "widened where seeds vary more than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, "
+        "those not over when the run ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise "
+        "alone gives."
     )
     return Shown(f"Events, {scenario}", header, rows, notes, ("tokens lost",))
 
@@ -249,13 +251,19 @@ def _best(sweep: Sweep) -> str:
 
 
 def share_text(share: Proportion | None) -> str:
-    """k/n and the interval in percent."""
-    return "" if share is None else f"{share.k}/{share.n} [{100 * share.low:.0f}, {100 * share.high:.0f}]%"
+    """k/n and, if there is one, the interval in percent."""
+    if share is None:
+        return ""
+    interval = "" if math.isnan(share.low) else f" [{100 * share.low:.0f}, {100 * share.high:.0f}]%"
+    return f"{share.k}/{share.n}{interval}"
 
 
 def _spike_text(found: Study, signal: str, arm: str, scenario: str) -> str:
     rate = found.spike_rate(signal, arm, scenario)
-    return "" if rate is None else f"{1000 * rate.rate:.1f} [{1000 * rate.low:.1f}, {1000 * rate.high:.1f}]"
+    if rate is None:
+        return ""
+    interval = "" if math.isnan(rate.low) else f" [{1000 * rate.low:.1f}, {1000 * rate.high:.1f}]"
+    return f"{1000 * rate.rate:.1f}{interval}"
 
 
 def _excess(found: Study, arm: str, scenario: str) -> str:
