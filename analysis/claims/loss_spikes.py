@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.stability.compare import Study, spikes_per_step
+from analysis.stability.compare import ALL_MEASURES, Study, spikes_per_step
 
 from .base import CLAIMS, Claim, Evidence, Side, Verdict, against_baseline, deciding, tested_arms
 
@@ -17,9 +17,6 @@ MEASURES = {
     "excess": ("nat-steps above the running minimum of the NLL, per run", False),
 }
 """What is counted, in words, and whether it decides."""
-LOWER: Side = "lower"
-GOOD: dict[str, Side] = {"survived": "higher"}
-"""Which side supports the claim, where it is not the lower one."""
 
 
 @CLAIMS.register("loss_spikes")
@@ -35,8 +32,8 @@ class LossSpikes(Claim):
     def evidence(self, study: Study) -> Iterator[Evidence]:
         for arm in tested_arms(study):
             for key, (what, decides) in MEASURES.items():
-                values, good = over_everything(study, key, arm), GOOD.get(key, LOWER)
-                counts = decides and deciding(study, arm)
+                values, counts = over_everything(study, key, arm), decides and deciding(study, arm)
+                good: Side = "higher" if ALL_MEASURES[key].better == "higher" else "lower"
                 yield against_baseline(study, what, values, arm, "all rates and scenarios", good, decides=counts)
             rate = spikes_per_step("nll", {cell: one for cell, one in study.measured.items() if cell.arm == arm})
             if rate is not None:

@@ -19,6 +19,7 @@ from common.command import ArgumentParser, exit_status
 
 from . import report
 from .compare import Study, study
+from .conclusion import short_table
 from .fairness import control_line, matched, noise_line, unbegun_line, warnings
 from .runs import find_runs
 from .tables import Shown
@@ -60,6 +61,8 @@ def _print(found: Study) -> None:
     if len(told) > _WARNINGS:
         print(f"! and {len(told) - _WARNINGS} more warnings in stability.md")
     print(matched(one))
+    if (closing := short_table(found)) is not None:
+        print(f"\n{as_text(closing)}\n")
 
 
 def as_text(table: Shown) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from analysis.compare.rates import FEWEST_SEEDS, Proportion, Rate, mcnemar, rate_over_seeds, share_over_seeds
-from analysis.compare.seeds import Difference, adjusted, paired, smallest_shown, verdict
-from analysis.compare.statistics import CONFIDENCE
+from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, paired, smallest_shown, verdict
+from analysis.compare.statistics import CONFIDENCE, holm
 
 from .curve import median_duration
 from .measure import BY_KEY, MEASURES, Measure, Measured, measure, measure_unbegun, update_size
@@ -25,9 +24,15 @@ OWN_BEST = "own best rate"
 """Each arm at the rate that is best for it on the other seeds."""
 COMMON = "baseline's best rate"
 """All arms at the rate that is best for the baseline, over all seeds."""
+ALL_RATES = "all rates"
+"""Each seed's mean over the rates at which both arms have a value."""
+POOLED = ("spikes_nll", "excess")
+"""Measures that are compared over all rates too."""
 SENSITIVITY = Measure("sensitivity", "sensitivity", ".4f", "nats/token", "lower",
                       "mean over the rates of the final NLL minus the lowest (arXiv 2309.14322)")  # fmt: skip
-ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY)}}
+STABLE_TO = Measure("stable_to", "stable to", "+.2f", "decades", "higher",
+                    "decimal logarithm of the highest rate to which a seed is stable, from its own best rate on")  # fmt: skip
+ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY, STABLE_TO)}}
 YES_OR_NO = ("survived", "diverged", "capped", "back")
 """Measures that are compared as shares."""
 _NOT_COMPARED = ("steps", "initial_nll", "recovery", *YES_OR_NO)
@@ -53,6 +58,12 @@ class Row:
     smallest: float | None
     """Smallest true difference that would be claimed with 80% power."""
     verdict: str
+    """better or worse; lower or higher, where neither side is good; or what else may be said."""
+
+    @property
+    def alike(self) -> str | None:
+        """better or worse, if it is that by the same amount in all of several seeds, which leaves no interval."""
+        return alike(self.measure, self.difference)
 
     @property
     def null(self) -> bool:
@@ -75,6 +86,12 @@ class Share:
     p: float
     """Over pairs of seeds: McNemar's exact test at one rate; over several Student's t of the differences of the seeds' shares,
     from FEWEST_SEEDS on. NaN without one, and for the baseline itself."""
+    adjusted: float
+    """By Holm over the arms; the control's is its own."""
+    verdict: str
+    """better, worse or no difference shown; empty for the baseline."""
+    alike: str | None
+    """As that of a row."""
 
 
 @dataclass(frozen=True)
@@ -175,21 +192,36 @@ class Study:
 
     def rows(self, scenario: str, basis: str, key: str) -> list[Row]:
         """Each arm against the baseline; empty if the baseline has no such values."""
+        if basis == ALL_RATES:
+            return self._pooled_rows(scenario, key)
         base = self.on(basis, key, self.comparison.baseline, scenario)
         values = {arm: self.on(basis, key, arm, scenario) for arm in self.comparison.compared}
-        return self._rows(scenario, basis, ALL_MEASURES[key], base, values) if base else []
+        pairs = self.comparison.pairs
+        found = {arm: paired(own, base, pairs(arm)) for arm, own in values.items()}
+        return self._rows(scenario, basis, ALL_MEASURES[key], found) if base else []
+
+    def _pooled_rows(self, scenario: str, key: str) -> list[Row]:
+        both = {arm: self._common(key, arm, scenario, "all") for arm in self.comparison.compared}
+        found = {arm: paired(_means(own), _means(base)) for arm, (own, base) in both.items()}
+        known = any(own for own, _ in both.values())
+        return self._rows(scenario, ALL_RATES, ALL_MEASURES[key], found) if known else []
 
     def sensitivity_rows(self, scenario: str) -> list[Row]:
         """Each arm's sensitivity to the learning rate against the baseline's."""
-        values = {arm: self.sweeps[arm, scenario].sensitivity() for arm in self.comparison.arms}
-        base = values.pop(self.comparison.baseline)
-        return self._rows(scenario, "all rates", SENSITIVITY, base, values) if base else []
+        return self._sweep_rows(scenario, SENSITIVITY, Sweep.sensitivity)
 
-    def _rows(
-        self, scenario: str, basis: str, entry: Measure, base: Mapping[int, float], values: Mapping[str, Any]
-    ) -> list[Row]:
-        control = self.comparison.control
+    def stable_rows(self, scenario: str) -> list[Row]:
+        """The highest rate to which each arm is stable against the baseline's."""
+        return self._sweep_rows(scenario, STABLE_TO, Sweep.stable_to)
+
+    def _sweep_rows(self, scenario: str, entry: Measure, of_sweep: Callable[[Sweep], dict[int, float]]) -> list[Row]:
+        values = {arm: of_sweep(self.sweeps[arm, scenario]) for arm in self.comparison.arms}
+        base = values.pop(self.comparison.baseline)
         found = {arm: paired(own, base, self.comparison.pairs(arm)) for arm, own in values.items()}
+        return self._rows(scenario, ALL_RATES, entry, found) if base else []
+
+    def _rows(self, scenario: str, basis: str, entry: Measure, found: Mapping[str, Difference]) -> list[Row]:
+        control = self.comparison.control
         others = {arm: difference for arm, difference in found.items() if arm != control}
         p_values = adjusted(others)
         rows = []
@@ -197,7 +229,7 @@ class Study:
             alone = arm == control
             p = (math.nan if difference.p is None else difference.p) if alone else p_values[arm]
             tests = 1 if alone else max(1, sum(each.p is not None for each in others.values()))
-            said = verdict(difference, p, tests=tests)
+            said = entry.verdict(verdict(difference, p, tests=tests))
             rows.append(Row(scenario, basis, entry, arm, alone, difference, p, smallest_shown(difference, tests), said))
         return rows
 
@@ -235,21 +267,30 @@ class Study:
         base = self.share(key, one.baseline, scenario, rate)
         if base is None:
             return []
-        found = []
-        for arm in one.arms:
-            own = self.share(key, arm, scenario, rate)
-            if own is not None:
-                p = math.nan if arm == one.baseline else self._share_p(key, arm, scenario, rate)
-                shown = rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
-                found.append(Share(scenario, shown, ALL_MEASURES[key], arm, own, base, p))
+        entry, place = ALL_MEASURES[key], rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
+        shares = {arm: own for arm in one.arms if (own := self.share(key, arm, scenario, rate)) is not None}
+        tests = {arm: self._share_test(key, arm, scenario, rate) for arm in shares if arm != one.baseline}
+        others = [arm for arm in tests if arm != one.control]
+        adjusted_p = dict(zip(others, holm([tests[arm][0] for arm in others]).tolist(), strict=True))
+        found = [Share(scenario, place, entry, one.baseline, base, base, math.nan, math.nan, "", None)]
+        for arm, (p, difference) in tests.items():
+            at_most = adjusted_p.get(arm, p)
+            side = "higher" if difference.effect.mean > 0 else "lower"
+            said = entry.verdict(side) if at_most <= 1 - CONFIDENCE else "no difference shown"
+            found.append(
+                Share(scenario, place, entry, arm, shares[arm], base, p, at_most, said, alike(entry, difference))
+            )
         return found
 
-    def _share_p(self, key: str, arm: str, scenario: str, rate: float | str | None) -> float:
+    def _share_test(self, key: str, arm: str, scenario: str, rate: float | str | None) -> tuple[float, Difference]:
+        """The p-value of a share, and how it differs from the baseline's over seeds."""
         own, base = self._common(key, arm, scenario, rate)
+        difference = paired(_means(own), _means(base))
         if all(len(values) == 1 for values in own.values()):
-            return mcnemar(*({seed: values[0] > 0 for seed, values in side.items()} for side in (own, base)))
-        p = paired(_means(own), _means(base)).p
-        return math.nan if p is None or len(own) < FEWEST_SEEDS else p
+            sides = ({seed: values[0] > 0 for seed, values in side.items()} for side in (own, base))
+            return mcnemar(*sides), difference
+        known = difference.p is not None and len(own) >= FEWEST_SEEDS
+        return float(difference.p) if known and difference.p is not None else math.nan, difference
 
     def _common(
         self, key: str, arm: str, scenario: str, rate: float | str | None
@@ -297,6 +338,14 @@ class Study:
         one = self.comparison
         finals = self.finals(one.baseline, one.calm, self.rate_of(one.baseline, one.calm, None))
         return None if finals is None else finals.noise
+
+
+def alike(measure: Measure, difference: Difference) -> str | None:
+    """better or worse, if a measure is that by the same amount in all of FEWEST_SEEDS seeds or more; otherwise None."""
+    effect = difference.effect
+    if difference.method != ALL_EQUAL or difference.n < FEWEST_SEEDS or not effect.mean:
+        return None
+    return measure.verdict("higher" if effect.mean > 0 else "lower")
 
 
 def spikes_per_step(signal: str, runs: Mapping[Cell, Measured]) -> Rate | None:
@@ -365,5 +414,7 @@ def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:
         for basis in found.bases(scenario):
             for key in keys:
                 rows += found.rows(scenario, basis, key)
-        rows += found.sensitivity_rows(scenario)
+        for key in POOLED:
+            rows += found.rows(scenario, ALL_RATES, key)
+        rows += found.sensitivity_rows(scenario) + found.stable_rows(scenario)
     return rows

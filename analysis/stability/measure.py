@@ -50,6 +50,12 @@ class Measure(NamedTuple):
     better: Better
     meaning: str
 
+    def verdict(self, said: str) -> str:
+        """ "better" or "worse" for what is said to be "lower" or "higher", if one of the sides is good; else what is said."""
+        if self.better == "neither" or said not in ("lower", "higher"):
+            return said
+        return "better" if said == self.better else "worse"
+
 
 def _growth() -> Iterable[Measure]:
     for name, (_, what) in PLACES.items():

@@ -14,6 +14,7 @@ from analysis.show.tables import markdown_table
 from common.files import write_json, write_text
 
 from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Share, Study, all_rows, all_shares
+from .conclusion import conclusions, short_table
 from .fairness import control_line, matched, noise_line, presence, unbegun_line, warnings
 from .figures import write_figures
 from .tables import (
@@ -74,7 +75,8 @@ def _flat_share(one: Share) -> dict[str, Any]:
     return {
         "scenario": one.scenario, "rate": one.rate, "measure": one.measure.key, "arm": one.arm, "k": share.k, "n": share.n,
         "share": share.share, "low": _known(share.low), "high": _known(share.high), "at_most": _known(share.at_most),
-        "baseline_k": one.baseline.k, "baseline_n": one.baseline.n, "p": _known(one.p),
+        "baseline_k": one.baseline.k, "baseline_n": one.baseline.n, "p": _known(one.p), "adjusted_p": _known(one.adjusted),
+        "verdict": one.verdict,
     }  # fmt: skip
 
 
@@ -90,7 +92,8 @@ def _page(found: Study, told: Sequence[str]) -> str:
     lines = [line for line in (unbegun_line(one), noise_line(found), control_line(found), *told) if line is not None]
     parts.append("".join(f"- {line}\n" for line in lines))
     parts.append(markdown_table(["arm", "scenario", "ended", "not begun", "left out"], presence(one)))
-    parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in every_table(found)]
+    tables = [table for table in (short_table(found), *every_table(found)) if table is not None]
+    parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in tables]
     table = run_table(found)
     parts.append(f"## {table.title}\n\n{markdown_table(table.header, table.rows)}\n{table.notes}\n")
     meanings = [[m.heading, m.unit, m.better, m.meaning] for m in ALL_MEASURES.values()]
@@ -133,6 +136,9 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "arms": one.arms,
         "scenarios": one.scenarios,
         "primary": PRIMARY,
+        "in_short": {
+            column.key: {arm: cell._asdict() for arm, cell in column.cells.items()} for column in conclusions(found)
+        },
         "noise": None if (noise := found.noise_of_baseline()) is None else asdict(noise),
         "bases": {OWN_BEST: "chosen without the seed", COMMON: "chosen over all seeds of the baseline"},
         "warnings": list(told),

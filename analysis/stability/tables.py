@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from analysis.compare.rates import Proportion
@@ -40,13 +41,18 @@ def difference_table(found: Study, scenario: str, basis: str, key: str = PRIMARY
     entry = rows[0].measure if rows else ALL_MEASURES[key]
     header = ["arm", "seeds", "rate", entry.heading, "minus baseline [95%]", "p (Holm)", "would show", "verdict"]
     shown = [
-        [visible(one.baseline), str(len(base)), _rates(found, one.baseline, scenario, basis), _mean(base, entry.form)]
+        [
+            visible(one.baseline),
+            str(len(base)),
+            _rates(found, one.baseline, scenario, basis),
+            mean_text(base, entry.form),
+        ]
     ]
     shown[0] += ["", "", "", "baseline"]
     for row in rows:
         values = found.on(basis, key, row.arm, scenario)
-        cells = [_name(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
-        shown.append([*cells, _mean(values, entry.form), *_against(row), short_verdict(row)])
+        cells = [name_of(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
+        shown.append([*cells, mean_text(values, entry.form), *_against(row), short_verdict(row)])
     unit = f", {entry.unit}" if entry.unit else ""
     return Shown(f"{entry.heading}{unit}, {scenario}, {basis}", header, shown)
 
@@ -85,17 +91,17 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
         values = list(sweep.sensitivity().values())
         rows.append(
             [
-                _name(found, arm),
+                name_of(found, arm),
                 str(len(sweep.seeds)),
                 _best(sweep),
                 "-" if (between := sweep.best_between()) is None else between.format(".2g"),
-                "-" if (span := sweep.stable_range()) is None else " to ".join(dict.fromkeys(map(_rate, span))),
-                _rate(sweep.largest_stable()),
+                "-" if (span := sweep.stable_range()) is None else " to ".join(dict.fromkeys(map(rate_text, span))),
+                rate_text(sweep.largest_stable()),
                 f"{sum(values) / len(values):.3f}" if values else "-",
                 *_against(differences.get(arm)),
             ]
         )
-    grid = ", ".join(map(_rate, found.sweeps[one.baseline, scenario].rates))
+    grid = ", ".join(map(rate_text, found.sweeps[one.baseline, scenario].rates))
     notes = (
         f"Rates: {grid}; seeds: those with a run at each. \N{LESS-THAN OR EQUAL TO}, \N{GREATER-THAN OR EQUAL TO}: best at an "
         f"end of the grid. Between: by a parabola, if inside for every seed. Within .05: mean final NLL at most {NEAR_BEST} nats "
@@ -118,7 +124,7 @@ def event_table(found: Study, scenario: str) -> Shown:
         median, spikes, censored = found.recovery(arm, scenario)
         rows.append(
             [
-                _name(found, arm),
+                name_of(found, arm),
                 str(len(runs)),
                 share_text(found.share("diverged", arm, scenario)),
                 f"{sum(bool(m.values['stalls']) for m in runs.values())}",
@@ -150,7 +156,7 @@ def stress_table(found: Study) -> Shown | None:
         for arm in one.arms:
             durations, seen = found.time_back(arm, scenario)
             if durations:
-                cells = [visible(scenario), _name(found, arm), str(len(durations))]
+                cells = [visible(scenario), name_of(found, arm), str(len(durations))]
                 cells += [share_text(found.share(key, arm, scenario)) for key in ("survived", "back")]
                 cells += [
                     _steps(median_duration(durations, seen)),
@@ -197,7 +203,7 @@ def rate_table(found: Study, scenario: str) -> Shown:
             counts = [f"{sum(v['diverged'] for v in runs)}", f"{sum(bool(v['stalls']) for v in runs)}"]
             sizes = [[v[key] for v in runs if v.get(key) is not None] for key in ("update_size", "effective_rate")]
             of_sizes = [f"{sum(own) / len(own):.3g}" if own else "-" for own in sizes]
-            rows.append([visible(arm), _rate(rate), str(len(runs)), *of_nll, *counts, *of_sizes])
+            rows.append([visible(arm), rate_text(rate), str(len(runs)), *of_nll, *counts, *of_sizes])
     notes = "sd: standard deviation over seeds. Of a run that diverged the final NLL is its initial loss."
     return Shown(f"By rate, {scenario}", header, rows, notes)
 
@@ -210,7 +216,7 @@ def growth_table(found: Study, scenario: str) -> Shown:
     rows = []
     for arm in one.arms:
         keys = [f"{name}_growth" for name in PLACES] + [f"{name}_max" for name in PLACES]
-        rows.append([visible(arm), *(_mean(found.on(basis, key, arm, scenario), ".3g") for key in keys)])
+        rows.append([visible(arm), *(mean_text(found.on(basis, key, arm, scenario), ".3g") for key in keys)])
     notes = (
         "Means over seeds. " + "; ".join(f"{name}: {what} ({metric})" for name, (metric, what) in PLACES.items()) + "."
     )
@@ -230,7 +236,8 @@ def run_table(found: Study) -> Shown:
     )
 
 
-def _name(found: Study, arm: str) -> str:
+def name_of(found: Study, arm: str) -> str:
+    """An arm's name, marked if it is the control."""
     return visible(arm) + (" (A/A)" if arm == found.comparison.control else "")
 
 
@@ -245,7 +252,7 @@ def _best(sweep: Sweep) -> str:
     """The best rate, marked if it is at an end of the grid."""
     best = sweep.best()
     if best is None or sweep.inside:
-        return _rate(best)
+        return rate_text(best)
     sign = "\N{LESS-THAN OR EQUAL TO}" if best == sweep.rates[0] else "\N{GREATER-THAN OR EQUAL TO}"
     return f"{sign}{best:g}"
 
@@ -276,7 +283,8 @@ def _mean_of(found: Study, key: str, arm: str, scenario: str, form: str) -> str:
     return format(sum(values) / len(values), form) if values else ""
 
 
-def _mean(values: dict[int, float], form: str) -> str:
+def mean_text(values: Mapping[int, float], form: str) -> str:
+    """The mean of values by seed."""
     form = form.lstrip("+").replace("d", ".2f")
     return format(sum(values.values()) / len(values), form) if values else "-"
 
@@ -286,12 +294,13 @@ def _rates(found: Study, arm: str, scenario: str, basis: str) -> str:
     if basis not in (OWN_BEST, COMMON):
         return basis.removeprefix("rate ")
     if basis == COMMON:
-        return _rate(found.rate_of(found.comparison.baseline, scenario, None))
+        return rate_text(found.rate_of(found.comparison.baseline, scenario, None))
     chosen = [found.rate_of(arm, scenario, seed) for seed in found.comparison.seeds(arm)]
-    return ", ".join(dict.fromkeys(map(_rate, chosen)))
+    return ", ".join(dict.fromkeys(map(rate_text, chosen)))
 
 
-def _rate(rate: float | None) -> str:
+def rate_text(rate: float | None) -> str:
+    """A learning rate."""
     return "-" if rate is None else f"{rate:g}"
 
 
