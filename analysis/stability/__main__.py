@@ -20,7 +20,7 @@ from common.command import ArgumentParser, exit_status
 from . import report
 from .compare import Study, study
 from .conclusion import short_table
-from .fairness import control_line, matched, noise_line, unbegun_line, warnings
+from .fairness import control_line, matched, noise_line, seeds_line, unbegun_line, warnings
 from .runs import find_runs
 from .tables import Shown
 
@@ -49,9 +49,9 @@ def _print(found: Study) -> None:
     if one.left_out:
         names = [Path(one.planned[cell]).name for cell in one.left_out]
         print(_wrapped(f"! {len(names)} planned runs are left out: {first_of(names, _NAMED)}; why, says stability.md"))
-    for line in (unbegun_line(one), noise_line(found), control_line(found)):
+    for line in (unbegun_line(one), seeds_line(one), noise_line(found), control_line(found)):
         if line is not None:
-            print(line)
+            print(_wrapped(line))
     for table in report.main_tables(found):
         print(f"\n{as_text(table)}")
     print()

@@ -196,8 +196,7 @@ class Study:
             return self._pooled_rows(scenario, key)
         base = self.on(basis, key, self.comparison.baseline, scenario)
         values = {arm: self.on(basis, key, arm, scenario) for arm in self.comparison.compared}
-        pairs = self.comparison.pairs
-        found = {arm: paired(own, base, pairs(arm)) for arm, own in values.items()}
+        found = {arm: paired(own, base, self.comparison.pairs(arm, scenario)) for arm, own in values.items()}
         return self._rows(scenario, basis, ALL_MEASURES[key], found) if base else []
 
     def _pooled_rows(self, scenario: str, key: str) -> list[Row]:
@@ -215,10 +214,13 @@ class Study:
         return self._sweep_rows(scenario, STABLE_TO, Sweep.stable_to)
 
     def _sweep_rows(self, scenario: str, entry: Measure, of_sweep: Callable[[Sweep], dict[int, float]]) -> list[Row]:
-        values = {arm: of_sweep(self.sweeps[arm, scenario]) for arm in self.comparison.arms}
-        base = values.pop(self.comparison.baseline)
-        found = {arm: paired(own, base, self.comparison.pairs(arm)) for arm, own in values.items()}
-        return self._rows(scenario, ALL_RATES, entry, found) if base else []
+        """At the rates that an arm has in common with the baseline."""
+        base, found = self.sweeps[self.comparison.baseline, scenario], {}
+        for arm in self.comparison.compared:
+            own = self.sweeps[arm, scenario]
+            values = of_sweep(own.at(base.rates)), of_sweep(base.at(own.rates))
+            found[arm] = paired(*values, self.comparison.pairs(arm, scenario))
+        return self._rows(scenario, ALL_RATES, entry, found) if of_sweep(base) else []
 
     def _rows(self, scenario: str, basis: str, entry: Measure, found: Mapping[str, Difference]) -> list[Row]:
         control = self.comparison.control
@@ -239,11 +241,10 @@ class Study:
         most = max((len(own) for own in final.values()), default=0)
         rates = tuple(rate for rate in planned if final[rate] and 2 * len(final[rate]) >= most)
         survived = {rate: self.values("survived", arm, scenario, rate) for rate in rates}
-        seeds = [seed for seed in self.comparison.seeds(arm) if rates and all(seed in final[rate] for rate in rates)]
-        places = [(rate, seed) for rate in rates for seed in seeds]
+        places = [(rate, seed) for rate in rates for seed in final[rate]]
         return Sweep(
             rates,
-            tuple(seeds),
+            tuple(sorted({seed for _, seed in places})),
             {(rate, seed): final[rate][seed] for rate, seed in places},
             {(rate, seed): survived[rate][seed] > 0 for rate, seed in places},
         )

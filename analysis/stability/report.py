@@ -15,7 +15,7 @@ from common.files import write_json, write_text
 
 from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Share, Study, all_rows, all_shares
 from .conclusion import conclusions, short_table
-from .fairness import control_line, matched, noise_line, presence, unbegun_line, warnings
+from .fairness import control_line, matched, noise_line, presence, seeds_line, unbegun_line, warnings
 from .figures import write_figures
 from .tables import (
     Shown,
@@ -89,7 +89,8 @@ def _page(found: Study, told: Sequence[str]) -> str:
     parts = [
         f"# {', '.join(one.arms)}\n\n{len(one.runs)} of {len(one.planned)} planned runs have ended. {matched(one)}\n"
     ]
-    lines = [line for line in (unbegun_line(one), noise_line(found), control_line(found), *told) if line is not None]
+    said = (unbegun_line(one), seeds_line(one), noise_line(found), control_line(found))
+    lines = [line for line in (*said, *told) if line is not None]
     parts.append("".join(f"- {line}\n" for line in lines))
     parts.append(markdown_table(["arm", "scenario", "ended", "not begun", "left out"], presence(one)))
     tables = [table for table in (short_table(found), *every_table(found)) if table is not None]
@@ -122,7 +123,8 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
     one = found.comparison
     sweeps = [
         {
-            "arm": arm, "scenario": scenario, "rates": sweep.rates, "seeds": sweep.seeds, "best": sweep.best(),
+            "arm": arm, "scenario": scenario, "rates": sweep.rates, "seeds": sweep.seeds,
+            "complete": sweep.complete, "best": sweep.best(),
             "inside": sweep.inside, "sensitivity": sweep.sensitivity(), "vertices": sweep.vertices(),
             "stable_range": sweep.stable_range(), "largest_stable": sweep.largest_stable(),
         }

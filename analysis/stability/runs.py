@@ -110,12 +110,15 @@ class Comparison:
             found.setdefault(cell.arm, set()).add(cell.seed)
         return {arm: sorted(own) for arm, own in found.items()}
 
-    def pairs(self, arm: str) -> list[tuple[int, int]]:
-        """Which seed of an arm belongs to which of the baseline's: the same one, but a control's are paired in order."""
+    def pairs(self, arm: str, scenario: str | None = None) -> list[tuple[int, int]]:
+        """Which seed of an arm belongs to which of the baseline's: the same one, but a control's are paired in order. Only seeds
+        that are planned for both, of a scenario those that are planned in it."""
         own, base = self.seeds(arm), self.seeds(self.baseline)
-        if arm == self.control:
-            return list(zip(own, base, strict=False))
-        return [(seed, seed) for seed in sorted({*own, *base})]
+        pairs = list(zip(own, base, strict=False)) if arm == self.control else [(s, s) for s in own if s in base]
+        if scenario is None:
+            return pairs
+        there = {(cell.arm, cell.seed) for cell in self.planned if cell.scenario == scenario}
+        return [(s, other) for s, other in pairs if (arm, s) in there and (self.baseline, other) in there]
 
     def partner(self, cell: Cell) -> Cell | None:
         """The run that a stressed one is held against: that of the calm scenario with the same arm, rate and seed, if it is

@@ -92,7 +92,7 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
         rows.append(
             [
                 name_of(found, arm),
-                str(len(sweep.seeds)),
+                _seeds(sweep),
                 _best(sweep),
                 "-" if (between := sweep.best_between()) is None else between.format(".2g"),
                 "-" if (span := sweep.stable_range()) is None else " to ".join(dict.fromkeys(map(rate_text, span))),
@@ -103,10 +103,10 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
         )
     grid = ", ".join(map(rate_text, found.sweeps[one.baseline, scenario].rates))
     notes = (
-        f"Rates: {grid}; seeds: those with a run at each. \N{LESS-THAN OR EQUAL TO}, \N{GREATER-THAN OR EQUAL TO}: best at an "
-        f"end of the grid. Between: by a parabola, if inside for every seed. Within .05: mean final NLL at most {NEAR_BEST} nats "
-        f"above the lowest. Stable to: up to this rate every seed finished without a stall and within {STABLE} nats of its "
-        f"lowest. Sensitivity: {SENSITIVITY.meaning}."
+        f"Rates: {grid}; seeds: those with a run at each, which the sensitivity is of. \N{LESS-THAN OR EQUAL TO}, "
+        "\N{GREATER-THAN OR EQUAL TO}: best at an end of the grid. Between: by a parabola, if inside for every seed. Within .05: "
+        f"mean final NLL at most {NEAR_BEST} nats above the lowest. Stable to: up to this rate every seed finished without a "
+        f"stall and within {STABLE} nats of its lowest. Sensitivity: {SENSITIVITY.meaning}."
     )
     return Shown(f"Over the rates, {scenario}", header, rows, notes, ("between [95%]", "p (Holm)"))
 
@@ -246,6 +246,11 @@ def _against(row: Row | None) -> list[str]:
     if row is None:
         return ["", "", ""]
     return [difference_text(row), p_text(row), "" if row.smallest is None else number(row.smallest, 3)]
+
+
+def _seeds(sweep: Sweep) -> str:
+    complete, seeds = len(sweep.complete), len(sweep.seeds)
+    return f"{seeds}" if complete == seeds else f"{complete} of {seeds}"
 
 
 def _best(sweep: Sweep) -> str:
