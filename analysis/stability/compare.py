@@ -180,6 +180,11 @@ class Study:
         alike = all(one.rates(arm, scenario) in ([], rates) for arm in one.compared)
         return [COMMON] if alike else [OWN_BEST, COMMON]
 
+    def basis_text(self, scenario: str, basis: str) -> str:
+        """The basis in words: a single rate need not be the best one, and is named."""
+        rates = self.comparison.rates(self.comparison.baseline, scenario)
+        return _at(rates[0]) if basis == COMMON and len(rates) == 1 and rates[0] is not None else basis
+
     def on(self, basis: str, key: str, arm: str, scenario: str) -> dict[int, float]:
         """A measure of an arm by seed, at the rate that ``basis`` names."""
         if basis == OWN_BEST:
@@ -415,7 +420,7 @@ def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:
         for basis in found.bases(scenario):
             for key in keys:
                 rows += found.rows(scenario, basis, key)
-        for key in POOLED:
+        for key in POOLED if len(one.rates(one.baseline, scenario)) > 1 else ():
             rows += found.rows(scenario, ALL_RATES, key)
         rows += found.sensitivity_rows(scenario) + found.stable_rows(scenario)
     return rows

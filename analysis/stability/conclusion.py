@@ -110,7 +110,8 @@ def short_table(found: Study) -> Shown | None:
     notes = (
         f"The first row has {visible(one.baseline)}'s values. Better, worse: shown, adjusted by Holm over the arms of a column; "
         "in all: by the same in every seed, which leaves no interval; ~: no difference shown; -: too few seeds. Final NLL: "
-        f"{found.bases(one.calm)[0]}; the other columns: all rates. Stable to: of each seed. Under a stress: survived, then back."
+        f"{found.basis_text(one.calm, found.bases(one.calm)[0])}; the other columns: all rates. Stable to: of each seed. Under a "
+        "stress: survived, then back."
     )
     return Shown("In short", ["arm", *(column.heading for column in columns)], rows, notes)
 

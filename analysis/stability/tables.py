@@ -54,7 +54,7 @@ def difference_table(found: Study, scenario: str, basis: str, key: str = PRIMARY
         cells = [name_of(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
         shown.append([*cells, mean_text(values, entry.form), *_against(row), short_verdict(row)])
     unit = f", {entry.unit}" if entry.unit else ""
-    return Shown(f"{entry.heading}{unit}, {scenario}, {basis}", header, shown)
+    return Shown(f"{entry.heading}{unit}, {scenario}, {found.basis_text(scenario, basis)}", header, shown)
 
 
 def difference_text(row: Row) -> str:
@@ -168,9 +168,9 @@ def stress_table(found: Study) -> Shown | None:
         return None
     notes = (
         "Each run against the calm one of its arm, rate and seed, over all rates and seeds; nat-steps, and what they differ "
-        f"from the baseline's, at the {COMMON} alone. Survived: finished without a stall. Back: at the calm run's NLL again, for "
-        "good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: over half were not "
-        "back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
+        f"from the baseline's, at the {COMMON}, or the only one, alone. Survived: finished without a stall. Back: at the calm "
+        "run's NLL again, for good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: "
+        "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
     )
     return Shown("Under stress", header, rows, notes, ("p (Holm)", "pairs") + (("stress",) if one_stress(rows) else ()))
 
@@ -220,7 +220,7 @@ def growth_table(found: Study, scenario: str) -> Shown:
     notes = (
         "Means over seeds. " + "; ".join(f"{name}: {what} ({metric})" for name, (metric, what) in PLACES.items()) + "."
     )
-    return Shown(f"Radial growth, {scenario}, {basis}", header, rows, notes)
+    return Shown(f"Radial growth, {scenario}, {found.basis_text(scenario, basis)}", header, rows, notes)
 
 
 def run_table(found: Study) -> Shown:
