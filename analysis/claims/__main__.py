@@ -20,6 +20,7 @@ from typing import Any
 import analysis.claims
 from analysis.show.tables import WIDTH, markdown_table, terminal_table
 from analysis.stability.compare import Study, study
+from analysis.stability.fairness import unbegun_line
 from analysis.stability.runs import find_runs
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:  # first: a reader of what is printed may close the pipe
         write_text(options.out / "claims.md", page(found, claims, judged))
         write_json(options.out / "claims.json", as_json(found, claims, judged))
+    if (line := unbegun_line(found.comparison)) is not None:
+        print(f"{line}\n")
     print(terminal_table(["claim", "verdict", "tests that decide"], _overview(judged)))
     for name, claim in claims.items():
         print(f"\n{name}: {verdict_of(judged[name])}")
@@ -107,10 +110,11 @@ def _row(one: Judged) -> list[str]:
 def page(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> str:
     """claims.md: the verdicts, then every test of every claim."""
     one = found.comparison
+    unbegun = "" if (line := unbegun_line(one)) is None else f"{line[0].upper()}{line[1:]}. "
     parts = [
-        f"# Claims about stability\n\n{len(one.runs)} of {len(one.planned)} planned runs; baseline {one.baseline}. p-values are "
-        "adjusted by Holm's method over all tests of this page; would show: the smallest difference that would be claimed with "
-        "80% power. Tests beside the verdict do not decide it.\n",
+        f"# Claims about stability\n\n{len(one.runs)} of {len(one.planned)} planned runs; baseline {one.baseline}. {unbegun}"
+        "p-values are adjusted by Holm's method over all tests of this page; would show: the smallest difference that would be "
+        "claimed with 80% power. Tests beside the verdict do not decide it.\n",
         markdown_table(["claim", "verdict", "tests that decide"], _overview(judged)),
     ]
     for name, claim in claims.items():
@@ -127,6 +131,7 @@ def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequ
         "baseline": found.comparison.baseline,
         "runs": len(found.comparison.runs),
         "planned": len(found.comparison.planned),
+        "unbegun": len(found.comparison.unbegun),
         "claims": [
             {
                 "claim": name, "says": claim.says, "test": claim.test, "verdict": verdict_of(judged[name]),

@@ -145,7 +145,7 @@ def config_of(study: Study, arm: str) -> dict[str, Any]:
 
 
 def runs_at(study: Study, arm: str, scenario: str, basis: str) -> dict[int, Run]:
-    """An arm's runs by seed, at the baseline's best rate or at its own."""
+    """An arm's runs by seed, at the baseline's best rate or at its own; without branches that could not begin."""
     found: dict[int, Run] = {}
     for seed in study.comparison.seeds(arm):
         chosen = (
@@ -153,9 +153,8 @@ def runs_at(study: Study, arm: str, scenario: str, basis: str) -> dict[int, Run]
             if basis == COMMON
             else study.rate_of(arm, scenario, seed)
         )
-        found |= {
-            cell.seed: study.comparison.runs[cell] for cell in study.of(arm, scenario, chosen) if cell.seed == seed
-        }
+        own = [cell for cell in study.of(arm, scenario, chosen) if cell.seed == seed]
+        found |= {cell.seed: study.comparison.runs[cell] for cell in own if cell in study.comparison.runs}
     return found
 
 

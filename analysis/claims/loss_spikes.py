@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.compare.rates import poisson_rate
-from analysis.stability.compare import Study
-from analysis.stability.measure import Measured
+from analysis.stability.compare import ALL_MEASURES, Study, spikes_per_step
 
 from .base import CLAIMS, Claim, Evidence, Side, Verdict, against_baseline, deciding, tested_arms
 
@@ -18,9 +17,6 @@ MEASURES = {
     "excess": ("nat-steps above the running minimum of the NLL, per run", False),
 }
 """What is counted, in words, and whether it decides."""
-LOWER: Side = "lower"
-GOOD: dict[str, Side] = {"survived": "higher"}
-"""Which side supports the claim, where it is not the lower one."""
 
 
 @CLAIMS.register("loss_spikes")
@@ -36,15 +32,14 @@ class LossSpikes(Claim):
     def evidence(self, study: Study) -> Iterator[Evidence]:
         for arm in tested_arms(study):
             for key, (what, decides) in MEASURES.items():
-                values, good = over_everything(study, key, arm), GOOD.get(key, LOWER)
-                counts = decides and deciding(study, arm)
+                values, counts = over_everything(study, key, arm), decides and deciding(study, arm)
+                good: Side = "higher" if ALL_MEASURES[key].better == "higher" else "lower"
                 yield against_baseline(study, what, values, arm, "all rates and scenarios", good, decides=counts)
-            counted = [(len(one.spikes["nll"].found), one.spikes["nll"].steps) for one in _all(study, arm)]
-            judged = [(found, steps) for found, steps in counted if steps]
-            if judged:
-                rate = poisson_rate([found for found, _ in judged], [steps for _, steps in judged])
-                low, mean, high = (1000 * value for value in (rate.low, rate.rate, rate.high))
-                told = f"{rate.events} in {rate.exposure:,.0f} steps: {mean:.2f} [{low:.2f}, {high:.2f}]"
+            rate = spikes_per_step("nll", {cell: one for cell, one in study.measured.items() if cell.arm == arm})
+            if rate is not None:
+                told = f"{rate.events} in {rate.exposure:,.0f} steps: {1000 * rate.rate:.2f}"
+                if not math.isnan(rate.low):
+                    told += f" [{1000 * rate.low:.2f}, {1000 * rate.high:.2f}]"
                 fixed: Verdict = "refuted" if rate.events else "not shown"
                 yield Evidence(MEASURES["spikes_nll"][0], arm, "0", "all runs", told, decides=False, fixed=fixed)
 
@@ -64,7 +59,3 @@ def over_everything(study: Study, key: str, arm: str) -> dict[str, dict[int, flo
         if pairs:
             found[arm][seed], found[base][seed] = (float(np.mean(values)) for values in zip(*pairs, strict=True))
     return found
-
-
-def _all(study: Study, arm: str) -> Iterator[Measured]:
-    return (one for cell, one in study.measured.items() if cell.arm == arm)

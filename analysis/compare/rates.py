@@ -6,22 +6,24 @@ All intervals are two-sided, 95%, unless they say that they are one-sided.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from .statistics import CONFIDENCE
+from .statistics import CONFIDENCE, mean_over_seeds
 
 EXACT = "exact Poisson"
 OVER_RUNS = "t over runs"
+FEWEST_SEEDS = 3
+"""Fewest seeds from which there is an interval where they have several runs each."""
 _TAIL = (1 - CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """``k`` of ``n``, as a share with its Clopper-Pearson interval."""
+    """``k`` of ``n``, as a share with its interval; limits that cannot be given are NaN."""
 
     k: int
     n: int
@@ -35,7 +37,7 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Rate:
-    """Events per unit of exposure, with an interval."""
+    """Events per unit of exposure, with an interval; limits that cannot be given are NaN."""
 
     events: int
     exposure: float
@@ -53,7 +55,7 @@ class Rate:
 
 
 def proportion(k: int, n: int) -> Proportion:
-    """The share ``k`` of ``n`` with its exact interval. Raises ValueError unless 0 <= k <= n."""
+    """The share ``k`` of ``n`` with its exact (Clopper-Pearson) interval. Raises ValueError unless 0 <= k <= n."""
     from scipy.special import betaincinv
 
     if not 0 <= k <= n:
@@ -97,6 +99,37 @@ def poisson_rate(events: npt.ArrayLike, exposure: npt.ArrayLike) -> Rate:
         at_most = max(at_most, rate + float(stdtrit(runs - 1, 1 - 2 * _TAIL)) * error)
         method = OVER_RUNS
     return Rate(count, total, rate, low, high, at_most, runs, dispersion, method)
+
+
+def share_over_seeds(outcomes: Mapping[int, Sequence[bool]]) -> Proportion:
+    """The share of runs of which something holds. ``outcomes``: of the runs of each seed, at least one.
+
+    Runs of one seed, such as those at several rates, are not independent. So where a seed has several, the interval is Student's
+    t over the seeds' own shares, from FEWEST_SEEDS on and if these are not all equal. If each has one, it is exact.
+    """
+    runs = [held for own in outcomes.values() for held in own]
+    found = proportion(sum(runs), len(runs))
+    if len(runs) == len(outcomes):
+        return found
+    shares = [sum(own) / len(own) for own in outcomes.values()]
+    effect = mean_over_seeds(shares)
+    low = high = math.nan
+    if len(shares) >= FEWEST_SEEDS and effect.low is not None and effect.high is not None:
+        low, high = max(0.0, effect.low), min(1.0, effect.high)
+    return replace(found, low=low, high=high, at_most=math.nan)
+
+
+def rate_over_seeds(counts: Mapping[int, Sequence[tuple[int, float]]]) -> Rate:
+    """Events per unit of exposure. ``counts``: events and exposure of the runs of each seed, at least one.
+
+    As :func:`poisson_rate`, with seeds for runs: what the runs of one seed have in common widens the interval if the seeds' sums
+    vary more than Poisson's. From fewer than FEWEST_SEEDS with several runs that cannot be told, and there is none.
+    """
+    sums = np.array([np.sum(own, axis=0) for own in counts.values()])
+    found = poisson_rate(sums[:, 0], sums[:, 1])
+    if len(counts) < FEWEST_SEEDS and any(len(own) > 1 for own in counts.values()):
+        return replace(found, low=math.nan, high=math.nan, at_most=math.nan)
+    return found
 
 
 def fisher(k1: int, n1: int, k2: int, n2: int) -> float:

@@ -19,7 +19,8 @@ from common.command import ArgumentParser, exit_status
 
 from . import report
 from .compare import Study, study
-from .fairness import control_line, matched, noise_line, warnings
+from .conclusion import short_table
+from .fairness import control_line, matched, noise_line, seeds_line, unbegun_line, warnings
 from .runs import find_runs
 from .tables import Shown
 
@@ -48,9 +49,9 @@ def _print(found: Study) -> None:
     if one.left_out:
         names = [Path(one.planned[cell]).name for cell in one.left_out]
         print(_wrapped(f"! {len(names)} planned runs are left out: {first_of(names, _NAMED)}; why, says stability.md"))
-    for line in (noise_line(found), control_line(found)):
+    for line in (unbegun_line(one), seeds_line(one), noise_line(found), control_line(found)):
         if line is not None:
-            print(line)
+            print(_wrapped(line))
     for table in report.main_tables(found):
         print(f"\n{as_text(table)}")
     print()
@@ -60,6 +61,8 @@ def _print(found: Study) -> None:
     if len(told) > _WARNINGS:
         print(f"! and {len(told) - _WARNINGS} more warnings in stability.md")
     print(matched(one))
+    if (closing := short_table(found)) is not None:
+        print(f"\n{as_text(closing)}\n")
 
 
 def as_text(table: Shown) -> str:

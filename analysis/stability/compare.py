@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from analysis.compare.rates import Proportion, Rate, mcnemar, poisson_rate, proportion
-from analysis.compare.seeds import Difference, adjusted, paired, smallest_shown, verdict
-from analysis.compare.statistics import CONFIDENCE
+from analysis.compare.rates import FEWEST_SEEDS, Proportion, Rate, mcnemar, rate_over_seeds, share_over_seeds
+from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, paired, smallest_shown, verdict
+from analysis.compare.statistics import CONFIDENCE, holm
 
 from .curve import median_duration
-from .measure import BY_KEY, MEASURES, Measure, Measured, measure, update_size
+from .measure import BY_KEY, MEASURES, Measure, Measured, measure, measure_unbegun, update_size
 from .runs import Cell, Comparison
 from .stresses import DAMAGES, damage
 from .sweep import Sweep
@@ -25,9 +24,15 @@ OWN_BEST = "own best rate"
 """Each arm at the rate that is best for it on the other seeds."""
 COMMON = "baseline's best rate"
 """All arms at the rate that is best for the baseline, over all seeds."""
+ALL_RATES = "all rates"
+"""Each seed's mean over the rates at which both arms have a value."""
+POOLED = ("spikes_nll", "excess")
+"""Measures that are compared over all rates too."""
 SENSITIVITY = Measure("sensitivity", "sensitivity", ".4f", "nats/token", "lower",
                       "mean over the rates of the final NLL minus the lowest (arXiv 2309.14322)")  # fmt: skip
-ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY)}}
+STABLE_TO = Measure("stable_to", "stable to", "+.2f", "decades", "higher",
+                    "decimal logarithm of the highest rate to which a seed is stable, from its own best rate on")  # fmt: skip
+ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY, STABLE_TO)}}
 YES_OR_NO = ("survived", "diverged", "capped", "back")
 """Measures that are compared as shares."""
 _NOT_COMPARED = ("steps", "initial_nll", "recovery", *YES_OR_NO)
@@ -53,6 +58,12 @@ class Row:
     smallest: float | None
     """Smallest true difference that would be claimed with 80% power."""
     verdict: str
+    """better or worse; lower or higher, where neither side is good; or what else may be said."""
+
+    @property
+    def alike(self) -> str | None:
+        """better or worse, if it is that by the same amount in all of several seeds, which leaves no interval."""
+        return alike(self.measure, self.difference)
 
     @property
     def null(self) -> bool:
@@ -73,8 +84,14 @@ class Share:
     share: Proportion
     baseline: Proportion
     p: float
-    """McNemar's exact test over pairs of runs of the same rate and seed; with several rates these are not independent, and it is
-    too small. NaN for the baseline itself."""
+    """Over pairs of seeds: McNemar's exact test at one rate; over several Student's t of the differences of the seeds' shares,
+    from FEWEST_SEEDS on. NaN without one, and for the baseline itself."""
+    adjusted: float
+    """By Holm over the arms; the control's is its own."""
+    verdict: str
+    """better, worse or no difference shown; empty for the baseline."""
+    alike: str | None
+    """As that of a row."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,11 @@ class Study:
         alike = all(one.rates(arm, scenario) in ([], rates) for arm in one.compared)
         return [COMMON] if alike else [OWN_BEST, COMMON]
 
+    def basis_text(self, scenario: str, basis: str) -> str:
+        """The basis in words: a single rate need not be the best one, and is named."""
+        rates = self.comparison.rates(self.comparison.baseline, scenario)
+        return _at(rates[0]) if basis == COMMON and len(rates) == 1 and rates[0] is not None else basis
+
     def on(self, basis: str, key: str, arm: str, scenario: str) -> dict[int, float]:
         """A measure of an arm by seed, at the rate that ``basis`` names."""
         if basis == OWN_BEST:
@@ -175,21 +197,38 @@ class Study:
 
     def rows(self, scenario: str, basis: str, key: str) -> list[Row]:
         """Each arm against the baseline; empty if the baseline has no such values."""
+        if basis == ALL_RATES:
+            return self._pooled_rows(scenario, key)
         base = self.on(basis, key, self.comparison.baseline, scenario)
         values = {arm: self.on(basis, key, arm, scenario) for arm in self.comparison.compared}
-        return self._rows(scenario, basis, ALL_MEASURES[key], base, values) if base else []
+        found = {arm: paired(own, base, self.comparison.pairs(arm, scenario)) for arm, own in values.items()}
+        return self._rows(scenario, basis, ALL_MEASURES[key], found) if base else []
+
+    def _pooled_rows(self, scenario: str, key: str) -> list[Row]:
+        both = {arm: self._common(key, arm, scenario, "all") for arm in self.comparison.compared}
+        found = {arm: paired(_means(own), _means(base)) for arm, (own, base) in both.items()}
+        known = any(own for own, _ in both.values())
+        return self._rows(scenario, ALL_RATES, ALL_MEASURES[key], found) if known else []
 
     def sensitivity_rows(self, scenario: str) -> list[Row]:
         """Each arm's sensitivity to the learning rate against the baseline's."""
-        values = {arm: self.sweeps[arm, scenario].sensitivity() for arm in self.comparison.arms}
-        base = values.pop(self.comparison.baseline)
-        return self._rows(scenario, "all rates", SENSITIVITY, base, values) if base else []
+        return self._sweep_rows(scenario, SENSITIVITY, Sweep.sensitivity)
 
-    def _rows(
-        self, scenario: str, basis: str, entry: Measure, base: Mapping[int, float], values: Mapping[str, Any]
-    ) -> list[Row]:
+    def stable_rows(self, scenario: str) -> list[Row]:
+        """The highest rate to which each arm is stable against the baseline's."""
+        return self._sweep_rows(scenario, STABLE_TO, Sweep.stable_to)
+
+    def _sweep_rows(self, scenario: str, entry: Measure, of_sweep: Callable[[Sweep], dict[int, float]]) -> list[Row]:
+        """At the rates that an arm has in common with the baseline."""
+        base, found = self.sweeps[self.comparison.baseline, scenario], {}
+        for arm in self.comparison.compared:
+            own = self.sweeps[arm, scenario]
+            values = of_sweep(own.at(base.rates)), of_sweep(base.at(own.rates))
+            found[arm] = paired(*values, self.comparison.pairs(arm, scenario))
+        return self._rows(scenario, ALL_RATES, entry, found) if of_sweep(base) else []
+
+    def _rows(self, scenario: str, basis: str, entry: Measure, found: Mapping[str, Difference]) -> list[Row]:
         control = self.comparison.control
-        found = {arm: paired(own, base, self.comparison.pairs(arm)) for arm, own in values.items()}
         others = {arm: difference for arm, difference in found.items() if arm != control}
         p_values = adjusted(others)
         rows = []
@@ -197,7 +236,7 @@ class Study:
             alone = arm == control
             p = (math.nan if difference.p is None else difference.p) if alone else p_values[arm]
             tests = 1 if alone else max(1, sum(each.p is not None for each in others.values()))
-            said = verdict(difference, p, tests=tests)
+            said = entry.verdict(verdict(difference, p, tests=tests))
             rows.append(Row(scenario, basis, entry, arm, alone, difference, p, smallest_shown(difference, tests), said))
         return rows
 
@@ -207,11 +246,10 @@ class Study:
         most = max((len(own) for own in final.values()), default=0)
         rates = tuple(rate for rate in planned if final[rate] and 2 * len(final[rate]) >= most)
         survived = {rate: self.values("survived", arm, scenario, rate) for rate in rates}
-        seeds = [seed for seed in self.comparison.seeds(arm) if rates and all(seed in final[rate] for rate in rates)]
-        places = [(rate, seed) for rate in rates for seed in seeds]
+        places = [(rate, seed) for rate in rates for seed in final[rate]]
         return Sweep(
             rates,
-            tuple(seeds),
+            tuple(sorted({seed for _, seed in places})),
             {(rate, seed): final[rate][seed] for rate, seed in places},
             {(rate, seed): survived[rate][seed] > 0 for rate, seed in places},
         )
@@ -223,9 +261,11 @@ class Study:
 
     def share(self, key: str, arm: str, scenario: str, rate: float | str | None = "all") -> Proportion | None:
         """The share of runs of which a yes-or-no measure holds; None without a run that has it."""
-        values = [one.values.get(key) for one in self.of(arm, scenario, rate).values()]
-        known = [value for value in values if value is not None]
-        return proportion(int(sum(known)), len(known)) if known else None
+        outcomes: dict[int, list[bool]] = {}
+        for cell, one in self.of(arm, scenario, rate).items():
+            if (value := one.values.get(key)) is not None:
+                outcomes.setdefault(cell.seed, []).append(bool(value))
+        return share_over_seeds(outcomes) if outcomes else None
 
     def shares(self, key: str, scenario: str, rate: float | str | None = "all") -> list[Share]:
         """Every arm's share of runs, and the test against the baseline's; empty if the baseline has none."""
@@ -233,30 +273,50 @@ class Study:
         base = self.share(key, one.baseline, scenario, rate)
         if base is None:
             return []
-        found = []
-        for arm in one.arms:
-            own = self.share(key, arm, scenario, rate)
-            if own is not None:
-                p = math.nan if arm == one.baseline else self._mcnemar(key, arm, scenario, rate)
-                shown = rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
-                found.append(Share(scenario, shown, ALL_MEASURES[key], arm, own, base, p))
+        entry, place = ALL_MEASURES[key], rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
+        shares = {arm: own for arm in one.arms if (own := self.share(key, arm, scenario, rate)) is not None}
+        tests = {arm: self._share_test(key, arm, scenario, rate) for arm in shares if arm != one.baseline}
+        others = [arm for arm in tests if arm != one.control]
+        adjusted_p = dict(zip(others, holm([tests[arm][0] for arm in others]).tolist(), strict=True))
+        found = [Share(scenario, place, entry, one.baseline, base, base, math.nan, math.nan, "", None)]
+        for arm, (p, difference) in tests.items():
+            at_most = adjusted_p.get(arm, p)
+            side = "higher" if difference.effect.mean > 0 else "lower"
+            said = entry.verdict(side) if at_most <= 1 - CONFIDENCE else "no difference shown"
+            found.append(
+                Share(scenario, place, entry, arm, shares[arm], base, p, at_most, said, alike(entry, difference))
+            )
         return found
 
-    def _mcnemar(self, key: str, arm: str, scenario: str, rate: float | str | None) -> float:
+    def _share_test(self, key: str, arm: str, scenario: str, rate: float | str | None) -> tuple[float, Difference]:
+        """The p-value of a share, and how it differs from the baseline's over seeds."""
+        own, base = self._common(key, arm, scenario, rate)
+        difference = paired(_means(own), _means(base))
+        if all(len(values) == 1 for values in own.values()):
+            sides = ({seed: values[0] > 0 for seed, values in side.items()} for side in (own, base))
+            return mcnemar(*sides), difference
+        known = difference.p is not None and len(own) >= FEWEST_SEEDS
+        return float(difference.p) if known and difference.p is not None else math.nan, difference
+
+    def _common(
+        self, key: str, arm: str, scenario: str, rate: float | str | None
+    ) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+        """By the arm's seeds the values of a measure at the rates at which both it and the baseline's paired run have one: its
+        own and the baseline's."""
         pairs = dict(self.comparison.pairs(arm))
-        own, other = {}, {}
-        for number, (cell, one) in enumerate(self.of(arm, scenario, rate).items()):
+        own: dict[int, list[float]] = {}
+        base: dict[int, list[float]] = {}
+        for cell, one in self.of(arm, scenario, rate).items():
             partner = cell._replace(arm=self.comparison.baseline, seed=pairs.get(cell.seed, cell.seed))
             values = one.values.get(key), self.measured[partner].values.get(key) if partner in self.measured else None
-            if None not in values:
-                own[number], other[number] = bool(values[0]), bool(values[1])
-        return mcnemar(own, other)
+            if values[0] is not None and values[1] is not None:
+                own.setdefault(cell.seed, []).append(float(values[0]))
+                base.setdefault(cell.seed, []).append(float(values[1]))
+        return own, base
 
     def spike_rate(self, signal: str, arm: str, scenario: str) -> Rate | None:
         """Spikes per step by the default rule over all runs; None if no step was judged."""
-        found = [one.spikes[signal] for one in self.of(arm, scenario).values()]
-        judged = [one for one in found if one.steps]
-        return poisson_rate([len(one.found) for one in judged], [one.steps for one in judged]) if judged else None
+        return spikes_per_step(signal, self.of(arm, scenario))
 
     def recovery(self, arm: str, scenario: str) -> tuple[float, int, int]:
         """Median steps until a loss spike is over (Kaplan-Meier over all spikes of all runs), the spikes, and those that were
@@ -286,6 +346,27 @@ class Study:
         return None if finals is None else finals.noise
 
 
+def alike(measure: Measure, difference: Difference) -> str | None:
+    """better or worse, if a measure is that by the same amount in all of FEWEST_SEEDS seeds or more; otherwise None."""
+    effect = difference.effect
+    if difference.method != ALL_EQUAL or difference.n < FEWEST_SEEDS or not effect.mean:
+        return None
+    return measure.verdict("higher" if effect.mean > 0 else "lower")
+
+
+def spikes_per_step(signal: str, runs: Mapping[Cell, Measured]) -> Rate | None:
+    """Spikes per step by the default rule over these runs, with the seeds as units; None if no step was judged."""
+    counts: dict[int, list[tuple[int, float]]] = {}
+    for cell, one in runs.items():
+        if one.spikes[signal].steps:
+            counts.setdefault(cell.seed, []).append((len(one.spikes[signal].found), one.spikes[signal].steps))
+    return rate_over_seeds(counts) if counts else None
+
+
+def _means(values: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    return {seed: statistics.fmean(own) for seed, own in values.items()}
+
+
 def noise_of(values: Sequence[float]) -> Noise:
     """The standard deviation of two values or more, with its 95% interval, which takes them for normal."""
     from scipy.stats import chi2
@@ -298,16 +379,20 @@ def noise_of(values: Sequence[float]) -> Noise:
 
 def study(comparison: Comparison) -> Study:
     """Measure all runs."""
-    measured = {cell: measure(run, comparison.parent(cell)) for cell, run in comparison.runs.items()}
+    measured = {cell: measure(run, comparison.parent(run)) for cell, run in comparison.runs.items()}
     seeds = {arm: dict(comparison.pairs(arm)) for arm in comparison.arms}
-    for cell, one in measured.items():
-        run = comparison.runs[cell]
+    for cell, run in comparison.runs.items():
         other = cell._replace(arm=comparison.baseline, seed=seeds[cell.arm].get(cell.seed, cell.seed))
         if other in comparison.runs:
-            one.values["update_size"] = update_size(run, comparison.runs[other])
+            measured[cell].values["update_size"] = update_size(run, comparison.runs[other])
+    for cell, one in comparison.unbegun.items():
+        last = int(one.like.setting("train", "steps") or one.like.metrics.index[-1])
+        measured[cell] = measure_unbegun(one.parent, comparison.parent(one.parent), one.step, last)
+    for cell, own in measured.items():
         if (partner := comparison.partner(cell)) is not None:
-            one.values.update(damage(run, one, measured[partner]))
-    return Study(comparison, measured)
+            like = comparison.runs[cell] if cell in comparison.runs else comparison.unbegun[cell].like
+            own.values.update(damage(like, own, measured[partner]))
+    return Study(comparison, {cell: measured[cell] for cell in comparison.planned if cell in measured})
 
 
 def _at(rate: float | None) -> str:
@@ -335,5 +420,7 @@ def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:
         for basis in found.bases(scenario):
             for key in keys:
                 rows += found.rows(scenario, basis, key)
-        rows += found.sensitivity_rows(scenario)
+        for key in POOLED if len(one.rates(one.baseline, scenario)) > 1 else ():
+            rows += found.rows(scenario, ALL_RATES, key)
+        rows += found.sensitivity_rows(scenario) + found.stable_rows(scenario)
     return rows

@@ -112,19 +112,24 @@ def _plan_broken(comparison: Comparison) -> Iterator[str]:
 
 
 def _grids(found: Study) -> Iterator[str]:
-    """Arms whose rates or seeds are not the baseline's, or whose best rate is at an end of the grid."""
+    """Arms whose rates are not the baseline's, or that share no seed with it; runs that are missing where all are needed; and
+    best rates at an end of the grid."""
     one = found.comparison
     base = one.baseline
     for arm in one.compared:
         for scenario in one.scenarios:
-            if one.rates(arm, scenario) != one.rates(base, scenario):
+            if one.rates(arm, scenario) not in ([], one.rates(base, scenario)):
                 yield f"{arm} has other rates than {base} in {scenario}"
-        if arm == one.control:
-            if len(one.seeds(arm)) != len(one.seeds(base)):
-                yield f"{arm} has {len(one.seeds(arm))} seeds and {base} {len(one.seeds(base))}"
-        elif one.seeds(arm) != one.seeds(base):
-            only = sorted(set(one.seeds(arm)) ^ set(one.seeds(base)))
-            yield f"{arm} and {base} do not have the same seeds; not compared: {first_of(list(map(str, only)), _NAMED)}"
+        if not one.pairs(arm):
+            yield f"{arm} and {base} have no seed in common, and are not compared"
+    lacking = [
+        f"{arm} seed {seed} ({', '.join(f'{rate:g}' for rate in missing)})"
+        for arm in one.arms
+        for seed in one.seeds(arm)
+        if (missing := _missing_rates(found, arm, seed)) and seed in found.sweeps[arm, one.calm].seeds
+    ]
+    if lacking:
+        yield f"without a sensitivity, as these rates are missing: {first_of(lacking, _NAMED)}"
     few = [
         f"{arm} {rate:g}"
         for arm in one.arms
@@ -142,6 +147,13 @@ def _grids(found: Study) -> Iterator[str]:
         yield f"the best rate is at an end of the grid, and a better one may lie beyond: {', '.join(ends)}"
 
 
+def _missing_rates(found: Study, arm: str, seed: int) -> list[float]:
+    """The rates of an arm's sweep at which a run of this seed was planned and is missing."""
+    one, sweep = found.comparison, found.sweeps[arm, found.comparison.calm]
+    planned = [rate for rate in sweep.rates if Cell(arm, one.calm, rate, seed) in one.planned]
+    return [rate for rate in planned if (rate, seed) not in sweep.final]
+
+
 def _sizes(found: Study) -> Iterator[str]:
     """Arms whose updates at the baseline's rate have another size."""
     one = found.comparison
@@ -157,7 +169,7 @@ def _sizes(found: Study) -> Iterator[str]:
 
 
 def _capped(found: Study) -> Iterator[str]:
-    names = [found.comparison.runs[cell].name for cell, m in found.measured.items() if m.values["diverged"]]
+    names = [found.comparison.name(cell) for cell, m in found.measured.items() if m.values["diverged"]]
     if names:
         yield f"diverged, and counted with the initial loss as final NLL: {len(names)} runs: {first_of(names, _NAMED)}"
 
@@ -180,15 +192,38 @@ def _tokens_a_step(run: Run) -> int | None:
     return batch * length if isinstance(batch, int) and isinstance(length, int) else None
 
 
+def unbegun_line(comparison: Comparison) -> str | None:
+    """How many branches count without having begun; None if all could."""
+    count = len(comparison.unbegun)
+    if not count:
+        return None
+    told = "1 branch counts as diverged, for the run that it begins at" if count == 1 else ""
+    return f"{told or f'{count} branches count as diverged, for the run that they begin at'} diverged before"
+
+
+def seeds_line(comparison: Comparison) -> str | None:
+    """How many seeds each arm has; None if all have as many."""
+    by_count: dict[int, list[str]] = {}
+    for arm in comparison.arms:
+        by_count.setdefault(len(comparison.seeds(arm)), []).append(arm)
+    if len(by_count) == 1:
+        return None
+    told = "; ".join(f"{count} of {first_of(arms, _NAMED)}" for count, arms in sorted(by_count.items(), reverse=True))
+    return f"seeds: {told}; each comparison pairs those that both arms have, and says how many"
+
+
 def presence(comparison: Comparison) -> list[list[str]]:
-    """For each arm and scenario: runs that ended, out of those planned, and what became of the others."""
+    """For each arm and scenario: runs that ended, out of those planned, branches that could not begin, and what became of the
+    others."""
     rows = []
     for arm in comparison.arms:
         for scenario in comparison.scenarios:
             planned = [cell for cell in comparison.planned if cell[:2] == (arm, scenario)]
             if planned:
                 there = [cell for cell in planned if cell in comparison.runs]
-                rows.append([arm, scenario, f"{len(there)} of {len(planned)}", _why(comparison, planned)])
+                unbegun = sum(cell in comparison.unbegun for cell in planned)
+                count = [f"{len(there)} of {len(planned)}", f"{unbegun}" if unbegun else ""]
+                rows.append([arm, scenario, *count, _why(comparison, planned)])
     return rows
 
 

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 """Panels in a row."""
-_ASIDE = 0.018
-"""Distance of neighbouring arms on a logarithmic axis, in decades: their error bars would hide each other."""
+_ASIDE = 0.12
+"""Distance of the first arm from the last on a logarithmic axis, in decades: their bands would hide each other."""
+_MANY = 6
+"""Arms from which bands are fainter and marks smaller."""
+_BESIDE = 0.006
+"""Distance of neighbouring arms' curves of shares, which are often equal."""
 _NOTE_WIDTH = 15
 """Characters of a note below the panels, per inch."""
 _LABEL = 26
@@ -56,18 +60,21 @@ def draw_rates(found: Study) -> Figure | None:
     if not scenarios:
         return None
     styles = _styles(found)
-    figure, panels = _panels(len(scenarios), 3.6)
+    figure, panels = _panels(len(scenarios), 4.6 if len(scenarios) == 1 else 3.8, columns=2, least=7.5)
+    _share(panels, panels[0], "xy")
     for axes, scenario in zip(panels, scenarios, strict=True):
         axes.set_title(visible(scenario))
         axes.set_xscale("log")
         for place, (arm, look) in enumerate(styles.items()):
-            _draw_sweep(axes, found, arm, scenario, look, 10 ** (_ASIDE * (place - (len(styles) - 1) / 2)))
-        rates = [rate for arm in one.arms for rate in found.sweeps[arm, scenario].rates]
-        style.plain_log_ticks(axes.xaxis, (min(rates), max(rates)))
-        axes.xaxis.set_major_locator(_fixed(sorted(set(rates))))
-        axes.tick_params(axis="x", rotation=30)
+            aside = _ASIDE * (place / max(1, len(styles) - 1) - 0.5)
+            _draw_sweep(axes, found, arm, scenario, look, 10**aside, _faint(styles))
         axes.set_xlabel("peak learning rate")
-    panels[0].set_ylabel("final validation NLL, nats per token")
+        axes.set_ylabel("final validation NLL, nats per token")
+    rates = sorted({rate for arm in one.arms for scenario in scenarios for rate in found.sweeps[arm, scenario].rates})
+    for axes in panels:
+        style.plain_log_ticks(axes.xaxis, (rates[0], rates[-1]))
+        axes.xaxis.set_major_locator(_fixed(rates))
+        axes.xaxis.set_minor_locator(_fixed([]))
     note = (
         "lines: mean over seeds; bands: lowest to highest seed; crosses: a run diverged (counted with its initial loss)"
     )
@@ -75,7 +82,7 @@ def draw_rates(found: Study) -> Figure | None:
     return figure
 
 
-def _draw_sweep(axes: Axes, found: Study, arm: str, scenario: str, look: ArmStyle, aside: float) -> None:
+def _draw_sweep(axes: Axes, found: Study, arm: str, scenario: str, look: ArmStyle, aside: float, faint: float) -> None:
     rates, low, mean, high = [], [], [], []
     for rate in found.comparison.rates(arm, scenario):
         values = list(found.values(PRIMARY, arm, scenario, rate).values())
@@ -89,36 +96,50 @@ def _draw_sweep(axes: Axes, found: Study, arm: str, scenario: str, look: ArmStyl
             axes.plot(
                 [rate * aside], [high[-1]], marker="x", markersize=8, markeredgewidth=1.8, color=look.colour, zorder=5
             )
-    axes.fill_between(rates, low, high, color=look.colour, alpha=0.12, linewidth=0)
+    axes.fill_between(rates, low, high, color=look.colour, alpha=faint, linewidth=0)
     axes.plot(rates, mean, color=look.colour, linestyle=look.line, marker=look.marker, markersize=5, linewidth=1.5)
 
 
 def draw_curves(found: Study) -> Figure | None:
-    """Training NLL of each arm at its best rate, a panel for each scenario: median over seeds, band from the lowest to the
-    highest. None without a training NLL."""
+    """Training NLL of each arm at its best rate, or the only one, a panel for each scenario: median over seeds, band from the
+    lowest to the highest. Panels that begin at the same step share their axes. None without a training NLL."""
     one = found.comparison
     styles = _styles(found)
     figure, panels = _panels(len(one.scenarios), 3.4)
     drawn = False
+    begun: dict[int, Axes] = {}
     for axes, scenario in zip(panels, one.scenarios, strict=True):
-        axes.set_title(visible(scenario))
+        axes.set_title(f"{visible(scenario)}, {_rate_title(found, scenario)}")
+        first = [int(m.steps[0]) for arm in one.arms for m in found.of(arm, scenario).values() if len(m.steps)]
+        _share([axes], begun.setdefault(min(first, default=0), axes), "xy")
         for arm, look in styles.items():
             rate = found.rate_of(arm, scenario, None)
             curves = [(m.steps, m.nll) for m in found.of(arm, scenario, rate).values() if len(m.steps)]
             if curves:
                 drawn = True
-                _draw_family(axes, curves, look)
+                _draw_family(axes, curves, look, _faint(styles))
         _stress_bar(axes, found, scenario)
         axes.set_xlabel("steps")
         style.whole_ticks(axes)
-    panels[0].set_ylabel("training NLL, nats per token")
-    _legend(
-        figure, styles, "each arm at its best rate; lines: median over seeds, smoothed; bands: lowest to highest seed"
-    )
+        axes.set_ylabel("training NLL, nats per token")
+    _legend(figure, styles, "lines: median over seeds, smoothed; bands: lowest to highest seed; grey: a stress acts")
     return figure if drawn else None
 
 
-def _draw_family(axes: Axes, curves: Sequence[tuple[Any, Floats]], look: ArmStyle) -> None:
+def _rate_title(found: Study, scenario: str) -> str:
+    """At which rate each arm is drawn."""
+    rates = {
+        found.comparison.rates(arm, scenario)[0]
+        for arm in found.comparison.arms
+        if found.comparison.rates(arm, scenario)
+    }
+    several = any(len(found.comparison.rates(arm, scenario)) > 1 for arm in found.comparison.arms)
+    if several or len(rates) != 1 or None in rates:
+        return "each at its best rate" if several else "each at its own rate"
+    return f"rate {rates.pop():g}"
+
+
+def _draw_family(axes: Axes, curves: Sequence[tuple[Any, Floats]], look: ArmStyle, faint: float) -> None:
     """Median and range of smoothed curves; a curve that has ended or is not finite is left out from there on."""
     steps = np.unique(np.concatenate([steps for steps, _ in curves]))
     values = np.full((len(curves), len(steps)), np.nan)
@@ -129,7 +150,7 @@ def _draw_family(axes: Axes, curves: Sequence[tuple[Any, Floats]], look: ArmStyl
     there = np.isfinite(values).any(axis=0)
     steps, values = steps[there], values[:, there]
     axes.fill_between(
-        steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=look.colour, alpha=0.12, linewidth=0
+        steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=look.colour, alpha=faint, linewidth=0
     )
     axes.plot(steps, np.nanmedian(values, axis=0), color=look.colour, linestyle=look.line, linewidth=1.4)
 
@@ -156,28 +177,35 @@ def draw_survival(found: Study) -> Figure | None:
     if not stressed and not failed:
         return None
     styles = _styles(found)
-    figure, panels = _panels(len(stressed) + 1, 3.4)
+    figure, panels = _panels(len(stressed) + 1, max(3.4, 0.075 * len(styles) * len(one.scenarios)))
     for axes, scenario in zip(panels, stressed, strict=False):
         axes.set_title(f"{visible(scenario)}: not yet back")
-        for arm, look in styles.items():
+        longest = 0.0
+        for place, (arm, look) in enumerate(styles.items()):
             durations, seen = found.time_back(arm, scenario)
             if durations:
-                _draw_survival(axes, durations, seen, look)
+                longest = max(longest, *durations)
+                _draw_survival(axes, durations, seen, look, _BESIDE * (place - (len(styles) - 1) / 2))
+        axes.set_xlim(-0.03 * max(longest, 10), 1.03 * max(longest, 10))
+        style.whole_ticks(axes)
         axes.set_xlabel("steps since the stress began")
-        axes.set_ylim(-0.03, 1.03)
+        axes.set_ylabel("share of runs")
+        axes.set_ylim(-0.06, 1.06)
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
-    panels[0].set_ylabel("share of runs")
     _draw_shares(panels[-1], found, styles)
-    note = "left: Kaplan-Meier over all rates and seeds; points: share of runs that finished without a stall, Clopper-Pearson 95%"
+    note = (
+        "curves: Kaplan-Meier over all rates and seeds; points: share of runs that finished without a stall, with 95% intervals "
+        "over seeds"
+    )
     _legend(figure, styles, note if stressed else note.partition("; ")[2])
     return figure
 
 
-def _draw_survival(axes: Axes, durations: Sequence[float], seen: Sequence[bool], look: ArmStyle) -> None:
+def _draw_survival(axes: Axes, durations: Sequence[float], seen: Sequence[bool], look: ArmStyle, beside: float) -> None:
     times, share = survival(durations, seen)
     x = np.concatenate([[0.0], times, [max(durations)]])
     y = np.concatenate([[1.0], share, share[-1:] if len(share) else [1.0]])
-    axes.step(x, y, where="post", color=look.colour, linestyle=look.line, linewidth=1.6)
+    axes.step(x, y + beside, where="post", color=look.colour, linestyle=look.line, linewidth=1.6)
 
 
 def _draw_shares(axes: Axes, found: Study, styles: dict[str, ArmStyle]) -> None:
@@ -191,7 +219,13 @@ def _draw_shares(axes: Axes, found: Study, styles: dict[str, ArmStyle]) -> None:
             if share is not None:
                 y = row + step * (place - (len(styles) - 1) / 2)
                 axes.plot([share.low, share.high], [y, y], color=look.colour, linewidth=1.5, solid_capstyle="butt")
-                axes.plot([share.share], [y], marker=look.marker, color=look.colour, markersize=5)
+                axes.plot(
+                    [share.share],
+                    [y],
+                    marker=look.marker,
+                    color=look.colour,
+                    markersize=5 if len(styles) < _MANY else 3.5,
+                )
     axes.set_yticks(range(len(one.scenarios)), [clip(visible(name), _LABEL) for name in one.scenarios])
     axes.set_ylim(len(one.scenarios) - 0.5, -0.5)
     axes.set_xlim(-0.03, 1.03)
@@ -205,17 +239,16 @@ def draw_differences(found: Study) -> Figure | None:
     one = found.comparison
     panels_of = [(s, b) for s in one.scenarios for b in (OWN_BEST, COMMON) if b in found.bases(s)]
     rows_of = {place: found.rows(*place, PRIMARY) for place in panels_of}
-    rows_of = {place: rows for place, rows in rows_of.items() if any(r.difference.n for r in rows)}
+    rows_of = {place: [row for row in rows if row.difference.n] for place, rows in rows_of.items()}
+    rows_of = {place: rows for place, rows in rows_of.items() if rows}
     if not rows_of:
         return None
     styles = _styles(found)
     arms = len(one.compared)
     figure, panels = _panels(len(rows_of), 1.2 + 0.35 * arms, columns=2)
-    first: dict[str, Axes] = {}
+    _share(panels, panels[0], "x")
     for axes, ((scenario, basis), rows) in zip(panels, rows_of.items(), strict=True):
-        if first.setdefault(scenario, axes) is not axes:
-            axes.sharex(first[scenario])
-        axes.set_title(f"{visible(scenario)}, {basis}")
+        axes.set_title(f"{visible(scenario)}, {found.basis_text(scenario, basis)}")
         axes.axvline(0, color=style.GREY, linewidth=0.9)
         for place, row in enumerate(rows):
             _draw_difference(axes, row, place, styles[row.arm])
@@ -250,14 +283,27 @@ def _styles(found: Study) -> dict[str, ArmStyle]:
     return style.arm_styles(list(found.comparison.arms))
 
 
-def _panels(count: int, height: float, columns: int = _COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels, at most ``columns`` in a row."""
+def _faint(styles: dict[str, ArmStyle]) -> float:
+    """How opaque a band is."""
+    return 0.12 if len(styles) < _MANY else 0.06
+
+
+def _share(panels: Sequence[Axes], first: Axes, sides: str) -> None:
+    """Give panels the limits of ``first``; ``sides``: x, y or both."""
+    for axes in panels:
+        if axes is not first:
+            for side in sides:
+                (axes.sharex if side == "x" else axes.sharey)(first)
+
+
+def _panels(count: int, height: float, columns: int = _COLUMNS, least: float = 5.6) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, at most ``columns`` in a row; ``least``: its least width."""
     from matplotlib.figure import Figure
 
     across = min(count, columns)
     down = math.ceil(count / across)
     figure = Figure(
-        figsize=(max(5.6, (5.2 if columns == 2 else 4.2) * across), height * down + 0.9), layout="constrained"
+        figsize=(max(least, (5.2 if columns == 2 else 4.2) * across), height * down + 0.9), layout="constrained"
     )
     return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +50,12 @@ class Measure(NamedTuple):
     better: Better
     meaning: str
 
+    def verdict(self, said: str) -> str:
+        """ "better" or "worse" for what is said to be "lower" or "higher", if one of the sides is good; else what is said."""
+        if self.better == "neither" or said not in ("lower", "higher"):
+            return said
+        return "better" if said == self.better else "worse"
+
 
 def _growth() -> Iterable[Measure]:
     for name, (_, what) in PLACES.items():
@@ -65,10 +71,12 @@ def _rules() -> Iterable[Measure]:
 
 
 MEASURES = (
-    Measure("ended", "ended", "s", "", "neither", "finished or diverged: status.json"),
+    Measure("ended", "ended", "s", "", "neither",
+            "finished or diverged: status.json; not begun: a branch of a run that diverged before it"),
     Measure("steps", "steps", "d", "steps", "neither", "the run's own steps that are on record"),
     Measure("survived", "survived", "d", "", "higher", "1 if the run finished, did not stall and its final NLL is finite"),
-    Measure("diverged", "diverged", "d", "", "lower", "1 if the run diverged, or its final validation NLL is not finite"),
+    Measure("diverged", "diverged", "d", "", "lower",
+            "1 if the run diverged, or did so before this branch of it, or its final validation NLL is not finite"),
     Measure("stalls", "stalls", "d", "events", "lower", "times that the loss stood still while logits grew or were saturated"),
     Measure("saturated", "saturated", "d", "events", "lower", "softmaxes that became saturated"),
     Measure("rises", "rises", "d", "events", "lower", "lasting rises of the loss's level"),
@@ -156,7 +164,7 @@ def measure(run: Run, before: Run | None = None) -> Measured:
     values |= _ending(run, None if begun_elsewhere else initial)
     recovered: list[Recovery] = []
     if initial is not None and not (begun_elsewhere and values["diverged"]):
-        of_curve, recovered = _of_curve(run, steps, nll, initial, last, spikes[DEFAULT, "nll"])
+        of_curve, recovered = _of_curve(run, steps, nll, initial, first_own, last, spikes[DEFAULT, "nll"])
         values |= of_curve
     for name, (metric, _) in PLACES.items():
         values |= _radial(name, series_of(run, metric, before)[1])
@@ -171,6 +179,33 @@ def measure(run: Run, before: Run | None = None) -> Measured:
     )
 
 
+def measure_unbegun(parent: Run, before: Run | None, step: int, last: int) -> Measured:
+    """The values of a branch that was to begin after ``step`` and to end at ``last``, of a run that diverged before: those of a
+    run that diverges at once. ``before``: the run that ``parent`` comes from."""
+    steps, nll = series_of(parent, NLL, before)
+    finite = nll[np.isfinite(nll)]
+    initial = float(finite[0]) if len(finite) and (before or not parent.config.get("branch_from")) else None
+    values: Values = {"steps": 0, "stalls": 0, "saturated": 0, "rises": 0} | _lost("not begun", initial)
+    none = Spikes([], 0)
+    if initial is not None:
+        values |= _of_curve(replace(parent, events=[]), steps, nll, initial, step + 1, last, none)[0]
+    own: tuple[Steps, Floats] = np.array([], dtype=np.int64), np.array([])
+    return Measured({entry.key: values.get(entry.key) for entry in MEASURES}, dict.fromkeys(SIGNALS, none), [], *own)
+
+
+def _lost(ended: str, initial: float | None) -> Values:
+    """What counts for a run that diverged, or never began."""
+    capped = None if initial is None else 1
+    return {
+        "ended": ended,
+        "diverged": 1,
+        "survived": 0,
+        "final_nll": initial,
+        "initial_nll": initial,
+        "capped": capped,
+    }
+
+
 def _ending(run: Run, initial: float | None) -> Values:
     counts = {
         key: sum(event.get("event") == kind and "abandoned" not in event for event in run.events)
@@ -178,33 +213,33 @@ def _ending(run: Run, initial: float | None) -> Values:
     }
     validation = run.series(VALIDATION)
     final = float(validation.iloc[-1]) if len(validation) else None
-    lost = run.status["status"] == "diverged" or (final is not None and not math.isfinite(final))
-    if lost or final is None:
-        final = initial if lost else None
-    elif initial is not None:
+    if run.status["status"] == "diverged" or (final is not None and not math.isfinite(final)):
+        return _lost(run.status["status"], initial) | counts
+    if final is not None and initial is not None:
         final = min(final, initial)
     return {
         "ended": run.status["status"],
-        "diverged": int(lost),
-        "survived": int(not lost and not counts["stalls"]),
+        "diverged": 0,
+        "survived": int(not counts["stalls"]),
         "final_nll": final,
         "initial_nll": initial,
-        "capped": None if final is None else int(lost or final == initial),
+        "capped": None if final is None else int(final == initial),
         **counts,
     }
 
 
 def _of_curve(
-    run: Run, steps: Steps, nll: Floats, initial: float, last: int, spikes: Spikes
+    run: Run, steps: Steps, nll: Floats, initial: float, first_own: int, last: int, spikes: Spikes
 ) -> tuple[Values, list[Recovery]]:
-    """What the training NLL tells: excess, and what was lost in spikes."""
-    first_own, ended = int(run.metrics.index[0]), int(steps[-1])
+    """What the training NLL tells from the step ``first_own`` on: excess, and what was lost in spikes."""
+    ended = int(steps[-1])
     sigma = noise(nll)
     diverged = run.status["status"] == "diverged"
     whole, curve = capped(steps, nll, last if diverged else ended, initial)
     own = whole >= first_own
     recovered = recoveries(whole, curve, [(e.start_step, e.peak_step) for e in spikes.found], sigma, int(whole[-1]))
-    missing = [Recovery(ended + 1, last - ended, back=False)] if diverged and last > ended else []
+    gone = max(ended + 1, first_own)
+    missing = [Recovery(gone, last + 1 - gone, back=False)] if diverged and last >= gone else []
     missing += [Recovery(int(step), 1, back=True) for step in steps[~np.isfinite(nll) & (steps >= first_own)]]
     taken_back = sum(e["from_step"] - e["to_step"] for e in run.events if e.get("event") == "rewind")
     tokens = run.series("tokens")

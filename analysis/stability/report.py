@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,8 @@ from analysis.show.tables import markdown_table
 from common.files import write_json, write_text
 
 from .compare import ALL_MEASURES, COMMON, OWN_BEST, PRIMARY, Row, Share, Study, all_rows, all_shares
-from .fairness import control_line, matched, noise_line, presence, warnings
+from .conclusion import conclusions, short_table
+from .fairness import control_line, matched, noise_line, presence, seeds_line, unbegun_line, warnings
 from .figures import write_figures
 from .tables import (
     Shown,
@@ -72,9 +74,14 @@ def _flat_share(one: Share) -> dict[str, Any]:
     share = one.share
     return {
         "scenario": one.scenario, "rate": one.rate, "measure": one.measure.key, "arm": one.arm, "k": share.k, "n": share.n,
-        "share": share.share, "low": share.low, "high": share.high, "at_most": share.at_most, "baseline_k": one.baseline.k,
-        "baseline_n": one.baseline.n, "p_mcnemar": one.p,
+        "share": share.share, "low": _known(share.low), "high": _known(share.high), "at_most": _known(share.at_most),
+        "baseline_k": one.baseline.k, "baseline_n": one.baseline.n, "p": _known(one.p), "adjusted_p": _known(one.adjusted),
+        "verdict": one.verdict,
     }  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _page(found: Study, told: Sequence[str]) -> str:
@@ -82,10 +89,12 @@ def _page(found: Study, told: Sequence[str]) -> str:
     parts = [
         f"# {', '.join(one.arms)}\n\n{len(one.runs)} of {len(one.planned)} planned runs have ended. {matched(one)}\n"
     ]
-    lines = [line for line in (noise_line(found), control_line(found), *told) if line is not None]
+    said = (unbegun_line(one), seeds_line(one), noise_line(found), control_line(found))
+    lines = [line for line in (*said, *told) if line is not None]
     parts.append("".join(f"- {line}\n" for line in lines))
-    parts.append(markdown_table(["arm", "scenario", "ended", "left out"], presence(one)))
-    parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in every_table(found)]
+    parts.append(markdown_table(["arm", "scenario", "ended", "not begun", "left out"], presence(one)))
+    tables = [table for table in (short_table(found), *every_table(found)) if table is not None]
+    parts += [f"## {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.notes}\n" for t in tables]
     table = run_table(found)
     parts.append(f"## {table.title}\n\n{markdown_table(table.header, table.rows)}\n{table.notes}\n")
     meanings = [[m.heading, m.unit, m.better, m.meaning] for m in ALL_MEASURES.values()]
@@ -95,8 +104,7 @@ def _page(found: Study, told: Sequence[str]) -> str:
 
 def _runs(found: Study) -> list[dict[str, Any]]:
     return [
-        {"run": found.comparison.runs[cell].name, **cell._asdict(), **one.values}
-        for cell, one in found.measured.items()
+        {"run": found.comparison.name(cell), **cell._asdict(), **one.values} for cell, one in found.measured.items()
     ]
 
 
@@ -115,7 +123,8 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
     one = found.comparison
     sweeps = [
         {
-            "arm": arm, "scenario": scenario, "rates": sweep.rates, "seeds": sweep.seeds, "best": sweep.best(),
+            "arm": arm, "scenario": scenario, "rates": sweep.rates, "seeds": sweep.seeds,
+            "complete": sweep.complete, "best": sweep.best(),
             "inside": sweep.inside, "sensitivity": sweep.sensitivity(), "vertices": sweep.vertices(),
             "stable_range": sweep.stable_range(), "largest_stable": sweep.largest_stable(),
         }
@@ -129,9 +138,16 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "arms": one.arms,
         "scenarios": one.scenarios,
         "primary": PRIMARY,
+        "in_short": {
+            column.key: {arm: cell._asdict() for arm, cell in column.cells.items()} for column in conclusions(found)
+        },
         "noise": None if (noise := found.noise_of_baseline()) is None else asdict(noise),
         "bases": {OWN_BEST: "chosen without the seed", COMMON: "chosen over all seeds of the baseline"},
         "warnings": list(told),
+        "unbegun": [
+            {**cell._asdict(), "run": one.planned[cell], "begins_at": each.parent.name, "step": each.step}
+            for cell, each in one.unbegun.items()
+        ],
         "left_out": [{**cell._asdict(), "run": one.planned[cell], "why": why} for cell, why in one.left_out.items()],
         "runs": runs,
         "sweeps": sweeps,

@@ -39,6 +39,18 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Unbegun:
+    """A branch that could not begin, since the run that it begins at diverged before. It counts as a run that diverged."""
+
+    parent: Run
+    """The run that diverged."""
+    step: int
+    """After which the branch was to begin."""
+    like: Run
+    """A branch of the same scenario that did begin, and so says when stresses act and which step is the last."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All runs that are compared, and what is missing."""
 
@@ -52,8 +64,10 @@ class Comparison:
     """Directory of each run that there should be."""
     runs: Mapping[Cell, Run]
     """Those of them that have ended."""
+    unbegun: Mapping[Cell, Unbegun]
+    """Branches that there is nothing of but a run that diverged before them."""
     left_out: Mapping[Cell, str]
-    """Why each of the others is not among them."""
+    """Why each of the others is in neither."""
 
     @property
     def baseline(self) -> str:
@@ -69,6 +83,10 @@ class Comparison:
     def compared(self) -> tuple[str, ...]:
         """All arms but the baseline, the control first."""
         return self.arms[1:]
+
+    def name(self, cell: Cell) -> str:
+        """The name of a planned run."""
+        return self.runs[cell].name if cell in self.runs else Path(self.planned[cell]).name
 
     def rates(self, arm: str, scenario: str) -> list[float | None]:
         """The planned rates of an arm in a scenario, ascending."""
@@ -92,12 +110,15 @@ class Comparison:
             found.setdefault(cell.arm, set()).add(cell.seed)
         return {arm: sorted(own) for arm, own in found.items()}
 
-    def pairs(self, arm: str) -> list[tuple[int, int]]:
-        """Which seed of an arm belongs to which of the baseline's: the same one, but a control's are paired in order."""
+    def pairs(self, arm: str, scenario: str | None = None) -> list[tuple[int, int]]:
+        """Which seed of an arm belongs to which of the baseline's: the same one, but a control's are paired in order. Only seeds
+        that are planned for both, of a scenario those that are planned in it."""
         own, base = self.seeds(arm), self.seeds(self.baseline)
-        if arm == self.control:
-            return list(zip(own, base, strict=False))
-        return [(seed, seed) for seed in sorted({*own, *base})]
+        pairs = list(zip(own, base, strict=False)) if arm == self.control else [(s, s) for s in own if s in base]
+        if scenario is None:
+            return pairs
+        there = {(cell.arm, cell.seed) for cell in self.planned if cell.scenario == scenario}
+        return [(s, other) for s, other in pairs if (arm, s) in there and (self.baseline, other) in there]
 
     def partner(self, cell: Cell) -> Cell | None:
         """The run that a stressed one is held against: that of the calm scenario with the same arm, rate and seed, if it is
@@ -105,11 +126,9 @@ class Comparison:
         calm = cell._replace(scenario=self.calm)
         return calm if cell.scenario != self.calm and calm in self.runs else None
 
-    def parent(self, cell: Cell) -> Run | None:
+    def parent(self, run: Run) -> Run | None:
         """The run that a branch comes from, if it is among these: found by its directory's name, since suites are moved."""
-        place = self.runs[cell].config.get("branch_from")
-        name = None if place is None else Path(str(place).rpartition("@")[0]).name
-        return None if name is None else self._by_name.get(name)
+        return None if (name := _parent_name(run.config)) is None else self._by_name.get(name)
 
     @cached_property
     def _by_name(self) -> dict[str, Run]:
@@ -203,7 +222,7 @@ def _loaded(planned: Mapping[Cell, str]) -> tuple[dict[Cell, Run], dict[Cell, st
     """The runs that have ended, and why each of the others cannot be measured."""
     runs, left_out = {}, {}
     for cell, path in planned.items():
-        if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises for impossible names)
+        if not _is_directory(path):
             left_out[cell] = "no such directory"
             continue
         try:
@@ -226,6 +245,7 @@ def _comparison(
         raise InputError(f"--baseline: {baseline!r} is none of the arms: {', '.join(arms)}")
     first = [baseline] if control is None else [baseline, control]
     scenarios = list(dict.fromkeys(cell.scenario for cell in planned))
+    unbegun = _unbegun(planned, runs)
     stressed = {
         cell.scenario for cell, run in runs.items() if run.config.get("stress") or run.config.get("branch_from")
     }
@@ -235,8 +255,29 @@ def _comparison(
         scenarios=tuple(sorted(scenarios, key=lambda name: (name in stressed, name != CALM))),
         planned=planned,
         runs=runs,
-        left_out=left_out,
+        unbegun=unbegun,
+        left_out={cell: why for cell, why in left_out.items() if cell not in unbegun},
     )
+
+
+def _unbegun(planned: Mapping[Cell, str], runs: Mapping[Cell, Run]) -> dict[Cell, Unbegun]:
+    """The planned branches without a directory whose arm's run of the same rate and seed diverged before they could begin. From
+    which scenario and step a scenario's branches begin, its other runs say."""
+    cells = {Path(path).name: cell for cell, path in planned.items()}
+    origins: dict[str, tuple[str, Run]] = {}
+    for cell, run in runs.items():
+        if (name := _parent_name(run.config)) in cells and str(_branch_step(run.config)).isdecimal():
+            origins.setdefault(cell.scenario, (cells[name].scenario, run))
+    waiting = [cell for cell, path in planned.items() if cell.scenario in origins and not _is_directory(path)]
+    found: dict[Cell, Unbegun] = {}
+    for _ in origins:  # again for branches of branches
+        for cell in waiting:
+            scenario, like = origins[cell.scenario]
+            begin, step = cell._replace(scenario=scenario), int(str(_branch_step(like.config)))
+            parent = found[begin].parent if begin in found else runs.get(begin)
+            if parent is not None and parent.status["status"] == "diverged" and parent.metrics.index[-1] <= step:
+                found[cell] = Unbegun(parent, step, like)
+    return found
 
 
 def _arm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,6 +320,16 @@ def _scenarios(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             numbered = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
             labels[key] = next(label for label in numbered if label not in taken)
     return [labels[key] for key in keys]
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  (Path.is_dir raises for impossible names)
+
+
+def _parent_name(config: Mapping[str, Any]) -> str | None:
+    """The directory's name of the run that a branch begins at."""
+    place = config.get("branch_from")
+    return None if place is None else Path(str(place).rpartition("@")[0]).name
 
 
 def _branch_step(config: Mapping[str, Any]) -> str | None:

@@ -39,26 +39,29 @@ def damage(run: Run, measured: Measured, calm: Measured) -> Mapping[str, Any]:
     """The values of DAMAGES.
 
     A run is back at the first step from which the moving median of the differences stays within WITHIN noise of the calm run to
-    the end. A run that diverged is not back, and its missing steps count as the initial loss.
+    the end. A run that diverged is not back, and its missing steps count as the initial loss; where the calm run had diverged
+    before the stress, there is nothing that they could be held against. ``run`` is the measured one or, of a branch that did not
+    begin, one that says when the stress acts.
     """
     finals = measured.values["final_nll"], calm.values["final_nll"]
     found: dict[str, Any] = {"damage_nll": None if None in finals else finals[0] - finals[1]}
-    initial, first = measured.values["initial_nll"], onset(run)
-    if initial is None or calm.values["initial_nll"] is None or not len(measured.steps):
+    initial, first, diverged = measured.values["initial_nll"], onset(run), bool(measured.values["diverged"])
+    if initial is None or calm.values["initial_nll"] is None or not (len(measured.steps) or diverged):
         return found
     steps, nll = capped(measured.steps, measured.nll, int(calm.steps[-1]), initial)
     calm_nll = capped(calm.steps, calm.nll, int(calm.steps[-1]), calm.values["initial_nll"])[1]
     common, own, other = np.intersect1d(steps, calm.steps, return_indices=True)
     after = common >= first
     if not after.any():
-        return found
+        last = int(run.setting("train", "steps") or first)
+        return found | ({"back": 0, "back_steps": last - first + 1} if diverged else {})
     difference = nll[own][after] - calm_nll[other][after]
     smooth = moving_median(difference)
     before = calm_nll[calm.steps < first][-NOISE_OF:]
     sigma = noise(before if len(before) == NOISE_OF else calm_nll)
     out = np.flatnonzero(smooth > WITHIN * sigma)
     back = int(out[-1]) + 1 if len(out) else 0
-    seen = back < len(difference) and not measured.values["diverged"]
+    seen = back < len(difference) and not diverged
     return found | {
         "damage_excess": float(difference.sum()),
         "damage_height": float(smooth.max()),

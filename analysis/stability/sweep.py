@@ -24,22 +24,50 @@ class Sweep:
     rates: tuple[float, ...]
     """Ascending; without rates at which fewer than half as many runs have ended as at others."""
     seeds: tuple[int, ...]
-    """Those with a value at every rate; only these count."""
+    """Those with a value at any rate."""
     final: Mapping[tuple[float, int], float]
+    """Without runs that are missing."""
     stable: Mapping[tuple[float, int], bool]
     """Whether the run finished without a divergence or a stall."""
 
-    def mean(self, rate: float, without: int | None = None) -> float:
-        """The mean final NLL at a rate, over all seeds but one; over all if there is no other."""
-        others = [seed for seed in self.seeds if seed != without] or list(self.seeds)
-        return float(np.mean([self.final[rate, seed] for seed in others])) if others else math.nan
+    @property
+    def complete(self) -> tuple[int, ...]:
+        """The seeds with a value at every rate, which alone have a sensitivity."""
+        return tuple(seed for seed in self.seeds if all((rate, seed) in self.final for rate in self.rates))
+
+    def at(self, rates: Sequence[float]) -> Sweep:
+        """The same at some of the rates alone."""
+        kept = tuple(rate for rate in self.rates if rate in rates)
+        return Sweep(kept, self.seeds, self.final, self.stable)
+
+    def means(self, without: int | None = None) -> dict[float, float]:
+        """The mean final NLL at each rate with a run, over all seeds but one; over all if there is no other.
+
+        Where runs are missing, a rate must not gain by a seed that is easy everywhere: each value is taken for the sum of a level
+        of its rate and one of its seed, fitted by least squares, and all seeds have the same weight.
+        """
+        seeds = [seed for seed in self.seeds if seed != without] or list(self.seeds)
+        cells = [
+            (r, s) for r, rate in enumerate(self.rates) for s, seed in enumerate(seeds) if (rate, seed) in self.final
+        ]
+        values = np.array([self.final[self.rates[r], seeds[s]] for r, s in cells])
+        if len(cells) == len(self.rates) * len(seeds):
+            return (
+                dict(zip(self.rates, values.reshape(len(self.rates), -1).mean(axis=1).tolist(), strict=True))
+                if cells
+                else {}
+            )
+        design = np.zeros((len(cells), len(self.rates) + len(seeds)))
+        for row, (r, s) in zip(design, cells, strict=True):
+            row[[r, len(self.rates) + s]] = 1
+        levels = np.linalg.lstsq(design, values, rcond=None)[0]
+        of_seeds = levels[len(self.rates) :].mean()
+        return {self.rates[r]: float(levels[r] + of_seeds) for r in sorted({r for r, _ in cells})}
 
     def best(self, without: int | None = None) -> float | None:
-        """The rate with the lowest mean final NLL, over all seeds but one; the lower one of equals. None without a run at every
-        rate."""
-        if not self.seeds:
-            return None
-        return min(self.rates, key=lambda rate: self.mean(rate, without))
+        """The rate with the lowest mean final NLL, over all seeds but one; the lower one of equals. None without a run."""
+        means = self.means(without)
+        return min(means, key=means.__getitem__) if means else None
 
     @property
     def inside(self) -> bool:
@@ -47,18 +75,30 @@ class Sweep:
         return self.best() in self.rates[1:-1]
 
     def sensitivity(self) -> dict[int, float]:
-        """By seed, the mean over the rates of the final NLL minus the lowest: the sensitivity of arXiv 2309.14322, for this
-        grid. Empty for a single rate."""
+        """By complete seed, the mean over the rates of the final NLL minus the lowest: the sensitivity of arXiv 2309.14322, for
+        this grid. Empty for a single rate."""
         if len(self.rates) < 2:
             return {}
-        finals = {seed: [self.final[rate, seed] for rate in self.rates] for seed in self.seeds}
+        finals = {seed: [self.final[rate, seed] for rate in self.rates] for seed in self.complete}
         return {seed: float(np.mean(values) - min(values)) for seed, values in finals.items()}
 
-    def vertices(self) -> dict[int, float]:
-        """By seed, the best rate between those of the grid: the lowest point of the parabola in the logarithm of the rate
-        through the best rate of the grid and its neighbours. A seed whose best rate is at an end of the grid has none."""
+    def stable_to(self) -> dict[int, float]:
+        """By complete seed, the decimal logarithm of the highest rate up to which, from the seed's own best one on, its runs
+        finished without a divergence or a stall and within STABLE of the lowest final NLL. A seed that fails there has none."""
         found = {}
-        for seed in self.seeds:
+        for seed in self.complete if len(self.rates) > 1 else ():
+            finals = [self.final[rate, seed] for rate in self.rates]
+            for rate, final in list(zip(self.rates, finals, strict=True))[int(np.argmin(finals)) :]:
+                if not self.stable[rate, seed] or final > min(finals) + STABLE:
+                    break
+                found[seed] = math.log10(rate)
+        return found
+
+    def vertices(self) -> dict[int, float]:
+        """By complete seed, the best rate between those of the grid: the lowest point of the parabola in the logarithm of the
+        rate through the best rate of the grid and its neighbours. A seed whose best rate is at an end of the grid has none."""
+        found = {}
+        for seed in self.complete:
             values = [self.final[rate, seed] for rate in self.rates]
             place = int(np.argmin(values))
             if 0 < place < len(values) - 1:
@@ -66,9 +106,9 @@ class Sweep:
         return found
 
     def best_between(self) -> Effect | None:
-        """The geometric mean of :meth:`vertices` with its interval over seeds; None unless every seed has one."""
+        """The geometric mean of :meth:`vertices` with its interval over seeds; None unless every complete seed has one."""
         vertices = self.vertices()
-        if not vertices or len(vertices) < len(self.seeds):
+        if not vertices or len(vertices) < len(self.complete):
             return None
         effect = mean_over_seeds(np.log(list(vertices.values())))
         ends = [None if end is None else math.exp(end) for end in (effect.low, effect.high)]
@@ -79,23 +119,27 @@ class Sweep:
         of the lowest."""
         if (best := self.best()) is None:
             return None
-        limit = self.mean(best) + NEAR_BEST
-        low = high = self.rates.index(best)
-        while low > 0 and self.mean(self.rates[low - 1]) <= limit:
+        means = self.means()
+        rates, limit = list(means), means[best] + NEAR_BEST
+        low = high = rates.index(best)
+        while low > 0 and means[rates[low - 1]] <= limit:
             low -= 1
-        while high < len(self.rates) - 1 and self.mean(self.rates[high + 1]) <= limit:
+        while high < len(rates) - 1 and means[rates[high + 1]] <= limit:
             high += 1
-        return self.rates[low], self.rates[high]
+        return rates[low], rates[high]
 
     def largest_stable(self) -> float | None:
-        """The highest rate up to which, from the best one on, every seed finished without a divergence or a stall and within
-        STABLE of its own lowest final NLL. None if that fails at the best rate already."""
+        """The highest rate up to which, from the best one on, every seed with a run there finished without a divergence or a
+        stall and within STABLE of its own lowest final NLL. None if that fails at the best rate already."""
         if (best := self.best()) is None:
             return None
-        lowest = {seed: min(self.final[rate, seed] for rate in self.rates) for seed in self.seeds}
+        finals = {
+            seed: [self.final[rate, seed] for rate in self.rates if (rate, seed) in self.final] for seed in self.seeds
+        }
         found = None
         for rate in self.rates[self.rates.index(best) :]:
-            if not all(self.stable[rate, s] and self.final[rate, s] <= lowest[s] + STABLE for s in self.seeds):
+            there = [seed for seed in self.seeds if (rate, seed) in self.final]
+            if not all(self.stable[rate, s] and self.final[rate, s] <= min(finals[s]) + STABLE for s in there):
                 break
             found = rate
         return found

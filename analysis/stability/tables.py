@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from analysis.compare.rates import Proportion
@@ -40,15 +41,20 @@ def difference_table(found: Study, scenario: str, basis: str, key: str = PRIMARY
     entry = rows[0].measure if rows else ALL_MEASURES[key]
     header = ["arm", "seeds", "rate", entry.heading, "minus baseline [95%]", "p (Holm)", "would show", "verdict"]
     shown = [
-        [visible(one.baseline), str(len(base)), _rates(found, one.baseline, scenario, basis), _mean(base, entry.form)]
+        [
+            visible(one.baseline),
+            str(len(base)),
+            _rates(found, one.baseline, scenario, basis),
+            mean_text(base, entry.form),
+        ]
     ]
     shown[0] += ["", "", "", "baseline"]
     for row in rows:
         values = found.on(basis, key, row.arm, scenario)
-        cells = [_name(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
-        shown.append([*cells, _mean(values, entry.form), *_against(row), short_verdict(row)])
+        cells = [name_of(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
+        shown.append([*cells, mean_text(values, entry.form), *_against(row), short_verdict(row)])
     unit = f", {entry.unit}" if entry.unit else ""
-    return Shown(f"{entry.heading}{unit}, {scenario}, {basis}", header, shown)
+    return Shown(f"{entry.heading}{unit}, {scenario}, {found.basis_text(scenario, basis)}", header, shown)
 
 
 def difference_text(row: Row) -> str:
@@ -85,22 +91,22 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
         values = list(sweep.sensitivity().values())
         rows.append(
             [
-                _name(found, arm),
-                str(len(sweep.seeds)),
+                name_of(found, arm),
+                _seeds(sweep),
                 _best(sweep),
                 "-" if (between := sweep.best_between()) is None else between.format(".2g"),
-                "-" if (span := sweep.stable_range()) is None else " to ".join(dict.fromkeys(map(_rate, span))),
-                _rate(sweep.largest_stable()),
+                "-" if (span := sweep.stable_range()) is None else " to ".join(dict.fromkeys(map(rate_text, span))),
+                rate_text(sweep.largest_stable()),
                 f"{sum(values) / len(values):.3f}" if values else "-",
                 *_against(differences.get(arm)),
             ]
         )
-    grid = ", ".join(map(_rate, found.sweeps[one.baseline, scenario].rates))
+    grid = ", ".join(map(rate_text, found.sweeps[one.baseline, scenario].rates))
     notes = (
-        f"Rates: {grid}; seeds: those with a run at each. \N{LESS-THAN OR EQUAL TO}, \N{GREATER-THAN OR EQUAL TO}: best at an "
-        f"end of the grid. Between: by a parabola, if inside for every seed. Within .05: mean final NLL at most {NEAR_BEST} nats "
-        f"above the lowest. Stable to: up to this rate every seed finished without a stall and within {STABLE} nats of its "
-        f"lowest. Sensitivity: {SENSITIVITY.meaning}."
+        f"Rates: {grid}; seeds: those with a run at each, which the sensitivity is of. \N{LESS-THAN OR EQUAL TO}, "
+        "\N{GREATER-THAN OR EQUAL TO}: best at an end of the grid. Between: by a parabola, if inside for every seed. Within .05: "
+        f"mean final NLL at most {NEAR_BEST} nats above the lowest. Stable to: up to this rate every seed finished without a "
+        f"stall and within {STABLE} nats of its lowest. Sensitivity: {SENSITIVITY.meaning}."
     )
     return Shown(f"Over the rates, {scenario}", header, rows, notes, ("between [95%]", "p (Holm)"))
 
@@ -118,7 +124,7 @@ def event_table(found: Study, scenario: str) -> Shown:
         median, spikes, censored = found.recovery(arm, scenario)
         rows.append(
             [
-                _name(found, arm),
+                name_of(found, arm),
                 str(len(runs)),
                 share_text(found.share("diverged", arm, scenario)),
                 f"{sum(bool(m.values['stalls']) for m in runs.values())}",
@@ -130,9 +136,11 @@ def event_table(found: Study, scenario: str) -> Shown:
             ]
         )
     notes = (
-        "All rates and seeds of an arm. Diverged: Clopper-Pearson. Spikes per 1,000 steps: Poisson, widened where runs vary more "
-        "than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, those not over when the run "
-        "ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise alone gives."
+        "All rates and seeds of an arm; intervals are over seeds, and from fewer than 3 there are none over several rates. "
+        "Diverged: at one rate Clopper-Pearson, otherwise Student's t of the seeds' shares. Spikes per 1,000 steps: Poisson, "
+        "widened where seeds vary more than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, "
+        "those not over when the run ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise "
+        "alone gives."
     )
     return Shown(f"Events, {scenario}", header, rows, notes, ("tokens lost",))
 
@@ -148,7 +156,7 @@ def stress_table(found: Study) -> Shown | None:
         for arm in one.arms:
             durations, seen = found.time_back(arm, scenario)
             if durations:
-                cells = [visible(scenario), _name(found, arm), str(len(durations))]
+                cells = [visible(scenario), name_of(found, arm), str(len(durations))]
                 cells += [share_text(found.share(key, arm, scenario)) for key in ("survived", "back")]
                 cells += [
                     _steps(median_duration(durations, seen)),
@@ -160,9 +168,9 @@ def stress_table(found: Study) -> Shown | None:
         return None
     notes = (
         "Each run against the calm one of its arm, rate and seed, over all rates and seeds; nat-steps, and what they differ "
-        f"from the baseline's, at the {COMMON} alone. Survived: finished without a stall. Back: at the calm run's NLL again, for "
-        "good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: over half were not "
-        "back. Nat-steps: sum of the NLL minus the calm run's."
+        f"from the baseline's, at the {COMMON}, or the only one, alone. Survived: finished without a stall. Back: at the calm "
+        "run's NLL again, for good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: "
+        "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
     )
     return Shown("Under stress", header, rows, notes, ("p (Holm)", "pairs") + (("stress",) if one_stress(rows) else ()))
 
@@ -195,7 +203,7 @@ def rate_table(found: Study, scenario: str) -> Shown:
             counts = [f"{sum(v['diverged'] for v in runs)}", f"{sum(bool(v['stalls']) for v in runs)}"]
             sizes = [[v[key] for v in runs if v.get(key) is not None] for key in ("update_size", "effective_rate")]
             of_sizes = [f"{sum(own) / len(own):.3g}" if own else "-" for own in sizes]
-            rows.append([visible(arm), _rate(rate), str(len(runs)), *of_nll, *counts, *of_sizes])
+            rows.append([visible(arm), rate_text(rate), str(len(runs)), *of_nll, *counts, *of_sizes])
     notes = "sd: standard deviation over seeds. Of a run that diverged the final NLL is its initial loss."
     return Shown(f"By rate, {scenario}", header, rows, notes)
 
@@ -208,11 +216,11 @@ def growth_table(found: Study, scenario: str) -> Shown:
     rows = []
     for arm in one.arms:
         keys = [f"{name}_growth" for name in PLACES] + [f"{name}_max" for name in PLACES]
-        rows.append([visible(arm), *(_mean(found.on(basis, key, arm, scenario), ".3g") for key in keys)])
+        rows.append([visible(arm), *(mean_text(found.on(basis, key, arm, scenario), ".3g") for key in keys)])
     notes = (
         "Means over seeds. " + "; ".join(f"{name}: {what} ({metric})" for name, (metric, what) in PLACES.items()) + "."
     )
-    return Shown(f"Radial growth, {scenario}, {basis}", header, rows, notes)
+    return Shown(f"Radial growth, {scenario}, {found.basis_text(scenario, basis)}", header, rows, notes)
 
 
 def run_table(found: Study) -> Shown:
@@ -222,13 +230,14 @@ def run_table(found: Study) -> Shown:
     for cell, one in found.measured.items():
         values = [one.values.get(entry.key) for entry in entries]
         shown = ["-" if v is None else format(v, e.form) for v, e in zip(values, entries, strict=True)]
-        rows.append([visible(found.comparison.runs[cell].name), *shown])
+        rows.append([visible(found.comparison.name(cell)), *shown])
     return Shown(
         "Runs", ["run", *(entry.heading for entry in entries)], rows, "All values of each run are in runs.csv."
     )
 
 
-def _name(found: Study, arm: str) -> str:
+def name_of(found: Study, arm: str) -> str:
+    """An arm's name, marked if it is the control."""
     return visible(arm) + (" (A/A)" if arm == found.comparison.control else "")
 
 
@@ -239,23 +248,34 @@ def _against(row: Row | None) -> list[str]:
     return [difference_text(row), p_text(row), "" if row.smallest is None else number(row.smallest, 3)]
 
 
+def _seeds(sweep: Sweep) -> str:
+    complete, seeds = len(sweep.complete), len(sweep.seeds)
+    return f"{seeds}" if complete == seeds else f"{complete} of {seeds}"
+
+
 def _best(sweep: Sweep) -> str:
     """The best rate, marked if it is at an end of the grid."""
     best = sweep.best()
     if best is None or sweep.inside:
-        return _rate(best)
+        return rate_text(best)
     sign = "\N{LESS-THAN OR EQUAL TO}" if best == sweep.rates[0] else "\N{GREATER-THAN OR EQUAL TO}"
     return f"{sign}{best:g}"
 
 
 def share_text(share: Proportion | None) -> str:
-    """k/n and the interval in percent."""
-    return "" if share is None else f"{share.k}/{share.n} [{100 * share.low:.0f}, {100 * share.high:.0f}]%"
+    """k/n and, if there is one, the interval in percent."""
+    if share is None:
+        return ""
+    interval = "" if math.isnan(share.low) else f" [{100 * share.low:.0f}, {100 * share.high:.0f}]%"
+    return f"{share.k}/{share.n}{interval}"
 
 
 def _spike_text(found: Study, signal: str, arm: str, scenario: str) -> str:
     rate = found.spike_rate(signal, arm, scenario)
-    return "" if rate is None else f"{1000 * rate.rate:.1f} [{1000 * rate.low:.1f}, {1000 * rate.high:.1f}]"
+    if rate is None:
+        return ""
+    interval = "" if math.isnan(rate.low) else f" [{1000 * rate.low:.1f}, {1000 * rate.high:.1f}]"
+    return f"{1000 * rate.rate:.1f}{interval}"
 
 
 def _excess(found: Study, arm: str, scenario: str) -> str:
@@ -268,7 +288,8 @@ def _mean_of(found: Study, key: str, arm: str, scenario: str, form: str) -> str:
     return format(sum(values) / len(values), form) if values else ""
 
 
-def _mean(values: dict[int, float], form: str) -> str:
+def mean_text(values: Mapping[int, float], form: str) -> str:
+    """The mean of values by seed."""
     form = form.lstrip("+").replace("d", ".2f")
     return format(sum(values.values()) / len(values), form) if values else "-"
 
@@ -278,12 +299,13 @@ def _rates(found: Study, arm: str, scenario: str, basis: str) -> str:
     if basis not in (OWN_BEST, COMMON):
         return basis.removeprefix("rate ")
     if basis == COMMON:
-        return _rate(found.rate_of(found.comparison.baseline, scenario, None))
+        return rate_text(found.rate_of(found.comparison.baseline, scenario, None))
     chosen = [found.rate_of(arm, scenario, seed) for seed in found.comparison.seeds(arm)]
-    return ", ".join(dict.fromkeys(map(_rate, chosen)))
+    return ", ".join(dict.fromkeys(map(rate_text, chosen)))
 
 
-def _rate(rate: float | None) -> str:
+def rate_text(rate: float | None) -> str:
+    """A learning rate."""
     return "-" if rate is None else f"{rate:g}"
 
 

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, chi2, poisson, t
 
-from analysis.compare.rates import EXACT, OVER_RUNS, fisher, mcnemar, poisson_rate, proportion
+from analysis.compare.rates import (
+    EXACT,
+    OVER_RUNS,
+    fisher,
+    mcnemar,
+    poisson_rate,
+    proportion,
+    rate_over_seeds,
+    share_over_seeds,
+)
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -150,3 +159,36 @@ def test_mcnemars_test_is_the_binomial_test_of_the_seeds_that_differ(outcomes, b
 def test_five_seeds_that_all_differ_are_not_enough_for_mcnemars_test_and_six_are():
     for seeds, p in ((5, 0.0625), (6, 0.03125)):
         assert mcnemar(dict.fromkeys(range(seeds), True), dict.fromkeys(range(seeds), False)) == pytest.approx(p)
+
+
+def test_a_share_over_several_runs_of_a_seed_has_students_interval_over_seeds():
+    """Shares 1, 1/2 and 0 of three seeds: mean 1/2, standard error 1/2 / sqrt(3), t(.975, 2) = 4.303; cut at 0 and 1."""
+    found = share_over_seeds({0: [True, True], 1: [True, False], 2: [False, False]})
+    assert (found.k, found.n, found.share, found.low, found.high) == (3, 6, 0.5, 0.0, 1.0)
+    shares = [0.75, 0.5, 0.5, 0.75]
+    found = share_over_seeds(
+        {s: [True] * int(4 * share) + [False] * int(4 - 4 * share) for s, share in enumerate(shares)}
+    )
+    half = t.ppf(0.975, 3) * np.std(shares, ddof=1) / 2
+    assert (found.k, found.n) == (10, 16)
+    assert (found.low, found.high) == pytest.approx((0.625 - half, 0.625 + half))
+    assert math.isnan(found.at_most)
+    assert share_over_seeds({0: [True], 1: [False], 7: [True]}) == proportion(2, 3)
+
+
+@pytest.mark.parametrize("outcomes", [{0: [True, False], 1: [True, True]}, {s: [False, False] for s in range(6)}])
+def test_two_seeds_and_equal_ones_have_plain_counts(outcomes):
+    found = share_over_seeds(outcomes)
+    assert found.n == 2 * len(outcomes)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_spikes_of_one_seed_at_several_rates_are_one_count():
+    """Seeds that differ widen the interval as much as runs would, however many runs each has."""
+    by_seed = {0: [(0, 300.0), (0, 300.0)], 1: [(1, 300.0), (5, 300.0)], 2: [(10, 300.0), (20, 300.0)]}
+    assert rate_over_seeds(by_seed) == poisson_rate([0, 6, 30], [600] * 3)
+    assert rate_over_seeds({0: [(2, 5.0)], 1: [(1, 5.0)]}) == poisson_rate([2, 1], [5, 5])
+    two = rate_over_seeds({0: [(2, 5.0), (1, 5.0)], 1: [(1, 5.0)]})
+    assert (two.events, two.rate) == (4, 4 / 15)
+    assert math.isnan(two.low)

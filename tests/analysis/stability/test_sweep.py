@@ -62,4 +62,35 @@ def test_the_largest_stable_rate_is_before_the_first_that_fails() -> None:
 
 def test_a_mean_over_one_seed_left_out_is_that_of_the_others() -> None:
     finals = np.random.default_rng(0).normal(size=(4, 3)).tolist()
-    assert sweep(finals).mean(0.01, without=2) == pytest.approx(np.mean([finals[s][1] for s in (0, 1, 3)]))
+    assert sweep(finals).means(without=2)[0.01] == pytest.approx(np.mean([finals[s][1] for s in (0, 1, 3)]))
+
+
+def lacking(finals: list[list[float | None]]) -> Sweep:
+    """As :func:`sweep`; None: no run."""
+    whole = sweep([[value or 0.0 for value in own] for own in finals], rates=RATES[: len(finals[0])])
+    kept = {(r, s): whole.final[r, s] for r, s in whole.final if finals[s][whole.rates.index(r)] is not None}
+    return Sweep(whole.rates, whole.seeds, kept, dict.fromkeys(kept, True))
+
+
+def test_a_seed_that_lacks_a_rate_costs_its_sensitivity_alone() -> None:
+    one = lacking([[5.0, 4.0, 6.0], [5.0, 4.0, None], [5.0, 4.1, 4.2]])
+    assert one.complete == (0, 2)
+    assert set(one.sensitivity()) == set(one.stable_to()) == set(one.vertices()) == {0, 2}
+    assert one.best() == one.best(0) == 0.01
+    assert one.largest_stable() == 0.01  # seed 0 fails beyond
+    assert lacking([[5.0, 4.0, None], [None, 4.0, 4.1], [5.0, None, 4.1]]).largest_stable() == 0.1
+    assert one.at((0.001, 0.01)).sensitivity() == pytest.approx({0: 0.5, 1: 0.5, 2: 0.45})
+
+
+def test_without_any_complete_seed_there_is_a_best_rate() -> None:
+    one = lacking([[5.0, 4.0, None], [None, 4.0, 4.5], [5.0, None, 4.4]])
+    assert (one.complete, one.sensitivity(), one.best_between()) == ((), {}, None)
+    assert (one.best(), one.stable_range()) == (0.01, (0.01, 0.01))
+
+
+def test_a_rate_does_not_gain_by_an_easy_seed_that_the_others_lack() -> None:
+    """Seed 2 is a nat below the others, and has no run at the lower rate, which is a tenth of a nat better for both others."""
+    one = lacking([[4.0, 4.1], [4.0, 4.1], [None, 3.0]])
+    assert one.means() == pytest.approx({0.001: (4.0 + 4.0 + 2.9) / 3, 0.01: (4.1 + 4.1 + 3.0) / 3})
+    assert one.best() == 0.001
+    assert one.means(without=0) == pytest.approx({0.001: (4.0 + 2.9) / 2, 0.01: (4.1 + 3.0) / 2})
