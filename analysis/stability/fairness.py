@@ -94,9 +94,11 @@ def _not_the_same(comparison: Comparison, what: str, value_of: Callable[[Run], A
     for cell, run in comparison.runs.items():
         if (value := value_of(run)) is not None:
             values.setdefault(cell.arm, set()).add(str(value))
-    if len({frozenset(own) for own in values.values()}) > 1 or any(len(own) > 1 for own in values.values()):
-        told = [f"{arm} {'/'.join(sorted(own))}" for arm, own in values.items()]
-        yield f"runs differ in {what}: {first_of(told, _NAMED)}"
+    usual = values.get(comparison.baseline, set())
+    told = [f"{arm} {'/'.join(sorted(own))}" for arm, own in values.items() if own != usual or len(own) > 1]
+    if told:
+        of_baseline = [f"{comparison.baseline} {'/'.join(sorted(usual))}"] if len(usual) == 1 else []
+        yield f"runs differ in {what}: {first_of([*of_baseline, *told], _NAMED)}"
 
 
 def _plan_broken(comparison: Comparison) -> Iterator[str]:
@@ -117,6 +119,9 @@ def _grids(found: Study) -> Iterator[str]:
     one = found.comparison
     base = one.baseline
     for arm in one.compared:
+        absent = [scenario for scenario in one.scenarios if one.rates(base, scenario) and not one.rates(arm, scenario)]
+        if absent:
+            yield f"{arm} has no runs in {', '.join(absent)}"
         for scenario in one.scenarios:
             if one.rates(arm, scenario) not in ([], one.rates(base, scenario)):
                 yield f"{arm} has other rates than {base} in {scenario}"

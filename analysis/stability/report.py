@@ -24,7 +24,7 @@ from .tables import (
     growth_table,
     rate_table,
     run_table,
-    stress_table,
+    stress_tables,
     sweep_table,
 )
 
@@ -34,14 +34,12 @@ def main_tables(found: Study) -> list[Shown]:
     one = found.comparison
     basis = found.bases(one.calm)[0]
     tables = [difference_table(found, one.calm, basis), sweep_table(found, one.calm), event_table(found, one.calm)]
-    tables.append(stress_table(found))
-    return [table for table in tables if table is not None]
+    return [table for table in (*tables, *stress_tables(found)) if table is not None]
 
 
 def every_table(found: Study) -> Iterator[Shown]:
     """All tables: what stresses did, then scenario by scenario."""
-    if (stressed := stress_table(found)) is not None:
-        yield stressed
+    yield from stress_tables(found)
     for scenario in found.comparison.scenarios:
         for basis in found.bases(scenario):
             if (table := difference_table(found, scenario, basis)) is not None:
@@ -140,6 +138,11 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         "primary": PRIMARY,
         "in_short": {
             column.key: {arm: cell._asdict() for arm, cell in column.cells.items()} for column in conclusions(found)
+        },
+        "tables": {
+            table.title: [dict(zip(table.header, row, strict=True)) for row in table.rows]
+            for table in (short_table(found), *main_tables(found))
+            if table is not None
         },
         "noise": None if (noise := found.noise_of_baseline()) is None else asdict(noise),
         "bases": {OWN_BEST: "chosen without the seed", COMMON: "chosen over all seeds of the baseline"},

@@ -145,45 +145,39 @@ def event_table(found: Study, scenario: str) -> Shown:
     return Shown(f"Events, {scenario}", header, rows, notes, ("tokens lost",))
 
 
-def stress_table(found: Study) -> Shown | None:
-    """What each stress did to each arm, held against its calm runs. None without a stress whose runs have calm partners."""
-    one = found.comparison
-    header = ["stress", "arm", "runs", "survived [95%]", "back [95%]", "steps", "nat-steps"]
-    header += ["minus baseline [95%]", "p (Holm)", "would show", "pairs"]
-    rows = []
-    for scenario in one.scenarios:
-        differences = {row.arm: row for row in found.rows(scenario, COMMON, "damage_excess")}
-        for arm in one.arms:
-            durations, seen = found.time_back(arm, scenario)
-            if durations:
-                cells = [visible(scenario), name_of(found, arm), str(len(durations))]
-                cells += [share_text(found.share(key, arm, scenario)) for key in ("survived", "back")]
-                cells += [
-                    _steps(median_duration(durations, seen)),
-                    _mean_at(found, "damage_excess", arm, scenario, "+.3g"),
-                ]
-                row = differences.get(arm)
-                rows.append([*cells, *_against(row), "" if row is None else str(row.difference.n)])
-    if not rows:
-        return None
+def stress_tables(found: Study) -> list[Shown]:
+    """What each stress did to each arm, held against its calm runs; what the columns are is said below the last."""
+    tables = [table for scenario in found.comparison.scenarios if (table := _stress_table(found, scenario)) is not None]
     notes = (
         "Each run against the calm one of its arm, rate and seed, over all rates and seeds; nat-steps, and what they differ "
         f"from the baseline's, at the {COMMON}, or the only one, alone. Survived: finished without a stall. Back: at the calm "
         "run's NLL again, for good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: "
         "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
     )
-    return Shown("Under stress", header, rows, notes, ("p (Holm)", "pairs") + (("stress",) if one_stress(rows) else ()))
+    return [*tables[:-1], *(table._replace(notes=notes) for table in tables[-1:])]
+
+
+def _stress_table(found: Study, scenario: str) -> Shown | None:
+    """One stress's; None if no run of it has a calm partner."""
+    header = ["arm", "runs", "survived [95%]", "back [95%]", "steps", "nat-steps"]
+    header += ["minus baseline [95%]", "p (Holm)", "would show", "pairs"]
+    rows = []
+    differences = {row.arm: row for row in found.rows(scenario, COMMON, "damage_excess")}
+    for arm in found.comparison.arms:
+        durations, seen = found.time_back(arm, scenario)
+        if durations:
+            cells = [name_of(found, arm), str(len(durations))]
+            cells += [share_text(found.share(key, arm, scenario)) for key in ("survived", "back")]
+            cells += [_steps(median_duration(durations, seen)), _mean_at(found, "damage_excess", arm, scenario, "+.3g")]
+            row = differences.get(arm)
+            rows.append([*cells, *_against(row), "" if row is None else str(row.difference.n)])
+    return Shown(f"Under stress, {visible(scenario)}", header, rows, "", ("pairs",)) if rows else None
 
 
 def _mean_at(found: Study, key: str, arm: str, scenario: str, form: str) -> str:
     """The mean over seeds of a measure at the baseline's best rate."""
     values = found.on(COMMON, key, arm, scenario).values()
     return format(sum(values) / len(values), form) if values else "-"
-
-
-def one_stress(rows: list[list[str]]) -> bool:
-    """Whether all rows are of one stress."""
-    return len({row[0] for row in rows}) == 1
 
 
 def rate_table(found: Study, scenario: str) -> Shown:
