@@ -1,37 +1,41 @@
-"""How a suite's runs ended, as a table."""
+"""How a suite's runs ended, as a table. The final loss is that of analysis.stability."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
+from analysis.compare.final import final_nll
 from analysis.compare.statistics import mean_over_seeds
 from analysis.show.tables import terminal_table
-from record.rows import Row, last_row
+from common.errors import InputError
+from record.rows import ENDED, Row, last_row
 from record.suite import PlannedRun, SuitePlan
 
 MOST_ROWS = 24
 """Runs up to which each has a row; of more, each arm's in a scenario and at a rate share one."""
 STATES = ("finished", "diverged", "running", "not started")
 """Of runs, with a column each; of others, such as those that failed, their number is told."""
-NLL = "validation/nll"
+NLL, TRAINING_NLL = "validation/nll", "loss/nll"
 Place = tuple[str | None, float | None, int | None]
 
 
 def results(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:
-    """How each run ended, its last step, and its validation NLL, also relative to the baseline's run of the same scenario,
-    rate and seed. ``ends``: in a word; what is not there was not started."""
+    """How each run ended, its last step, and its final validation NLL, also relative to the baseline's run of the same scenario,
+    rate and seed; and what counts as the NLL of a run that diverged. ``ends``: in a word; what is not there was not started."""
     last = {run.name: _last(out / run.name) for run in plan.runs}
-    nll = {
-        run.name: float(row[NLL])
-        for run in plan.runs
-        if (row := last[run.name][1]) and NLL in row and ends.get(run.name) == "finished"
-    }
+    ended = [run.name for run in plan.runs if ends.get(run.name) in ENDED]
+    found = {name: _final(out / name, ends[name] == "diverged", last[name][1]) for name in ended}
+    nll = {name: value for name, value in found.items() if value is not None}
     base = {_place(run): nll[run.name] for run in plan.runs if run.arm == plan.baseline and run.name in nll}
+    initial = sum(value == _initial(out / name) for name, value in nll.items())
+    note = f"\n\n{initial} runs diverged, or ended above their initial NLL, and count with that" if initial else ""
     if len(plan.runs) > MOST_ROWS:
-        return _by_cell(plan, ends, nll, base)
+        return _by_cell(plan, ends, nll, base) + note
     rows = []
     for run in plan.runs:
         value = nll.get(run.name, math.nan)
@@ -39,7 +43,7 @@ def results(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:
         rows.append(
             [run.name, ends.get(run.name, "not started"), last[run.name][0], _cell(value), _cell(against, "+.4f")]
         )
-    return terminal_table(["run", "end", "last step", "validation NLL", f"minus {plan.baseline}"], rows)
+    return terminal_table(["run", "end", "last step", "validation NLL", f"minus {plan.baseline}"], rows) + note
 
 
 def _by_cell(plan: SuitePlan, ends: Mapping[str, str], nll: Mapping[str, float], base: Mapping[Place, float]) -> str:
@@ -85,6 +89,28 @@ def _last(directory: Path) -> tuple[str, Row]:
         return (str(row["step"]), row) if row else ("", {})
     except (ValueError, TypeError, KeyError, OSError):
         return "unreadable", {}
+
+
+def _final(run: Path, diverged: bool, row: Row) -> float | None:
+    validation = float(row[NLL]) if NLL in row else None
+    if diverged or validation is not None:
+        return final_nll(diverged, validation, _initial(run))
+    return None
+
+
+@cache
+def _initial(run: Path) -> float | None:
+    """The first finite training NLL of a run that has ended, of a branch that of the run that it begins at."""
+    from record.finished import read_config  # pandas takes a while to import
+
+    try:
+        if (origin := read_config(run).get("branch_from")) is not None:
+            return _initial(run.parent / Path(str(origin).rpartition("@")[0]).name)
+        with (run / "metrics.jsonl").open("rb") as file:
+            values = (float(json.loads(line).get(TRAINING_NLL, math.nan)) for line in file)
+            return next((value for value in values if math.isfinite(value)), None)
+    except (InputError, OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _cell(value: float, form: str = ".4f") -> str:

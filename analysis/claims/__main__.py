@@ -136,7 +136,9 @@ def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequ
             {
                 "claim": name, "says": claim.says, "test": claim.test, "verdict": verdict_of(judged[name]),
                 "evidence": [
-                    asdict(one.evidence) | {"adjusted_p": one.adjusted_p, "smallest": one.smallest, "verdict": one.verdict}
+                    asdict(one.evidence)
+                    | {"adjusted_p": one.adjusted_p, "smallest": one.smallest, "verdict": one.verdict}
+                    | {"row": dict(zip(HEADER, _row(one), strict=True))}
                     for one in judged[name]
                 ],
             }

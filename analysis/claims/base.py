@@ -20,7 +20,8 @@ from analysis.stability.compare import COMMON, OWN_BEST, Study
 from common.registry import Registry
 from record.finished import Run
 
-Verdict = Literal["supported", "refuted", "not shown", "not testable here"]
+Verdict = Literal["supported", "refuted", "not shown", "not testable here", "told"]
+"""told: a number beside the tests, of which nothing is claimed."""
 Side = Literal["lower", "higher"]
 ARTICLE = "article"
 """head.scale of the article's own scale."""

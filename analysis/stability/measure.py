@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from analysis.compare.final import final_nll, lost
 from analysis.show.text import skips
 from record.finished import Run
 from stability.detect.catalogue import DEFAULT
@@ -213,10 +214,10 @@ def _ending(run: Run, initial: float | None) -> Values:
     }
     validation = run.series(VALIDATION)
     final = float(validation.iloc[-1]) if len(validation) else None
-    if run.status["status"] == "diverged" or (final is not None and not math.isfinite(final)):
+    diverged = run.status["status"] == "diverged"
+    if lost(diverged, final):
         return _lost(run.status["status"], initial) | counts
-    if final is not None and initial is not None:
-        final = min(final, initial)
+    final = final_nll(diverged, final, initial)
     return {
         "ended": run.status["status"],
         "diverged": 0,

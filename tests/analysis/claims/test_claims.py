@@ -13,9 +13,14 @@ from analysis.claims.bounded_logits import growth, largest
 from analysis.claims.capped_outliers import not_finite, outlier
 from analysis.claims.vanishing_gradient import correlation
 from analysis.compare.seeds import paired
+from analysis.stability.compare import study
+from analysis.stability.runs import find_runs
 from record.finished import Run
+from record.suite import PlannedRun, SuitePlan, write_plan
 
 from ...conftest import ROOT, python
+from ..stability.made import config, curve
+from ..written import write_run
 
 
 def made(**columns):
@@ -99,6 +104,29 @@ def test_a_claim_is_refuted_by_one_and_supported_by_all():
     assert of("supported", "not shown") == "not shown"
     assert of("supported", "refuted") == "refuted"
     assert of(beside=["supported"]) == "not testable here"
+
+
+def test_what_zero_loss_is_worth_is_told_and_not_judged(tmp_path):
+    """A distance from a minimum is never below 0: a test of it could only refute."""
+    plan = []
+    for arm, head, objective in (("base", "linear", "ce"), ("article", "metric", "tfsd")):
+        for seed in (0, 1, 2):
+            rows = curve(seed)
+            for row in rows:
+                row["loss/objective"] = row["loss/nll"]
+            rows[0]["loss/objective"] = 0.001  # at the first step, where nothing is predicted yet
+            own = config(seed, head={"kind": head, "scale": "article"}, objective={"kind": objective}, stress=[])
+            plan.append(PlannedRun(f"{arm}_s{seed}", arm, None, 0.01, seed))
+            write_run(tmp_path / plan[-1].name, rows, config=own)
+    write_plan(tmp_path, SuitePlan("base", None, tuple(plan)))
+    found = list(all_claims()["zero_loss"].evidence(study(find_runs([str(tmp_path)]))))
+    reached, worth = judge({"zero_loss": found})["zero_loss"]
+    assert reached.verdict == "supported"
+    assert (worth.verdict, worth.adjusted_p, worth.evidence.decides) == ("told", None, False)
+    nll = [[row["loss/nll"] for row in curve(seed)] for seed in (0, 1, 2)]
+    mean = np.mean([own[0] - min(own) for own in nll])
+    assert worth.evidence.told.startswith(f"article {mean:.3f} [")
+    assert verdict_of([reached, worth]) == "supported"
 
 
 SUITE = """
