@@ -21,6 +21,7 @@ from .classes import Classes, LogitGradient
 from .heads import Head
 from .kernel_choice import negatives
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, of_rows, tfsd_weight
+from .teaching import Taught
 
 IGNORE_INDEX = -100
 MAX_ROWS = {"cpu": 512, "cuda": 4096}
@@ -89,14 +90,25 @@ def loss_of_features(
     y_N: Tensor,
     statistics: bool = False,
     rows: int | None = None,
+    taught: Taught | None = None,
 ) -> TokenLosses:
-    """The same from the head's features of the hidden states. Call it through the head (:meth:`Head.forward`)."""
+    """The same from the head's features of the hidden states, beside what a teacher says of the same tokens. Call it through the
+    head (:meth:`Head.forward`)."""
     rows = rows or chunk_rows(y_N.shape[0], head.n_classes, f_ND.device.type)
     shift_N = head.shift(f_ND)
     if objective.shift_invariant:
         shift_N = shift_N.detach()
     objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-        head, objective, y_N, statistics, rows, torch.is_grad_enabled(), f_ND, shift_N, *head.classes(f_ND.dtype)
+        head,
+        objective,
+        y_N,
+        statistics,
+        rows,
+        taught,
+        torch.is_grad_enabled(),
+        f_ND,
+        shift_N,
+        *head.classes(f_ND.dtype),
     )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
@@ -112,6 +124,7 @@ class _ChunkedLoss(torch.autograd.Function):
         y_N: Tensor,
         statistics: bool,
         rows: int,
+        taught: Taught | None,
         with_gradient: bool,
         f_ND: Tensor,
         shift_N: Tensor,
@@ -128,7 +141,8 @@ class _ChunkedLoss(torch.autograd.Function):
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
-            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c])
+            taught_CV = None if taught is None else taught.logits(c)
+            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c], taught_CV)
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
@@ -157,7 +171,7 @@ class _ChunkedLoss(torch.autograd.Function):
             # Autograd gets the only reference and need not copy: no second weight gradient exists.
             ctx.gradients = None
         df_ND, *others = (g.mul_(d_objective) for g in gradients)
-        return None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
+        return None, None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
 
 
 class _Chunk:
@@ -172,8 +186,9 @@ class _Chunk:
         shift_C: Tensor,
         y_C: Tensor,
         valid_C: Tensor,
+        taught_CV: Tensor | None = None,
     ) -> None:
-        self.head, self.objective, self.vocabulary = head, objective, vocabulary
+        self.head, self.objective, self.vocabulary, self.taught_CV = head, objective, vocabulary, taught_CV
         self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
         self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
@@ -197,7 +212,9 @@ class _Chunk:
             negatives_C, largest_C = self.negatives.logsumexp_C + self.shift_C, self.negatives.max_C + self.shift_C
             logits = (true_C, negatives_C, mean_C, largest_C, self.shift_C)
             leaves = TokenLogits(*(x.detach().requires_grad_() for x in logits))
-            self.t = leaves if rows_CV is None else of_rows(rows_CV.requires_grad_(), self.y_C, leaves.shift)
+            self.t = (
+                leaves if rows_CV is None else of_rows(rows_CV.requires_grad_(), self.y_C, leaves.shift, self.taught_CV)
+            )
             self.loss_C, parts = self.objective.terms(self.t)
         raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
         raw["largest_negative"] = largest_C

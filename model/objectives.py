@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .teaching import Teacher
+
 
 @dataclass(frozen=True)
 class TokenLogits:
@@ -34,6 +36,8 @@ class TokenLogits:
     """z (N, V), of which the others are functions then; only for objectives with ``uses_rows``"""
     target: Tensor | None = None
     """y (N,), with ``rows``"""
+    taught: Tensor | None = None
+    """The teacher's logits (N, V), fixed; only for objectives with a teacher"""
 
     @property
     def largest(self) -> Tensor:
@@ -41,12 +45,12 @@ class TokenLogits:
         return torch.maximum(self.true, self.largest_negative)
 
 
-def of_rows(z_NV: Tensor, y_N: Tensor, shift_N: Tensor) -> TokenLogits:
-    """All of it as functions of the logits z_NV."""
+def of_rows(z_NV: Tensor, y_N: Tensor, shift_N: Tensor, taught_NV: Tensor | None = None) -> TokenLogits:
+    """All of it as functions of the logits z_NV, and a teacher's beside them."""
     y_N1 = y_N[:, None]
     others_NV = z_NV.scatter(1, y_N1, float("-inf"))
     true_N = z_NV.gather(1, y_N1).squeeze(1)
-    return TokenLogits(true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N, z_NV, y_N)
+    return TokenLogits(true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N, z_NV, y_N, taught_NV)
 
 
 def negative_log_likelihood(t: TokenLogits) -> Tensor:
@@ -74,6 +78,8 @@ class Objective:
     """Whether ``loss`` reads ``TokenLogits.largest`` or ``largest_negative``: costs a pass over the logits."""
     uses_rows = False
     """Whether ``loss`` reads ``TokenLogits.rows``: its gradient is then by autograd on chunks of N x V."""
+    teacher: Teacher | None = None
+    """Whose logits ``loss`` reads as ``TokenLogits.taught``; with ``uses_rows``."""
     uses_weight = False
     """Whether the loss uses the TFSD weight."""
     detached = False
@@ -119,7 +125,7 @@ class WithPenalties(Objective):
         self.objective, self.penalties = objective, penalties
         self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
         self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
-        self.uses_rows = objective.uses_rows
+        self.uses_rows, self.teacher = objective.uses_rows, objective.teacher
         self.uses_weight, self.detached = objective.uses_weight, objective.detached
         self.shift_invariant = objective.shift_invariant and all(p.shift_invariant for p in penalties)
 

@@ -4,6 +4,7 @@ from .head_linear import LinearHead
 from .head_metric import MetricHead
 from .objective_ce import CrossEntropy
 from .objective_confidence import ConfidencePenalty
+from .objective_distill import Distillation, NormalisedDistillation
 from .objective_focal import Focal
 from .objective_gce import GeneralisedCrossEntropy
 from .objective_mix import CrossEntropyAndTFSD
@@ -21,10 +22,12 @@ __all__ = [
     "ConfidencePenalty",
     "CrossEntropy",
     "CrossEntropyAndTFSD",
+    "Distillation",
     "Focal",
     "GeneralisedCrossEntropy",
     "LinearHead",
     "MetricHead",
+    "NormalisedDistillation",
     "Poly1",
     "Threshold",
     "VirtualTeacher",
