@@ -157,7 +157,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             taught = None
             if self.objective.teacher is not None:
                 seen = {"attention_mask": attention_mask, "position_ids": position_ids}
-                taught = self.objective.teacher(self.lm_head.n_classes, input_ids, **seen)
+                taught = self.objective.teacher(input_ids, **seen)
             losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics, taught)
             items = losses.valid_N.sum() if num_items_in_batch is None else num_items_in_batch
             loss = losses.objective_sum / (items.to(h_BTD.device) if isinstance(items, Tensor) else items)

@@ -27,29 +27,25 @@ class Taught:
 
 
 class Teacher:
-    """An earlier checkpoint of this project, in evaluation mode. It is loaded at its first use, and is no part of the model that
-    it teaches."""
+    """An earlier checkpoint of this project, in evaluation mode. It is no part of the model that it teaches."""
 
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint = checkpoint
         self._model: Any = None
 
-    def load(self, n_classes: int) -> None:
-        """Load it. Raises OSError or ValueError for a checkpoint that is none, or has another vocabulary than ``n_classes``."""
-        from . import SwapHeadForCausalLM, load_model
-
-        model = load_model(self.checkpoint)
-        if not isinstance(model, SwapHeadForCausalLM):
-            raise ValueError("it is no model of this project")
-        if model.lm_head.n_classes != n_classes:
-            raise ValueError(f"it predicts {model.lm_head.n_classes} tokens and not {n_classes}")
-        self._model = model.requires_grad_(False)
+    def use(self, model: Any, n_classes: int) -> None:
+        """Take the model of the checkpoint. Raises ValueError for one that is none of this project or does not predict
+        ``n_classes`` tokens."""
+        found = getattr(getattr(model, "lm_head", None), "n_classes", None)
+        if found != n_classes:
+            raise ValueError(f"it predicts {found} tokens, not {n_classes}" if found else "it is no model of this project")
+        self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, n_classes: int, input_ids: Tensor, **arguments: Any) -> Taught:
-        """Its features of a batch (B, T). ``arguments``: for its body."""
-        if self._model is None:
-            self.load(n_classes)
+    def __call__(self, input_ids: Tensor | None, **arguments: Any) -> Taught:
+        """Its features of a batch (B, T). ``arguments``: for its body. Raises ValueError before it has a model."""
+        if self._model is None or input_ids is None:
+            raise ValueError(f"the teacher, {self.checkpoint}, needs its model (Teacher.use) and input_ids")
         self._model.to(input_ids.device)
         h_BTD = self._model.model(input_ids=input_ids, **arguments).last_hidden_state
         f_ND = self._model.lm_head.features(h_BTD.flatten(0, 1), torch.float32)

@@ -98,7 +98,7 @@ def _load_teacher(model: Any) -> None:
     teacher = model.objective.teacher
     if teacher is not None:
         try:
-            teacher.load(model.lm_head.n_classes)
+            teacher.use(load_model(teacher.checkpoint), model.lm_head.n_classes)
         except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
