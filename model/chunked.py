@@ -20,7 +20,8 @@ from torch import Tensor
 from .classes import Classes, LogitGradient
 from .heads import Head
 from .kernel_choice import negatives
-from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
+from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, of_rows, tfsd_weight
+from .teaching import Taught
 
 IGNORE_INDEX = -100
 MAX_ROWS = {"cpu": 512, "cuda": 4096}
@@ -89,14 +90,25 @@ def loss_of_features(
     y_N: Tensor,
     statistics: bool = False,
     rows: int | None = None,
+    taught: Taught | None = None,
 ) -> TokenLosses:
-    """The same from the head's features of the hidden states. Call it through the head (:meth:`Head.forward`)."""
+    """The same from the head's features of the hidden states, beside what a teacher says of the same tokens. Call it through the
+    head (:meth:`Head.forward`)."""
     rows = rows or chunk_rows(y_N.shape[0], head.n_classes, f_ND.device.type)
     shift_N = head.shift(f_ND)
     if objective.shift_invariant:
         shift_N = shift_N.detach()
     objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-        head, objective, y_N, statistics, rows, torch.is_grad_enabled(), f_ND, shift_N, *head.classes(f_ND.dtype)
+        head,
+        objective,
+        y_N,
+        statistics,
+        rows,
+        taught,
+        torch.is_grad_enabled(),
+        f_ND,
+        shift_N,
+        *head.classes(f_ND.dtype),
     )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
@@ -112,6 +124,7 @@ class _ChunkedLoss(torch.autograd.Function):
         y_N: Tensor,
         statistics: bool,
         rows: int,
+        taught: Taught | None,
         with_gradient: bool,
         f_ND: Tensor,
         shift_N: Tensor,
@@ -128,7 +141,8 @@ class _ChunkedLoss(torch.autograd.Function):
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
-            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c])
+            taught_CV = None if taught is None else taught.logits(c)
+            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c], taught_CV)
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
@@ -157,7 +171,7 @@ class _ChunkedLoss(torch.autograd.Function):
             # Autograd gets the only reference and need not copy: no second weight gradient exists.
             ctx.gradients = None
         df_ND, *others = (g.mul_(d_objective) for g in gradients)
-        return None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
+        return None, None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
 
 
 class _Chunk:
@@ -172,8 +186,9 @@ class _Chunk:
         shift_C: Tensor,
         y_C: Tensor,
         valid_C: Tensor,
+        taught_CV: Tensor | None = None,
     ) -> None:
-        self.head, self.objective, self.vocabulary = head, objective, vocabulary
+        self.head, self.objective, self.vocabulary, self.taught_CV = head, objective, vocabulary, taught_CV
         self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
         self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
@@ -191,11 +206,15 @@ class _Chunk:
         sample_SV = None
         if sampled is not None:
             sample_SV = self.z_CV[sampled].clone() if bias_V is None else self.z_CV[sampled] + bias_V
+        rows_CV = self._rows(true_C) if self.objective.uses_rows else None
         self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype, self.head.kernel)
         with torch.enable_grad():
             negatives_C, largest_C = self.negatives.logsumexp_C + self.shift_C, self.negatives.max_C + self.shift_C
             logits = (true_C, negatives_C, mean_C, largest_C, self.shift_C)
-            self.t = TokenLogits(*(x.detach().requires_grad_() for x in logits))
+            leaves = TokenLogits(*(x.detach().requires_grad_() for x in logits))
+            self.t = (
+                leaves if rows_CV is None else of_rows(rows_CV.requires_grad_(), self.y_C, leaves.shift, self.taught_CV)
+            )
             self.loss_C, parts = self.objective.terms(self.t)
         raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
         raw["largest_negative"] = largest_C
@@ -203,6 +222,11 @@ class _Chunk:
             raw |= {f"{PART}{name}": part_C.detach() for name, part_C in parts.items()}
             raw |= self._sample(sample_SV, sampled, true_C, mean_C)
         return raw
+
+    def _rows(self, true_C: Tensor) -> Tensor:
+        """A copy of the chunk's true logits (C, V)."""
+        z_CV = self.z_CV if self.vocabulary.bias_V is None else self.z_CV + self.vocabulary.bias_V
+        return (z_CV + self.shift_C[:, None]).scatter_(1, self.y_C[:, None], true_C[:, None])
 
     def _sample(self, z_SV: Tensor, sampled: slice, true_C: Tensor, mean_C: Tensor) -> dict[str, Tensor]:
         """Variance of the sampled tokens' logits ``z_SV``, which are overwritten, and entropy of their negatives. Logits
@@ -221,6 +245,8 @@ class _Chunk:
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Gradients of the summed loss for features (C, D) and shift (C,); those of the classes are accumulated."""
         t = self.t
+        if t.rows is not None:
+            return self._gradient_by_rows(t.rows)
         leaves = (t.true, t.negatives, t.mean, t.largest_negative, t.shift)
         d_true_C, d_negatives_C, d_mean_C, d_largest_C, d_shift_C = torch.autograd.grad(
             self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
@@ -242,6 +268,18 @@ class _Chunk:
         uniform_C = d_mean_C / weights_CV.shape[1] if self.objective.uses_mean else None
         df_CD = self.vocabulary.accumulate(LogitGradient(weights_CV, scale_C, uniform_C), self.f_CD)
         return df_CD, d_true_C + d_negatives_C + d_mean_C + d_largest_C + d_shift_C
+
+    def _gradient_by_rows(self, rows_CV: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of an objective that reads the rows, whose gradient fits no formula."""
+        dz_CV, d_shift_C = torch.autograd.grad(
+            self.loss_C, (rows_CV, self.t.shift), self.valid_C, allow_unused=True, materialize_grads=True
+        )
+        d_shift_C = d_shift_C + dz_CV.sum(1)
+        scale_C = torch.ones_like(d_shift_C)
+        if self.f_CD.dtype != dz_CV.dtype:  # half precision: the largest entry of a row becomes 1
+            scale_C = dz_CV.abs().amax(1).clamp(min=torch.finfo(dz_CV.dtype).tiny)
+            dz_CV = (dz_CV / scale_C[:, None]).to(self.f_CD.dtype)
+        return self.vocabulary.accumulate(LogitGradient(dz_CV, scale_C), self.f_CD), d_shift_C
 
 
 def _statistics(

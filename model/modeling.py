@@ -17,6 +17,7 @@ from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
 from .configuration import SwapHeadConfig
 from .heads import Head
 from .objectives import Objective, Penalty, WithPenalties
+from .teaching import Taught
 from .zoo import HEADS, OBJECTIVES
 
 
@@ -153,7 +154,11 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         if shift_labels is None:
             logits = self.lm_head(h_BTD[:, keep])
         else:
-            losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics)
+            taught = None
+            if self.objective.teacher is not None:
+                seen = {"attention_mask": attention_mask, "position_ids": position_ids}
+                taught = self.objective.teacher(input_ids, **seen)
+            losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics, taught)
             items = losses.valid_N.sum() if num_items_in_batch is None else num_items_in_batch
             loss = losses.objective_sum / (items.to(h_BTD.device) if isinstance(items, Tensor) else items)
         return SwapHeadOutput(
@@ -166,7 +171,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _losses(
-        self, h_BTD: Tensor, y_BT: Tensor, keep: slice | Tensor | None, statistics: bool
+        self, h_BTD: Tensor, y_BT: Tensor, keep: slice | Tensor | None, statistics: bool, taught: Taught | None
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
@@ -174,7 +179,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         objective = WithPenalties(self.objective, self.penalties) if penalised else self.objective
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
-            losses = loss_of_features(head, objective, f_ND, y_N, statistics)
+            losses = loss_of_features(head, objective, f_ND, y_N, statistics, taught=taught)
             return losses, None if keep is None else head.true_logits(f_ND.unflatten(0, h_BTD.shape[:2])[:, keep])
 
         return self.lm_head(h_BTD, both)

@@ -1,10 +1,15 @@
-"""Teacher-Free Self-Distillation, and the weighted cross-entropy that it equals."""
+"""Teacher-Free Self-Distillation, the weighted cross-entropy that it equals, and TFSD with another anchor than 0."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .objectives import Objective, TokenLogits, negative_log_likelihood, tfsd_weight
+from .objective_weighted import Weighted
+from .objectives import TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
 from .registry import register_objective
 
 
@@ -23,25 +28,69 @@ def tfsd_value(t: TokenLogits) -> Tensor:
     return (torch.where(u > 60, far, near) - a * u).to(t.true.dtype)
 
 
-@register_objective("weighted_ce")
-class WeightedCrossEntropy(Objective):
-    """c * (-log P_y) with c, the TFSD weight, detached: the ablation that must train exactly like TFSD."""
-
-    uses_weight = True
-    shift_invariant = True
-
-    def loss(self, t: TokenLogits) -> Tensor:
-        return tfsd_weight(t).detach() * negative_log_likelihood(t)
-
-
 @register_objective("tfsd")
-class TFSD(WeightedCrossEntropy):
+class TFSD(Weighted):
     """Teacher-Free Self-Distillation (Pisoni 2026): KL(Q || P) with Q detached.
 
-    Its gradient equals that of :class:`WeightedCrossEntropy` at every logit (docs/mathematics.md, section 2; tested) and is
-    taken from there, where it is exact in float32; the value is that of the KL.
+    Its gradient is c (P - onehot) at every logit with c = Q_y (1 - exp(z_y)) (docs/mathematics.md, section 2; tested) and is
+    computed so, which is exact in float32; the value is that of the KL.
     """
 
-    def loss(self, t: TokenLogits) -> Tensor:
-        gradient_carrier = super().loss(t)
-        return gradient_carrier + (tfsd_value(t) - gradient_carrier).detach()
+    uses_weight = True
+    detached = True
+
+    def weight(self, t: TokenLogits) -> Tensor:
+        return tfsd_weight(t)
+
+    def value(self, t: TokenLogits) -> Tensor:
+        return tfsd_value(t)
+
+    def terms(self, t: TokenLogits) -> tuple[Tensor, Mapping[str, Any]]:
+        return self.loss(t), {}  # tfsd/weight is reported of every token
+
+
+@register_objective("weighted_ce")
+class WeightedCrossEntropy(TFSD):
+    """c * (-log P_y) with c, the TFSD weight, detached: the ablation that must train exactly like TFSD."""
+
+    def value(self, t: TokenLogits) -> Tensor:
+        return self.weight(t) * negative_log_likelihood(t)
+
+
+@register_objective("tfsd_anchored")
+class AnchoredTFSD(Weighted):
+    """TFSD whose target raises the true logit to a level a that moves with the token's logits, detached, instead of to 0:
+    c = Q_y (1 - exp(z_y - a)). No constant that is added to all logits changes it, so it fits every head, and c does not vanish
+    where all logits are far below 0.
+
+    With a = log Z + m, c = (e^m - p) / (e^m + 1 - p) depends on p alone: from e^m / (e^m + 1) at p = 0 to 1 - e^-m at p = 1.
+    With a = max_k z_k + m and m = 0, c is 0 as soon as the target is the most probable token.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        anchor: Literal["largest", "log_partition"] = "log_partition"
+        """The level: largest = max_k z_k; log_partition = log sum_k exp(z_k)."""
+        margin: float = 0.0
+        """m, added to the level, in nats; the larger, the more like cross-entropy."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.margin <= 100:
+                raise ValueError(f"margin must be from 0 to 100, not {self.margin}")
+
+    detached = True
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.uses_largest = options.anchor == "largest"
+
+    def weight(self, t: TokenLogits) -> Tensor:
+        return tfsd_weight(self._moved(t))
+
+    def value(self, t: TokenLogits) -> Tensor:
+        return tfsd_value(self._moved(t))
+
+    def _moved(self, t: TokenLogits) -> TokenLogits:
+        """The logits relative to the level."""
+        level = (t.largest if self.options.anchor == "largest" else log_partition(t)) + self.options.margin
+        return replace(t, true=t.true - level, negatives=t.negatives - level)

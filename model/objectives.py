@@ -2,7 +2,9 @@
 
 An objective that only asks how the target compares with the rest is a function of a few numbers per token
 (:class:`TokenLogits`). Its gradient for V logits follows by the chain rule, so it never needs an N x V tensor and is
-ordinary differentiable code on vectors.
+ordinary differentiable code on vectors. One that asks for more (``uses_rows``) gets all logits of a chunk of tokens.
+
+Shapes: N tokens (of a chunk), V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .teaching import Teacher
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,25 @@ class TokenLogits:
     """max_{k != y} z_k; differentiable only for objectives with ``uses_largest``"""
     shift: Tensor
     """The constant that the head adds to all logits of the token (:meth:`Head.shift`); 0 for a linear head"""
+    rows: Tensor | None = None
+    """z (N, V), of which the others are functions then; only for objectives with ``uses_rows``"""
+    target: Tensor | None = None
+    """y (N,), with ``rows``"""
+    taught: Tensor | None = None
+    """The teacher's logits (N, V), fixed; only for objectives with a teacher"""
 
     @property
     def largest(self) -> Tensor:
         """max_k z_k"""
         return torch.maximum(self.true, self.largest_negative)
+
+
+def of_rows(z_NV: Tensor, y_N: Tensor, shift_N: Tensor, taught_NV: Tensor | None = None) -> TokenLogits:
+    """All of it as functions of the logits z_NV, and a teacher's beside them."""
+    y_N1 = y_N[:, None]
+    others_NV = z_NV.scatter(1, y_N1, float("-inf"))
+    true_N = z_NV.gather(1, y_N1).squeeze(1)
+    return TokenLogits(true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N, z_NV, y_N, taught_NV)
 
 
 def negative_log_likelihood(t: TokenLogits) -> Tensor:
@@ -58,8 +76,14 @@ class Objective:
     """Whether ``loss`` reads ``TokenLogits.mean``."""
     uses_largest = False
     """Whether ``loss`` reads ``TokenLogits.largest`` or ``largest_negative``: costs a pass over the logits."""
+    uses_rows = False
+    """Whether ``loss`` reads ``TokenLogits.rows``: its gradient is then by autograd on chunks of N x V."""
+    teacher: Teacher | None = None
+    """Whose logits ``loss`` reads as ``TokenLogits.taught``; with ``uses_rows``."""
     uses_weight = False
     """Whether the loss uses the TFSD weight."""
+    detached = False
+    """Whether a part of the loss is held fixed, so that its gradient has no second derivatives of its own."""
     shift_invariant = False
     """Whether adding a constant to all logits of a token, and to ``TokenLogits.shift``, changes nothing; its gradient, mere
     rounding, is then not computed."""
@@ -101,7 +125,8 @@ class WithPenalties(Objective):
         self.objective, self.penalties = objective, penalties
         self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
         self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
-        self.uses_weight = objective.uses_weight
+        self.uses_rows, self.teacher = objective.uses_rows, objective.teacher
+        self.uses_weight, self.detached = objective.uses_weight, objective.detached
         self.shift_invariant = objective.shift_invariant and all(p.shift_invariant for p in penalties)
 
     def loss(self, t: TokenLogits) -> Tensor:

@@ -3,7 +3,33 @@
 from .head_linear import LinearHead
 from .head_metric import MetricHead
 from .objective_ce import CrossEntropy
-from .objective_tfsd import TFSD, WeightedCrossEntropy
+from .objective_confidence import ConfidencePenalty
+from .objective_distill import Distillation, NormalisedDistillation
+from .objective_focal import Focal
+from .objective_gce import GeneralisedCrossEntropy
+from .objective_mix import CrossEntropyAndTFSD
+from .objective_poly1 import Poly1
+from .objective_tfsd import TFSD, AnchoredTFSD, WeightedCrossEntropy
+from .objective_threshold import Threshold
+from .objective_virtual_teacher import VirtualTeacher
 from .registry import HEADS, OBJECTIVES
 
-__all__ = ["HEADS", "OBJECTIVES", "TFSD", "CrossEntropy", "LinearHead", "MetricHead", "WeightedCrossEntropy"]
+__all__ = [
+    "HEADS",
+    "OBJECTIVES",
+    "TFSD",
+    "AnchoredTFSD",
+    "ConfidencePenalty",
+    "CrossEntropy",
+    "CrossEntropyAndTFSD",
+    "Distillation",
+    "Focal",
+    "GeneralisedCrossEntropy",
+    "LinearHead",
+    "MetricHead",
+    "NormalisedDistillation",
+    "Poly1",
+    "Threshold",
+    "VirtualTeacher",
+    "WeightedCrossEntropy",
+]

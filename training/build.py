@@ -82,6 +82,7 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
     """Prepare the model for training as configured."""
     model.train()
     model.lm_head.kernel = config.train.kernel
+    _load_teacher(model)
     attend_causally(model.model, config.data.sequence_length)
     if config.train.gradient_checkpointing:
         # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.
@@ -90,6 +91,19 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
     if config.train.compile:
         model.model.compile()
     return model
+
+
+def _load_teacher(model: Any) -> None:
+    """Load what the objective learns from, if it has a teacher. Raises InputError for one that cannot be used."""
+    teacher = model.objective.teacher
+    if teacher is not None:
+        try:
+            teacher.use(load_model(teacher.checkpoint), model.lm_head.n_classes)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"objective.teacher: {teacher.checkpoint} cannot be used: {reason}; give a checkpoint"
+            ) from None
 
 
 def build_telemetry(model: Any, config: RunConfig) -> Telemetry:

@@ -127,7 +127,7 @@ def take_step(run: Run, *, sequences: int, previous: Vectors | None = None) -> t
     Losses and gradients are those of the objective that is trained, with penalties, but without dropout. (A term that an
     intervention adds to the gradient alone, as mu_loss does, is in the step but in none of them.) The two curvatures along
     directions are differences of that gradient on the whole batch, and so right for any objective. The sharpness takes second
-    derivatives of the objective; where that has none, because a part of it is detached (``uses_weight``, as TFSD), it is that
+    derivatives of the objective; where that has none, because a part of it is detached (``detached``, as TFSD), it is that
     of the NLL and is called so.
     """
     taken = _take(run)
@@ -238,7 +238,7 @@ def _curvatures(run: Run, taken: _Taken, gradient: list[Tensor], sequences: int)
 
 def _detached(run: Run) -> bool:
     """Whether the training gradient is not that of a plain function of the parameters, as with TFSD's detached weights."""
-    return bool(run.bare_model().objective.uses_weight)
+    return bool(run.bare_model().objective.detached)
 
 
 def _sharpness(run: Run, taken: _Taken, denominators: list[Tensor], sequences: int) -> float | None:

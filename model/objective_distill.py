@@ -1,0 +1,99 @@
+"""Distillation from an earlier checkpoint, such as that of a run of the same model (born-again networks)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .objectives import Objective, TokenLogits, negative_log_likelihood
+from .registry import register_objective
+from .teaching import Teacher
+
+TINY = 1e-7
+"""Added to the standard deviation of logits that are standardised, as by the authors."""
+
+
+@register_objective("distill")
+class Distillation(Objective):
+    """(1 - alpha) CE + alpha T^2 KL(R || P), R and P being the teacher's and the own prediction at temperature T (Hinton et al.
+    2015, arXiv 1503.02531; with a teacher of the same size: born-again networks, Furlanello et al. 2018, arXiv 1805.04770).
+
+    ``standardise`` takes both from logits with mean 0 and standard deviation 1 over the vocabulary (Sun et al. 2024, arXiv
+    2403.01427): then the second part's gradient changes neither mean nor scale of the logits, which only CE does.
+    """
+
+    uses_rows = True
+    shift_invariant = True
+
+    @dataclass(frozen=True)
+    class Options:
+        teacher: str
+        """A checkpoint of an earlier run with the same tokenizer."""
+        alpha: float = 0.5
+        """Share of the teacher in the loss."""
+        temperature: float = 1.0
+        """T, of teacher and student."""
+        standardise: bool = False
+        """Standardise the logits of both."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.alpha <= 1:
+                raise ValueError(f"alpha must be from 0 to 1, not {self.alpha}")
+            if not 0.01 <= self.temperature <= 1000:
+                raise ValueError(f"temperature must be from 0.01 to 1000, not {self.temperature}")
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.teacher = Teacher(options.teacher)
+
+    def loss(self, t: TokenLogits) -> Tensor:
+        assert t.rows is not None and t.taught is not None
+        log_r_NV, log_p_NV = (self._softened(z_NV) for z_NV in (t.taught, t.rows))
+        kl_N = (log_r_NV.exp() * (log_r_NV - log_p_NV)).sum(1)
+        alpha, temperature = self.options.alpha, self.options.temperature
+        return (1 - alpha) * negative_log_likelihood(t) + alpha * temperature**2 * kl_N
+
+    def _softened(self, z_NV: Tensor) -> Tensor:
+        if self.options.standardise:
+            z_NV = (z_NV - z_NV.mean(1, keepdim=True)) / (z_NV.std(1, keepdim=True) + TINY)
+        return (z_NV / self.options.temperature).log_softmax(1)
+
+
+@register_objective("nkd")
+class NormalisedDistillation(Objective):
+    """-r_y log p_y + gamma T^2 CE(R', P'), R' and P' being teacher and student at temperature T without the target, renormalised
+    (NKD of Yang et al. 2023, arXiv 2303.13005). r_y is the teacher's probability of the target at temperature 1.
+
+    Were the teacher the student itself, the second part would have no gradient, and the first be that of CE weighted by p_y: of
+    gce with q = 1, and the opposite of TFSD's weighting.
+    """
+
+    uses_rows = True
+    shift_invariant = True
+
+    @dataclass(frozen=True)
+    class Options:
+        teacher: str
+        """A checkpoint of an earlier run with the same tokenizer."""
+        gamma: float = 1.5
+        """Weight of the second part."""
+        temperature: float = 1.0
+        """T, of teacher and student in the second part."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.gamma <= 1000:
+                raise ValueError(f"gamma must be from 0 to 1000, not {self.gamma}")
+            if not 0.01 <= self.temperature <= 1000:
+                raise ValueError(f"temperature must be from 0.01 to 1000, not {self.temperature}")
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.teacher = Teacher(options.teacher)
+
+    def loss(self, t: TokenLogits) -> Tensor:
+        assert t.rows is not None and t.target is not None and t.taught is not None
+        y_N1 = t.target[:, None]
+        sure_N = t.taught.softmax(1).gather(1, y_N1).squeeze(1)
+        others = (z_NV.scatter(1, y_N1, -1e30) / self.options.temperature for z_NV in (t.taught, t.rows))
+        log_r_NV, log_p_NV = (z_NV.log_softmax(1) for z_NV in others)
+        rest_N = -(log_r_NV.exp() * log_p_NV).sum(1)
+        return sure_N * negative_log_likelihood(t) + self.options.gamma * self.options.temperature**2 * rest_N

@@ -1,0 +1,142 @@
+"""Objectives with a teacher, against naive float64 definitions; a run that learns from another run's checkpoint."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import InputError
+from model import OBJECTIVES, load_model
+from model.chunked import loss_of_features
+from model.teaching import Taught
+
+from ..conftest import rows_of
+from . import naive
+from .test_objectives import SHAPES, assert_same, data, gradients, make, naive_logits
+
+
+def distilled(z_NV, r_NV, y_N, alpha=0.7, temperature=2.0, standardise=False):
+    if standardise:
+        z_NV, r_NV = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) for x in (z_NV, r_NV))
+    kl_N = F.kl_div((z_NV / temperature).log_softmax(1), (r_NV / temperature).softmax(1), reduction="none").sum(1)
+    return alpha * temperature**2 * kl_N
+
+
+def full_distillation(z_NV, r_NV, y_N, alpha=0.7, **options):
+    return (1 - alpha) * naive.cross_entropy(z_NV, y_N) + distilled(z_NV, r_NV, y_N, alpha, **options)
+
+
+def normalised(z_NV, r_NV, y_N, gamma=1.5, temperature=2.0):
+    """Target by target, with the other classes picked out."""
+    losses = []
+    for z_V, r_V, y in zip(z_NV, r_NV, y_N.tolist(), strict=True):
+        others = [k for k in range(len(z_V)) if k != y]
+        rest = -((r_V[others] / temperature).softmax(0) * (z_V[others] / temperature).log_softmax(0)).sum()
+        losses.append(-r_V.softmax(0)[y] * z_V.log_softmax(0)[y] + gamma * temperature**2 * rest)
+    return torch.stack(losses)
+
+
+CASES = {
+    "distill": ("distill", {"alpha": 0.7, "temperature": 2.0}, full_distillation),
+    "standardised": (
+        "distill",
+        {"alpha": 0.7, "temperature": 2.0, "standardise": True},
+        lambda z, r, y: full_distillation(z, r, y, standardise=True),
+    ),
+    "nkd": ("nkd", {"gamma": 1.5, "temperature": 2.0}, normalised),
+}
+
+
+def taught_loss(head, objective, teacher, h_ND, g_ND, y_N):
+    """The loss on hidden states h_ND of a student and g_ND of a teacher."""
+    taught = Taught(teacher, teacher.features(g_ND, torch.float64).detach())
+    return head(
+        h_ND, lambda head, f_ND: loss_of_features(head, objective, f_ND, y_N, rows=4, taught=taught)
+    ).objective_sum
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("head_kind", ["linear", "metric"])
+@given(**(SHAPES | {"V": st.integers(3, 40)}))
+def test_value_and_gradient_are_those_of_the_definition(case, head_kind, V, D, N, seed):
+    kind, options, definition = CASES[case]
+    head, objective = make(head_kind, kind, D, V, {}, {"teacher": "none", **options})
+    teacher, _ = make("linear", "ce", D, V)
+    h_ND, y_N = data(V, D, N, seed, head)
+    g_ND, _ = data(V, D, N, seed + 1, teacher)
+    actual = taught_loss(head, objective, teacher, h_ND, g_ND, y_N)
+    expected = definition(naive_logits(head, h_ND), naive_logits(teacher, g_ND).detach(), y_N).sum()
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9)
+    assert_same(gradients(actual, h_ND, head.weight), gradients(expected, h_ND, head.weight), 1e-6, 1e-8)
+
+
+@given(seed=st.integers(0, 1000))
+def test_standardised_distillation_moves_neither_mean_nor_scale_of_the_logits(seed):
+    """Its gradient is orthogonal to the ones and to the logits (but for the 1e-7 beside the standard deviation)."""
+    generator = torch.Generator().manual_seed(seed)
+    z_NV, r_NV = (torch.randn(5, 30, generator=generator, dtype=torch.float64) for _ in range(2))
+    (d_NV,) = gradients(distilled(z_NV.requires_grad_(), r_NV, None, standardise=True).sum(), z_NV)
+    z_NV = z_NV.detach()
+    size_N = d_NV.norm(dim=1)
+    assert float((d_NV.sum(1) / size_N).abs().max()) < 1e-9
+    assert float(((d_NV * z_NV).sum(1) / size_N / z_NV.norm(dim=1)).abs().max()) < 1e-5
+
+
+def test_a_student_that_is_its_own_teacher_learns_nothing_from_it():
+    """Distillation alone is at its minimum, and NKD leaves cross-entropy weighted by p_y (gce with q = 1)."""
+    head, alone = make("metric", "distill", 6, 20, {}, {"teacher": "none", "alpha": 1.0})
+    h_ND, y_N = data(20, 6, 15, 0, head)
+    gradient = gradients(taught_loss(head, alone, head, h_ND, h_ND, y_N), h_ND)[0]
+    assert float(gradient.abs().max()) < 1e-12
+    nkd = make("metric", "nkd", 6, 20, {}, {"teacher": "none"})[1]
+    gce = make("metric", "gce", 6, 20, {}, {"q": 1.0})[1]
+    own, other = (taught_loss(head, objective, head, h_ND, h_ND, y_N) for objective in (nkd, gce))
+    assert_same(gradients(own, h_ND, head.weight), gradients(other, h_ND, head.weight), 1e-8, 1e-11)
+
+
+def test_a_run_learns_from_a_checkpoint_of_another_and_goes_on_to_the_bit(start, tmp_path):
+    start("name=teacher")
+    checkpoint = next((tmp_path / "teacher" / "checkpoints").glob("step_*30"))
+    born = ["objective.kind=distill", f"objective.teacher={checkpoint}", "objective.alpha=0.9"]
+    whole = start("name=whole", *born)
+    start("name=parts", *born, f"branch_from={tmp_path}/whole@20")
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")[20:]
+    first, of_teacher = (rows_of(tmp_path / name)[0] for name in ("whole", "teacher"))
+    assert first["loss/nll"] == of_teacher["loss/nll"]
+    assert first["loss/objective"] != of_teacher["loss/objective"]
+    assert whole == 0
+    model = load_model(next((tmp_path / "whole" / "checkpoints").glob("step_*30")))
+    assert model.objective.options.alpha == 0.9
+    assert not any("teach" in name for name, _ in model.named_parameters())
+
+
+def test_a_teacher_that_cannot_be_used_is_one_line(start, tmp_path):
+    with pytest.raises(InputError, match=r"objective.teacher: .*nowhere cannot be used: .*; give a checkpoint"):
+        start("name=student", "objective.kind=distill", f"objective.teacher={tmp_path}/nowhere")
+
+
+@pytest.fixture
+def start(recipe):
+    """Train tiny.yaml with overrides in this test's directory; the exit status."""
+    from configs.load import load_config
+    from training.loop import run_training
+
+    def train(*overrides):
+        return run_training(load_config(recipe["path"], [*recipe["overrides"], *overrides]))
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("distill", {"alpha": -1.0}, "alpha must be from 0 to 1, not -1.0"),
+        ("distill", {"temperature": 0.0}, "temperature must be from 0.01 to 1000, not 0.0"),
+        ("nkd", {"gamma": -1.0}, "gamma must be from 0 to 1000, not -1.0"),
+        ("nkd", {"temperature": 0.0}, "temperature must be from 0.01 to 1000, not 0.0"),
+    ],
+)
+def test_options_that_make_no_loss_are_refused(kind, options, expected):
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        OBJECTIVES[kind].Options(teacher="none", **options)
