@@ -38,7 +38,9 @@ class Teacher:
         ``n_classes`` tokens."""
         found = getattr(getattr(model, "lm_head", None), "n_classes", None)
         if found != n_classes:
-            raise ValueError(f"it predicts {found} tokens, not {n_classes}" if found else "it is no model of this project")
+            raise ValueError(
+                f"it predicts {found} tokens, not {n_classes}" if found else "it is no model of this project"
+            )
         self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
