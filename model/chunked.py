@@ -89,14 +89,20 @@ def loss_of_features(
     y_N: Tensor,
     statistics: bool = False,
     rows: int | None = None,
+    training: bool | None = None,
 ) -> TokenLosses:
-    """The same from the head's features of the hidden states. Call it through the head (:meth:`Head.forward`)."""
+    """The same from the head's features of the hidden states. Call it through the head (:meth:`Head.forward`).
+
+    ``training``: whether the objective is that of training (:meth:`Head.in_training`); by default, the head's mode.
+    """
+    training = head.training if training is None else training
     rows = rows or chunk_rows(y_N.shape[0], head.n_classes, f_ND.device.type)
     shift_N = head.shift(f_ND)
     if objective.shift_invariant:
         shift_N = shift_N.detach()
     objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-        head, objective, y_N, statistics, rows, torch.is_grad_enabled(), f_ND, shift_N, *head.classes(f_ND.dtype)
+        *(head, objective, y_N, statistics, rows, training, torch.is_grad_enabled()),
+        *(f_ND, shift_N, *head.classes(f_ND.dtype)),
     )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
@@ -112,6 +118,7 @@ class _ChunkedLoss(torch.autograd.Function):
         y_N: Tensor,
         statistics: bool,
         rows: int,
+        training: bool,
         with_gradient: bool,
         f_ND: Tensor,
         shift_N: Tensor,
@@ -128,7 +135,7 @@ class _ChunkedLoss(torch.autograd.Function):
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
-            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c])
+            chunk = _Chunk(head, objective, vocabulary, training, f_ND[c], shift_N[c], y_N[c], valid_N[c])
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
@@ -157,7 +164,7 @@ class _ChunkedLoss(torch.autograd.Function):
             # Autograd gets the only reference and need not copy: no second weight gradient exists.
             ctx.gradients = None
         df_ND, *others = (g.mul_(d_objective) for g in gradients)
-        return None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
+        return *(None,) * 7, df_ND.to(ctx.feature_dtype), *others
 
 
 class _Chunk:
@@ -168,12 +175,13 @@ class _Chunk:
         head: Head,
         objective: Objective,
         vocabulary: Classes,
+        training: bool,
         f_CD: Tensor,
         shift_C: Tensor,
         y_C: Tensor,
         valid_C: Tensor,
     ) -> None:
-        self.head, self.objective, self.vocabulary = head, objective, vocabulary
+        self.head, self.objective, self.vocabulary, self.training = head, objective, vocabulary, training
         self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
         self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
@@ -196,7 +204,7 @@ class _Chunk:
             negatives_C, largest_C = self.negatives.logsumexp_C + self.shift_C, self.negatives.max_C + self.shift_C
             logits = (true_C, negatives_C, mean_C, largest_C, self.shift_C)
             self.t = TokenLogits(*(x.detach().requires_grad_() for x in logits))
-            self.loss_C, parts = self.objective.terms(self.t)
+            self.loss_C, parts = self.objective.terms(self.head.in_training(self.t) if self.training else self.t)
         raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
         raw["largest_negative"] = largest_C
         if sample_SV is not None and sampled is not None:

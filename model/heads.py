@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .classes import AffineClasses, Classes, SoftCappedClasses
 from .kernel_choice import Kernel
+from .objectives import TokenLogits
 from .precision import compute_dtype, product, wide_dtype
 
 
@@ -72,6 +73,10 @@ class Head(nn.Module):
     def target_logits(self, f_CD: Tensor, y_C: Tensor, z_C: Tensor, *classes: Tensor) -> Tensor:
         """True logits (C,) of the targets; by default ``z_C``, gathered from the chunk's logits. Needs no gradient."""
         return z_C
+
+    def in_training(self, t: TokenLogits) -> TokenLogits:
+        """What the objective sees in training instead of ``t``, a differentiable function of it; reported numbers keep ``t``."""
+        return t
 
     def vocabulary(self, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> Classes:
         """The vocabulary side of one evaluation, from what ``classes`` returned."""

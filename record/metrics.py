@@ -59,6 +59,8 @@ METRICS = (
     Metric("logit/logsumexp", "nats", "mean", "log partition function"),
     Metric("entropy/p", "nats", "mean", "entropy of the predicted distribution P, on every 16th token"),
     Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid, after normalisation"),
+    Metric("cosine/true", "1", "mean", "cosine of the hidden state and the true token's embedding, without margin"),
+    Metric("cosine/scale", "nats", "mean", "s, by which a cosine head multiplies all cosines"),
     Metric("tfsd/weight_mean", "1", "mean", "c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of CE"),
     Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 0.12% from 1e-16 on"),
     Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import HEADS
+from model.chunked import chunked_loss
 from model.head_metric import SCALES
 
 from . import naive
+from .test_objectives import assert_same, data, gradients, make, naive_logits
 
 
 def metric_head(D, V, **options):
@@ -102,3 +104,106 @@ def test_bf16_distances_are_those_of_the_rounded_inputs():
     # A bf16 product of magnitude m is off by up to m/256; without rounding care the norms alone would be off by more.
     products_NV = (h_ND @ head.weight.T).abs()
     assert bool(((logits_NV - exact_NV).abs() <= products_NV / 200 + 1e-2).all())
+
+
+def bare(kind, D, V, **options):
+    """A head in float64 with random embeddings and own parameters."""
+    head = HEADS[kind](D, V, HEADS[kind].Options(**options)).double()
+    head.reset_parameters()
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    return head
+
+
+def hidden(N, D, seed=1):
+    return torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("kind", "same"), [("cosine", True), ("von_mises_fisher", False)])
+def test_lengths_of_class_vectors_do_not_count_and_those_of_hidden_states_are_the_concentration(kind, same):
+    head, h_ND = bare(kind, 6, 20), hidden(9, 6)
+    before, times = head(h_ND).detach(), 0.1 + torch.rand(20, 1, dtype=torch.float64)
+    torch.testing.assert_close(head(3 * h_ND), before if same else 3 * before)
+    with torch.no_grad():
+        head.weight.mul_(times)
+    torch.testing.assert_close(head(h_ND), before)
+
+
+def test_the_share_of_a_von_mises_fisher_density_at_the_class_directions():
+    """With its normaliser, which is the same at all of them: in three dimensions kappa / (4 pi sinh(kappa))."""
+    head, h_ND = bare("von_mises_fisher", 3, 20), hidden(9, 3)
+    kappa_N1 = h_ND.norm(dim=1, keepdim=True)
+    cosines_NV = torch.nn.functional.cosine_similarity(h_ND[:, None], head.weight[None], dim=2)
+    density_NV = kappa_N1 / (4 * math.pi * kappa_N1.sinh()) * (kappa_N1 * cosines_NV).exp()
+    torch.testing.assert_close(head(h_ND).softmax(1), density_NV / density_NV.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@given(
+    m=st.floats(0.01, 1.5),
+    s=st.sampled_from([1.0, 16.0, 64.0]),
+    D=st.integers(4, 12),  # in fewer dimensions some angle is below the least
+    V=st.integers(2, 30),
+    seed=st.integers(0, 999),
+)
+def test_a_margin_is_arcfaces_in_training_and_nowhere_else(smoothing, m, s, D, V, seed):
+    head, objective = make(
+        "cosine", "ce", D, V, {"scale": s, "margin": m}, {"label_smoothing": smoothing, "z_loss": 1e-3}
+    )
+    h_ND, y_N = data(V, D, 9, seed, head)
+    found, without = (chunked_loss(head.train(mode), objective, h_ND, y_N, statistics=True) for mode in (True, False))
+    z_NV = naive_logits(head, h_ND)
+    for losses, seen_NV in ((found, naive.with_margin(z_NV, y_N, s, m)), (without, z_NV)):
+        expected = naive.label_smoothed(seen_NV, y_N, smoothing) + 1e-3 * seen_NV.logsumexp(1).square()
+        torch.testing.assert_close(losses.objective_N, expected.detach(), rtol=1e-9, atol=1e-9)
+        leaves = (h_ND, head.weight)
+        wanted = torch.autograd.grad(expected.sum(), leaves, retain_graph=True)
+        assert_same(gradients(losses.objective_sum, *leaves), wanted, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(losses.nll_N, naive.cross_entropy(z_NV, y_N).detach(), rtol=1e-9, atol=1e-9)
+    assert found.statistics.keys() == without.statistics.keys()
+    for name, value in found.statistics.items():
+        assert torch.equal(value, without.statistics[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-4, math.pi - 1e-4, math.pi])
+def test_a_margin_is_finite_next_to_the_target_and_opposite_to_it(angle, dtype):
+    head, objective = make("cosine", "ce", 16, 20, {"margin": 0.5}, dtype=torch.float32)
+    h_ND, y_N = data(20, 16, 5, 0, head, dtype=torch.float32)
+    with torch.no_grad():
+        aside_ND = torch.linalg.qr(torch.stack([head.weight[y_N].T, h_ND.T], 2).permute(1, 0, 2))[0][:, :, 1]
+        h_ND.copy_(4 * (math.cos(angle) * naive.directions(head.weight[y_N]) + math.sin(angle) * aside_ND))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        losses = chunked_loss(head, objective, h_ND, y_N)
+    expected = 16 * (math.cos(angle + 0.5) if angle < 1 else math.cos(angle) - 0.5 * math.sin(0.5))
+    z_NV = naive_logits(head, h_ND).detach().scatter(1, y_N[:, None], expected)
+    wanted = naive.cross_entropy(z_NV, y_N)
+    torch.testing.assert_close(
+        losses.objective_N.double(), wanted, rtol=0.03 if dtype == torch.bfloat16 else 2e-3, atol=2e-2
+    )
+    for gradient in gradients(losses.objective_sum, h_ND, head.weight):
+        assert gradient.isfinite().all()
+        assert float(gradient.norm()) < 100
+
+
+@pytest.mark.parametrize("kind", ["cosine", "von_mises_fisher"])
+def test_an_embedding_of_zeros_has_a_logit_of_0_and_a_finite_gradient(kind):
+    head, objective = make(kind, "ce", 6, 20)
+    h_ND, y_N = data(20, 6, 9, 0, head)
+    with torch.no_grad():
+        head.weight[3] = 0
+    assert bool((head(h_ND)[:, 3] == 0).all())
+    assert gradients(chunked_loss(head, objective, h_ND, y_N).objective_sum, head.weight)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("cosine", {"scale": 0.0}, "scale must be from 0.001 to 1000, not 0.0"),
+        ("cosine", {"margin": -0.1}, "margin must be from 0 to pi/2, not -0.1"),
+        ("cosine", {"margin": 0.1, "learn_scale": True}, "learn_scale must be false where there is a margin"),
+        ("von_mises_fisher", {"multiplier": 0.0}, "multiplier must be from 1e-06 to 1e"),
+    ],
+)
+def test_options_that_no_head_can_have(kind, options, said):
+    with pytest.raises(ValueError, match=said):
+        HEADS[kind].Options(**options)

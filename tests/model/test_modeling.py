@@ -25,6 +25,9 @@ HEADS = {
     "metric": {"kind": "metric"},
     "apart": {"kind": "metric", "tied": False},
     "learned": {"kind": "metric", "scale": "learned", "feature_norm": "layernorm", "init": "unit"},
+    "cosine": {"kind": "cosine", "learn_scale": True},
+    "margin": {"kind": "cosine", "scale": 8.0, "margin": 0.3, "tied": False},
+    "von Mises-Fisher": {"kind": "von_mises_fisher"},
 }
 
 
@@ -86,7 +89,7 @@ def test_tokens_added_later_can_be_predicted(head, tmp_path):
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("head", ["linear", "learned"])
+@pytest.mark.parametrize("head", [name for name in HEADS if HEADS[name].get("tied", True)])
 def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
     model = make(body, head).eval()
     prompt = tokens(length=4)
@@ -95,6 +98,28 @@ def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
     )
     assert torch.equal(with_cache, without)
     assert with_cache.shape[1] > 4
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_padded_batch_is_continued_as_each_of_its_prompts_alone(head):
+    """Padded on the left; and padded on the right the logits of real positions are the same."""
+    model = make("llama", head).eval()
+    prompts = [tokens(1, length) for length in (3, 7, 5)]
+    alone = [model.generate(p, max_new_tokens=6, do_sample=False)[0, p.shape[1] :] for p in prompts]
+    for left in (True, False):
+        sides = [(7 - p.shape[1], 0) if left else (0, 7 - p.shape[1]) for p in prompts]
+        batch, mask = (
+            torch.cat([torch.nn.functional.pad(x(p), side) for p, side in zip(prompts, sides, strict=True)])
+            for x in (torch.clone, torch.ones_like)
+        )
+        if left:
+            found = model.generate(batch, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+            for row, expected in zip(found[:, 7:], alone, strict=True):
+                assert torch.equal(row[: len(expected)], expected)
+        else:
+            logits = model(batch, attention_mask=mask).logits
+            for row, prompt in zip(logits, prompts, strict=True):
+                torch.testing.assert_close(row[: prompt.shape[1]], model(prompt).logits[0], rtol=1e-4, atol=1e-5)
 
 
 def test_loss_follows_the_transformers_convention():
@@ -180,7 +205,7 @@ def test_a_batch_counts_once_in_the_running_statistics():
 
 
 def test_the_body_starts_the_same_under_every_head():
-    bodies = [make(head=head).model.state_dict() for head in ("linear", "untied", "metric")]
+    bodies = [make(head=head).model.state_dict() for head in HEADS if HEADS[head].get("init", "normal") == "normal"]
     for other in bodies[1:]:
         assert all(torch.equal(other[name], value) for name, value in bodies[0].items())
 
@@ -193,7 +218,7 @@ def test_linear_and_metric_start_with_the_same_loss_at_the_equivalent_scale():
     assert abs(float(linear.detach() - metric.detach())) < 0.01
 
 
-@pytest.mark.parametrize("head", ["linear", "metric"])
+@pytest.mark.parametrize("head", ["linear", "metric", "margin"])
 def test_activation_checkpointing_changes_no_gradient(head):
     gradients = []
     for checkpointing in (False, True):
