@@ -1,8 +1,10 @@
 """The project's own heads and objectives: importing this module registers them."""
 
 from .head_cosine import CosineHead
+from .head_harmonic import HarmonicHead
 from .head_linear import LinearHead
 from .head_metric import MetricHead
+from .head_mixture import MixtureHead
 from .head_von_mises_fisher import VonMisesFisherHead
 from .objective_ce import CrossEntropy
 from .objective_tfsd import TFSD, WeightedCrossEntropy
@@ -14,8 +16,10 @@ __all__ = [
     "TFSD",
     "CosineHead",
     "CrossEntropy",
+    "HarmonicHead",
     "LinearHead",
     "MetricHead",
+    "MixtureHead",
     "VonMisesFisherHead",
     "WeightedCrossEntropy",
 ]

@@ -27,6 +27,14 @@ def logits(head, h_ND, w_VD):
             return head.scale() * directions(h_ND) @ directions(w_VD).T
         case "VonMisesFisherHead":
             return o.multiplier * h_ND.norm(dim=1, keepdim=True) * F.normalize(h_ND, dim=1) @ directions(w_VD).T
+        case "HarmonicHead":
+            squares_NV, floor_N1 = -metric_logits(h_ND, w_VD, 1.0), 1e-6 * h_ND.detach().square().sum(1, keepdim=True)
+            return -head.exponent * (torch.maximum(squares_NV, floor_N1).sqrt() / math.sqrt(h_ND.shape[1])).log()
+        case "MixtureHead":
+            states_NKD = (h_ND @ head.projection.double().T + head.projection_bias.double()).tanh()
+            states_NKD = states_NKD.unflatten(1, (o.components, -1))
+            prior_NK1 = (h_ND @ head.prior.double().T).softmax(1)[:, :, None]
+            return (prior_NK1 * (states_NKD @ w_VD.T).softmax(2)).sum(1).log()
     raise TypeError(type(head))
 
 

@@ -22,6 +22,18 @@ def metric_head(D, V, **options):
     return head
 
 
+def bare(kind, D, V, **options):
+    """A head in float64 with random embeddings and own parameters."""
+    head = HEADS[kind](D, V, HEADS[kind].Options(**options)).double()
+    head.reset_parameters()
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    return head
+
+
+def hidden(N, D, seed=1):
+    return torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 @given(
     st.integers(1, 12), st.integers(2, 30), st.sampled_from([0.01, 0.5, 3.0, "article", "linear_equivalent", "learned"])
 )
@@ -58,14 +70,21 @@ def test_the_largest_metric_logit_is_zero_and_reached_at_a_centroid():
     assert bool((off_diagonal < 0).all())
 
 
-def test_the_metric_head_does_not_break_the_softmax_bottleneck():
-    """Rank of the log-probability matrix over many contexts: at most D+2 (linear: D+1), whatever the vocabulary."""
-    D, V = 10, 60
-    head = metric_head(D, V)
-    h_ND = torch.randn(200, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert int(torch.linalg.matrix_rank(head(h_ND).log_softmax(1))) <= D + 2
-    harmonic_NV = -D / 2 * naive.metric_logits(h_ND, head.weight, -1.0).log()
-    assert int(torch.linalg.matrix_rank(harmonic_NV.log_softmax(1))) == V
+@pytest.mark.parametrize(
+    ("kind", "most", "least"),
+    [
+        ("linear", 11, 11),
+        ("metric", 12, 12),
+        ("cosine", 11, 11),
+        ("von_mises_fisher", 11, 11),
+        ("harmonic", 60, 60),
+        ("mixture", 60, 60),
+    ],
+)
+def test_which_heads_break_the_softmax_bottleneck(kind, most, least):
+    """Rank of the log-probability matrix over many contexts at D = 10 and V = 60: the metric head's is D + 2, not V."""
+    head = bare(kind, 10, 60)
+    assert least <= int(torch.linalg.matrix_rank(head(2 * hidden(200, 10)).log_softmax(1))) <= most
 
 
 def test_far_from_every_centroid_the_distribution_saturates():
@@ -104,18 +123,6 @@ def test_bf16_distances_are_those_of_the_rounded_inputs():
     # A bf16 product of magnitude m is off by up to m/256; without rounding care the norms alone would be off by more.
     products_NV = (h_ND @ head.weight.T).abs()
     assert bool(((logits_NV - exact_NV).abs() <= products_NV / 200 + 1e-2).all())
-
-
-def bare(kind, D, V, **options):
-    """A head in float64 with random embeddings and own parameters."""
-    head = HEADS[kind](D, V, HEADS[kind].Options(**options)).double()
-    head.reset_parameters()
-    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
-    return head
-
-
-def hidden(N, D, seed=1):
-    return torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("kind", "same"), [("cosine", True), ("von_mises_fisher", False)])
@@ -202,8 +209,97 @@ def test_an_embedding_of_zeros_has_a_logit_of_0_and_a_finite_gradient(kind):
         ("cosine", {"margin": -0.1}, "margin must be from 0 to pi/2, not -0.1"),
         ("cosine", {"margin": 0.1, "learn_scale": True}, "learn_scale must be false where there is a margin"),
         ("von_mises_fisher", {"multiplier": 0.0}, "multiplier must be from 1e-06 to 1e"),
+        ("harmonic", {"exponent": 0.5}, "exponent must be from 1 to 10000, not 0.5"),
+        ("mixture", {"components": 0}, "components must be from 1 to 64, not 0"),
     ],
 )
 def test_options_that_no_head_can_have(kind, options, said):
     with pytest.raises(ValueError, match=said):
         HEADS[kind].Options(**options)
+
+
+@pytest.mark.parametrize("exponent", [1.0, "sqrt_width", "gpt2"])
+def test_harmonic_probabilities_are_powers_of_distances_in_any_unit(exponent):
+    head, h_ND = bare("harmonic", 6, 20, exponent=exponent), hidden(9, 6)
+    distances_NV = (h_ND[:, None] - head.weight).norm(dim=2)
+    powers_NV = distances_NV ** -{"sqrt_width": 6**0.5, "gpt2": 12.0}.get(exponent, exponent)
+    torch.testing.assert_close(head(h_ND).softmax(1), powers_NV / powers_NV.sum(1, keepdim=True))
+    before = head(h_ND).softmax(1).detach()
+    with torch.no_grad():
+        head.weight.mul_(1e-3)
+    torch.testing.assert_close(head(1e-3 * h_ND).softmax(1), before)
+
+
+def test_the_published_harmonic_variant_is_the_exponent_2_d():
+    """Squared distances over D and over the row's least, to the power -D; neither division changes P or its gradient."""
+    head, objective = make("harmonic", "ce", 16, 20, {"exponent": "gpt2"})
+    h_ND, y_N = data(20, 16, 9, 0, head)
+    squares_NV = (h_ND[:, None] - head.weight).square().sum(2) / 16
+    powers_NV = (squares_NV / squares_NV.amin(1, keepdim=True)) ** -16
+    expected = -(powers_NV / powers_NV.sum(1, keepdim=True)).log().gather(1, y_N[:, None]).sum()
+    loss = chunked_loss(head, objective, h_ND, y_N).objective_sum
+    torch.testing.assert_close(loss, expected)
+    leaves = (h_ND, head.weight)
+    assert_same(gradients(loss, *leaves), gradients(expected, *leaves), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-5, 1e-2, 0.1])
+@pytest.mark.parametrize("exponent", [1.0, 8.0, "gpt2"])
+def test_harmonic_distances_next_to_0_in_float32(exponent, distance):
+    """The target's to float32's precision, down to 1e-3 of ||h||; the others', from one product, to 1e-6 of ||h||^2."""
+    D, V = 64, 50
+    head, objective = make("harmonic", "ce", D, V, {"exponent": exponent}, dtype=torch.float32)
+    h_ND, y_N = data(V, D, 8, 0, head, dtype=torch.float32)
+    with torch.no_grad():
+        aside_ND = naive.directions(hidden(8, D)).float()
+        h_ND.copy_(head.weight[y_N] + distance * head.weight[y_N].norm(dim=1, keepdim=True) * aside_ND)
+    losses = chunked_loss(head, objective, h_ND, y_N)
+    expected = naive.cross_entropy(naive_logits(head, h_ND).detach(), y_N)
+    torch.testing.assert_close(losses.nll_N.double(), expected, rtol=1e-3, atol=1e-12)
+    for gradient in gradients(losses.objective_sum, h_ND, head.weight):
+        assert gradient.isfinite().all()
+
+
+def test_a_hidden_state_of_zeros_under_the_harmonic_head():
+    head, objective = make("harmonic", "ce", 6, 20, dtype=torch.float32)
+    h_ND, y_N = data(20, 6, 9, 0, head, dtype=torch.float32)
+    with torch.no_grad():
+        h_ND.zero_()
+    losses = chunked_loss(head, objective, h_ND, y_N)
+    expected = (head.weight.norm(dim=1) ** -(6**0.5)).log().log_softmax(0)[y_N]
+    torch.testing.assert_close(-losses.nll_N, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert all(g.isfinite().all() for g in gradients(losses.objective_sum, h_ND, head.weight))
+
+
+def test_a_mixture_of_one_is_its_only_softmax_and_an_nll_has_no_ceiling():
+    """1e-8 added to P, as in the published code, would end all of these at 18.4 nats."""
+    head, h_ND = bare("mixture", 6, 20, components=1), hidden(9, 6)
+    states_ND = (h_ND @ head.projection.T).tanh()
+    torch.testing.assert_close(head(h_ND), (states_ND @ head.weight.T).log_softmax(1))
+    head, objective = make("mixture", "ce", 6, 20, dtype=torch.float32)
+    h_ND, y_N = data(20, 6, 9, 0, head, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight.mul_(300)
+    nll_N = chunked_loss(head, objective, h_ND, y_N).nll_N
+    assert float(nll_N.max()) > 100
+    torch.testing.assert_close(
+        nll_N.double(), -torch.stack([z[y] for z, y in zip(_exact(head, h_ND), y_N, strict=True)]), rtol=1e-4, atol=1e-4
+    )
+
+
+def _exact(head, h_ND):
+    """Log-probabilities of a mixture in float64 where naive probabilities would be 0."""
+    states = (h_ND.double() @ head.projection.double().T).tanh().chunk(head.options.components, 1)
+    prior_NK = (h_ND.double() @ head.prior.double().T).log_softmax(1)
+    joint = [(s @ head.weight.double().T).log_softmax(1) + prior_NK[:, [i]] for i, s in enumerate(states)]
+    return torch.stack(joint).logsumexp(0).detach()
+
+
+def test_the_order_of_components_does_not_count():
+    head, h_ND = bare("mixture", 6, 20, components=3), hidden(9, 6)
+    torch.nn.init.normal_(head.prior)
+    before = head(h_ND).detach()
+    with torch.no_grad():
+        for p in (head.projection, head.projection_bias, head.prior):
+            p.copy_(p.unflatten(0, (3, -1)).flip(0).flatten(0, 1))
+    torch.testing.assert_close(head(h_ND), before)

@@ -28,6 +28,10 @@ HEADS = {
     "cosine": {"kind": "cosine", "learn_scale": True},
     "margin": {"kind": "cosine", "scale": 8.0, "margin": 0.3, "tied": False},
     "von Mises-Fisher": {"kind": "von_mises_fisher"},
+    "harmonic": {"kind": "harmonic"},
+    "harmonic apart": {"kind": "harmonic", "exponent": "gpt2", "tied": False},
+    "mixture": {"kind": "mixture"},
+    "mixture apart": {"kind": "mixture", "components": 2, "tied": False},
 }
 
 
@@ -84,7 +88,8 @@ def test_tokens_added_later_can_be_predicted(head, tmp_path):
     after = again(tokens()).logits
     assert after.shape == (2, 12, 130)
     assert after.isfinite().all()
-    torch.testing.assert_close(after[..., :120], before)
+    if HEADS[head]["kind"] != "mixture":  # whose logits are normalised over all tokens
+        torch.testing.assert_close(after[..., :120], before)
     assert again(torch.tensor([[1, 129]]), labels=torch.tensor([[1, 129]])).loss.isfinite()
 
 

@@ -22,6 +22,9 @@ HEADS_TRIED = {
     "cosine": ("cosine", {"scale": 5.0}),
     "learned cosine": ("cosine", {"learn_scale": True}),
     "von Mises-Fisher": ("von_mises_fisher", {"multiplier": 2.0}),
+    "harmonic": ("harmonic", {}),
+    "harmonic, GPT-2": ("harmonic", {"exponent": "gpt2"}),
+    "mixture": ("mixture", {"components": 3}),
 }
 """Kind and options of the heads that every test of the loss is made with."""
 SHAPES = {"V": st.integers(2, 40), "D": st.integers(1, 12), "N": st.integers(1, 9), "seed": st.integers(0, 10_000)}
@@ -39,6 +42,8 @@ def data(V, D, N, seed, head, spread=1.0, dtype=torch.float64):
     h_ND = (spread * torch.randn(N, D, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
     with torch.no_grad():
         head.weight.copy_(spread * torch.randn(V, D, generator=generator, dtype=torch.float64))
+        if hasattr(head, "prior"):  # which would start with equal probabilities
+            head.prior.copy_(torch.randn(head.prior.shape, generator=generator))
     return h_ND, torch.randint(0, V, (N,), generator=generator)
 
 
@@ -125,6 +130,8 @@ def test_cross_entropy_with_its_options(name, smoothing, V, D, N, seed):
         ("cosine", {"learn_scale": True}),
         ("cosine", {"scale": 4.0, "margin": 0.4}),
         ("von_mises_fisher", {}),
+        ("harmonic", {"exponent": 3.0}),
+        ("mixture", {"components": 2}),
     ],
 )
 def test_gradcheck_of_every_parameter(head_kind, options):

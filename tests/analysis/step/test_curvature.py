@@ -143,7 +143,7 @@ def test_the_threshold_is_where_momentum_diverges_on_a_parabola(beta1, limit):
     assert size_after(1.02 * limit) > 1e3
 
 
-HEADS = {"linear": {}, "metric": {}, "cosine": {"scale": 4.0, "margin": 0.3}}
+HEADS = {"linear": {}, "metric": {}, "cosine": {"scale": 4.0, "margin": 0.3}, "harmonic": {}, "mixture": {}}
 
 
 @pytest.mark.parametrize("head", HEADS)
