@@ -260,7 +260,7 @@ def _statistics(
         "logit/max": torch.maximum(raw["largest_negative"], t.true),
         "logit/mean": t.mean,
         "logit/logsumexp": log_partition(t),
-        **head.statistics(t.true),
+        **head.statistics(t),
         **{name.removeprefix(PART): part_N for name, part_N in raw.items() if name.startswith(PART)},
     }
     true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]

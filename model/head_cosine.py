@@ -95,6 +95,6 @@ class CosineHead(AffineHead):
         true = s * with_margin(t.true / s, self.options.margin)
         return dataclasses.replace(t, true=true, mean=t.mean + (true - t.true) / self.n_classes)
 
-    def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
+    def statistics(self, t: TokenLogits) -> dict[str, Tensor]:
         s = self.scale()
-        return {"cosine/true": true_N / s, "cosine/scale": torch.zeros_like(true_N) + s}
+        return {"cosine/true": t.true / s, "cosine/scale": torch.zeros_like(t.true) + s}

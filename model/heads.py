@@ -91,8 +91,8 @@ class Head(nn.Module):
         """The vocabulary side of one evaluation, from what ``classes`` returned."""
         return Classes(self, tensors, dtype, with_gradient)
 
-    def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
-        """The head's own telemetry (N,) by metric name, from the true targets' logits."""
+    def statistics(self, t: TokenLogits) -> dict[str, Tensor]:
+        """The head's own telemetry (N,) by metric name."""
         return {}
 
     def forward(self, h: Tensor, then: Callable[[Head, Tensor], Any] | None = None) -> Any:

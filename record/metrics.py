@@ -59,6 +59,7 @@ METRICS = (
     Metric("logit/logsumexp", "nats", "mean", "log partition function"),
     Metric("entropy/p", "nats", "mean", "entropy of the predicted distribution P, on every 16th token"),
     Metric("metric/true_distance", "1", "mean", "distance of the hidden state to the true token's centroid, after normalisation"),
+    Metric("metric/abstained", "1", "mean", "probability of the class at the origin, with head.abstain"),
     Metric("cosine/true", "1", "mean", "cosine of the hidden state and the true token's embedding, without margin"),
     Metric("cosine/scale", "nats", "mean", "s, by which a cosine head multiplies all cosines"),
     Metric("tfsd/weight_mean", "1", "mean", "c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of CE"),

@@ -22,6 +22,8 @@ def logits(head, h_ND, w_VD):
             z_NV = o.multiplier * h_ND @ w_VD.T + (0 if head.bias is None else head.bias.double())
             return z_NV if o.soft_cap is None else o.soft_cap * (z_NV / o.soft_cap).tanh()
         case "MetricHead":
+            w_VD = w_VD - w_VD.mean(0) if o.centroid_norm == "centred" else w_VD
+            w_VD = torch.cat([w_VD, torch.zeros_like(w_VD[:1])]) if o.abstain else w_VD
             return metric_logits(h_ND, w_VD, head.scale())
         case "CosineHead":
             return head.scale() * directions(h_ND) @ directions(w_VD).T

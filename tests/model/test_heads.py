@@ -303,3 +303,36 @@ def test_the_order_of_components_does_not_count():
         for p in (head.projection, head.projection_bias, head.prior):
             p.copy_(p.unflatten(0, (3, -1)).flip(0).flatten(0, 1))
     torch.testing.assert_close(head(h_ND), before)
+
+
+def test_centred_centroids_do_not_see_what_all_embeddings_share():
+    head, h_ND = bare("metric", 6, 25, centroid_norm="centred"), hidden(9, 6)
+    head.n_classes = 20
+    before = head(h_ND)[:, :20].detach()
+    with torch.no_grad():
+        head.weight.add_(7.0)
+        head.weight[20:] = 100.0  # padding is not in the mean
+    torch.testing.assert_close(head(h_ND)[:, :20], before)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_to_abstain_is_a_class_at_the_origin_that_is_never_a_target(padding):
+    """The loss is over V + 1 classes, whatever pads the vocabulary; logits are the V tokens' and the mass is what is missing."""
+    head, objective = make("metric", "ce", 6, 20 + padding, {"abstain": True, "scale": 0.1})
+    plain, _ = make("metric", "ce", 6, 21, {"scale": 0.1})
+    h_ND, y_N = data(20, 6, 40, 0, type("Real", (), {"weight": head.weight.data[:20]}))
+    with torch.no_grad():
+        head.weight[20:] = 100.0
+        plain.weight.copy_(torch.cat([head.weight[:20], torch.zeros(1, 6)]))
+    head.n_classes = 20
+    found, expected = (chunked_loss(x, objective, h_ND, y_N, statistics=True) for x in (head, plain))
+    torch.testing.assert_close(found.nll_N, expected.nll_N)
+    (dw_VD,), (wanted_VD,) = (gradients(x.objective_sum, y.weight) for x, y in ((found, head), (expected, plain)))
+    torch.testing.assert_close(dw_VD[:20], wanted_VD[:20])
+    assert bool((dw_VD[20:] == 0).all())
+    torch.testing.assert_close(head(h_ND)[:, :20], plain(h_ND)[:, :20])
+    assert head(h_ND).shape == (40, 20 + padding)
+    mass_N = found.statistics["metric/abstained"]
+    torch.testing.assert_close(mass_N, plain(h_ND).softmax(1)[:, 20].detach())
+    torch.testing.assert_close(head(h_ND, lambda head, f_ND: head.shift(f_ND)), plain(h_ND)[:, 20])
+    assert 0.01 < float(mass_N.mean()) < 0.5

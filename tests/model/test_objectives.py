@@ -19,6 +19,8 @@ from . import naive
 HEADS_TRIED = {
     "linear": ("linear", {}),
     "metric": ("metric", {}),
+    "centred": ("metric", {"centroid_norm": "centred", "scale": 0.3}),
+    "abstaining": ("metric", {"abstain": True, "scale": 0.3}),
     "cosine": ("cosine", {"scale": 5.0}),
     "learned cosine": ("cosine", {"learn_scale": True}),
     "von Mises-Fisher": ("von_mises_fisher", {"multiplier": 2.0}),
@@ -64,7 +66,7 @@ def assert_same(actual, expected, rtol, atol):
 @given(**SHAPES, spread=st.sampled_from([0.01, 0.3, 1.0, 3.0]), g=st.sampled_from([0.01, 0.125, 0.5, 2.0]))
 def test_tfsd_is_the_kl_divergence(name, V, D, N, seed, spread, g):
     head_kind, options = HEADS_TRIED[name]
-    head, objective = make(head_kind, "tfsd", D, V, {"scale": g} if head_kind == "metric" else options)
+    head, objective = make(head_kind, "tfsd", D, V, options | ({"scale": g} if head_kind == "metric" else {}))
     h_ND, y_N = data(V, D, N, seed, head, spread)
     losses = chunked_loss(head, objective, h_ND, y_N)
     expected = naive.tfsd(naive_logits(head, h_ND), y_N).sum()
@@ -127,6 +129,7 @@ def test_cross_entropy_with_its_options(name, smoothing, V, D, N, seed):
         ("metric", {"scale": "learned"}),
         ("metric", {"scale": "article", "feature_norm": "layernorm", "centroid_norm": "layernorm"}),
         ("metric", {"centroid_norm": "batchnorm"}),
+        ("metric", {"centroid_norm": "centred", "abstain": True, "scale": "learned"}),
         ("cosine", {"learn_scale": True}),
         ("cosine", {"scale": 4.0, "margin": 0.4}),
         ("von_mises_fisher", {}),
@@ -197,7 +200,7 @@ def test_chunks_and_ignored_tokens_change_nothing(name, objective_kind):
 @pytest.mark.parametrize("name", HEADS_TRIED)
 def test_statistics_against_full_logits(name):
     head_kind, options = HEADS_TRIED[name]
-    head, objective = make(head_kind, "weighted_ce", 6, 30, {"scale": 0.2} if head_kind == "metric" else options)
+    head, objective = make(head_kind, "weighted_ce", 6, 30, options | ({"scale": 0.2} if head_kind == "metric" else {}))
     h_ND, y_N = data(30, 6, 11, 3, head)
     losses = chunked_loss(head, objective, h_ND, y_N, statistics=True)
     found = losses.statistics | losses.sampled
@@ -215,7 +218,10 @@ def test_statistics_against_full_logits(name):
         "tfsd/target_entropy": torch.distributions.Categorical(logits=q_NV).entropy(),
     }
     if head_kind == "metric":
-        expected["metric/true_distance"] = (h_ND - head.weight[y_N]).norm(dim=1).detach()
+        w_VD = head.weight - (head.weight.mean(0) if options.get("centroid_norm") else 0)
+        expected["metric/true_distance"] = (h_ND - w_VD[y_N]).norm(dim=1).detach()
+    if options.get("abstain"):
+        expected["metric/abstained"] = z_NV.softmax(1)[:, -1]
     if head_kind == "cosine":
         expected["cosine/true"] = F.cosine_similarity(h_ND, head.weight[y_N]).detach()
         expected["cosine/scale"] = torch.full((11,), float(torch.as_tensor(head.scale()).detach()), dtype=torch.float64)
