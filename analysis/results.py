@@ -41,7 +41,8 @@ class Output(BaseModel):
     file: str
     """.json, .jsonl (a list of its rows), or .md (its tables). Relative to the root of the repository."""
     values: list[str] = Field(min_length=1)
-    """Dotted paths in JSON, which pass through every entry of a list; in Markdown, the first headings of tables."""
+    """Dotted paths in JSON, which pass through every entry of a list, or with key=value through those that have it; in Markdown,
+    the first headings of tables."""
 
 
 class Study(BaseModel):
@@ -168,10 +169,13 @@ def _text(file: Path, remedy: str) -> str:
 
 
 def pick(value: Any, path: Sequence[str]) -> Any:
-    """The value at the end of ``path``; for a list, that of each entry."""
+    """The value at the end of ``path``; for a list, that of each entry, or of those that a part key=value names."""
     if not path:
         return value
     if isinstance(value, list):
+        key, chosen, wanted = path[0].partition("=")
+        if chosen:
+            return pick([entry for entry in value if str(entry[key]) == wanted], path[1:])
         return [pick(entry, path) for entry in value]
     return pick(value[path[0]], path[1:])
 

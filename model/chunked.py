@@ -10,7 +10,7 @@ Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,24 +91,21 @@ def loss_of_features(
     statistics: bool = False,
     rows: int | None = None,
     taught: Taught | None = None,
+    training: bool | None = None,
 ) -> TokenLosses:
     """The same from the head's features of the hidden states, beside what a teacher says of the same tokens. Call it through the
-    head (:meth:`Head.forward`)."""
+    head (:meth:`Head.forward`).
+
+    ``training``: whether the objective is that of training (:meth:`Head.in_training`); by default, the head's mode.
+    """
+    training = head.training if training is None else training
     rows = rows or chunk_rows(y_N.shape[0], head.n_classes, f_ND.device.type)
     shift_N = head.shift(f_ND)
     if objective.shift_invariant:
         shift_N = shift_N.detach()
     objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-        head,
-        objective,
-        y_N,
-        statistics,
-        rows,
-        taught,
-        torch.is_grad_enabled(),
-        f_ND,
-        shift_N,
-        *head.classes(f_ND.dtype),
+        *(head, objective, y_N, statistics, rows, taught, training, torch.is_grad_enabled()),
+        *(f_ND, shift_N, *head.classes(f_ND.dtype)),
     )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
@@ -125,6 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
         statistics: bool,
         rows: int,
         taught: Taught | None,
+        training: bool,
         with_gradient: bool,
         f_ND: Tensor,
         shift_N: Tensor,
@@ -142,7 +140,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
             taught_CV = None if taught is None else taught.logits(c)
-            chunk = _Chunk(head, objective, vocabulary, f_ND[c], shift_N[c], y_N[c], valid_N[c], taught_CV)
+            chunk = _Chunk(head, objective, vocabulary, training, f_ND[c], shift_N[c], y_N[c], valid_N[c], taught_CV)
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
@@ -171,7 +169,7 @@ class _ChunkedLoss(torch.autograd.Function):
             # Autograd gets the only reference and need not copy: no second weight gradient exists.
             ctx.gradients = None
         df_ND, *others = (g.mul_(d_objective) for g in gradients)
-        return None, None, None, None, None, None, None, df_ND.to(ctx.feature_dtype), *others
+        return *(None,) * 8, df_ND.to(ctx.feature_dtype), *others
 
 
 class _Chunk:
@@ -182,13 +180,15 @@ class _Chunk:
         head: Head,
         objective: Objective,
         vocabulary: Classes,
+        training: bool,
         f_CD: Tensor,
         shift_C: Tensor,
         y_C: Tensor,
         valid_C: Tensor,
         taught_CV: Tensor | None = None,
     ) -> None:
-        self.head, self.objective, self.vocabulary, self.taught_CV = head, objective, vocabulary, taught_CV
+        self.head, self.objective, self.vocabulary, self.training = head, objective, vocabulary, training
+        self.taught_CV = taught_CV
         self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
         self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
@@ -215,13 +215,20 @@ class _Chunk:
             self.t = (
                 leaves if rows_CV is None else of_rows(rows_CV.requires_grad_(), self.y_C, leaves.shift, self.taught_CV)
             )
-            self.loss_C, parts = self.objective.terms(self.t)
+            self.loss_C, parts = self.objective.terms(self._in_training() if self.training else self.t)
         raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
         raw["largest_negative"] = largest_C
         if sample_SV is not None and sampled is not None:
             raw |= {f"{PART}{name}": part_C.detach() for name, part_C in parts.items()}
             raw |= self._sample(sample_SV, sampled, true_C, mean_C)
         return raw
+
+    def _in_training(self) -> TokenLogits:
+        """The logits as the objective sees them in training, rows included."""
+        t = self.head.in_training(self.t)
+        if t is self.t or t.rows is None:
+            return t
+        return replace(t, rows=t.rows.scatter(1, self.y_C[:, None], t.true[:, None]))
 
     def _rows(self, true_C: Tensor) -> Tensor:
         """A copy of the chunk's true logits (C, V)."""
@@ -290,7 +297,7 @@ def _statistics(
         "logit/max": torch.maximum(raw["largest_negative"], t.true),
         "logit/mean": t.mean,
         "logit/logsumexp": log_partition(t),
-        **head.statistics(t.true),
+        **head.statistics(t),
         **{name.removeprefix(PART): part_N for name, part_N in raw.items() if name.startswith(PART)},
     }
     true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]

@@ -39,8 +39,7 @@ class Classes:
 
     def __init__(self, head: Head, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
         self.head = head
-        padded = len(head.weight)
-        real = [t[: head.n_classes] if t.dim() and len(t) == padded else t for t in tensors]
+        real = head.without_padding(tensors)
         self.tensors = tuple(t.to(dtype) if t.dim() == 2 else t for t in real)
         self.padded_gradients = [torch.zeros_like(t) for t in tensors] if with_gradient else []
         self.gradients = [total[: len(t)] for total, t in zip(self.padded_gradients, real, strict=False)]

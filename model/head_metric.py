@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .heads import AffineHead
+from .objectives import TokenLogits, log_partition
 from .precision import wide_dtype
 from .registry import register_head
 
 Normalization = Literal["none", "layernorm", "batchnorm"]
+CentroidNormalization = Literal["none", "layernorm", "batchnorm", "centred"]
 CentroidInit = Literal["normal", "small_uniform", "unit"]
 SCALES = (1e-6, 1e6)
 """Limits of a given g, far beyond any useful value: the squares of 2 g h stay within float32 for lengths of h from 1e-11 to
@@ -27,6 +29,10 @@ class MetricHead(AffineHead):
 
     Evaluated as f @ w_k + b_k + shift with f = 2 g h, b_k = -g ||w_k||^2 and shift = -g ||h||^2: one matrix product,
     without the shift. The target's logit is computed from h - w_y itself and is never positive.
+
+    With ``abstain`` there is a class at the origin, whose logit is the shift: to predict nothing costs NLL, and its mean
+    probability is logged. Logits of a model stay those of the V tokens, whose softmax is P given that one of them is
+    predicted; ``head(h, lambda head, f: head.shift(f))`` has the logit of abstaining beside them.
     """
 
     bounded = True
@@ -40,11 +46,14 @@ class MetricHead(AffineHead):
         plus the bias -||w_k||^2/2; learned = a parameter that starts at 1/2."""
         feature_norm: Normalization = "none"
         """Normalisation, without gain or bias, of the hidden states before the distance (tip 2 of the article)."""
-        centroid_norm: Normalization = "none"
-        """The same for the embeddings as centroids: per row (layernorm) or per dimension over the vocabulary (batchnorm)."""
+        centroid_norm: CentroidNormalization = "none"
+        """The same for the embeddings as centroids: per row (layernorm) or per dimension over the vocabulary (batchnorm); or
+        centred: minus their mean alone."""
         init: CentroidInit = "normal"
         """Initial centroids: normal = as the body initialises embeddings; small_uniform = U(-1/D, 1/D) (tip 1); unit =
         random directions of length 1."""
+        abstain: bool = False
+        """One more class, at the origin, that is never a target: the loss, NLL included, is over V + 1 classes."""
 
         def __post_init__(self) -> None:
             if not isinstance(self.scale, str) and not SCALES[0] <= self.scale <= SCALES[1]:
@@ -56,6 +65,7 @@ class MetricHead(AffineHead):
         self.log_scale = nn.Parameter(torch.empty(1)) if options.scale == "learned" else None
         fixed = {"article": 1 / math.sqrt(8 * hidden_size), "linear_equivalent": 0.5, "learned": 0.5}
         self.initial_scale = fixed[options.scale] if isinstance(options.scale, str) else float(options.scale)
+        self.extra_classes = int(options.abstain)
         self.batch_norm: nn.BatchNorm1d | None = None
         if options.feature_norm == "batchnorm":
             warnings.warn(
@@ -98,9 +108,13 @@ class MetricHead(AffineHead):
         (w_VD,) = super().classes(dtype)
         if self.options.centroid_norm == "layernorm":
             w_VD = F.layer_norm(w_VD, w_VD.shape[-1:])
-        elif self.options.centroid_norm == "batchnorm":
+        elif self.options.centroid_norm != "none":
             real_VD = w_VD[: self.n_classes]
-            w_VD = (w_VD - real_VD.mean(0)) / (real_VD.var(0, correction=0) + 1e-5).sqrt()
+            w_VD = w_VD - real_VD.mean(0)
+            if self.options.centroid_norm == "batchnorm":
+                w_VD = w_VD / (real_VD.var(0, correction=0) + 1e-5).sqrt()
+        if self.options.abstain:
+            w_VD = torch.cat([w_VD[: self.n_classes], w_VD.new_zeros(1, w_VD.shape[1]), w_VD[self.n_classes :]])
         g = self.scale()
         return w_VD, g if isinstance(g, Tensor) else w_VD.new_full((1,), g)
 
@@ -118,11 +132,12 @@ class MetricHead(AffineHead):
 
     def target_logits(self, f_CD: Tensor, y_C: Tensor, z_C: Tensor, *classes: Tensor) -> Tensor:
         w_VD, g = classes
-        difference_CD = (f_CD.to(z_C.dtype) / (2 * g)).sub_(w_VD.index_select(0, y_C))
+        difference_CD = (f_CD.to(z_C.dtype) / (2 * g)).sub_(w_VD[: self.n_classes].index_select(0, y_C))
         return -g * _squared_norms(difference_CD)
 
-    def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
-        return {"metric/true_distance": (-true_N / self.scale()).sqrt()}
+    def statistics(self, t: TokenLogits) -> dict[str, Tensor]:
+        found = {"metric/true_distance": (-t.true / self.scale()).sqrt()}
+        return found | {"metric/abstained": (t.shift - log_partition(t)).exp()} if self.options.abstain else found
 
 
 def _squared_norms(w_VD: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .classes import AffineClasses, Classes, SoftCappedClasses
 from .kernel_choice import Kernel
+from .objectives import TokenLogits
 from .precision import compute_dtype, product, wide_dtype
 
 
@@ -29,6 +31,9 @@ class Head(nn.Module):
     bounded = False
     """Whether logits are at most 0, reached where the hidden state equals the class vector: then TFSD's weight is in [0,
     1)."""
+
+    extra_classes = 0
+    """Classes besides the vocabulary's, never a target: ``classes`` has their rows after the real ones, before the padding."""
 
     kernel: Kernel = "auto"
     """What evaluates the loss's softmax over each row of logits."""
@@ -60,6 +65,11 @@ class Head(nn.Module):
         Tensors with as many rows as ``weight`` have one per class; rows that pad the vocabulary are cut off."""
         return (self.weight.to(wide_dtype(self.weight.dtype)),)
 
+    def without_padding(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Class tensors without the rows that pad the vocabulary."""
+        rows, real = len(self.weight) + self.extra_classes, self.n_classes + self.extra_classes
+        return tuple(t[:real] if t.dim() and len(t) == rows else t for t in tensors)
+
     def logits(self, f_CD: Tensor, *classes: Tensor) -> Tensor:
         """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32. A
         parameter that is read here, rather than in ``features`` or ``classes``, gets no gradient."""
@@ -73,12 +83,16 @@ class Head(nn.Module):
         """True logits (C,) of the targets; by default ``z_C``, gathered from the chunk's logits. Needs no gradient."""
         return z_C
 
+    def in_training(self, t: TokenLogits) -> TokenLogits:
+        """What the objective sees in training instead of ``t``, a differentiable function of it; reported numbers keep ``t``."""
+        return t
+
     def vocabulary(self, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> Classes:
         """The vocabulary side of one evaluation, from what ``classes`` returned."""
         return Classes(self, tensors, dtype, with_gradient)
 
-    def statistics(self, true_N: Tensor) -> dict[str, Tensor]:
-        """The head's own telemetry (N,) by metric name, from the true targets' logits."""
+    def statistics(self, t: TokenLogits) -> dict[str, Tensor]:
+        """The head's own telemetry (N,) by metric name."""
         return {}
 
     def forward(self, h: Tensor, then: Callable[[Head, Tensor], Any] | None = None) -> Any:
@@ -91,12 +105,17 @@ class Head(nn.Module):
 
     def true_logits(self, f: Tensor) -> Tensor:
         """True logits (..., V) in float32 of features (..., D'). For generation and probes; not used in training."""
-        f_ND = f.reshape(-1, f.shape[-1])
-        classes = tuple(c.to(f.dtype) if c.dim() == 2 else c for c in self.classes(f.dtype))
+        logits_NV = self.class_logits(f.reshape(-1, f.shape[-1]))[:, : self.n_classes]
+        padding = len(self.weight) - self.n_classes
+        logits_NV = F.pad(logits_NV, (0, padding), value=float("-inf")) if padding else logits_NV
+        return logits_NV.reshape(*f.shape[:-1], logits_NV.shape[-1])
+
+    def class_logits(self, f_ND: Tensor) -> Tensor:
+        """True logits of every class, ``extra_classes`` included, without the padding of the vocabulary."""
+        classes = self.without_padding(self.classes(f_ND.dtype))
         shift_N = self.shift(f_ND)
-        logits_NV = self.logits(f_ND, *classes).to(shift_N.dtype) + shift_N[:, None]
-        logits_NV[:, self.n_classes :] = float("-inf")
-        return logits_NV.view(*f.shape[:-1], logits_NV.shape[-1])
+        logits_NV = self.logits(f_ND, *(c.to(f_ND.dtype) if c.dim() == 2 else c for c in classes))
+        return logits_NV.to(shift_N.dtype) + shift_N[:, None]
 
 
 class AffineHead(Head):

@@ -70,7 +70,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self.penalties: Sequence[Penalty] = ()
         """Added to the objective in training mode."""
         self.penalised_evaluation = False
-        """Whether an evaluation has the penalties too, as when a step's loss is measured again after it."""
+        """Whether an evaluation has the objective of training, penalties included, as when a step's loss is measured again
+        after it."""
         if config.tie_word_embeddings:
             # The name of the input embedding differs between bodies: wte, embed_tokens, ...
             source = next(n for n, m in self.model.named_modules() if m is self.model.get_input_embeddings())
@@ -175,11 +176,11 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
-        penalised = self.penalties and (self.training or self.penalised_evaluation)
-        objective = WithPenalties(self.objective, self.penalties) if penalised else self.objective
+        training = self.training or self.penalised_evaluation
+        objective = WithPenalties(self.objective, self.penalties) if self.penalties and training else self.objective
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
-            losses = loss_of_features(head, objective, f_ND, y_N, statistics, taught=taught)
+            losses = loss_of_features(head, objective, f_ND, y_N, statistics, taught=taught, training=training)
             return losses, None if keep is None else head.true_logits(f_ND.unflatten(0, h_BTD.shape[:2])[:, keep])
 
         return self.lm_head(h_BTD, both)

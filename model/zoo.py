@@ -1,7 +1,11 @@
 """The project's own heads and objectives: importing this module registers them."""
 
+from .head_cosine import CosineHead
+from .head_harmonic import HarmonicHead
 from .head_linear import LinearHead
 from .head_metric import MetricHead
+from .head_mixture import MixtureHead
+from .head_von_mises_fisher import VonMisesFisherHead
 from .objective_ce import CrossEntropy
 from .objective_confidence import ConfidencePenalty
 from .objective_distill import Distillation, NormalisedDistillation
@@ -20,16 +24,20 @@ __all__ = [
     "TFSD",
     "AnchoredTFSD",
     "ConfidencePenalty",
+    "CosineHead",
     "CrossEntropy",
     "CrossEntropyAndTFSD",
     "Distillation",
     "Focal",
     "GeneralisedCrossEntropy",
+    "HarmonicHead",
     "LinearHead",
     "MetricHead",
+    "MixtureHead",
     "NormalisedDistillation",
     "Poly1",
     "Threshold",
     "VirtualTeacher",
+    "VonMisesFisherHead",
     "WeightedCrossEntropy",
 ]

@@ -362,7 +362,7 @@ def test_a_stress_without_a_description_is_replayed_by_its_name_and_options(star
 def test_a_head_with_a_parameter_of_its_own_learns_it(start, tmp_path):
     """Its gradient through the chunked loss is autograd's, in float64; and a run trains it."""
     import_plugins([str(PLUGINS / "cosine_head.py")])
-    head = TABLES["head"]["cosine"](8, 40, TABLES["head"]["cosine"].Options())
+    head = TABLES["head"]["plain_cosine"](8, 40, TABLES["head"]["plain_cosine"].Options())
     torch.manual_seed(0)
     torch.nn.init.normal_(head.weight)
     head.reset_parameters()
@@ -376,7 +376,7 @@ def test_a_head_with_a_parameter_of_its_own_learns_it(start, tmp_path):
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert float(head.log_scale.grad) == pytest.approx(float(scale.grad), rel=1e-4)
-    assert start("name=cosine", "head.kind=cosine", "objective.kind=ce")[0] == 0
+    assert start("name=cosine", "head.kind=plain_cosine", "objective.kind=ce")[0] == 0
     losses = [row["loss/nll"] for row in rows_of(tmp_path / "cosine")]
     assert losses[-1] < losses[0]
 

@@ -13,7 +13,7 @@ from analysis.compare.statistics import Effect, mean_over_seeds
 NEAR_BEST = 0.05
 """Nats per token above the lowest mean final NLL up to which a rate is in the stable range."""
 STABLE = 0.2
-"""Nats per token above a seed's lowest final NLL up to which a run counts as stable."""
+"""Nats per token above the lowest final NLL up to which a rate counts as stable."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,14 @@ class Sweep:
         return rates[low], rates[high]
 
     def largest_stable(self) -> float | None:
-        """The highest rate up to which, from the best one on, every seed with a run there finished without a divergence or a
-        stall and within STABLE of its own lowest final NLL. None if that fails at the best rate already."""
+        """The highest rate up to which, from the best one on, no seed diverged or stalled and the mean final NLL is within STABLE
+        of the lowest. None if a seed fails at the best rate already."""
         if (best := self.best()) is None:
             return None
-        finals = {
-            seed: [self.final[rate, seed] for rate in self.rates if (rate, seed) in self.final] for seed in self.seeds
-        }
-        found = None
+        means, found = self.means(), None
         for rate in self.rates[self.rates.index(best) :]:
             there = [seed for seed in self.seeds if (rate, seed) in self.final]
-            if not all(self.stable[rate, s] and self.final[rate, s] <= min(finals[s]) + STABLE for s in there):
+            if means.get(rate, math.inf) > means[best] + STABLE or not all(self.stable[rate, seed] for seed in there):
                 break
             found = rate
         return found

@@ -105,8 +105,8 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
     notes = (
         f"Rates: {grid}; seeds: those with a run at each, which the sensitivity is of. \N{LESS-THAN OR EQUAL TO}, "
         "\N{GREATER-THAN OR EQUAL TO}: best at an end of the grid. Between: by a parabola, if inside for every seed. Within .05: "
-        f"mean final NLL at most {NEAR_BEST} nats above the lowest. Stable to: up to this rate every seed finished without a "
-        f"stall and within {STABLE} nats of its lowest. Sensitivity: {SENSITIVITY.meaning}."
+        f"mean final NLL at most {NEAR_BEST} nats above the lowest. Stable to: up to this rate no seed diverged or "
+        f"stalled, and the mean is within {STABLE} nats of the lowest. Sensitivity: {SENSITIVITY.meaning}."
     )
     return Shown(f"Over the rates, {scenario}", header, rows, notes, ("between [95%]", "p (Holm)"))
 
@@ -138,11 +138,11 @@ def event_table(found: Study, scenario: str) -> Shown:
     notes = (
         "All rates and seeds of an arm; intervals are over seeds, and from fewer than 3 there are none over several rates. "
         "Diverged: at one rate Clopper-Pearson, otherwise Student's t of the seeds' shares. Spikes per 1,000 steps: Poisson, "
-        "widened where seeds vary more than that. Recovery: Kaplan-Meier median of the steps that a loss spike lasts (spikes, "
-        "those not over when the run ended). Excess: nat-steps above the running minimum, mean of the runs; floor: what noise "
-        "alone gives."
+        "widened where seeds vary more than that. Recovery, in the files: Kaplan-Meier median of the steps that a loss spike "
+        "lasts (spikes, those not over when the run ended). Excess: nat-steps above the running minimum, mean of the runs; "
+        "floor: what noise alone gives."
     )
-    return Shown(f"Events, {scenario}", header, rows, notes, ("tokens lost",))
+    return Shown(f"Events, {scenario}", header, rows, notes, ("recovery", "tokens lost"))
 
 
 def stress_tables(found: Study) -> list[Shown]:
@@ -171,7 +171,7 @@ def _stress_table(found: Study, scenario: str) -> Shown | None:
             cells += [_steps(median_duration(durations, seen)), _mean_at(found, "damage_excess", arm, scenario, "+.3g")]
             row = differences.get(arm)
             rows.append([*cells, *_against(row), "" if row is None else str(row.difference.n)])
-    return Shown(f"Under stress, {visible(scenario)}", header, rows, "", ("pairs",)) if rows else None
+    return Shown(f"Under stress, {visible(scenario)}", header, rows, "", ("p (Holm)", "pairs")) if rows else None
 
 
 def _mean_at(found: Study, key: str, arm: str, scenario: str, form: str) -> str:

@@ -30,7 +30,7 @@ CASES = {
         "head={kind: metric, scale: learned, feature_norm: layernorm, centroid_norm: batchnorm}",
         "objective={kind: weighted_ce}",
     ),
-    "a head of one's own": (f"plugins=[{PLUGINS}/cosine_head.py]", "head={kind: cosine}", "objective={kind: ce}"),
+    "a head of one's own": (f"plugins=[{PLUGINS}/cosine_head.py]", "head={kind: plain_cosine}", "objective={kind: ce}"),
     "interventions": (
         *METRIC,
         "optimizer.clip_norm=null",

@@ -25,6 +25,15 @@ HEADS = {
     "metric": {"kind": "metric"},
     "apart": {"kind": "metric", "tied": False},
     "learned": {"kind": "metric", "scale": "learned", "feature_norm": "layernorm", "init": "unit"},
+    "centred": {"kind": "metric", "centroid_norm": "centred"},
+    "abstaining": {"kind": "metric", "abstain": True, "tied": False},
+    "cosine": {"kind": "cosine", "learn_scale": True},
+    "margin": {"kind": "cosine", "scale": 8.0, "margin": 0.3, "tied": False},
+    "von Mises-Fisher": {"kind": "von_mises_fisher"},
+    "harmonic": {"kind": "harmonic"},
+    "harmonic apart": {"kind": "harmonic", "exponent": "gpt2", "tied": False},
+    "mixture": {"kind": "mixture"},
+    "mixture apart": {"kind": "mixture", "components": 2, "tied": False},
 }
 
 
@@ -81,12 +90,13 @@ def test_tokens_added_later_can_be_predicted(head, tmp_path):
     after = again(tokens()).logits
     assert after.shape == (2, 12, 130)
     assert after.isfinite().all()
-    torch.testing.assert_close(after[..., :120], before)
+    if HEADS[head]["kind"] != "mixture":  # whose logits are normalised over all tokens
+        torch.testing.assert_close(after[..., :120], before)
     assert again(torch.tensor([[1, 129]]), labels=torch.tensor([[1, 129]])).loss.isfinite()
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("head", ["linear", "learned"])
+@pytest.mark.parametrize("head", [name for name in HEADS if HEADS[name].get("tied", True)])
 def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
     model = make(body, head).eval()
     prompt = tokens(length=4)
@@ -95,6 +105,28 @@ def test_generation_with_a_cache_gives_the_tokens_it_gives_without(body, head):
     )
     assert torch.equal(with_cache, without)
     assert with_cache.shape[1] > 4
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_padded_batch_is_continued_as_each_of_its_prompts_alone(head):
+    """Padded on the left; and padded on the right the logits of real positions are the same."""
+    model = make("llama", head).eval()
+    prompts = [tokens(1, length) for length in (3, 7, 5)]
+    alone = [model.generate(p, max_new_tokens=6, do_sample=False)[0, p.shape[1] :] for p in prompts]
+    for left in (True, False):
+        sides = [(7 - p.shape[1], 0) if left else (0, 7 - p.shape[1]) for p in prompts]
+        batch, mask = (
+            torch.cat([torch.nn.functional.pad(x(p), side) for p, side in zip(prompts, sides, strict=True)])
+            for x in (torch.clone, torch.ones_like)
+        )
+        if left:
+            found = model.generate(batch, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+            for row, expected in zip(found[:, 7:], alone, strict=True):
+                assert torch.equal(row[: len(expected)], expected)
+        else:
+            logits = model(batch, attention_mask=mask).logits
+            for row, prompt in zip(logits, prompts, strict=True):
+                torch.testing.assert_close(row[: prompt.shape[1]], model(prompt).logits[0], rtol=1e-4, atol=1e-5)
 
 
 def test_loss_follows_the_transformers_convention():
@@ -128,10 +160,14 @@ def test_without_logits_the_loss_is_the_same_and_comes_with_its_tokens(head):
     assert (found.logits, usual.losses) == (None, None)
     assert torch.equal(found.loss, usual.loss)
     assert torch.equal(found.losses.objective_sum / found.losses.valid_N.sum(), found.loss)
-    log_p = usual.logits.log_softmax(-1)[:, :-1].gather(2, tokens()[:, 1:, None]).squeeze(2)
+    logits = usual.logits
+    if HEADS[head].get("abstain"):
+        abstaining = model.lm_head(model.model(tokens()).last_hidden_state, lambda head, f_ND: head.shift(f_ND))
+        logits = torch.cat([logits, abstaining.view(2, 12, 1)], 2)
+    log_p = logits.log_softmax(-1)[:, :-1].gather(2, tokens()[:, 1:, None]).squeeze(2)
     torch.testing.assert_close(-found.losses.nll_N.view(2, 12)[:, 3:-1], log_p[:, 3:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        found.losses.statistics["logit/max"].view(2, 12)[:, 3:-1], usual.logits.amax(-1)[:, 3:-1], rtol=1e-4, atol=1e-4
+        found.losses.statistics["logit/max"].view(2, 12)[:, 3:-1], logits.amax(-1)[:, 3:-1], rtol=1e-4, atol=1e-4
     )
 
 
@@ -180,7 +216,7 @@ def test_a_batch_counts_once_in_the_running_statistics():
 
 
 def test_the_body_starts_the_same_under_every_head():
-    bodies = [make(head=head).model.state_dict() for head in ("linear", "untied", "metric")]
+    bodies = [make(head=head).model.state_dict() for head in HEADS if HEADS[head].get("init", "normal") == "normal"]
     for other in bodies[1:]:
         assert all(torch.equal(other[name], value) for name, value in bodies[0].items())
 
@@ -193,7 +229,7 @@ def test_linear_and_metric_start_with_the_same_loss_at_the_equivalent_scale():
     assert abs(float(linear.detach() - metric.detach())) < 0.01
 
 
-@pytest.mark.parametrize("head", ["linear", "metric"])
+@pytest.mark.parametrize("head", ["linear", "metric", "margin"])
 def test_activation_checkpointing_changes_no_gradient(head):
     gradients = []
     for checkpointing in (False, True):

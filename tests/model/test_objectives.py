@@ -5,6 +5,7 @@ import math
 import mpmath
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,19 @@ from model.objectives import TokenLogits
 
 from . import naive
 
+HEADS_TRIED = {
+    "linear": ("linear", {}),
+    "metric": ("metric", {}),
+    "centred": ("metric", {"centroid_norm": "centred", "scale": 0.3}),
+    "abstaining": ("metric", {"abstain": True, "scale": 0.3}),
+    "cosine": ("cosine", {"scale": 5.0}),
+    "learned cosine": ("cosine", {"learn_scale": True}),
+    "von Mises-Fisher": ("von_mises_fisher", {"multiplier": 2.0}),
+    "harmonic": ("harmonic", {}),
+    "harmonic, GPT-2": ("harmonic", {"exponent": "gpt2"}),
+    "mixture": ("mixture", {"components": 3}),
+}
+"""Kind and options of the heads that every test of the loss is made with."""
 SHAPES = {"V": st.integers(2, 40), "D": st.integers(1, 12), "N": st.integers(1, 9), "seed": st.integers(0, 10_000)}
 
 
@@ -30,14 +44,13 @@ def data(V, D, N, seed, head, spread=1.0, dtype=torch.float64):
     h_ND = (spread * torch.randn(N, D, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
     with torch.no_grad():
         head.weight.copy_(spread * torch.randn(V, D, generator=generator, dtype=torch.float64))
+        if hasattr(head, "prior"):  # which would start with equal probabilities
+            head.prior.copy_(torch.randn(head.prior.shape, generator=generator))
     return h_ND, torch.randint(0, V, (N,), generator=generator)
 
 
 def naive_logits(head, h_ND):
-    w_VD = head.weight.double()
-    if head.bounded:
-        return naive.metric_logits(h_ND.double(), w_VD, head.scale())
-    return h_ND.double() @ w_VD.T
+    return naive.logits(head, h_ND.double(), head.weight.double())
 
 
 def gradients(loss, *tensors):
@@ -49,10 +62,11 @@ def assert_same(actual, expected, rtol, atol):
         torch.testing.assert_close(a.double(), e.double(), rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("head_kind", ["linear", "metric"])
+@pytest.mark.parametrize("name", HEADS_TRIED)
 @given(**SHAPES, spread=st.sampled_from([0.01, 0.3, 1.0, 3.0]), g=st.sampled_from([0.01, 0.125, 0.5, 2.0]))
-def test_tfsd_is_the_kl_divergence(head_kind, V, D, N, seed, spread, g):
-    head, objective = make(head_kind, "tfsd", D, V, {"scale": g} if head_kind == "metric" else {})
+def test_tfsd_is_the_kl_divergence(name, V, D, N, seed, spread, g):
+    head_kind, options = HEADS_TRIED[name]
+    head, objective = make(head_kind, "tfsd", D, V, options | ({"scale": g} if head_kind == "metric" else {}))
     h_ND, y_N = data(V, D, N, seed, head, spread)
     losses = chunked_loss(head, objective, h_ND, y_N)
     expected = naive.tfsd(naive_logits(head, h_ND), y_N).sum()
@@ -90,23 +104,22 @@ def test_weighted_ce_trains_exactly_as_tfsd(V, D, N, seed):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("head_kind", ["linear", "metric"])
+@pytest.mark.parametrize("name", HEADS_TRIED)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @given(**SHAPES)
-def test_cross_entropy_with_its_options(head_kind, smoothing, V, D, N, seed):
-    head, objective = make(head_kind, "ce", D, V, {}, {"label_smoothing": smoothing, "z_loss": 1e-2})
+def test_cross_entropy_with_its_options(name, smoothing, V, D, N, seed):
+    """Value and gradients of hidden states, weight and the head's own parameters."""
+    head, objective = make(
+        HEADS_TRIED[name][0], "ce", D, V, HEADS_TRIED[name][1], {"label_smoothing": smoothing, "z_loss": 1e-2}
+    )
     h_ND, y_N = data(V, D, N, seed, head)
     losses = chunked_loss(head, objective, h_ND, y_N)
     z_NV = naive_logits(head, h_ND)
     expected = (naive.label_smoothed(z_NV, y_N, smoothing) + 1e-2 * z_NV.logsumexp(1).square()).sum()
     torch.testing.assert_close(losses.objective_sum, expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(losses.nll_sum, naive.cross_entropy(z_NV, y_N).sum(), rtol=1e-9, atol=1e-10)
-    assert_same(
-        gradients(losses.objective_sum, h_ND, head.weight),
-        gradients(expected, h_ND, head.weight),
-        rtol=1e-7,
-        atol=1e-10,
-    )
+    leaves = (h_ND, *head.parameters())
+    assert_same(gradients(losses.objective_sum, *leaves), gradients(expected, *leaves), rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +129,12 @@ def test_cross_entropy_with_its_options(head_kind, smoothing, V, D, N, seed):
         ("metric", {"scale": "learned"}),
         ("metric", {"scale": "article", "feature_norm": "layernorm", "centroid_norm": "layernorm"}),
         ("metric", {"centroid_norm": "batchnorm"}),
+        ("metric", {"centroid_norm": "centred", "abstain": True, "scale": "learned"}),
+        ("cosine", {"learn_scale": True}),
+        ("cosine", {"scale": 4.0, "margin": 0.4}),
+        ("von_mises_fisher", {}),
+        ("harmonic", {"exponent": 3.0}),
+        ("mixture", {"components": 2}),
     ],
 )
 def test_gradcheck_of_every_parameter(head_kind, options):
@@ -154,9 +173,9 @@ def test_tfsd_gradients_of_every_parameter():
 
 
 @pytest.mark.parametrize("objective_kind", ["ce", "tfsd", "weighted_ce"])
-@pytest.mark.parametrize("head_kind", ["linear", "metric"])
-def test_chunks_and_ignored_tokens_change_nothing(head_kind, objective_kind):
-    head, objective = make(head_kind, objective_kind, 6, 30)
+@pytest.mark.parametrize("name", HEADS_TRIED)
+def test_chunks_and_ignored_tokens_change_nothing(name, objective_kind):
+    head, objective = make(HEADS_TRIED[name][0], objective_kind, 6, 30, HEADS_TRIED[name][1])
     h_ND, y_N = data(30, 6, 50, 1, head)
     y_N[::7] = -100
     keep = y_N != -100
@@ -172,15 +191,16 @@ def test_chunks_and_ignored_tokens_change_nothing(head_kind, objective_kind):
     torch.testing.assert_close(chunked.objective_sum, only_valid.objective_sum)
     torch.testing.assert_close(chunked.nll_sum, only_valid.nll_sum)
     assert chunked.valid_N.sum() == keep.sum()
-    for name, value in (whole.statistics | whole.sampled).items():
-        torch.testing.assert_close((chunked.statistics | chunked.sampled)[name], value, msg=name)
+    for metric, value in (whole.statistics | whole.sampled).items():
+        torch.testing.assert_close((chunked.statistics | chunked.sampled)[metric], value, msg=metric)
     dh_ND = gradients(chunked_loss(head, objective, h_ND, y_N).objective_sum, h_ND)[0]
     assert bool((dh_ND[~keep] == 0).all())
 
 
-@pytest.mark.parametrize("head_kind", ["linear", "metric"])
-def test_statistics_against_full_logits(head_kind):
-    head, objective = make(head_kind, "weighted_ce", 6, 30, {"scale": 0.2} if head_kind == "metric" else {})
+@pytest.mark.parametrize("name", HEADS_TRIED)
+def test_statistics_against_full_logits(name):
+    head_kind, options = HEADS_TRIED[name]
+    head, objective = make(head_kind, "weighted_ce", 6, 30, options | ({"scale": 0.2} if head_kind == "metric" else {}))
     h_ND, y_N = data(30, 6, 11, 3, head)
     losses = chunked_loss(head, objective, h_ND, y_N, statistics=True)
     found = losses.statistics | losses.sampled
@@ -198,11 +218,17 @@ def test_statistics_against_full_logits(head_kind):
         "tfsd/target_entropy": torch.distributions.Categorical(logits=q_NV).entropy(),
     }
     if head_kind == "metric":
-        expected["metric/true_distance"] = (h_ND - head.weight[y_N]).norm(dim=1).detach()
+        w_VD = head.weight - (head.weight.mean(0) if options.get("centroid_norm") else 0)
+        expected["metric/true_distance"] = (h_ND - w_VD[y_N]).norm(dim=1).detach()
+    if options.get("abstain"):
+        expected["metric/abstained"] = z_NV.softmax(1)[:, -1]
+    if head_kind == "cosine":
+        expected["cosine/true"] = F.cosine_similarity(h_ND, head.weight[y_N]).detach()
+        expected["cosine/scale"] = torch.full((11,), float(torch.as_tensor(head.scale()).detach()), dtype=torch.float64)
     assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        expected_here = value[::SAMPLING] if name in losses.sampled else value
-        torch.testing.assert_close(found[name], expected_here, rtol=1e-8, atol=1e-8, msg=name)
+    for metric, value in expected.items():
+        expected_here = value[::SAMPLING] if metric in losses.sampled else value
+        torch.testing.assert_close(found[metric], expected_here, rtol=1e-8, atol=1e-8, msg=metric)
 
 
 def test_the_spread_of_the_logits_survives_their_drift():

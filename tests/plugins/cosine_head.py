@@ -7,8 +7,8 @@ from torch.nn.functional import normalize
 from model import Head, register_head
 
 
-@register_head("cosine")
-class CosineHead(Head):
+@register_head("plain_cosine")
+class PlainCosineHead(Head):
     """z_k = exp(s) cos(h, w_k), with s learned."""
 
     def __init__(self, hidden_size: int, vocab_size: int, options: Head.Options) -> None:

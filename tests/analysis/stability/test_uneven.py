@@ -12,7 +12,7 @@ from analysis.stability.compare import COMMON, OWN_BEST, Row, study
 from analysis.stability.fairness import seeds_line, warnings
 from analysis.stability.runs import find_runs
 from analysis.stability.tables import sweep_table
-from record.suite import read_plan, write_plan
+from record.suite import PlannedRun, SuitePlan, read_plan, write_plan
 
 from .made import write_suite
 
@@ -71,6 +71,17 @@ def test_a_seed_that_lacks_a_rate_is_named_and_loses_its_sensitivity_alone(tmp_p
     table = sweep_table(found, "calm")
     assert table is not None
     assert [each[1] for each in table.rows] == ["3", "2 of 3"]
+
+
+def test_an_arm_without_a_scenario_is_named_and_has_no_other_rates_there(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "suite", LEVELS, (0, 1, 2))
+    plan = read_plan(suite)
+    assert plan is not None
+    extra = PlannedRun("base_hit_seed0", "base", "hit", 0.01, 0)
+    write_plan(suite, SuitePlan(plan.baseline, plan.control, (*plan.runs, extra)))
+    told = warnings(study(find_runs([str(suite)])))
+    assert "few has no runs in hit" in told
+    assert not any("other rates" in line for line in told)
 
 
 def test_a_sensitivity_is_compared_over_the_rates_of_both_arms(tmp_path: Path) -> None:

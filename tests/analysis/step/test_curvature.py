@@ -143,11 +143,23 @@ def test_the_threshold_is_where_momentum_diverges_on_a_parabola(beta1, limit):
     assert size_after(1.02 * limit) > 1e3
 
 
-@pytest.mark.parametrize("head", ["linear", "metric"])
+HEADS = {
+    "linear": {},
+    "metric": {"abstain": True},
+    "cosine": {"scale": 4.0, "margin": 0.3},
+    "harmonic": {},
+    "mixture": {},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_the_loss_with_all_logits_is_the_one_that_is_trained_with_its_penalties(head):
+    torch.manual_seed(0)  # a direction along which no other logit becomes the largest
     text = GPT2Config(vocab_size=23, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
     options = {"kind": "ce", "label_smoothing": 0.1}
-    model = new_model(SwapHeadConfig(text, head={"kind": head}, objective=options, n_classes=20), seed=3).eval()
+    model = new_model(
+        SwapHeadConfig(text, head={"kind": head} | HEADS[head], objective=options, n_classes=20), seed=3
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 5)
