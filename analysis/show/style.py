@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/, without yellow, which is too faint on white; then five more.
+# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/, without yellow, which is too faint on white; then nine more.
 _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#6A3D9A", "#8A5A2B", "#8DB600", "#FF1493",
-    "#8C8C8C",
+    "#8C8C8C", "#7A0019", "#14346B", "#00B3B3", "#B89B00",
 )  # fmt: skip
 _LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 1.5, 1, 1.5)), (0, (1.5, 1.2)), (0, (8, 2, 1, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
