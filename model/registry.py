@@ -19,13 +19,20 @@ T = TypeVar("T", bound=type)
 def _register(table: dict[str, T], kind: str) -> Callable[[T], T]:
     def add(cls: T) -> T:
         known = table.get(kind)
-        # A class may come twice, from the project and from a checkpoint's copy of it.
-        if known is not None and known.__qualname__ != cls.__qualname__:
+        if known is not None and not _same(known, cls):
             raise ValueError(f"{kind!r} is already registered by {known.__module__}.{known.__qualname__}")
         table[kind] = cls
         return cls
 
     return add
+
+
+def _same(known: type, cls: type) -> bool:
+    """Whether two classes are one: read again, or the copy of it that a checkpoint carries. A plug-in's class is none of the
+    project's, whatever its name."""
+    own = [each.__module__.rpartition(".")[0] == __package__ for each in (known, cls)]
+    copied = any(each.__module__.startswith("transformers_modules") for each in (known, cls))
+    return known.__qualname__ == cls.__qualname__ and (own[0] == own[1] or copied)
 
 
 def register_head(kind: str) -> Callable[[type[Head]], type[Head]]:

@@ -54,10 +54,7 @@ SLOW = (
     "tests/training/test_loss_kernel.py",
     "tests/benchmarks/test_gpu_check.py",
     "tests/training/test_stresses.py",
-    "tests/gpu/test_runs.py",
     "tests/test_describe.py",
-    "tests/gpu/test_compiled.py",
-    "tests/gpu/test_sharded.py",
 )
 """Files that take half a minute or more, the longest first."""
 

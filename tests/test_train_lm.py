@@ -389,8 +389,8 @@ import torch
 from model import Head, Objective, register_head, register_objective
 
 
-@register_head("harmonic")
-class HarmonicHead(Head):
+@register_head("own_harmonic")
+class OwnHarmonicHead(Head):
     """z_k = -(n/2) log ||h - w_k||^2"""
 
     @dataclass(frozen=True)
@@ -402,8 +402,8 @@ class HarmonicHead(Head):
         return -self.options.exponent / 2 * squares_CV.clamp(min=1e-6).log()
 
 
-@register_objective("focal")
-class Focal(Objective):
+@register_objective("own_focal")
+class OwnFocal(Objective):
     def loss(self, t):
         return torch.sigmoid(t.negatives - t.true) ** 2 * torch.nn.functional.softplus(t.negatives - t.true)
 '''
@@ -411,7 +411,7 @@ class Focal(Objective):
 
 def test_a_head_and_an_objective_of_ones_own_without_touching_the_project(start, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    own = [f"plugins=[{tmp_path}/mine.py]", "head.kind=harmonic", "head.exponent=8.0", "objective.kind=focal"]
+    own = [f"plugins=[{tmp_path}/mine.py]", "head.kind=own_harmonic", "head.exponent=8.0", "objective.kind=own_focal"]
     assert start("name=own", *own)[0] == 0
     rows = rows_of(tmp_path / "own")
     assert rows[-1]["loss/nll"] < rows[0]["loss/nll"] - 0.1
@@ -420,7 +420,7 @@ def test_a_head_and_an_objective_of_ones_own_without_touching_the_project(start,
 
 def test_a_head_of_ones_own_trains_in_bf16(start, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    own = [f"plugins=[{tmp_path}/mine.py]", "head.kind=harmonic", "objective.kind=tfsd"]
+    own = [f"plugins=[{tmp_path}/mine.py]", "head.kind=own_harmonic", "objective.kind=tfsd"]
     status, run = start("name=own_bf16", "train.precision=bf16", "train.steps=6", "train.batch_size=2", *own)
     assert status == 0
     assert rows_of(run)[-1]["loss/nll"] < rows_of(run)[0]["loss/nll"]
@@ -429,7 +429,7 @@ def test_a_head_of_ones_own_trains_in_bf16(start, tmp_path):
 def test_the_readme_example_is_a_working_plugin(start, tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(text.split("```python")[1].split("```")[0])
-    assert start("name=readme", "train.steps=6", f"plugins=[{tmp_path}/mine.py]", "objective.kind=focal")[0] == 0
+    assert start("name=readme", "train.steps=6", f"plugins=[{tmp_path}/mine.py]", "objective.kind=margin")[0] == 0
 
 
 def test_a_broken_plugin_is_one_line(start, tmp_path):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(960)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder that the command has filled. Of tests/gpu it ran the first test of each file but one; all run without it."""
+    """The folder that the command has filled. Of tests/gpu it ran the first test of each file but one."""
     out = tmp_path_factory.mktemp("whole")
     arguments = ("--device", "cpu", "--minutes", "9", "--out", out)
     done = python("-m", "benchmarks.gpu_check", *arguments, timeout=900, **{FIRST_ONLY: "1"})

@@ -1,4 +1,5 @@
-"""Correctness on one GPU; without one, or with GPU_CHECK_DEVICE=cpu, the same code on tiny sizes."""
+"""Correctness on one GPU, or with GPU_CHECK_DEVICE=cpu the same code on tiny sizes. Without either these tests are skipped: their
+counterparts for the CPU are elsewhere, and tests/benchmarks/test_gpu_whole.py runs the first one of each file."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ if ASKED == "cuda" and not torch.cuda.is_available():
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ours = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    nothing_to_run_on = ASKED is None and not torch.cuda.is_available()
     for item in ours:
         item.add_marker(pytest.mark.gpu)
+        if nothing_to_run_on:
+            item.add_marker(pytest.mark.skip(reason=f"no GPU; {VARIABLE}=cpu runs it on the CPU"))
     if os.environ.get(FIRST_ONLY):
         first = {item.path: item for item in reversed(ours) if item.path.name != LONGEST}
         left_out = [item for item in ours if item is not first.get(item.path)]
