@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -81,7 +82,7 @@ def check_kinds(config: RunConfig, *, recorded: bool = False) -> RunConfig:
     problems += body_problems(config.body, config.data.sequence_length, recorded=recorded)
     problems += _detection_problems(config)
     if not problems:
-        problems += _problems_of_kinds(config)
+        problems += [*_problems_of_kinds(config), *_problems_of_objective(config, recorded=recorded)]
     if problems:
         raise InputError(*problems)
     return config.model_copy(update=found)
@@ -105,6 +106,15 @@ def _detection_problems(config: RunConfig) -> list[str]:
         except KeyError:
             problems.append(f"detection.signals: no metric {signal!r}; docs/metrics.md lists them")
     return problems
+
+
+def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str]:
+    """An objective that does not fit the head, and a teacher that is not there (of a recorded run it may be gone)."""
+    objective, teacher = OBJECTIVES[config.objective.kind], config.objective.options.get("teacher")
+    if objective.uses_rows and config.head.options.get("abstain"):
+        yield f"objective.kind: {config.objective.kind} reads all logits, to which head.abstain adds one; leave head.abstain out"
+    if teacher is not None and not recorded and not (Path(teacher) / "config.json").is_file():
+        yield f"objective.teacher: there is no checkpoint at {teacher}; give one of an earlier run, RUN/checkpoints/step_N"
 
 
 def _problems_of_kinds(config: RunConfig) -> Iterator[str]:

@@ -10,7 +10,7 @@ Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .classes import Classes, LogitGradient
-from .heads import Head
+from .heads import Head, as_trained
 from .kernel_choice import negatives
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, of_rows, tfsd_weight
 from .teaching import Taught
@@ -215,20 +215,13 @@ class _Chunk:
             self.t = (
                 leaves if rows_CV is None else of_rows(rows_CV.requires_grad_(), self.y_C, leaves.shift, self.taught_CV)
             )
-            self.loss_C, parts = self.objective.terms(self._in_training() if self.training else self.t)
+            self.loss_C, parts = self.objective.terms(as_trained(self.head, self.t) if self.training else self.t)
         raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
         raw["largest_negative"] = largest_C
         if sample_SV is not None and sampled is not None:
             raw |= {f"{PART}{name}": part_C.detach() for name, part_C in parts.items()}
             raw |= self._sample(sample_SV, sampled, true_C, mean_C)
         return raw
-
-    def _in_training(self) -> TokenLogits:
-        """The logits as the objective sees them in training, rows included."""
-        t = self.head.in_training(self.t)
-        if t is self.t or t.rows is None:
-            return t
-        return replace(t, rows=t.rows.scatter(1, self.y_C[:, None], t.true[:, None]))
 
     def _rows(self, true_C: Tensor) -> Tensor:
         """A copy of the chunk's true logits (C, V)."""

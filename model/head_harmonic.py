@@ -56,8 +56,9 @@ class HarmonicHead(AffineHead):
         self.exponent = named[options.exponent] if isinstance(options.exponent, str) else options.exponent
 
     def features(self, h_ND: Tensor, dtype: torch.dtype) -> Tensor:
-        """-2 h, so that u_k = f . w_k + ||w_k||^2."""
-        return (-2 * h_ND.to(wide_dtype(h_ND.dtype))).to(dtype)
+        """-2 h, so that u_k = f . w_k + ||w_k||^2; float32 in any compute dtype, as near a class the gradient, a multiple of
+        h - w_k, is a difference of products."""
+        return -2 * h_ND.to(wide_dtype(h_ND.dtype))
 
     def offsets(self, *classes: Tensor) -> Tensor:
         return torch.linalg.vector_norm(classes[0], dim=1, dtype=wide_dtype(classes[0].dtype)).square()

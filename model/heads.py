@@ -11,7 +11,7 @@ Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -116,6 +116,14 @@ class Head(nn.Module):
         shift_N = self.shift(f_ND)
         logits_NV = self.logits(f_ND, *(c.to(f_ND.dtype) if c.dim() == 2 else c for c in classes))
         return logits_NV.to(shift_N.dtype) + shift_N[:, None]
+
+
+def as_trained(head: Head, t: TokenLogits) -> TokenLogits:
+    """``t`` as the objective sees it in training, rows included."""
+    seen = head.in_training(t)
+    if seen is t or seen.rows is None or seen.target is None:
+        return seen
+    return replace(seen, rows=seen.rows.scatter(1, seen.target[:, None], seen.true[:, None]))
 
 
 class AffineHead(Head):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .objectives import Objective, TokenLogits, negative_log_likelihood
+from .objectives import Objective, TokenLogits, check_temperature, negative_log_likelihood
 from .registry import register_objective
 from .teaching import Teacher
 
@@ -38,8 +38,7 @@ class Distillation(Objective):
         def __post_init__(self) -> None:
             if not 0 <= self.alpha <= 1:
                 raise ValueError(f"alpha must be from 0 to 1, not {self.alpha}")
-            if not 0.01 <= self.temperature <= 1000:
-                raise ValueError(f"temperature must be from 0.01 to 1000, not {self.temperature}")
+            check_temperature(self.temperature)
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -60,11 +59,12 @@ class Distillation(Objective):
 
 @register_objective("nkd")
 class NormalisedDistillation(Objective):
-    """-r_y log p_y + gamma T^2 CE(R', P'), R' and P' being teacher and student at temperature T without the target, renormalised
-    (NKD of Yang et al. 2023, arXiv 2303.13005). r_y is the teacher's probability of the target at temperature 1.
+    """CE + alpha NKD with NKD = -r_y log p_y + gamma T^2 CE(R', P'), R' and P' being teacher and student at temperature T without the
+    target, renormalised (Yang et al. 2023, arXiv 2303.13005, and its code). r_y is the teacher's probability of the target at
+    temperature 1.
 
-    Were the teacher the student itself, the second part would have no gradient, and the first be that of CE weighted by p_y: of
-    gce with q = 1, and the opposite of TFSD's weighting.
+    Were the teacher the student itself, the last part would have no gradient, and c be 1 + alpha p_y: that of poly1, and the
+    opposite of TFSD's weighting.
     """
 
     uses_rows = True
@@ -74,16 +74,19 @@ class NormalisedDistillation(Objective):
     class Options:
         teacher: str
         """A checkpoint of an earlier run with the same tokenizer."""
+        alpha: float = 1.0
+        """Weight of NKD beside cross-entropy."""
         gamma: float = 1.5
-        """Weight of the second part."""
+        """Weight of its second part."""
         temperature: float = 1.0
         """T, of teacher and student in the second part."""
 
         def __post_init__(self) -> None:
+            if not 0 <= self.alpha <= 1000:
+                raise ValueError(f"alpha must be from 0 to 1000, not {self.alpha}")
             if not 0 <= self.gamma <= 1000:
                 raise ValueError(f"gamma must be from 0 to 1000, not {self.gamma}")
-            if not 0.01 <= self.temperature <= 1000:
-                raise ValueError(f"temperature must be from 0.01 to 1000, not {self.temperature}")
+            check_temperature(self.temperature)
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -96,4 +99,5 @@ class NormalisedDistillation(Objective):
         others = (z_NV.scatter(1, y_N1, -1e30) / self.options.temperature for z_NV in (t.taught, t.rows))
         log_r_NV, log_p_NV = (z_NV.log_softmax(1) for z_NV in others)
         rest_N = -(log_r_NV.exp() * log_p_NV).sum(1)
-        return sure_N * negative_log_likelihood(t) + self.options.gamma * self.options.temperature**2 * rest_N
+        nll_N, options = negative_log_likelihood(t), self.options
+        return nll_N + options.alpha * (sure_N * nll_N + options.gamma * options.temperature**2 * rest_N)

@@ -25,7 +25,8 @@ class Focal(Weighted):
 
     def weight(self, t: TokenLogits) -> Tensor:
         gamma, log_p, log_q = self.options.gamma, log_true(t), log_others(t)
-        return (gamma * log_q).exp() - gamma * log_p * (log_p + (gamma - 1) * log_q).exp()
+        # One exponential: where p is near 1 its factors are 0 and infinite.
+        return (gamma * log_q).exp() + gamma * ((-log_p).log() + log_p + (gamma - 1) * log_q).exp()
 
     def value(self, t: TokenLogits) -> Tensor:
         return -log_true(t) * (self.options.gamma * log_others(t)).exp()

@@ -80,10 +80,6 @@ class AnchoredTFSD(Weighted):
 
     detached = True
 
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self.uses_largest = options.anchor == "largest"
-
     def weight(self, t: TokenLogits) -> Tensor:
         return tfsd_weight(self._moved(t))
 

@@ -69,6 +69,12 @@ def tfsd_weight(t: TokenLogits) -> Tensor:
     return -torch.sigmoid(-t.negatives) * torch.expm1(t.true)
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError for a temperature that no distribution is taken at."""
+    if not 0.01 <= temperature <= 1000:
+        raise ValueError(f"temperature must be from 0.01 to 1000, not {temperature}")
+
+
 class Objective:
     """Base of all objectives: ``loss`` maps :class:`TokenLogits` to a loss per token (N,), differentiable by autograd."""
 

@@ -21,8 +21,8 @@ class Taught:
     f_ND: Tensor
     """Features of its hidden states."""
 
-    def logits(self, chunk: slice) -> Tensor:
-        """Its logits (C, V) of these tokens, in float32."""
+    def logits(self, chunk: slice | Tensor) -> Tensor:
+        """Its logits (C, V) of these tokens (a slice, or which of all), in float32."""
         return self.head.true_logits(self.f_ND[chunk])[:, : self.head.n_classes]
 
 

@@ -6,12 +6,15 @@ import json
 import os
 import secrets
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import InputError
 
 LOCK_FILE = ".lock"
+_FLOCK = "hhqqi4x"
+"""struct flock of Linux's fcntl(2): kind, whence, start, length, process."""
 
 
 @contextlib.contextmanager
@@ -62,14 +65,14 @@ def lock_holder(directory: Path) -> str | None:
     except OSError:
         return None
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return _holder(descriptor)
+        # Asked for and not tried: a run that begins meanwhile must not find it taken.
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+        return None if kind == fcntl.F_UNLCK else _holder(descriptor)
     except OSError:  # no locks here: the run itself says so
         return None
     finally:
         os.close(descriptor)
-    return None
 
 
 def _acquire(path: Path) -> int:

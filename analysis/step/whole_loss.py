@@ -5,14 +5,13 @@ Shapes: B sequences, T positions, N targets that count, V vocabulary, D features
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from data.batches import IGNORED
-from model.heads import Head
-from model.objectives import Objective, TokenLogits, negative_log_likelihood
+from model.heads import Head, as_trained
+from model.objectives import Objective, TokenLogits, negative_log_likelihood, of_rows
 
 
 class NegativeLogLikelihood(Objective):
@@ -27,13 +26,10 @@ def whole_loss(model: Any, objective: Objective, x_BT: Tensor, y_BT: Tensor) -> 
 
     def loss(head: Head, f_ND: Tensor) -> Tensor:
         kept_N = y_BT.flatten() != IGNORED
-        f_ND, y_N1 = f_ND[kept_N], y_BT.flatten()[kept_N, None]
-        z_NV = head.class_logits(f_ND).float()
-        others_NV = z_NV.scatter(1, y_N1, -math.inf)
-        true_N, negatives_N = z_NV.gather(1, y_N1).squeeze(1), others_NV.logsumexp(1)
-        t = TokenLogits(true_N, negatives_N, z_NV.mean(1), others_NV.amax(1), head.shift(f_ND))
-        seen = t if isinstance(objective, NegativeLogLikelihood) else head.in_training(t)
-        return objective.loss(seen).mean()
+        f_ND, y_N = f_ND[kept_N], y_BT.flatten()[kept_N]
+        taught_NV = None if objective.teacher is None else objective.teacher(x_BT).logits(kept_N)
+        t = of_rows(head.class_logits(f_ND).float(), y_N, head.shift(f_ND), taught_NV)
+        return objective.loss(t if isinstance(objective, NegativeLogLikelihood) else as_trained(head, t)).mean()
 
     found: Tensor = model.lm_head(model.model(input_ids=x_BT, use_cache=False).last_hidden_state, loss)
     return found

@@ -13,7 +13,7 @@ import pytest
 
 from common.command import EXIT_BAD_INPUT
 from common.errors import InputError
-from record.lock import LOCK_FILE, held_by, run_lock
+from record.lock import LOCK_FILE, held_by, lock_holder, run_lock
 from tests.conftest import ROOT, events_of
 from training.run import _record_lost_ranks
 
@@ -51,6 +51,15 @@ while held < times:
 print(refused)
 """
 CONTENDERS, TIMES = 4, 100
+
+LOOK = """
+import sys
+from pathlib import Path
+from record.lock import lock_holder
+print("ready", flush=True)
+while True:
+    lock_holder(Path(sys.argv[1]))
+"""
 
 
 @pytest.fixture
@@ -138,3 +147,26 @@ def test_the_lock_is_not_inherited(holder, tmp_path):
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def test_who_looks_for_the_holder_of_a_lock_takes_it_from_no_one(tmp_path):
+    """A run that begins while another process looks all the time gets its lock, each time."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK_FILE).touch()
+    looking = subprocess.Popen([sys.executable, "-c", LOOK, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert looking.stdout is not None
+        assert looking.stdout.readline() == b"ready\n"
+        for _ in range(2000):
+            with run_lock(tmp_path / "run"):
+                pass
+    finally:
+        looking.kill()
+        looking.communicate()
+
+
+def test_the_holder_of_a_lock_is_named_as_long_as_it_lives(holder, tmp_path):
+    assert lock_holder(tmp_path / "run") == f"process {holder.pid} on {os.uname().nodename}"
+    holder.kill()
+    holder.wait(60)
+    assert lock_holder(tmp_path / "run") is None

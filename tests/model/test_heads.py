@@ -336,3 +336,26 @@ def test_to_abstain_is_a_class_at_the_origin_that_is_never_a_target(padding):
     torch.testing.assert_close(mass_N, plain(h_ND).softmax(1)[:, 20].detach())
     torch.testing.assert_close(head(h_ND, lambda head, f_ND: head.shift(f_ND)), plain(h_ND)[:, 20])
     assert 0.01 < float(mass_N.mean()) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("distance", [3e-2, 0.1, 0.3])
+def test_harmonic_gradients_next_to_a_class_in_half_precision(distance, dtype):
+    """Of the same rounded hidden states and classes: h - w_y is small there, and its direction is all of the gradient."""
+    D, V = 64, 50
+    head, objective = make("harmonic", "ce", D, V, {}, dtype=torch.float32)
+    h_ND, y_N = data(V, D, 8, 0, head, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight.copy_(head.weight.to(dtype))
+        aside_ND = naive.directions(hidden(8, D)).float()
+        h_ND.copy_((head.weight[y_N] + distance * head.weight[y_N].norm(dim=1, keepdim=True) * aside_ND).to(dtype))
+    rounded_ND = h_ND.detach().to(dtype).requires_grad_()
+    y_N = (y_N + 1) % V  # the near class is not the target: the gradient does not vanish
+    actual = gradients(chunked_loss(head, objective, rounded_ND, y_N).objective_sum, rounded_ND, head.weight)
+    exact, _ = make("harmonic", "ce", D, V, {})
+    with torch.no_grad():
+        exact.weight.copy_(head.weight)
+    h_double = rounded_ND.detach().double().requires_grad_()
+    expected = gradients(chunked_loss(exact, objective, h_double, y_N).objective_sum, h_double, exact.weight)
+    for a, e in zip(actual, expected, strict=True):
+        assert float((a.double() - e).norm() / e.norm()) < torch.finfo(dtype).eps

@@ -77,6 +77,7 @@ def confidence(z_NV, y_N, beta=0.3):
 def virtual_teacher(z_NV, y_N, alpha=0.4, sure=0.9, temperature=3.0):
     teacher_NV = torch.full_like(z_NV, (1 - sure) / (z_NV.shape[1] - 1))
     teacher_NV[torch.arange(len(y_N)), y_N] = sure
+    teacher_NV = (teacher_NV.log() / temperature).softmax(1)
     log_p_NV = (z_NV / temperature).log_softmax(1)
     kl_N = F.kl_div(log_p_NV, teacher_NV, reduction="none").sum(1)
     return (1 - alpha) * naive.cross_entropy(z_NV, y_N) + alpha * kl_N

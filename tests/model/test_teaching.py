@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from model import OBJECTIVES, load_model
 from model.chunked import loss_of_features
-from model.teaching import Taught
+from model.objectives import of_rows
+from model.teaching import Taught, Teacher
 
 from ..conftest import rows_of
 from . import naive
@@ -27,13 +28,14 @@ def full_distillation(z_NV, r_NV, y_N, alpha=0.7, **options):
     return (1 - alpha) * naive.cross_entropy(z_NV, y_N) + distilled(z_NV, r_NV, y_N, alpha, **options)
 
 
-def normalised(z_NV, r_NV, y_N, gamma=1.5, temperature=2.0):
+def normalised(z_NV, r_NV, y_N, alpha=0.8, gamma=1.5, temperature=2.0):
     """Target by target, with the other classes picked out."""
     losses = []
     for z_V, r_V, y in zip(z_NV, r_NV, y_N.tolist(), strict=True):
         others = [k for k in range(len(z_V)) if k != y]
         rest = -((r_V[others] / temperature).softmax(0) * (z_V[others] / temperature).log_softmax(0)).sum()
-        losses.append(-r_V.softmax(0)[y] * z_V.log_softmax(0)[y] + gamma * temperature**2 * rest)
+        nkd = -r_V.softmax(0)[y] * z_V.log_softmax(0)[y] + gamma * temperature**2 * rest
+        losses.append(-z_V.log_softmax(0)[y] + alpha * nkd)
     return torch.stack(losses)
 
 
@@ -44,7 +46,7 @@ CASES = {
         {"alpha": 0.7, "temperature": 2.0, "standardise": True},
         lambda z, r, y: full_distillation(z, r, y, standardise=True),
     ),
-    "nkd": ("nkd", {"gamma": 1.5, "temperature": 2.0}, normalised),
+    "nkd": ("nkd", {"alpha": 0.8, "gamma": 1.5, "temperature": 2.0}, normalised),
 }
 
 
@@ -76,7 +78,9 @@ def test_standardised_distillation_moves_neither_mean_nor_scale_of_the_logits(se
     """Its gradient is orthogonal to the ones and to the logits (but for the 1e-7 beside the standard deviation)."""
     generator = torch.Generator().manual_seed(seed)
     z_NV, r_NV = (torch.randn(5, 30, generator=generator, dtype=torch.float64) for _ in range(2))
-    (d_NV,) = gradients(distilled(z_NV.requires_grad_(), r_NV, None, standardise=True).sum(), z_NV)
+    options = OBJECTIVES["distill"].Options(teacher="none", alpha=1.0, standardise=True)
+    t = of_rows(z_NV.requires_grad_(), torch.zeros(5, dtype=torch.long), torch.zeros(5), r_NV)
+    (d_NV,) = gradients(OBJECTIVES["distill"](options).loss(t).sum(), z_NV)
     z_NV = z_NV.detach()
     size_N = d_NV.norm(dim=1)
     assert float((d_NV.sum(1) / size_N).abs().max()) < 1e-9
@@ -84,14 +88,14 @@ def test_standardised_distillation_moves_neither_mean_nor_scale_of_the_logits(se
 
 
 def test_a_student_that_is_its_own_teacher_learns_nothing_from_it():
-    """Distillation alone is at its minimum, and NKD leaves cross-entropy weighted by p_y (gce with q = 1)."""
+    """Distillation alone is at its minimum, and NKD leaves cross-entropy weighted by 1 + p_y (poly1)."""
     head, alone = make("metric", "distill", 6, 20, {}, {"teacher": "none", "alpha": 1.0})
     h_ND, y_N = data(20, 6, 15, 0, head)
     gradient = gradients(taught_loss(head, alone, head, h_ND, h_ND, y_N), h_ND)[0]
     assert float(gradient.abs().max()) < 1e-12
     nkd = make("metric", "nkd", 6, 20, {}, {"teacher": "none"})[1]
-    gce = make("metric", "gce", 6, 20, {}, {"q": 1.0})[1]
-    own, other = (taught_loss(head, objective, head, h_ND, h_ND, y_N) for objective in (nkd, gce))
+    poly1 = make("metric", "poly1", 6, 20, {}, {"epsilon": 1.0})[1]
+    own, other = (taught_loss(head, objective, head, h_ND, h_ND, y_N) for objective in (nkd, poly1))
     assert_same(gradients(own, h_ND, head.weight), gradients(other, h_ND, head.weight), 1e-8, 1e-11)
 
 
@@ -111,9 +115,23 @@ def test_a_run_learns_from_a_checkpoint_of_another_and_goes_on_to_the_bit(start,
     assert not any("teach" in name for name, _ in model.named_parameters())
 
 
-def test_a_teacher_that_cannot_be_used_is_one_line(start, tmp_path):
-    with pytest.raises(InputError, match=r"objective.teacher: .*nowhere cannot be used: .*; give a checkpoint"):
-        start("name=student", "objective.kind=distill", f"objective.teacher={tmp_path}/nowhere")
+def test_a_teacher_that_cannot_be_used_is_one_line_and_leaves_nothing(start, tmp_path):
+    distill = ("name=student", "objective.kind=distill", f"objective.teacher={tmp_path}/nowhere")
+    with pytest.raises(InputError, match=r"objective.teacher: there is no checkpoint at .*nowhere; give one of an ear"):
+        start(*distill)
+    with pytest.raises(InputError, match="objective.kind: distill reads all logits, to which head.abstain adds one"):
+        start(*distill, "head.abstain=true")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_of_another_vocabulary_is_refused():
+    class Other:
+        lm_head = make("linear", "ce", 4, 7)[0]
+
+    with pytest.raises(ValueError, match="it predicts 7 tokens, not 8"):
+        Teacher("there").use(Other(), 8)
+    with pytest.raises(ValueError, match="it is no model of this project"):
+        Teacher("there").use(torch.nn.Linear(1, 1), 8)
 
 
 @pytest.fixture

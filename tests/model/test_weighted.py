@@ -17,7 +17,8 @@ from .test_objectives import SHAPES, assert_same, data, gradients, make, naive_l
 
 OF_P = {
     ("focal", "gamma", 2.0): lambda p: -((1 - p) ** 2) * p.log(),
-    ("focal", "gamma", 0.5): lambda p: -((1 - p) ** 0.5) * p.log(),
+    ("focal", "gamma", 0.3): lambda p: -((1 - p) ** 0.3) * p.log(),
+    ("focal", "gamma", 0.0): lambda p: -p.log(),
     ("poly1", "epsilon", 1.0): lambda p: -p.log() + (1 - p),
     ("poly1", "epsilon", -0.5): lambda p: -p.log() - 0.5 * (1 - p),
     ("gce", "q", 0.7): lambda p: (1 - p**0.7) / 0.7,
@@ -126,7 +127,7 @@ def of_odds(odds_N, negatives=0.0):
 
 @pytest.mark.parametrize("which", OF_P, ids=str)
 def test_float32_keeps_c_and_value_where_p_is_near_0_or_1(which):
-    """Against 60 digits, for log odds from -60 to 60."""
+    """Against 60 digits, for log odds from -60 to 60, and finite beyond."""
     kind, option, value = which
     objective = OBJECTIVES[kind](OBJECTIVES[kind].Options(**{option: value}))
     odds_N = torch.linspace(-60, 60, 97)
@@ -135,6 +136,9 @@ def test_float32_keeps_c_and_value_where_p_is_near_0_or_1(which):
         exact_value, exact_c = exactly(kind, value, odds)
         assert loss == pytest.approx(exact_value, rel=3e-5, abs=1e-36)
         assert c == pytest.approx(exact_c, rel=3e-5, abs=1e-36)
+    beyond = of_odds(torch.tensor([-1e4, -300.0, 90.0, 100.0, 160.0, 300.0, 1e4]))
+    assert bool(objective.weight(beyond).isfinite().all())
+    assert bool(objective.value(beyond).isfinite().all())
 
 
 def exactly(kind, option, odds):

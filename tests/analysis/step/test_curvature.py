@@ -152,17 +152,26 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_the_loss_with_all_logits_is_the_one_that_is_trained_with_its_penalties(head):
+SMOOTHED = {"kind": "ce", "label_smoothing": 0.1}
+BY_ROWS = [
+    ("cosine", {"kind": "confidence_penalty"}),
+    ("linear", {"kind": "virtual_teacher", "alpha": 0.5, "temperature": 2.0}),
+    ("harmonic", {"kind": "distill", "teacher": "another"}),
+]
+
+
+@pytest.mark.parametrize(("head", "options"), [*((head, SMOOTHED) for head in HEADS), *BY_ROWS], ids=str)
+def test_the_loss_with_all_logits_is_the_one_that_is_trained_with_its_penalties(head, options):
     torch.manual_seed(0)  # a direction along which no other logit becomes the largest
     text = GPT2Config(vocab_size=23, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
-    options = {"kind": "ce", "label_smoothing": 0.1}
     model = new_model(
         SwapHeadConfig(text, head={"kind": head} | HEADS[head], objective=options, n_classes=20), seed=3
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 5)
+    if model.objective.teacher is not None:
+        model.objective.teacher.use(new_model(SwapHeadConfig(text, n_classes=20), seed=4), 20)
     remedies = {"z": ZLoss(ZLoss.Options(weight=0.3)), "max": MaxZ(MaxZ.Options(weight=0.2))}
     model.penalties, model.penalised_evaluation = penalties(remedies), True
     x_BT, y_BT = torch.randint(20, (2, 8)), torch.randint(20, (2, 8))
