@@ -58,7 +58,7 @@ class Study(BaseModel):
     """measured: the numbers come from summary.json. typed: they were copied by hand, as the run directories are gone."""
     date: datetime.date
     commit: str | None = None
-    """Of the code that was run, if known."""
+    """Of the code that was run, if known; several with what was run with each."""
     machine: str = Field(min_length=1)
     seeds: list[int]
     configs: list[str]

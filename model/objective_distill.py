@@ -59,9 +59,9 @@ class Distillation(Objective):
 
 @register_objective("nkd")
 class NormalisedDistillation(Objective):
-    """CE + alpha NKD with NKD = -r_y log p_y + gamma T^2 CE(R', P'), R' and P' being teacher and student at temperature T without the
-    target, renormalised (Yang et al. 2023, arXiv 2303.13005, and its code). r_y is the teacher's probability of the target at
-    temperature 1.
+    """CE + alpha NKD with NKD = -r_y log p_y + gamma T^2 CE(R', P'), R' and P' being teacher and student at temperature T without
+    the target, renormalised (Yang et al. 2023, arXiv 2303.13005, and its code). r_y is the teacher's probability of the target
+    at temperature 1.
 
     Were the teacher the student itself, the last part would have no gradient, and c be 1 + alpha p_y: that of poly1, and the
     opposite of TFSD's weighting.

@@ -119,7 +119,7 @@ def test_a_teacher_that_cannot_be_used_is_one_line_and_leaves_nothing(start, tmp
     distill = ("name=student", "objective.kind=distill", f"objective.teacher={tmp_path}/nowhere")
     with pytest.raises(InputError, match=r"objective.teacher: there is no checkpoint at .*nowhere; give one of an ear"):
         start(*distill)
-    with pytest.raises(InputError, match="objective.kind: distill reads all logits, to which head.abstain adds one"):
+    with pytest.raises(InputError, match=r"objective.kind: distill reads all logits, to which head.abstain adds one"):
         start(*distill, "head.abstain=true")
     assert not (tmp_path / "student").exists()
 
