@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from common.errors import InputError
+from record.lock import lock_holder
 from record.rows import status_of
 from record.suite import SuitePlan
 
@@ -43,9 +44,10 @@ def watch(plan: SuitePlan, out: Path) -> int:
 
 
 def states(plan: SuitePlan, out: Path) -> dict[str, str]:
-    """The status of each run that was started. A run that was killed still says that it is running."""
+    """The status of each run that was started. One that was killed still says that it is running, but holds no lock."""
     found = {run.name: status for run in plan.runs if (status := status_of(out / run.name)) is not None}
-    return {name: STATES.get(status, status) for name, status in found.items()}
+    killed = {name for name, status in found.items() if status == "running" and lock_holder(out / name) is None}
+    return {name: "killed" if name in killed else STATES.get(status, status) for name, status in found.items()}
 
 
 def told(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:

@@ -174,9 +174,12 @@ def _sizes(found: Study) -> Iterator[str]:
 
 
 def _capped(found: Study) -> Iterator[str]:
-    names = [found.comparison.name(cell) for cell, m in found.measured.items() if m.values["diverged"]]
+    names = [found.comparison.name(cell) for cell, m in found.measured.items() if m.values["capped"]]
     if names:
-        yield f"diverged, and counted with the initial loss as final NLL: {len(names)} runs: {first_of(names, _NAMED)}"
+        yield (
+            f"diverged or ended above the initial NLL, and counted with that as final NLL: {len(names)} runs: "
+            f"{first_of(names, _NAMED)}"
+        )
 
 
 def _environment(run: Run) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def write_figures(found: Study, out: Path) -> list[str]:
 
 def draw_rates(found: Study) -> Figure | None:
     """Final NLL against the learning rate, a panel for each scenario: means over seeds, bands from the lowest seed to the
-    highest, crosses at rates where a run diverged. None unless an arm has two rates."""
+    highest, crosses at rates where a run diverged or ended above its initial NLL. None unless an arm has two rates."""
     one = found.comparison
     scenarios = [s for s in one.scenarios if any(len(found.sweeps[arm, s].rates) > 1 for arm in one.arms)]
     if not scenarios:
@@ -75,9 +75,7 @@ def draw_rates(found: Study) -> Figure | None:
         style.plain_log_ticks(axes.xaxis, (rates[0], rates[-1]))
         axes.xaxis.set_major_locator(_fixed(rates))
         axes.xaxis.set_minor_locator(_fixed([]))
-    note = (
-        "lines: mean over seeds; bands: lowest to highest seed; crosses: a run diverged (counted with its initial loss)"
-    )
+    note = "lines: mean over seeds; bands: lowest to highest seed; crosses: a run diverged or ended above its initial NLL, with which it counts"
     _legend(figure, styles, note)
     return figure
 
@@ -92,7 +90,7 @@ def _draw_sweep(axes: Axes, found: Study, arm: str, scenario: str, look: ArmStyl
         low.append(min(values))
         high.append(max(values))
         mean.append(sum(values) / len(values))
-        if any(found.values("diverged", arm, scenario, rate).values()):
+        if any(found.values("capped", arm, scenario, rate).values()):
             axes.plot(
                 [rate * aside], [high[-1]], marker="x", markersize=8, markeredgewidth=1.8, color=look.colour, zorder=5
             )

@@ -75,7 +75,7 @@ MEASURES = (
     Measure("ended", "ended", "s", "", "neither",
             "finished or diverged: status.json; not begun: a branch of a run that diverged before it"),
     Measure("steps", "steps", "d", "steps", "neither", "the run's own steps that are on record"),
-    Measure("survived", "survived", "d", "", "higher", "1 if the run finished, did not stall and its final NLL is finite"),
+    Measure("survived", "survived", "d", "", "higher", "1 if the run finished, did not stall and did not end above its initial NLL"),
     Measure("diverged", "diverged", "d", "", "lower",
             "1 if the run diverged, or did so before this branch of it, or its final validation NLL is not finite"),
     Measure("stalls", "stalls", "d", "events", "lower", "times that the loss stood still while logits grew or were saturated"),
@@ -217,14 +217,15 @@ def _ending(run: Run, initial: float | None) -> Values:
     diverged = run.status["status"] == "diverged"
     if lost(diverged, final):
         return _lost(run.status["status"], initial) | counts
-    final = final_nll(diverged, final, initial)
+    counted = final_nll(diverged, final, initial)
+    above = counted is not None and final is not None and counted < final
     return {
         "ended": run.status["status"],
         "diverged": 0,
-        "survived": int(not counts["stalls"]),
-        "final_nll": final,
+        "survived": int(not counts["stalls"] and not above),
+        "final_nll": counted,
         "initial_nll": initial,
-        "capped": None if final is None else int(final == initial),
+        "capped": None if counted is None else int(counted == initial),
         **counts,
     }
 

@@ -150,7 +150,8 @@ def stress_tables(found: Study) -> list[Shown]:
     tables = [table for scenario in found.comparison.scenarios if (table := _stress_table(found, scenario)) is not None]
     notes = (
         "Each run against the calm one of its arm, rate and seed, over all rates and seeds; nat-steps, and what they differ "
-        f"from the baseline's, at the {COMMON}, or the only one, alone. Survived: finished without a stall. Back: at the calm "
+        f"from the baseline's, at the {COMMON}, or the only one, alone. Survived: finished, without a stall and "
+        "not above the initial NLL. Back: at the calm "
         "run's NLL again, for good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: "
         "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
     )

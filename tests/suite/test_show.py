@@ -8,7 +8,9 @@ import sys
 
 from record.suite import PlannedRun, SuitePlan
 from suite.report import results
+from suite.watch import states
 
+from ..analysis.written import write_run
 from ..conftest import ROOT
 
 
@@ -49,3 +51,19 @@ def test_of_many_runs_those_under_way_and_those_to_do_are_counted_apart(tmp_path
         ["arm", "finished", "diverged", "running", "to", "do", "other"],
         ["a", "11", "2", "3", "12", "2"],
     ]
+
+
+def test_a_run_that_was_killed_is_told_from_one_that_is_running(tmp_path):
+    """Both say that they are running; one of them holds its lock, here this process's child."""
+    plan = SuitePlan("a", None, tuple(PlannedRun(f"a_seed{seed}", "a", None, None, seed) for seed in range(3)))
+    for run in plan.runs:
+        write_run(tmp_path / run.name, [{"step": 1, "loss/nll": 5.0}], status="running")
+    hold = "import sys; from pathlib import Path; from record.lock import run_lock\n"
+    hold += "with run_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, tmp_path / "a_seed1"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert states(plan, tmp_path) == {"a_seed0": "killed", "a_seed1": "running", "a_seed2": "killed"}
+        holder.communicate()
+    assert states(plan, tmp_path)["a_seed1"] == "killed"

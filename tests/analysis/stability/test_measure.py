@@ -66,6 +66,7 @@ def test_a_final_loss_above_the_initial_one_counts_as_that(tmp_path: Path) -> No
     rows[-1]["validation/nll"] = 12.0
     values = measure(run(tmp_path / "a", rows)).values
     assert (values["final_nll"], values["capped"], values["diverged"]) == (rows[0]["loss/nll"], 1, 0)
+    assert values["survived"] == 0
 
 
 def test_stalls_are_no_survival_and_abandoned_ones_do_not_count(tmp_path: Path) -> None:
