@@ -75,7 +75,10 @@ def draw_rates(found: Study) -> Figure | None:
         style.plain_log_ticks(axes.xaxis, (rates[0], rates[-1]))
         axes.xaxis.set_major_locator(_fixed(rates))
         axes.xaxis.set_minor_locator(_fixed([]))
-    note = "lines: mean over seeds; bands: lowest to highest seed; crosses: a run diverged or ended above its initial NLL, with which it counts"
+    note = (
+        "lines: mean over seeds; bands: lowest to highest seed; crosses: a run diverged or ended above its initial NLL, "
+        "with which it counts"
+    )
     _legend(figure, styles, note)
     return figure
 

@@ -247,8 +247,17 @@ def test_every_suite_here_can_be_run(file, tmp_path):
 def test_a_directory_that_cannot_be_is_refused_before_the_check(tmp_path, monkeypatch):
     (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\narms: {a: []}\n")
     (tmp_path / "file").touch()
+    (tmp_path / "x.yaml").touch()
     monkeypatch.setattr(
         sys, "argv", ["run_suite.py", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "file" / "out")]
     )
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/file is no directory; choose another with --out")):
+        main()
+
+
+def test_a_recipe_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "suite.yaml").write_text("recipe: x.yaml\nout: out\narms: {a: [], b: []}\n")
+    monkeypatch.setattr(sys, "argv", ["run_suite.py", str(tmp_path / "suite.yaml")])
+    told = f"{tmp_path}/suite.yaml: recipe: {tmp_path}/x.yaml: no such file; it is relative to the suite's file"
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
         main()
