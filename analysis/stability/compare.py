@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from analysis.compare.rates import FEWEST_SEEDS, Proportion, Rate, mcnemar, rate_over_seeds, share_over_seeds
-from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, paired, smallest_shown, verdict
+from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, number_of_tests, paired, smallest_shown, verdict
 from analysis.compare.statistics import CONFIDENCE, holm
 
 from .curve import median_duration
@@ -54,7 +54,7 @@ class Row:
     """Whether it is the A/A control, which is adjusted for no other arm."""
     difference: Difference
     adjusted: float
-    """p-value by Holm over the arms; NaN without one."""
+    """p-value by Holm over all arms with enough pairs; NaN without one."""
     smallest: float | None
     """Smallest true difference that would be claimed with 80% power."""
     verdict: str
@@ -235,7 +235,7 @@ class Study:
         for arm, difference in found.items():
             alone = arm == control
             p = (math.nan if difference.p is None else difference.p) if alone else p_values[arm]
-            tests = 1 if alone else max(1, sum(each.p is not None for each in others.values()))
+            tests = 1 if alone else number_of_tests(others.values())
             said = entry.verdict(verdict(difference, p, tests=tests))
             rows.append(Row(scenario, basis, entry, arm, alone, difference, p, smallest_shown(difference, tests), said))
         return rows

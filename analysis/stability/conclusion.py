@@ -78,8 +78,7 @@ def _of_rows(found: Study, key: str, heading: str, rows: Sequence[Row], value: C
     for row in rows:
         if row.difference.n:
             shown = row.verdict if row.verdict in ("better", "worse") else None
-            tested = row.difference.p is not None or row.difference.effect.mean == 0
-            cells[row.arm] = Conclusion(value(row.arm), _said(shown, row.alike, tested=tested))
+            cells[row.arm] = Conclusion(value(row.arm), _said(shown, row.alike, tested=row.difference.p is not None))
     return Column(key, heading, cells)
 
 
