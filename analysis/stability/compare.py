@@ -8,7 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from analysis.compare.rates import FEWEST_SEEDS, Proportion, Rate, mcnemar, rate_over_seeds, share_over_seeds
+from analysis.compare.rates import (
+    FEWEST_SEEDS,
+    MOST_FLIPPED,
+    Proportion,
+    Rate,
+    least_p,
+    mcnemar,
+    rate_over_seeds,
+    share_over_seeds,
+    sign_flip,
+)
 from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, number_of_tests, paired, smallest_shown, verdict
 from analysis.compare.statistics import CONFIDENCE, holm
 
@@ -84,8 +94,8 @@ class Share:
     share: Proportion
     baseline: Proportion
     p: float
-    """Over pairs of seeds: McNemar's exact test at one rate; over several Student's t of the differences of the seeds' shares,
-    from FEWEST_SEEDS on. NaN without one, and for the baseline itself."""
+    """Over pairs of seeds: McNemar's exact test at one rate; over several, from FEWEST_SEEDS on, the exact test that flips signs
+    of the differences of the seeds' shares, and beyond MOST_FLIPPED Student's t. NaN without one, and for the baseline itself."""
     adjusted: float
     """By Holm over the arms; the control's is its own."""
     verdict: str
@@ -291,12 +301,18 @@ class Study:
     def _share_test(self, key: str, arm: str, scenario: str, rate: float | str | None) -> tuple[float, Difference]:
         """The p-value of a share, and how it differs from the baseline's over seeds."""
         own, base = self._common(key, arm, scenario, rate)
-        difference = paired(_means(own), _means(base))
+        if not own:
+            return math.nan, paired({}, {})
+        mean, base_mean = _means(own), _means(base)
+        difference = paired(mean, base_mean)
         if all(len(values) == 1 for values in own.values()):
             sides = ({seed: values[0] > 0 for seed, values in side.items()} for side in (own, base))
             return mcnemar(*sides), difference
-        known = difference.p is not None and len(own) >= FEWEST_SEEDS
-        return float(difference.p) if known and difference.p is not None else math.nan, difference
+        if len(own) < FEWEST_SEEDS:
+            return math.nan, difference
+        if len(own) <= MOST_FLIPPED:
+            return sign_flip([mean[seed] - base_mean[seed] for seed in own]), difference
+        return least_p(len(own)) if difference.p is None else difference.p, difference
 
     def _common(
         self, key: str, arm: str, scenario: str, rate: float | str | None

@@ -40,7 +40,19 @@ def test_shares_over_all_rates_have_an_interval_and_a_test_over_seeds(tmp_path: 
     assert (base.share.low, base.share.high) == pytest.approx((max(0, 0.375 - half), 0.375 + half))
     assert share_text(base.share) == f"3/8 [0, {100 * (0.375 + half):.0f}]%"
     assert share_text(other.share) == "0/8"
-    assert other.p == pytest.approx(ttest_rel([0.0] * 4, own).pvalue)
+    assert other.p == 0.25  # 4 of the 16 choices of signs of three differences of a half and one of zero
+    assert other.verdict == "no difference shown"
+
+
+def test_beyond_twelve_seeds_pooled_shares_are_tested_by_students_t(tmp_path: Path) -> None:
+    _, other = with_diverged(tmp_path / "twelve", 12, 11).shares("diverged", "calm")
+    assert other.p == 2 * 0.5**11
+    _, other = with_diverged(tmp_path / "thirteen", 13, 11).shares("diverged", "calm")
+    assert other.p == pytest.approx(ttest_rel([0.0] * 13, [0.5] * 11 + [0.0] * 2).pvalue)
+    _, other = with_diverged(tmp_path / "all", 13, 13).shares("diverged", "calm")
+    assert other.p == 2 * 0.5**13  # equal differences have no Student's t
+    _, other = with_diverged(tmp_path / "none", 13, 0).shares("diverged", "calm")
+    assert other.p == 1.0
 
 
 def test_shares_at_one_rate_are_exact(tmp_path: Path) -> None:
