@@ -30,6 +30,8 @@ from .sweep import Sweep
 
 PRIMARY = "final_nll"
 """The measure that conclusions rest on."""
+NO_DIFFERENCE, TOO_FEW_SEEDS = "no difference shown", "too few seeds"
+"""Verdicts where nothing is shown; where nothing could be, whatever the runs had done."""
 OWN_BEST = "own best rate"
 """Each arm at the rate that is best for it on the other seeds."""
 COMMON = "baseline's best rate"
@@ -99,9 +101,8 @@ class Share:
     adjusted: float
     """By Holm over the arms; the control's is its own."""
     verdict: str
-    """better, worse or no difference shown; empty for the baseline."""
-    alike: str | None
-    """As that of a row."""
+    """better or worse; either of these "in all", as a row's alike; TOO_FEW_SEEDS if even the least p-value that so many seeds can
+    have would show nothing; otherwise NO_DIFFERENCE. Empty for the baseline."""
 
 
 @dataclass(frozen=True)
@@ -286,17 +287,19 @@ class Study:
         entry, place = ALL_MEASURES[key], rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
         shares = {arm: own for arm in one.arms if (own := self.share(key, arm, scenario, rate)) is not None}
         tests = {arm: self._share_test(key, arm, scenario, rate) for arm in shares if arm != one.baseline}
-        others = [arm for arm in tests if arm != one.control]
-        adjusted_p = dict(zip(others, holm([tests[arm][0] for arm in others]).tolist(), strict=True))
-        found = [Share(scenario, place, entry, one.baseline, base, base, math.nan, math.nan, "", None)]
+        p_values = {arm: p for arm, (p, _) in tests.items()}
+        least = {arm: math.nan if math.isnan(p) else least_p(tests[arm][1].n) for arm, p in p_values.items()}
+        p_adjusted, least = self._holm(p_values), self._holm(least)
+        found = [Share(scenario, place, entry, one.baseline, base, base, math.nan, math.nan, "")]
         for arm, (p, difference) in tests.items():
-            at_most = adjusted_p.get(arm, p)
-            side = "higher" if difference.effect.mean > 0 else "lower"
-            said = entry.verdict(side) if at_most <= 1 - CONFIDENCE else "no difference shown"
-            found.append(
-                Share(scenario, place, entry, arm, shares[arm], base, p, at_most, said, alike(entry, difference))
-            )
+            said = _of_share(entry, difference, p_adjusted[arm], least[arm])
+            found.append(Share(scenario, place, entry, arm, shares[arm], base, p, p_adjusted[arm], said))
         return found
+
+    def _holm(self, p_values: Mapping[str, float]) -> dict[str, float]:
+        """p-values by arm adjusted by Holm's method; the control's stays its own."""
+        others = [arm for arm in p_values if arm != self.comparison.control]
+        return {**p_values, **dict(zip(others, holm([p_values[arm] for arm in others]).tolist(), strict=True))}
 
     def _share_test(self, key: str, arm: str, scenario: str, rate: float | str | None) -> tuple[float, Difference]:
         """The p-value of a share, and how it differs from the baseline's over seeds."""
@@ -368,6 +371,15 @@ def alike(measure: Measure, difference: Difference) -> str | None:
     if difference.method != ALL_EQUAL or difference.n < FEWEST_SEEDS or not effect.mean:
         return None
     return measure.verdict("higher" if effect.mean > 0 else "lower")
+
+
+def _of_share(measure: Measure, difference: Difference, p: float, least: float) -> str:
+    """The verdict of a share, by its adjusted p-value and the least that it could have."""
+    if p <= 1 - CONFIDENCE:
+        return measure.verdict("higher" if difference.effect.mean > 0 else "lower")
+    if (side := alike(measure, difference)) is not None:
+        return f"{side} in all"
+    return NO_DIFFERENCE if least <= 1 - CONFIDENCE else TOO_FEW_SEEDS
 
 
 def spikes_per_step(signal: str, runs: Mapping[Cell, Measured]) -> Rate | None:
