@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,9 +42,7 @@ POOLED = ("spikes_nll", "excess")
 """Measures that are compared over all rates too."""
 SENSITIVITY = Measure("sensitivity", "sensitivity", ".4f", "nats/token", "lower",
                       "mean over the rates of the final NLL minus the lowest (arXiv 2309.14322)")  # fmt: skip
-STABLE_TO = Measure("stable_to", "stable to", "+.2f", "decades", "higher",
-                    "decimal logarithm of the highest rate to which a seed is stable, from its own best rate on")  # fmt: skip
-ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY, STABLE_TO)}}
+ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY)}}
 YES_OR_NO = ("survived", "diverged", "capped", "back")
 """Measures that are compared as shares."""
 _NOT_COMPARED = ("steps", "initial_nll", "recovery", *YES_OR_NO)
@@ -222,21 +220,13 @@ class Study:
         return self._rows(scenario, ALL_RATES, ALL_MEASURES[key], found) if known else []
 
     def sensitivity_rows(self, scenario: str) -> list[Row]:
-        """Each arm's sensitivity to the learning rate against the baseline's."""
-        return self._sweep_rows(scenario, SENSITIVITY, Sweep.sensitivity)
-
-    def stable_rows(self, scenario: str) -> list[Row]:
-        """The highest rate to which each arm is stable against the baseline's."""
-        return self._sweep_rows(scenario, STABLE_TO, Sweep.stable_to)
-
-    def _sweep_rows(self, scenario: str, entry: Measure, of_sweep: Callable[[Sweep], dict[int, float]]) -> list[Row]:
-        """At the rates that an arm has in common with the baseline."""
+        """Each arm's sensitivity to the learning rate against the baseline's, at the rates that it has in common with it."""
         base, found = self.sweeps[self.comparison.baseline, scenario], {}
         for arm in self.comparison.compared:
             own = self.sweeps[arm, scenario]
-            values = of_sweep(own.at(base.rates)), of_sweep(base.at(own.rates))
+            values = own.at(base.rates).sensitivity(), base.at(own.rates).sensitivity()
             found[arm] = paired(*values, self.comparison.pairs(arm, scenario))
-        return self._rows(scenario, ALL_RATES, entry, found) if of_sweep(base) else []
+        return self._rows(scenario, ALL_RATES, SENSITIVITY, found) if base.sensitivity() else []
 
     def _rows(self, scenario: str, basis: str, entry: Measure, found: Mapping[str, Difference]) -> list[Row]:
         control = self.comparison.control
@@ -450,5 +440,5 @@ def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:
                 rows += found.rows(scenario, basis, key)
         for key in POOLED if len(one.rates(one.baseline, scenario)) > 1 else ():
             rows += found.rows(scenario, ALL_RATES, key)
-        rows += found.sensitivity_rows(scenario) + found.stable_rows(scenario)
+        rows += found.sensitivity_rows(scenario)
     return rows

@@ -17,7 +17,7 @@ SHORT = {NO_DIFFERENCE: "~", TOO_FEW_SEEDS: "-"}
 
 class Conclusion(NamedTuple):
     """An arm's value in words, and what may be said of it: better, worse, either of these in all seeds, NO_DIFFERENCE, or
-    TOO_FEW_SEEDS. The baseline has no verdict."""
+    TOO_FEW_SEEDS. The baseline has no verdict, nor has what is not compared."""
 
     value: str
     verdict: str
@@ -30,8 +30,8 @@ class Column:
     key: str
     heading: str
     cells: Mapping[str, Conclusion]
-    counted: bool = False
-    """Whether the values are counts, which the table shows of every arm."""
+    valued: bool = False
+    """Whether the table shows the values of every arm: of counts, and of what has no verdict."""
 
 
 def conclusions(found: Study) -> list[Column]:
@@ -61,7 +61,8 @@ def _columns(found: Study) -> Iterator[Column]:
 
     yield _of_rows(found, "final_nll", "final NLL", found.rows(calm, basis, PRIMARY), final)
     yield _of_rows(found, "sensitivity", "sensitivity", found.sensitivity_rows(calm), sensitivity)
-    yield _of_rows(found, "stable_to", "stable to", found.stable_rows(calm), largest)
+    swept = [arm for arm in one.arms if len(found.sweeps[arm, calm].rates) > 1]
+    yield Column("stable_to", "stable to", {arm: Conclusion(largest(arm), "") for arm in swept}, valued=True)
     yield _of_rows(found, "spikes_nll", "NLL spikes", found.rows(calm, ALL_RATES, "spikes_nll"), spikes)
     yield _of_rows(found, "excess", "nat-steps", found.rows(calm, ALL_RATES, "excess"), excess)
     yield _of_shares("survived", "survived", found.shares("survived", calm))
@@ -82,7 +83,7 @@ def _of_rows(found: Study, key: str, heading: str, rows: Sequence[Row], value: C
 
 def _of_shares(key: str, heading: str, shares: Sequence[Share]) -> Column:
     cells = {one.arm: Conclusion(f"{one.share.k}/{one.share.n}", one.verdict) for one in shares}
-    return Column(key, heading, cells, counted=True)
+    return Column(key, heading, cells, valued=True)
 
 
 def _said(row: Row) -> str:
@@ -103,8 +104,8 @@ def short_table(found: Study) -> Shown | None:
         f"The first row has {visible(one.baseline)}'s values. Better, worse: shown, adjusted by Holm over the arms of a column; "
         "in all: by the same in every seed, without a test that shows it; ~: no difference shown; -: none could be shown with so "
         "few seeds (of counts the p-value is at least 2 \N{MULTIPLICATION SIGN} 0.5^seeds). Final NLL: "
-        f"{found.basis_text(one.calm, found.bases(one.calm)[0])}; the other columns: all rates. Stable to: of each seed. Under a "
-        "stress: survived, then back."
+        f"{found.basis_text(one.calm, found.bases(one.calm)[0])}; the other columns: all rates. Stable to: a rate, with no "
+        "verdict; -: unstable at the best rate already. Under a stress: survived, then back."
     )
     return Shown("In short", ["arm", *(column.heading for column in columns)], rows, notes)
 
@@ -113,7 +114,7 @@ def _cell(column: Column, arm: str, baseline: str) -> str:
     if arm not in column.cells:
         return ""
     value, verdict = column.cells[arm]
-    if arm == baseline:
+    if arm == baseline or not verdict:
         return value
     short = SHORT.get(verdict, verdict)
-    return f"{value} {short}" if column.counted else short
+    return f"{value} {short}" if column.valued else short
