@@ -19,7 +19,8 @@ def wait_until_free(out: Path, names: Sequence[str], patience: float = PATIENCE)
     naming the processes, if they do not."""
     held = _held(out, names)
     if held:
-        print(f"waiting for {len(held)} runs that were started before to end: {', '.join(held.values())}", flush=True)
+        runs = "1 run that was" if len(held) == 1 else f"{len(held)} runs that were"
+        print(f"waiting for {runs} started before to end: {', '.join(held.values())}", flush=True)
     ends = time.monotonic() + patience
     while held and time.monotonic() < ends:
         time.sleep(PAUSE)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -26,16 +27,20 @@ Place = tuple[str | None, float | None, int | None]
 
 def results(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:
     """How each run ended, its last step, and its final validation NLL, also relative to the baseline's run of the same scenario,
-    rate and seed; and what counts as the NLL of a run that diverged. ``ends``: in a word; what is not there was not started."""
+    rate and seed; and what counts as the NLL of a run that diverged, or could not begin since the run that it begins at did.
+    ``ends``: in a word; what is not there was not started."""
     last = {run.name: _last(out / run.name) for run in plan.runs}
     ended = [run.name for run in plan.runs if ends.get(run.name) in ENDED]
     found = {name: _final(out / name, ends[name] == "diverged", last[name][1]) for name in ended}
+    unbegun = _unbegun(plan, ends, out, {name: step for name, (step, _) in last.items()})
+    found |= {name: _initial(out / origin) for name, origin in unbegun.items()}
     nll = {name: value for name, value in found.items() if value is not None}
     base = {_place(run): nll[run.name] for run in plan.runs if run.arm == plan.baseline and run.name in nll}
-    initial = sum(value == _initial(out / name) for name, value in nll.items())
-    note = f"\n\n{initial} runs diverged, or ended above their initial NLL, and count with that" if initial else ""
+    initial = sum(value == _initial(out / unbegun.get(name, name)) for name, value in nll.items())
+    note = _note(initial, sum(name in nll for name in unbegun))
     if len(plan.runs) > MOST_ROWS:
-        return _by_cell(plan, ends, nll, base) + note
+        return _by_cell(plan, {**ends, **dict.fromkeys(unbegun, "diverged")}, nll, base) + note
+    ends = {**ends, **dict.fromkeys(unbegun, "not begun")}
     rows = []
     for run in plan.runs:
         value = nll.get(run.name, math.nan)
@@ -44,6 +49,54 @@ def results(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:
             [run.name, ends.get(run.name, "not started"), last[run.name][0], _cell(value), _cell(against, "+.4f")]
         )
     return terminal_table(["run", "end", "last step", "validation NLL", f"minus {plan.baseline}"], rows) + note
+
+
+def _note(initial: int, unbegun: int) -> str:
+    """How many runs count with their initial NLL, and how many of these are branches that could not begin."""
+    if not initial:
+        return ""
+    if initial == 1:
+        text = "1 run diverged, or ended above its initial NLL, and counts with that"
+    else:
+        text = f"{initial} runs diverged, or ended above their initial NLL, and count with that"
+    if unbegun:
+        which = "1 is a branch of a run" if unbegun == 1 else f"{unbegun} are branches of runs"
+        text += f"; {which} that diverged before"
+    return f"\n\n{text}"
+
+
+def _unbegun(plan: SuitePlan, ends: Mapping[str, str], out: Path, last: Mapping[str, str]) -> dict[str, str]:
+    """The planned branches without a directory whose arm's run of the same rate and seed diverged before they could begin, and
+    that run: those that analysis.stability counts as diverged. ``last``: each run's last step."""
+    missing = [run for run in plan.runs if not (out / run.name).is_dir()]
+    names, origins = {(run.arm, *_place(run)): run.name for run in plan.runs}, _origins(plan, ends, out, missing)
+    found: dict[str, str] = {}
+    for _ in origins:  # again for branches of branches
+        for run in missing:
+            scenario, step = origins.get(run.scenario, (None, -1))
+            parent = names.get((run.arm, scenario, run.rate, run.seed), "")
+            first = found.get(parent, parent)
+            if ends.get(first) == "diverged" and last[first].isdecimal() and int(last[first]) <= step:
+                found[run.name] = first
+    return found
+
+
+def _origins(
+    plan: SuitePlan, ends: Mapping[str, str], out: Path, missing: Sequence[PlannedRun]
+) -> dict[str | None, tuple[str | None, int]]:
+    """By scenario of the missing runs the scenario and the step at which its branches begin, as a run that has ended says."""
+    from record.finished import read_config  # pandas takes a while to import
+
+    scenarios, found = {run.name: run.scenario for run in plan.runs}, {}
+    for scenario in {run.scenario for run in missing}:
+        like = next((run.name for run in plan.runs if run.scenario == scenario and ends.get(run.name) in ENDED), None)
+        if like is None:
+            continue
+        with contextlib.suppress(InputError):  # a damaged run must not hide the others
+            place, _, step = str(read_config(out / like).get("branch_from") or "").rpartition("@")
+            if (parent := Path(place).name) in scenarios and step.isdecimal():
+                found[scenario] = scenarios[parent], int(step)
+    return found
 
 
 def _by_cell(plan: SuitePlan, ends: Mapping[str, str], nll: Mapping[str, float], base: Mapping[Place, float]) -> str:

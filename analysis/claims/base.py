@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from analysis.compare.seeds import Difference, paired, smallest_shown
-from analysis.compare.statistics import CONFIDENCE, Effect, holm
+from analysis.compare.seeds import Difference, adjusted, number_of_tests, paired, smallest_shown
+from analysis.compare.statistics import CONFIDENCE, Effect
 from analysis.stability.compare import COMMON, OWN_BEST, Study
 from common.registry import Registry
 from record.finished import Run
@@ -86,12 +86,11 @@ def judge(evidence: Mapping[str, Sequence[Evidence]]) -> dict[str, list[Judged]]
 
     Supported or refuted is what an interval that excludes zero and an adjusted p-value of at most 0.05 say.
     """
-    tested = [one for each in evidence.values() for one in each if one.fixed is None]
-    p_values = [math.nan if one.difference is None or one.difference.p is None else one.difference.p for one in tested]
-    adjusted = dict(zip(map(id, tested), holm(p_values).tolist(), strict=True))
-    tests = max(1, sum(not math.isnan(p) for p in p_values))
+    found = [one for each in evidence.values() for one in each if one.fixed is None]
+    tested = {id(one): one.difference for one in found if one.difference is not None}
+    p_values, tests = adjusted(tested), number_of_tests(tested.values())
     return {
-        name: [_judged(one, adjusted.get(id(one), math.nan), tests) for one in each] for name, each in evidence.items()
+        name: [_judged(one, p_values.get(id(one), math.nan), tests) for one in each] for name, each in evidence.items()
     }
 
 

@@ -18,6 +18,8 @@ EXACT = "exact Poisson"
 OVER_RUNS = "t over runs"
 FEWEST_SEEDS = 3
 """Fewest seeds from which there is an interval where they have several runs each."""
+MOST_FLIPPED = 12
+"""Most differences of which all choices of signs are tried."""
 _TAIL = (1 - CONFIDENCE) / 2
 
 
@@ -154,6 +156,28 @@ def mcnemar(outcomes: Mapping[int, bool], baseline: Mapping[int, bool]) -> float
     only_arm = sum(outcomes[seed] and not baseline[seed] for seed in both)
     only_baseline = sum(baseline[seed] and not outcomes[seed] for seed in both)
     return min(1.0, 2 * float(bdtr(min(only_arm, only_baseline), only_arm + only_baseline, 0.5)))
+
+
+def sign_flip(differences: npt.ArrayLike) -> float:
+    """Two-sided p-value of the exact test that paired differences are as likely with the other sign.
+
+    It is the share of all 2^n choices of signs with which their sum is as far from zero as it is, or farther: 1.0 if all are
+    zero, :func:`least_p` if all have one sign. What agrees up to rounding counts as equal. Raises ValueError for more than
+    MOST_FLIPPED differences.
+    """
+    difference_S = np.asarray(differences, dtype=np.float64)
+    if len(difference_S) > MOST_FLIPPED:
+        raise ValueError(f"{len(difference_S)} differences; the signs of at most {MOST_FLIPPED} are flipped")
+    sum_F = np.zeros(1)  # of the first differences, with each choice of their signs
+    for difference in difference_S:
+        sum_F = np.concatenate([sum_F + difference, sum_F - difference])
+    rounding = 1e-12 * float(np.abs(difference_S).sum())
+    return float(np.mean(np.abs(sum_F) >= abs(float(difference_S.sum())) - rounding))
+
+
+def least_p(pairs: int) -> float:
+    """The least p-value that McNemar's test and :func:`sign_flip` can have with this many pairs."""
+    return min(1.0, 2 * 0.5**pairs)
 
 
 def _dispersion(event_R: npt.NDArray[np.float64], exposure_R: npt.NDArray[np.float64]) -> float | None:

@@ -9,14 +9,16 @@ Shapes: S seeds, or pairs of them; O observations of a seed; R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .statistics import CONFIDENCE, POWER, RESAMPLES, Effect, Floats, holm, mean_over_seeds
 
+Arm = TypeVar("Arm")
 MOST_FOR_T = 10
 """Most seeds from which the interval is Student's t."""
 PAIRED_T = "paired t"
@@ -32,7 +34,8 @@ class Difference:
     effect: Effect
     """The mean of the differences (NaN if there are none) and, where there is one, its 95% interval."""
     p: float | None
-    """Two-sided: below 0.05 where the interval excludes zero. None without an interval."""
+    """Two-sided: below 0.05 where the interval excludes zero. Without an interval 1 if all differences of two pairs or more are
+    zero, otherwise None."""
     n: int
     """Pairs of runs that were compared."""
     left_out: tuple[int, ...]
@@ -58,7 +61,8 @@ def paired(
     ``values``, ``baseline``: each run's value, by its seed. ``pairs``: seeds of the arm and of the baseline that belong
     together, for arms that share no seeds, such as a control; otherwise the same seed. A run without a finite partner is left
     out, and never compared with a mean. ``seed`` and ``resamples`` are the bootstrap's. Differences that agree up to rounding
-    count as equal: they give no interval, however small the spread that rounding leaves.
+    count as equal, and those that are zero up to rounding as zero: they give no interval, however small the spread that rounding
+    leaves.
     Raises ValueError if ``pairs`` has a seed twice, whose differences would not be independent.
     """
     if pairs is None:
@@ -70,8 +74,9 @@ def paired(
     finite = [math.isfinite(own) and math.isfinite(other) for own, other in both]
     value_S2 = np.array([pair for pair, kept in zip(both, finite, strict=True) if kept]).reshape(-1, 2)
     difference_S = value_S2[:, 0] - value_S2[:, 1]
-    if len(difference_S) and np.ptp(difference_S) <= 4 * np.finfo(np.float64).eps * np.abs(value_S2).max():
-        difference_S[:] = difference_S[0]
+    rounding = 4 * np.finfo(np.float64).eps * np.abs(value_S2).max(initial=0.0)
+    if len(difference_S) and np.ptp(difference_S) <= rounding:
+        difference_S[:] = difference_S[0] if np.abs(difference_S).max() > rounding else 0.0
     effect, p, method = _tested([difference_S[i : i + 1] for i in range(len(difference_S))], seed, resamples)
     return Difference(
         effect=effect,
@@ -97,10 +102,20 @@ def hierarchical_bootstrap(observations: Sequence[npt.ArrayLike], *, seed: int, 
     return effect
 
 
-def adjusted(differences: Mapping[str, Difference]) -> dict[str, float]:
-    """Each arm's p-value adjusted by Holm's method for the number of arms; NaN for an arm without one, which is not counted."""
-    p_values = [math.nan if each.p is None else each.p for each in differences.values()]
-    return dict(zip(differences, holm(p_values).tolist(), strict=True))
+def adjusted(differences: Mapping[Arm, Difference]) -> dict[Arm, float]:
+    """Each arm's p-value adjusted by Holm's method for the number of arms with two pairs or more.
+
+    All of these count, whatever their differences are. One whose differences are equal and not zero has no p-value, and takes the
+    smallest rank; its own result is NaN, as that of an arm with fewer pairs.
+    """
+    ranked = [math.nan if each.n < 2 else 0.0 if each.p is None else each.p for each in differences.values()]
+    found = zip(differences.items(), holm(ranked).tolist(), strict=True)
+    return {arm: math.nan if each.p is None else p for (arm, each), p in found}
+
+
+def number_of_tests(differences: Iterable[Difference]) -> int:
+    """How many arms :func:`adjusted` adjusts for; at least 1."""
+    return max(1, sum(each.n > 1 for each in differences))
 
 
 def verdict(difference: Difference, adjusted_p: float, *, tests: int = 1, form: str = ".3g") -> str:
@@ -155,7 +170,7 @@ def _tested(observations: Sequence[Floats], seed: int, resamples: int) -> tuple[
     effect = replace(mean_over_seeds(mean_S), n=sum(map(len, observations)))
     seeds, error = len(mean_S), effect.standard_error
     if error is None:
-        return effect, None, TOO_FEW if seeds < 2 else ALL_EQUAL
+        return (effect, None, TOO_FEW) if seeds < 2 else (effect, None if effect.mean else 1.0, ALL_EQUAL)
     statistic = effect.mean / error
     if seeds > MOST_FOR_T:
         # The interval's ends are the rank-th smallest and the rank-th largest, so that it excludes zero just where p < 0.05.

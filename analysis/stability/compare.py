@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from analysis.compare.rates import FEWEST_SEEDS, Proportion, Rate, mcnemar, rate_over_seeds, share_over_seeds
-from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, paired, smallest_shown, verdict
+from analysis.compare.rates import (
+    FEWEST_SEEDS,
+    MOST_FLIPPED,
+    Proportion,
+    Rate,
+    least_p,
+    mcnemar,
+    rate_over_seeds,
+    share_over_seeds,
+    sign_flip,
+)
+from analysis.compare.seeds import ALL_EQUAL, Difference, adjusted, number_of_tests, paired, smallest_shown, verdict
 from analysis.compare.statistics import CONFIDENCE, holm
 
 from .curve import median_duration
@@ -20,6 +30,8 @@ from .sweep import Sweep
 
 PRIMARY = "final_nll"
 """The measure that conclusions rest on."""
+NO_DIFFERENCE, TOO_FEW_SEEDS = "no difference shown", "too few seeds"
+"""Verdicts where nothing is shown; where nothing could be, whatever the runs had done."""
 OWN_BEST = "own best rate"
 """Each arm at the rate that is best for it on the other seeds."""
 COMMON = "baseline's best rate"
@@ -30,9 +42,7 @@ POOLED = ("spikes_nll", "excess")
 """Measures that are compared over all rates too."""
 SENSITIVITY = Measure("sensitivity", "sensitivity", ".4f", "nats/token", "lower",
                       "mean over the rates of the final NLL minus the lowest (arXiv 2309.14322)")  # fmt: skip
-STABLE_TO = Measure("stable_to", "stable to", "+.2f", "decades", "higher",
-                    "decimal logarithm of the highest rate to which a seed is stable, from its own best rate on")  # fmt: skip
-ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY, STABLE_TO)}}
+ALL_MEASURES = {**BY_KEY, **{entry.key: entry for entry in (*DAMAGES, SENSITIVITY)}}
 YES_OR_NO = ("survived", "diverged", "capped", "back")
 """Measures that are compared as shares."""
 _NOT_COMPARED = ("steps", "initial_nll", "recovery", *YES_OR_NO)
@@ -54,7 +64,7 @@ class Row:
     """Whether it is the A/A control, which is adjusted for no other arm."""
     difference: Difference
     adjusted: float
-    """p-value by Holm over the arms; NaN without one."""
+    """p-value by Holm over all arms with enough pairs; NaN without one."""
     smallest: float | None
     """Smallest true difference that would be claimed with 80% power."""
     verdict: str
@@ -84,14 +94,13 @@ class Share:
     share: Proportion
     baseline: Proportion
     p: float
-    """Over pairs of seeds: McNemar's exact test at one rate; over several Student's t of the differences of the seeds' shares,
-    from FEWEST_SEEDS on. NaN without one, and for the baseline itself."""
+    """Over pairs of seeds: McNemar's exact test at one rate; over several, from FEWEST_SEEDS on, the exact test that flips signs
+    of the differences of the seeds' shares, and beyond MOST_FLIPPED Student's t. NaN without one, and for the baseline itself."""
     adjusted: float
     """By Holm over the arms; the control's is its own."""
     verdict: str
-    """better, worse or no difference shown; empty for the baseline."""
-    alike: str | None
-    """As that of a row."""
+    """better or worse; either of these "in all", as a row's alike; TOO_FEW_SEEDS if even the least p-value that so many seeds can
+    have would show nothing; otherwise NO_DIFFERENCE. Empty for the baseline."""
 
 
 @dataclass(frozen=True)
@@ -211,21 +220,13 @@ class Study:
         return self._rows(scenario, ALL_RATES, ALL_MEASURES[key], found) if known else []
 
     def sensitivity_rows(self, scenario: str) -> list[Row]:
-        """Each arm's sensitivity to the learning rate against the baseline's."""
-        return self._sweep_rows(scenario, SENSITIVITY, Sweep.sensitivity)
-
-    def stable_rows(self, scenario: str) -> list[Row]:
-        """The highest rate to which each arm is stable against the baseline's."""
-        return self._sweep_rows(scenario, STABLE_TO, Sweep.stable_to)
-
-    def _sweep_rows(self, scenario: str, entry: Measure, of_sweep: Callable[[Sweep], dict[int, float]]) -> list[Row]:
-        """At the rates that an arm has in common with the baseline."""
+        """Each arm's sensitivity to the learning rate against the baseline's, at the rates that it has in common with it."""
         base, found = self.sweeps[self.comparison.baseline, scenario], {}
         for arm in self.comparison.compared:
             own = self.sweeps[arm, scenario]
-            values = of_sweep(own.at(base.rates)), of_sweep(base.at(own.rates))
+            values = own.at(base.rates).sensitivity(), base.at(own.rates).sensitivity()
             found[arm] = paired(*values, self.comparison.pairs(arm, scenario))
-        return self._rows(scenario, ALL_RATES, entry, found) if of_sweep(base) else []
+        return self._rows(scenario, ALL_RATES, SENSITIVITY, found) if base.sensitivity() else []
 
     def _rows(self, scenario: str, basis: str, entry: Measure, found: Mapping[str, Difference]) -> list[Row]:
         control = self.comparison.control
@@ -235,7 +236,7 @@ class Study:
         for arm, difference in found.items():
             alone = arm == control
             p = (math.nan if difference.p is None else difference.p) if alone else p_values[arm]
-            tests = 1 if alone else max(1, sum(each.p is not None for each in others.values()))
+            tests = 1 if alone else number_of_tests(others.values())
             said = entry.verdict(verdict(difference, p, tests=tests))
             rows.append(Row(scenario, basis, entry, arm, alone, difference, p, smallest_shown(difference, tests), said))
         return rows
@@ -276,27 +277,35 @@ class Study:
         entry, place = ALL_MEASURES[key], rate if isinstance(rate, str) else "recipe's" if rate is None else f"{rate:g}"
         shares = {arm: own for arm in one.arms if (own := self.share(key, arm, scenario, rate)) is not None}
         tests = {arm: self._share_test(key, arm, scenario, rate) for arm in shares if arm != one.baseline}
-        others = [arm for arm in tests if arm != one.control]
-        adjusted_p = dict(zip(others, holm([tests[arm][0] for arm in others]).tolist(), strict=True))
-        found = [Share(scenario, place, entry, one.baseline, base, base, math.nan, math.nan, "", None)]
+        p_values = {arm: p for arm, (p, _) in tests.items()}
+        least = {arm: math.nan if math.isnan(p) else least_p(tests[arm][1].n) for arm, p in p_values.items()}
+        p_adjusted, least = self._holm(p_values), self._holm(least)
+        found = [Share(scenario, place, entry, one.baseline, base, base, math.nan, math.nan, "")]
         for arm, (p, difference) in tests.items():
-            at_most = adjusted_p.get(arm, p)
-            side = "higher" if difference.effect.mean > 0 else "lower"
-            said = entry.verdict(side) if at_most <= 1 - CONFIDENCE else "no difference shown"
-            found.append(
-                Share(scenario, place, entry, arm, shares[arm], base, p, at_most, said, alike(entry, difference))
-            )
+            said = _of_share(entry, difference, p_adjusted[arm], least[arm])
+            found.append(Share(scenario, place, entry, arm, shares[arm], base, p, p_adjusted[arm], said))
         return found
+
+    def _holm(self, p_values: Mapping[str, float]) -> dict[str, float]:
+        """p-values by arm adjusted by Holm's method; the control's stays its own."""
+        others = [arm for arm in p_values if arm != self.comparison.control]
+        return {**p_values, **dict(zip(others, holm([p_values[arm] for arm in others]).tolist(), strict=True))}
 
     def _share_test(self, key: str, arm: str, scenario: str, rate: float | str | None) -> tuple[float, Difference]:
         """The p-value of a share, and how it differs from the baseline's over seeds."""
         own, base = self._common(key, arm, scenario, rate)
-        difference = paired(_means(own), _means(base))
+        if not own:
+            return math.nan, paired({}, {})
+        mean, base_mean = _means(own), _means(base)
+        difference = paired(mean, base_mean)
         if all(len(values) == 1 for values in own.values()):
             sides = ({seed: values[0] > 0 for seed, values in side.items()} for side in (own, base))
             return mcnemar(*sides), difference
-        known = difference.p is not None and len(own) >= FEWEST_SEEDS
-        return float(difference.p) if known and difference.p is not None else math.nan, difference
+        if len(own) < FEWEST_SEEDS:
+            return math.nan, difference
+        if len(own) <= MOST_FLIPPED:
+            return sign_flip([mean[seed] - base_mean[seed] for seed in own]), difference
+        return least_p(len(own)) if difference.p is None else difference.p, difference
 
     def _common(
         self, key: str, arm: str, scenario: str, rate: float | str | None
@@ -352,6 +361,15 @@ def alike(measure: Measure, difference: Difference) -> str | None:
     if difference.method != ALL_EQUAL or difference.n < FEWEST_SEEDS or not effect.mean:
         return None
     return measure.verdict("higher" if effect.mean > 0 else "lower")
+
+
+def _of_share(measure: Measure, difference: Difference, p: float, least: float) -> str:
+    """The verdict of a share, by its adjusted p-value and the least that it could have."""
+    if p <= 1 - CONFIDENCE:
+        return measure.verdict("higher" if difference.effect.mean > 0 else "lower")
+    if (side := alike(measure, difference)) is not None:
+        return f"{side} in all"
+    return NO_DIFFERENCE if least <= 1 - CONFIDENCE else TOO_FEW_SEEDS
 
 
 def spikes_per_step(signal: str, runs: Mapping[Cell, Measured]) -> Rate | None:
@@ -422,5 +440,5 @@ def all_rows(found: Study, keys: Sequence[str] = COMPARED) -> list[Row]:
                 rows += found.rows(scenario, basis, key)
         for key in POOLED if len(one.rates(one.baseline, scenario)) > 1 else ():
             rows += found.rows(scenario, ALL_RATES, key)
-        rows += found.sensitivity_rows(scenario) + found.stable_rows(scenario)
+        rows += found.sensitivity_rows(scenario)
     return rows

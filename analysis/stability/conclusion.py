@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 from analysis.show.text import visible
 
-from .compare import ALL_RATES, PRIMARY, Row, Share, Study
+from .compare import ALL_RATES, NO_DIFFERENCE, PRIMARY, TOO_FEW_SEEDS, Row, Share, Study
 from .tables import Shown, mean_text, name_of, rate_text
 
-NO_DIFFERENCE, NO_TEST = "no difference shown", "no test"
-SHORT = {NO_DIFFERENCE: "~", NO_TEST: "-"}
+SHORT = {NO_DIFFERENCE: "~", TOO_FEW_SEEDS: "-"}
 """Verdicts in the table."""
 
 
 class Conclusion(NamedTuple):
     """An arm's value in words, and what may be said of it: better, worse, either of these in all seeds, NO_DIFFERENCE, or
-    NO_TEST. The baseline has no verdict."""
+    TOO_FEW_SEEDS. The baseline has no verdict, nor has what is not compared."""
 
     value: str
     verdict: str
@@ -31,8 +30,8 @@ class Column:
     key: str
     heading: str
     cells: Mapping[str, Conclusion]
-    counted: bool = False
-    """Whether the values are counts, which the table shows of every arm."""
+    valued: bool = False
+    """Whether the table shows the values of every arm: of counts, and of what has no verdict."""
 
 
 def conclusions(found: Study) -> list[Column]:
@@ -62,7 +61,8 @@ def _columns(found: Study) -> Iterator[Column]:
 
     yield _of_rows(found, "final_nll", "final NLL", found.rows(calm, basis, PRIMARY), final)
     yield _of_rows(found, "sensitivity", "sensitivity", found.sensitivity_rows(calm), sensitivity)
-    yield _of_rows(found, "stable_to", "stable to", found.stable_rows(calm), largest)
+    swept = [arm for arm in one.arms if len(found.sweeps[arm, calm].rates) > 1]
+    yield Column("stable_to", "stable to", {arm: Conclusion(largest(arm), "") for arm in swept}, valued=True)
     yield _of_rows(found, "spikes_nll", "NLL spikes", found.rows(calm, ALL_RATES, "spikes_nll"), spikes)
     yield _of_rows(found, "excess", "nat-steps", found.rows(calm, ALL_RATES, "excess"), excess)
     yield _of_shares("survived", "survived", found.shares("survived", calm))
@@ -77,28 +77,21 @@ def _of_rows(found: Study, key: str, heading: str, rows: Sequence[Row], value: C
     cells = {found.comparison.baseline: Conclusion(value(found.comparison.baseline), "")}
     for row in rows:
         if row.difference.n:
-            shown = row.verdict if row.verdict in ("better", "worse") else None
-            tested = row.difference.p is not None or row.difference.effect.mean == 0
-            cells[row.arm] = Conclusion(value(row.arm), _said(shown, row.alike, tested=tested))
+            cells[row.arm] = Conclusion(value(row.arm), _said(row))
     return Column(key, heading, cells)
 
 
 def _of_shares(key: str, heading: str, shares: Sequence[Share]) -> Column:
-    cells = {}
-    for one in shares:
-        shown = one.verdict if one.verdict in ("better", "worse") else None
-        tested = one.p == one.p or one.share.share == one.baseline.share
-        said = _said(shown, one.alike, tested=tested) if one.verdict else ""
-        cells[one.arm] = Conclusion(f"{one.share.k}/{one.share.n}", said)
-    return Column(key, heading, cells, counted=True)
+    cells = {one.arm: Conclusion(f"{one.share.k}/{one.share.n}", one.verdict) for one in shares}
+    return Column(key, heading, cells, valued=True)
 
 
-def _said(shown: str | None, alike: str | None, *, tested: bool) -> str:
-    if shown is not None:
-        return shown
-    if alike is not None:
-        return f"{alike} in all"
-    return NO_DIFFERENCE if tested else NO_TEST
+def _said(row: Row) -> str:
+    if row.verdict in ("better", "worse"):
+        return row.verdict
+    if row.alike is not None:
+        return f"{row.alike} in all"
+    return NO_DIFFERENCE if row.difference.p is not None else TOO_FEW_SEEDS
 
 
 def short_table(found: Study) -> Shown | None:
@@ -109,9 +102,10 @@ def short_table(found: Study) -> Shown | None:
     rows = [[name_of(found, arm), *(_cell(column, arm, one.baseline) for column in columns)] for arm in one.arms]
     notes = (
         f"The first row has {visible(one.baseline)}'s values. Better, worse: shown, adjusted by Holm over the arms of a column; "
-        "in all: by the same in every seed, which leaves no interval; ~: no difference shown; -: too few seeds. Final NLL: "
-        f"{found.basis_text(one.calm, found.bases(one.calm)[0])}; the other columns: all rates. Stable to: of each seed. Under a "
-        "stress: survived, then back."
+        "in all: by the same in every seed, without a test that shows it; ~: no difference shown; -: none could be shown with so "
+        "few seeds (of counts the p-value is at least 2 \N{MULTIPLICATION SIGN} 0.5^seeds). Final NLL: "
+        f"{found.basis_text(one.calm, found.bases(one.calm)[0])}; the other columns: all rates. Stable to: a rate, with no "
+        "verdict; -: unstable at the best rate already. Under a stress: survived, then back."
     )
     return Shown("In short", ["arm", *(column.heading for column in columns)], rows, notes)
 
@@ -120,7 +114,7 @@ def _cell(column: Column, arm: str, baseline: str) -> str:
     if arm not in column.cells:
         return ""
     value, verdict = column.cells[arm]
-    if arm == baseline:
+    if arm == baseline or not verdict:
         return value
     short = SHORT.get(verdict, verdict)
-    return f"{value} {short}" if column.counted else short
+    return f"{value} {short}" if column.valued else short

@@ -82,18 +82,6 @@ class Sweep:
         finals = {seed: [self.final[rate, seed] for rate in self.rates] for seed in self.complete}
         return {seed: float(np.mean(values) - min(values)) for seed, values in finals.items()}
 
-    def stable_to(self) -> dict[int, float]:
-        """By complete seed, the decimal logarithm of the highest rate up to which, from the seed's own best one on, its runs
-        finished without a divergence or a stall and within STABLE of the lowest final NLL. A seed that fails there has none."""
-        found = {}
-        for seed in self.complete if len(self.rates) > 1 else ():
-            finals = [self.final[rate, seed] for rate in self.rates]
-            for rate, final in list(zip(self.rates, finals, strict=True))[int(np.argmin(finals)) :]:
-                if not self.stable[rate, seed] or final > min(finals) + STABLE:
-                    break
-                found[seed] = math.log10(rate)
-        return found
-
     def vertices(self) -> dict[int, float]:
         """By complete seed, the best rate between those of the grid: the lowest point of the parabola in the logarithm of the
         rate through the best rate of the grid and its neighbours. A seed whose best rate is at an end of the grid has none."""

@@ -181,9 +181,7 @@ def test_a_run_that_something_else_writes_is_waited_for(tmp_path, capsys):
                 process.kill()
             else:
                 wait_until_free(tmp_path, ["free", "held", "never"], patience)
-        assert (
-            f"waiting for 1 runs that were started before to end: process {process.pid} on" in capsys.readouterr().out
-        )
+        assert f"waiting for 1 run that was started before to end: process {process.pid} on" in capsys.readouterr().out
     wait_until_free(tmp_path, ["free", "held", "never"])
     assert capsys.readouterr().out == ""
 

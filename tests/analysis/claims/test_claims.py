@@ -95,6 +95,19 @@ def test_what_is_no_test_over_seeds_has_its_own_verdict_and_is_not_counted():
     assert judged[2].adjusted_p == pytest.approx(judged[2].evidence.difference.p)
 
 
+def test_a_test_counts_whatever_its_differences_are():
+    zero, equal, weak = (over_seeds(each, "higher") for each in ([0.0] * 4, [1.0] * 4, [1.0, 0.4, 1.8, 1.2]))
+    alone, p = judge({"a": [weak]})["a"][0], weak.difference.p
+    beside_zero, of_zero = judge({"a": [weak], "b": [zero]}).values()
+    assert (beside_zero[0].adjusted_p, beside_zero[0].verdict) == (pytest.approx(2 * p), "not shown")
+    assert (of_zero[0].adjusted_p, of_zero[0].verdict) == (1.0, "not shown")
+    beside_equal, of_equal = judge({"a": [weak], "b": [equal]}).values()
+    assert beside_equal[0].adjusted_p == pytest.approx(p)  # the equal one has the smallest rank
+    assert math.isnan(of_equal[0].adjusted_p)
+    assert alone.smallest < beside_zero[0].smallest == beside_equal[0].smallest
+    assert judge({"a": [weak, over_seeds([0.0], "higher")]})["a"][0] == alone  # one seed is no test
+
+
 def test_a_claim_is_refuted_by_one_and_supported_by_all():
     def of(*verdicts, beside=()):
         each = [Judged(Evidence("x", "a", "b", "c", "", True), None, None, verdict) for verdict in verdicts]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ from scipy.stats import binom, binomtest, chi2, poisson, t
 
 from analysis.compare.rates import (
     EXACT,
+    MOST_FLIPPED,
     OVER_RUNS,
     fisher,
+    least_p,
     mcnemar,
     poisson_rate,
     proportion,
     rate_over_seeds,
     share_over_seeds,
+    sign_flip,
 )
 
 
@@ -192,3 +197,42 @@ def test_spikes_of_one_seed_at_several_rates_are_one_count():
     two = rate_over_seeds({0: [(2, 5.0), (1, 5.0)], 1: [(1, 5.0)]})
     assert (two.events, two.rate) == (4, 4 / 15)
     assert math.isnan(two.low)
+
+
+SHARES = st.integers(1, 9).flatmap(
+    lambda runs: st.lists(
+        st.tuples(st.integers(0, runs), st.integers(0, runs)).map(lambda both: tuple(Fraction(k, runs) for k in both)),
+        min_size=1,
+        max_size=8,
+    )
+)
+
+
+@given(SHARES)
+def test_flipping_signs_is_the_exact_test_by_enumeration(both):
+    """In fractions, without the rounding of the shares that are compared."""
+    exact = [own - base for own, base in both]
+    sums = [
+        sum(s * d for s, d in zip(signs, exact, strict=True)) for signs in itertools.product((1, -1), repeat=len(exact))
+    ]
+    expected = sum(abs(each) >= abs(sum(exact)) for each in sums) / len(sums)
+    found = sign_flip([float(own) - float(base) for own, base in both])
+    assert found == expected
+    assert least_p(len(both)) <= found <= 1
+    assert sign_flip([float(base) - float(own) for own, base in both]) == found
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=MOST_FLIPPED))
+def test_of_single_runs_flipping_signs_is_mcnemars_test(both):
+    sides = ({seed: pair[side] for seed, pair in enumerate(both)} for side in (0, 1))
+    assert sign_flip([int(own) - int(base) for own, base in both]) == pytest.approx(mcnemar(*sides))
+
+
+def test_flipping_signs_by_hand():
+    assert sign_flip([1 / 7] * 7 + [0.0]) == 2 / 128
+    assert sign_flip([2.0, 2.0, -1.0]) == 0.5  # the eight sums: 5, -5, 3, -3, and 1 or -1 four times
+    assert sign_flip([0.0] * 5) == 1
+    assert sign_flip([0.25] * 8) == least_p(8) == 2 / 256
+    assert (least_p(1), least_p(0)) == (1, 1)
+    with pytest.raises(ValueError, match="13 differences; the signs of at most 12"):
+        sign_flip([1.0] * 13)

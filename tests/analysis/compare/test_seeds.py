@@ -21,6 +21,7 @@ from analysis.compare.seeds import (
     adjusted,
     excludes,
     hierarchical_bootstrap,
+    number_of_tests,
     paired,
     smallest_shown,
     verdict,
@@ -54,7 +55,8 @@ def test_up_to_ten_pairs_it_is_scipys_paired_t_test(both):
     difference = arm - baseline
     assert found.n == len(both) and found.effect.mean == pytest.approx(difference.mean(), abs=1e-12)
     if np.ptp(difference) == 0:
-        assert (found.method, found.p, found.effect.low, found.effect.standard_error) == (ALL_EQUAL, None, None, None)
+        p = None if difference[0] else 1.0
+        assert (found.method, found.p, found.effect.low, found.effect.standard_error) == (ALL_EQUAL, p, None, None)
         return
     expected = ttest_rel(arm, baseline)
     ends = expected.confidence_interval(0.95)
@@ -109,7 +111,16 @@ def test_equal_differences_have_no_interval_even_if_rounding_makes_them_differ(n
     assert found.effect.mean == pytest.approx(0.3)
     assert verdict(found, NAN) == ALL_EQUAL
     same = paired(baseline, baseline)
-    assert (same.method, same.effect.mean) == (ALL_EQUAL, 0)
+    assert (same.method, same.effect.mean, same.p) == (ALL_EQUAL, 0, 1.0)
+
+
+def test_differences_that_are_zero_up_to_rounding_are_zero():
+    sums = [0.1 + 0.2, 0.3, 0.3]
+    assert sums[0] != sums[1]
+    found = difference_of([0.0, 0.0, 0.0])
+    rounded = paired(runs(sums), runs([0.3] * 3))
+    assert (rounded.effect, rounded.p, rounded.method) == (found.effect, 1.0, ALL_EQUAL)
+    assert difference_of([1e-30] * 3).effect.mean == 1e-30
 
 
 def test_pairing_removes_what_the_arms_share_and_nothing_else():
@@ -142,7 +153,7 @@ def test_the_interval_moves_and_scales_with_the_differences_and_turns_with_their
 @settings(max_examples=60)
 def test_p_is_below_5_percent_where_the_interval_excludes_zero(values, resamples):
     found = paired(runs(values), runs(np.zeros(len(values))), resamples=resamples)
-    if found.p is not None and abs(found.p - 0.05) > 1e-9:
+    if found.effect.low is not None and abs(found.p - 0.05) > 1e-9:
         assert (found.p < 0.05) == (not found.effect.low <= 0 <= found.effect.high)
 
 
@@ -270,11 +281,25 @@ def test_where_most_differences_are_equal_resamples_say_nothing_and_it_is_studen
 
 
 def test_p_values_are_adjusted_for_the_number_of_arms():
-    arms = {"a": made(p=0.01), "b": made(p=0.04), "c": made(p=None), "d": made(p=0.03)}
+    arms = {"a": made(p=0.01), "b": made(p=0.04), "c": made(p=None, n=1), "d": made(p=0.03)}
     found = adjusted(arms)
     assert list(found) == ["a", "b", "c", "d"] and math.isnan(found["c"])
     assert [found[arm] for arm in "abd"] == pytest.approx([0.03, 0.06, 0.06])
+    assert number_of_tests(arms.values()) == 3
     assert adjusted({}) == {}
+    assert number_of_tests([]) == 1
+
+
+def test_the_number_of_arms_that_p_values_are_adjusted_for_does_not_depend_on_their_differences():
+    weak = difference_of([1.0, 0.4, 1.8, 1.2])
+    clear = difference_of([1.0, 1.1, 0.9, 1.05])
+    zero, equal = difference_of([0.0] * 4), difference_of([0.5] * 4)
+    assert adjusted({0: weak, 1: zero, 2: clear}) == pytest.approx({0: 2 * weak.p, 1: 1.0, 2: 3 * clear.p})
+    among = adjusted({0: weak, 1: equal, 2: clear})  # the equal one is first, and has no p-value itself
+    assert math.isnan(among[1])
+    assert (among[0], among[2]) == pytest.approx((weak.p, 2 * clear.p))
+    assert number_of_tests([weak, zero, clear]) == number_of_tests([weak, equal, clear]) == 3
+    assert adjusted({0: weak, 1: difference_of([0.0])})[0] == weak.p  # one pair is no test
 
 
 @pytest.mark.parametrize(
