@@ -138,14 +138,20 @@ def test_a_run_that_is_missing_has_the_rate_of_its_arm(tmp_path: Path) -> None:
     assert "other rates" not in " ".join(analysed(tmp_path / "out", str(suite))["warnings"])
 
 
-def test_the_smallest_difference_is_for_the_arms_that_are_tested(tmp_path: Path) -> None:
-    """An arm that is the baseline to the bit has no p-value, and makes no other arm's difference harder to show."""
-    alone = write_suite(tmp_path / "alone", {"base": {0.01: 4.0}, "other": {0.01: 4.1}}, (0, 1, 2))
-    expected = row(alone, "other", COMMON).smallest
-    levels = {"base": {0.01: 4.0}, "other": {0.01: 4.1}, "same": {0.01: 4.0}}
-    suite = write_suite(tmp_path / "suite", levels, (0, 1, 2))
-    assert row(suite, "same", COMMON).difference.p is None
-    assert row(suite, "other", COMMON).smallest == expected
+def test_the_smallest_difference_is_for_the_arms_that_are_compared(tmp_path: Path) -> None:
+    """An arm that is the baseline to the bit makes another's difference as hard to show as one that differs; one of a single
+    seed does not."""
+    levels = {"base": {0.01: 4.0}, "other": {0.01: 4.1}}
+    found = {"alone": row(write_suite(tmp_path / "alone", levels, (0, 1, 2)), "other", COMMON).smallest}
+    for arm, level in (("same", 4.0), ("weak", 4.3)):
+        suite = write_suite(tmp_path / arm, levels | {arm: {0.01: level}}, (0, 1, 2))
+        found[arm] = row(suite, "other", COMMON).smallest
+    assert row(tmp_path / "same", "same", COMMON).difference.p == 1.0
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "weak" / f"weak_lr0.01_seed{seed}")
+    found["single"] = row(tmp_path / "weak", "other", COMMON).smallest
+    assert found["alone"] == found["single"]
+    assert found["same"] == found["weak"] > found["alone"]
 
 
 def test_missing_and_unfinished_runs_are_left_out_and_named(suite: Path, tmp_path: Path) -> None:
