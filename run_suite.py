@@ -124,14 +124,14 @@ def _parser() -> ArgumentParser:
 def read_job(file: Path, out: str | None) -> Job:
     """What the suite file asks for. Raises InputError for mistakes in it, those in the runs' configurations aside."""
     suite = load_suite(file)
-    if not (file.parent / suite.recipe).is_file():
-        raise InputError(
-            f"{file}: recipe: {file.parent / suite.recipe}: no such file; it is relative to the suite's file"
-        )
     directory = Path(out or suite.out)
     runs = expand(suite, directory)
     analyses = [read_analysis(command, runs, directory) for command in suite.analyses]
     following = [filled(line, "next", directory) for line in suite.next]
+    if not (file.parent / suite.recipe).is_file():
+        raise InputError(
+            f"{file}: recipe: {file.parent / suite.recipe}: no such file; it is relative to the suite's file"
+        )
     return Job(file.parent / suite.recipe, directory, runs, plan(suite, runs), analyses, following)
 
 

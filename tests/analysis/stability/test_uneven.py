@@ -73,6 +73,14 @@ def test_a_seed_that_lacks_a_rate_is_named_and_loses_its_sensitivity_alone(tmp_p
     assert [each[1] for each in table.rows] == ["3", "2 of 3"]
 
 
+def test_an_arm_whose_only_seed_chooses_its_own_rate_is_named(tmp_path: Path) -> None:
+    told = "a single seed chooses the rate at which it is judged, so that own best rate favours base, few"
+    for name, seeds, there in (("one", (0,), True), ("three", (0, 1, 2), False)):
+        found = study(find_runs([str(write_suite(tmp_path / name, LEVELS, seeds))]))
+        assert (told in warnings(found)) == there
+        assert any("a single seed" in line for line in warnings(found)) == there
+
+
 def test_an_arm_without_a_scenario_is_named_and_has_no_other_rates_there(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite", LEVELS, (0, 1, 2))
     plan = read_plan(suite)
