@@ -195,7 +195,7 @@ def draw_survival(found: Study) -> Figure | None:
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
     _draw_shares(panels[-1], found, styles)
     note = (
-        "curves: Kaplan-Meier over all rates and seeds; points: share of runs that finished without a stall, with 95% intervals "
+        "curves: Kaplan-Meier over all rates and seeds; points: share of runs that survived, with 95% intervals "
         "over seeds"
     )
     _legend(figure, styles, note if stressed else note.partition("; ")[2])
