@@ -1,6 +1,7 @@
 """Distillation from an earlier checkpoint, such as that of a run of the same model (born-again networks)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,8 +13,19 @@ TINY = 1e-7
 """Added to the standard deviation of logits that are standardised, as by the authors."""
 
 
+class FromTeacher(Objective):
+    """Base of objectives whose options name a teacher."""
+
+    uses_rows = True
+    shift_invariant = True
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.teacher = Teacher(options.teacher)
+
+
 @register_objective("distill")
-class Distillation(Objective):
+class Distillation(FromTeacher):
     """(1 - alpha) CE + alpha T^2 KL(R || P), R and P being the teacher's and the own prediction at temperature T (Hinton et al.
     2015, arXiv 1503.02531; with a teacher of the same size: born-again networks, Furlanello et al. 2018, arXiv 1805.04770).
 
@@ -21,13 +33,10 @@ class Distillation(Objective):
     2403.01427): then the second part's gradient changes neither mean nor scale of the logits, which only CE does.
     """
 
-    uses_rows = True
-    shift_invariant = True
-
     @dataclass(frozen=True)
     class Options:
         teacher: str
-        """A checkpoint of an earlier run with the same tokenizer."""
+        """A checkpoint of an earlier run with the same tokenizer: RUN/checkpoints/step_N."""
         alpha: float = 0.5
         """Share of the teacher in the loss."""
         temperature: float = 1.0
@@ -39,10 +48,6 @@ class Distillation(Objective):
             if not 0 <= self.alpha <= 1:
                 raise ValueError(f"alpha must be from 0 to 1, not {self.alpha}")
             check_temperature(self.temperature)
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self.teacher = Teacher(options.teacher)
 
     def loss(self, t: TokenLogits) -> Tensor:
         assert t.rows is not None and t.taught is not None
@@ -58,7 +63,7 @@ class Distillation(Objective):
 
 
 @register_objective("nkd")
-class NormalisedDistillation(Objective):
+class NormalisedDistillation(FromTeacher):
     """CE + alpha NKD with NKD = -r_y log p_y + gamma T^2 CE(R', P'), R' and P' being teacher and student at temperature T without
     the target, renormalised (Yang et al. 2023, arXiv 2303.13005, and its code). r_y is the teacher's probability of the target
     at temperature 1.
@@ -67,13 +72,10 @@ class NormalisedDistillation(Objective):
     opposite of TFSD's weighting.
     """
 
-    uses_rows = True
-    shift_invariant = True
-
     @dataclass(frozen=True)
     class Options:
         teacher: str
-        """A checkpoint of an earlier run with the same tokenizer."""
+        """A checkpoint of an earlier run with the same tokenizer: RUN/checkpoints/step_N."""
         alpha: float = 1.0
         """Weight of NKD beside cross-entropy."""
         gamma: float = 1.5
@@ -87,10 +89,6 @@ class NormalisedDistillation(Objective):
             if not 0 <= self.gamma <= 1000:
                 raise ValueError(f"gamma must be from 0 to 1000, not {self.gamma}")
             check_temperature(self.temperature)
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self.teacher = Teacher(options.teacher)
 
     def loss(self, t: TokenLogits) -> Tensor:
         assert t.rows is not None and t.target is not None and t.taught is not None

@@ -65,7 +65,7 @@ METRICS = (
     Metric("tfsd/weight_mean", "1", "mean", "c = Q_y (1 - exp(z_y)), by which TFSD scales the gradient of CE"),
     Metric("tfsd/weight_p10", "1", "mean", "10th percentile of c over tokens, resolved to 0.12% from 1e-16 on"),
     Metric("tfsd/weight_below_1pct", "1", "mean", "share of tokens with c < 0.01"),
-    Metric("objective/weight", "1", "mean", "c, by which an objective of this family other than TFSD scales the gradient of CE"),
+    Metric("objective/weight", "1", "mean", "c of another objective that weighs the gradient of CE by token, as focal does"),
     Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q, on every 16th token"),
     Metric("attention/logit_max", "nats", "max", "largest attention logit of up to 256 queries of fixed validation sequences"),
     Metric("attention/entropy", "nats", "mean", "entropy of the attention weights, over layers, heads and queries"),

@@ -21,6 +21,7 @@ from .report import results
 
 PERIOD = 5.0
 """Seconds between two looks."""
+UNREADABLE = "unreadable"
 STATES = {"preempted": "stopped"}
 """What a run's status is called in the suite's table, if not the same."""
 
@@ -44,10 +45,16 @@ def watch(plan: SuitePlan, out: Path) -> int:
 
 
 def states(plan: SuitePlan, out: Path) -> dict[str, str]:
-    """The status of each run that was started. One that was killed still says that it is running, but holds no lock."""
-    found = {run.name: status for run in plan.runs if (status := status_of(out / run.name)) is not None}
-    killed = {name for name, status in found.items() if status == "running" and lock_holder(out / name) is None}
-    return {name: "killed" if name in killed else STATES.get(status, status) for name, status in found.items()}
+    """The status of each run that was started."""
+    return {run.name: _state(out / run.name) for run in plan.runs if (out / run.name / "status.json").exists()}
+
+
+def _state(run: Path) -> str:
+    """One that was killed still says that it is running, but holds no lock; nor does one that has just ended."""
+    status = status_of(run)
+    if status == "running" and lock_holder(run) is None:
+        status = "killed" if (now := status_of(run)) == "running" else now
+    return UNREADABLE if status is None else STATES.get(status, status)
 
 
 def told(plan: SuitePlan, ends: Mapping[str, str], out: Path) -> str:

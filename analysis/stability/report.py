@@ -141,7 +141,7 @@ def _json(found: Study, rows: Sequence[Row], told: Sequence[str], runs: list[dic
         },
         "tables": {
             table.title: [dict(zip(table.header, row, strict=True)) for row in table.rows]
-            for table in (short_table(found), *main_tables(found))
+            for table in (short_table(found), *main_tables(found), rate_table(found, one.calm))
             if table is not None
         },
         "noise": None if (noise := found.noise_of_baseline()) is None else asdict(noise),

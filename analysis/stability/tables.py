@@ -182,10 +182,10 @@ def _mean_at(found: Study, key: str, arm: str, scenario: str, form: str) -> str:
 
 
 def rate_table(found: Study, scenario: str) -> Shown:
-    """Final NLL, divergences and stalls of each arm at each rate."""
+    """Final NLL, events, growth and size of the updates of each arm at each rate."""
     one = found.comparison
-    header = ["arm", "rate", "seeds", "final NLL", "sd", "lowest", "highest", "diverged", "stalled"]
-    header += ["update size", "effective rate"]
+    header = ["arm", "rate", "seeds", "final NLL", "sd", "lowest", "highest", "diverged", "stalled", "saturated"]
+    header += ["residual growth", "update size", "effective rate"]
     rows = []
     for arm in one.arms:
         for rate in one.rates(arm, scenario):
@@ -195,11 +195,15 @@ def rate_table(found: Study, scenario: str) -> Shown:
             if finals is not None:
                 sd = "-" if finals.noise is None else f"{finals.noise.deviation:.4f}"
                 of_nll = [f"{finals.mean:.4f}", sd, f"{finals.lowest:.4f}", f"{finals.highest:.4f}"]
-            counts = [f"{sum(v['diverged'] for v in runs)}", f"{sum(bool(v['stalls']) for v in runs)}"]
-            sizes = [[v[key] for v in runs if v.get(key) is not None] for key in ("update_size", "effective_rate")]
+            counts = [f"{sum(bool(v[key]) for v in runs)}" for key in ("diverged", "stalls", "saturated")]
+            keys = ("residual_growth", "update_size", "effective_rate")
+            sizes = [[v[key] for v in runs if v.get(key) is not None] for key in keys]
             of_sizes = [f"{sum(own) / len(own):.3g}" if own else "-" for own in sizes]
             rows.append([visible(arm), rate_text(rate), str(len(runs)), *of_nll, *counts, *of_sizes])
-    notes = "sd: standard deviation over seeds. Of a run that diverged the final NLL is its initial loss."
+    notes = (
+        "sd: standard deviation over seeds. Of a run that diverged the final NLL is its initial loss. Saturated: runs in which "
+        "attention or the output did. Growth, update size and rate: means over seeds."
+    )
     return Shown(f"By rate, {scenario}", header, rows, notes)
 
 

@@ -67,3 +67,5 @@ def test_a_run_that_was_killed_is_told_from_one_that_is_running(tmp_path):
         assert states(plan, tmp_path) == {"a_seed0": "killed", "a_seed1": "running", "a_seed2": "killed"}
         holder.communicate()
     assert states(plan, tmp_path)["a_seed1"] == "killed"
+    (tmp_path / "a_seed0" / "status.json").write_text("{")
+    assert states(plan, tmp_path)["a_seed0"] == "unreadable"
