@@ -113,6 +113,11 @@ def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str
     objective, teacher = OBJECTIVES[config.objective.kind], config.objective.options.get("teacher")
     if objective.uses_rows and config.head.options.get("abstain"):
         yield f"objective.kind: {config.objective.kind} reads all logits, to which head.abstain adds one; leave head.abstain out"
+    if (
+        not config.telemetry.enabled
+        and objective(checked_options(objective, config.objective.options)).state is not None
+    ):
+        yield f"objective.kind: {config.objective.kind} learns from what is measured; leave telemetry.enabled=true"
     if teacher is not None and not recorded and not (Path(teacher) / "config.json").is_file():
         yield f"objective.teacher: there is no checkpoint at {teacher}; give one of an earlier run, RUN/checkpoints/step_N"
 

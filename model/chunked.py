@@ -55,6 +55,10 @@ class TokenLosses:
     """-log P_y per token; meaningless where valid_N is 0."""
     valid_N: Tensor
     """1.0 where the token counts, 0.0 where its label was -100."""
+    right_N: Tensor
+    """1.0 where the target is the most probable class, else 0.0; meaningless where valid_N is 0."""
+    confidence_N: Tensor
+    """Probability of the most probable class; meaningless where valid_N is 0."""
     statistics: dict[str, Tensor]
     """Per-token quantities (N,) by metric name; empty unless requested. Meaningless where valid_N is 0."""
     sampled: dict[str, Tensor]
@@ -103,13 +107,16 @@ def loss_of_features(
     shift_N = head.shift(f_ND)
     if objective.shift_invariant:
         shift_N = shift_N.detach()
-    objective_sum, objective_N, nll_N, valid_N, names, sampled_names, *values = _ChunkedLoss.apply(
-        *(head, objective, y_N, statistics, rows, taught, training, torch.is_grad_enabled()),
-        *(f_ND, shift_N, *head.classes(f_ND.dtype)),
+    objective_sum, objective_N, nll_N, valid_N, right_N, confidence_N, names, sampled_names, *values = (
+        _ChunkedLoss.apply(
+            *(head, objective, y_N, statistics, rows, taught, training, torch.is_grad_enabled()),
+            *(f_ND, shift_N, *head.classes(f_ND.dtype)),
+        )
     )
     every = dict(zip(names, values[: len(names)], strict=True))
     sampled = dict(zip(sampled_names, values[len(names) :], strict=True))
-    return TokenLosses(objective_sum, (nll_N * valid_N).sum(), objective_N, nll_N, valid_N, every, sampled)
+    nll_sum = (nll_N * valid_N).sum()
+    return TokenLosses(objective_sum, nll_sum, objective_N, nll_N, valid_N, right_N, confidence_N, every, sampled)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -148,13 +155,16 @@ class _ChunkedLoss(torch.autograd.Function):
         t = TokenLogits(raw["true"], raw["negatives"], raw["mean"], raw["largest_negative"], shift_N)
         objective_sum = (raw["objective"] * valid_N).sum()
         nll_N = negative_log_likelihood(t)
+        right_N = (t.true > t.largest_negative).to(valid_N.dtype)
+        confidence_N = (t.largest - log_partition(t)).exp()
         per_token, sampled = _statistics(head, objective, t, raw) if statistics else ({}, {})
         if with_gradient:
             ctx.gradients = [df_ND, dshift_N, *vocabulary.finish()]
             ctx.feature_dtype = f_ND.dtype
         values = (*per_token.values(), *sampled.values())
-        ctx.mark_non_differentiable(raw["objective"], nll_N, valid_N, *values)
-        return objective_sum, raw["objective"], nll_N, valid_N, tuple(per_token), tuple(sampled), *values
+        numbers = (raw["objective"], nll_N, valid_N, right_N, confidence_N)
+        ctx.mark_non_differentiable(*numbers, *values)
+        return objective_sum, *numbers, tuple(per_token), tuple(sampled), *values
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -16,7 +16,7 @@ from transformers.utils import can_return_tuple
 from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
 from .configuration import SwapHeadConfig
 from .heads import Head
-from .objectives import Objective, Penalty, WithPenalties
+from .objectives import Objective, Penalty, StepState, WithPenalties
 from .teaching import Taught
 from .zoo import HEADS, OBJECTIVES
 
@@ -66,7 +66,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         width = self.model.get_input_embeddings().weight.shape[1]
         self.lm_head: Head = build(HEADS, config.head, width, text.vocab_size)
         self.lm_head.n_classes = config.n_classes
-        self.objective: Objective = build(OBJECTIVES, config.objective)
+        self.set_objective(config.objective)
         self.penalties: Sequence[Penalty] = ()
         """Added to the objective in training mode."""
         self.penalised_evaluation = False
@@ -78,8 +78,16 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             self._tied_weights_keys = {"lm_head.weight": f"model.{source}.weight"}
         self.post_init()
 
+    def set_objective(self, choice: dict[str, Any]) -> None:
+        """Train with another objective from now on, with its state from the start."""
+        self.config.objective = choice
+        self.objective: Objective = build(OBJECTIVES, choice)
+        self.objective_state = self.objective.state
+
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Head):
+        if isinstance(module, StepState):
+            module.reset_parameters()
+        elif isinstance(module, Head):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))
             module.reset_parameters()

@@ -1,5 +1,6 @@
 """Teacher-Free Self-Distillation, the weighted cross-entropy that it equals, and TFSD with another anchor than 0."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -57,11 +58,32 @@ class WeightedCrossEntropy(TFSD):
         return self.weight(t) * negative_log_likelihood(t)
 
 
+class RaisedTFSD(Weighted):
+    """Base of TFSD whose target raises the true logit to a level a of the token, detached, instead of to 0:
+    c = Q_y (1 - exp(z_y - a)). If a moves with the logits, no constant that is added to all of them changes c, so it fits every
+    head, and c does not vanish where all logits are far below 0."""
+
+    detached = True
+
+    @abstractmethod
+    def level(self, t: TokenLogits) -> Tensor:
+        """a of each token (N,)."""
+
+    def weight(self, t: TokenLogits) -> Tensor:
+        return tfsd_weight(self._moved(t))
+
+    def value(self, t: TokenLogits) -> Tensor:
+        return tfsd_value(self._moved(t))
+
+    def _moved(self, t: TokenLogits) -> TokenLogits:
+        """The logits relative to the level."""
+        level = self.level(t)
+        return replace(t, true=t.true - level, negatives=t.negatives - level)
+
+
 @register_objective("tfsd_anchored")
-class AnchoredTFSD(Weighted):
-    """TFSD whose target raises the true logit to a level a that moves with the token's logits, detached, instead of to 0:
-    c = Q_y (1 - exp(z_y - a)). No constant that is added to all logits changes it, so it fits every head, and c does not vanish
-    where all logits are far below 0.
+class AnchoredTFSD(RaisedTFSD):
+    """TFSD with the true logit raised to a fixed distance from the token's other logits.
 
     With a = log Z + m, c = (e^m - p) / (e^m + 1 - p) depends on p alone: from e^m / (e^m + 1) at p = 0 to 1 - e^-m at p = 1.
     With a = max_k z_k + m and m = 0, c is 0 as soon as the target is the most probable token.
@@ -78,15 +100,5 @@ class AnchoredTFSD(Weighted):
             if not 0 <= self.margin <= 100:
                 raise ValueError(f"margin must be from 0 to 100, not {self.margin}")
 
-    detached = True
-
-    def weight(self, t: TokenLogits) -> Tensor:
-        return tfsd_weight(self._moved(t))
-
-    def value(self, t: TokenLogits) -> Tensor:
-        return tfsd_value(self._moved(t))
-
-    def _moved(self, t: TokenLogits) -> TokenLogits:
-        """The logits relative to the level."""
-        level = (t.largest if self.options.anchor == "largest" else log_partition(t)) + self.options.margin
-        return replace(t, true=t.true - level, negatives=t.negatives - level)
+    def level(self, t: TokenLogits) -> Tensor:
+        return (t.largest if self.options.anchor == "largest" else log_partition(t)) + self.options.margin

@@ -8,10 +8,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from .objectives import Objective, TokenLogits, negative_log_likelihood
+from .objectives import Objective, TokenLogits, negative_log_likelihood, softplus
 
 
 class Weighted(Objective):
@@ -40,9 +39,9 @@ class Weighted(Objective):
 
 def log_true(t: TokenLogits) -> Tensor:
     """log p_y."""
-    return -F.softplus(t.negatives - t.true)
+    return -softplus(t.negatives - t.true)
 
 
 def log_others(t: TokenLogits) -> Tensor:
     """log(1 - p_y), exact where p_y is near 1."""
-    return -F.softplus(t.true - t.negatives)
+    return -softplus(t.true - t.negatives)

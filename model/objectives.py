@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .teaching import Teacher
 
@@ -53,9 +53,14 @@ def of_rows(z_NV: Tensor, y_N: Tensor, shift_N: Tensor, taught_NV: Tensor | None
     return TokenLogits(true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N, z_NV, y_N, taught_NV)
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)). torch's is x beyond 20 unless told otherwise, which in float64 is off by up to 2e-9."""
+    return F.softplus(x, threshold=40) if x.dtype == torch.float64 else F.softplus(x)
+
+
 def negative_log_likelihood(t: TokenLogits) -> Tensor:
     """-log P_y = log(1 + exp(L - z_y)) in nats; its two partial derivatives are exact negatives of each other."""
-    return F.softplus(t.negatives - t.true)
+    return softplus(t.negatives - t.true)
 
 
 def log_partition(t: TokenLogits) -> Tensor:
@@ -75,6 +80,27 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be from 0.01 to 1000, not {temperature}")
 
 
+class StepState(nn.Module):
+    """A number that an objective reads and that moves after every step: ``value`` (1,), not a parameter."""
+
+    value: Tensor
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.register_buffer("value", torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin anew."""
+        nn.init.constant_(self.value, self.initial)
+
+    @torch.no_grad()
+    def move_to(self, value_1: Tensor) -> None:
+        """Take a new value, unless it is not finite."""
+        self.value.copy_(torch.where(value_1.isfinite(), value_1, self.value))
+
+
 class Objective:
     """Base of all objectives: ``loss`` maps :class:`TokenLogits` to a loss per token (N,), differentiable by autograd."""
 
@@ -86,6 +112,8 @@ class Objective:
     """Whether ``loss`` reads ``TokenLogits.rows``: its gradient is then by autograd on chunks of N x V."""
     teacher: Teacher | None = None
     """Whose logits ``loss`` reads as ``TokenLogits.taught``; with ``uses_rows``."""
+    state: StepState | None = None
+    """What moves with the steps, if anything: in checkpoints with the model's weights."""
     uses_weight = False
     """Whether the loss uses the TFSD weight."""
     detached = False
@@ -108,6 +136,10 @@ class Objective:
     def terms(self, t: TokenLogits) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss, and parts of it (N,) to report with the statistics of the logits, by metric name."""
         return self.loss(t), {}
+
+    def after_step(self, means: Mapping[str, Tensor]) -> None:
+        """Move ``state``, given the step's metrics: the parts that ``terms`` returns are means over all its tokens, on all
+        ranks. On the device, without waiting for it."""
 
 
 @dataclass(frozen=True)

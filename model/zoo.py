@@ -14,6 +14,7 @@ from .objective_gce import GeneralisedCrossEntropy
 from .objective_mix import CrossEntropyAndTFSD
 from .objective_poly1 import Poly1
 from .objective_tfsd import TFSD, AnchoredTFSD, WeightedCrossEntropy
+from .objective_tfsd_adaptive import HeldTFSD, QuantileTFSD
 from .objective_threshold import Threshold
 from .objective_virtual_teacher import VirtualTeacher
 from .registry import HEADS, OBJECTIVES
@@ -31,11 +32,13 @@ __all__ = [
     "Focal",
     "GeneralisedCrossEntropy",
     "HarmonicHead",
+    "HeldTFSD",
     "LinearHead",
     "MetricHead",
     "MixtureHead",
     "NormalisedDistillation",
     "Poly1",
+    "QuantileTFSD",
     "Threshold",
     "VirtualTeacher",
     "VonMisesFisherHead",

@@ -112,18 +112,30 @@ def test_a_run_directory_is_complete(plain):
     assert {"packages", "device", "git", "world_size", "data", "parameters"} <= environment.keys()
 
 
-def test_the_last_checkpoint_is_the_model_whose_validation_nll_was_recorded(plain):
+def test_the_last_checkpoint_is_the_model_whose_validation_was_recorded(plain):
+    """NLL, accuracy, and the calibration error as Guo et al. 2017 define it, in 15 bins of the confidence."""
     checkpoint = list_checkpoints(plain)[-1]
     model, config = load_model(checkpoint), load_config(plain / "config.yaml")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     store = open_store(config.data, progress=False)
-    total = count = 0.0
+    logits, targets = [], []
     for x_BT, y_BT in evaluation_batches(store.validation.ids, 32, 16, 4):
-        logits_NV = model(input_ids=x_BT).logits.flatten(0, 1).double()
-        total += torch.nn.functional.cross_entropy(logits_NV, y_BT.flatten(), reduction="sum").item()
-        count += y_BT.numel()
-    assert rows_of(plain)[-1]["validation/nll"] == pytest.approx(total / count, rel=1e-5)
-    assert read_state(checkpoint)["validation_nll"] == rows_of(plain)[-1]["validation/nll"]
+        logits.append(model(input_ids=x_BT).logits.flatten(0, 1).double())
+        targets.append(y_BT.flatten())
+    logits_NV, y_N = torch.cat(logits), torch.cat(targets)
+    last = rows_of(plain)[-1]
+    assert last["validation/nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits_NV, y_N).item(), rel=1e-5)
+    assert read_state(checkpoint)["validation_nll"] == last["validation/nll"]
+    confidence_N, guess_N = logits_NV.softmax(1).max(1)
+    right_N = (guess_N == y_N).double()
+    assert last["validation/accuracy"] == pytest.approx(right_N.mean().item(), rel=1e-6)
+    error = 0.0
+    for edge in range(15):
+        inside_N = (confidence_N >= edge / 15) & (confidence_N < (edge + 1) / 15)
+        if inside_N.any():
+            gap = right_N[inside_N].mean() - confidence_N[inside_N].mean()
+            error += inside_N.double().mean().item() * abs(gap.item())
+    assert last["validation/ece"] == pytest.approx(error, abs=1e-5)
 
 
 def test_the_tokenizer_of_a_checkpoint_pads_once_it_has_a_padding_token(plain):

@@ -12,8 +12,6 @@ from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model, sigma_reparam
-from model.modeling import build
-from model.registry import OBJECTIVES
 from record.checkpoints import reparametrised_tensors
 from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
@@ -74,7 +72,8 @@ def load_weights(checkpoint: Path, config: RunConfig) -> Any:
         reason = " ".join(str(error).split())
         raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None
     objective = {"kind": config.objective.kind, **config.objective.options}
-    model.config.objective, model.objective = objective, build(OBJECTIVES, objective)
+    if objective != model.config.objective:
+        model.set_objective(objective)
     return model
 
 

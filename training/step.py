@@ -193,4 +193,6 @@ def update(run: Run, step: int, edge: Edge | None) -> dict[str, Any]:
     if run.config.body.sigma_reparam:
         power_step(run.model, taken & total.isfinite())  # of an infinite gradient the GradScaler makes no step
     optimizer.zero_grad(set_to_none=True)
-    return losses | telemetry.collect() | decisions.logged | near | spectral | {ALIVE: run.alive}
+    measured = telemetry.collect()
+    run.bare_model().objective.after_step(measured)
+    return losses | measured | decisions.logged | near | spectral | {ALIVE: run.alive}

@@ -11,6 +11,7 @@ from .clip_update_norm import ClipUpdateNorm
 from .max_z import MaxZ
 from .mu_loss import MuLoss
 from .qk_clip import QKClip
+from .repel import Repel
 from .reset_moments import ResetMoments
 from .rewarm import Rewarm
 from .rewind import RewindOnSpike
@@ -32,6 +33,7 @@ __all__ = [
     "MaxZ",
     "MuLoss",
     "QKClip",
+    "Repel",
     "ResetMoments",
     "Rewarm",
     "RewindOnSpike",

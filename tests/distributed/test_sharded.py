@@ -97,6 +97,18 @@ def test_a_run_goes_on_sharded_or_not(first, then, launch, run, tmp_path):
         assert x["loss/nll"] == pytest.approx(y["loss/nll"], rel=2e-3), x["step"]
 
 
+def test_sharded_ranks_learn_the_level_of_one(run, tmp_path):
+    """What an adaptive objective learns from is a mean over all ranks: the same level on each, and in the checkpoint."""
+    held = ("objective={kind: tfsd_held, weight: 0.2}", UNEVEN)
+    run("one", *held, world_size=1)
+    run("sharded", *held, "train.micro_batch_size=1", sharded=True)
+    assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
+    states = [load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("one", "sharded")]
+    assert float(states[1]["objective_state.value"]) == pytest.approx(
+        float(states[0]["objective_state.value"]), rel=1e-3
+    )
+
+
 @MANY
 def test_a_sharded_run_goes_on_to_the_bit(launch, run, tmp_path):
     """With running statistics, of which every rank has its own and rank 0's count, and an intervention's state."""

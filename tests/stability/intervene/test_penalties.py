@@ -13,10 +13,11 @@ from model.chunked import chunked_loss
 from model.heads import Head
 from model.objectives import Penalty, WithPenalties
 from stability.intervene.max_z import MaxZ
+from stability.intervene.repel import Repel
 from stability.intervene.stages import penalties
 from stability.intervene.z_loss import ZLoss
 from tests.model import naive
-from tests.model.test_objectives import assert_same, data, gradients, make
+from tests.model.test_objectives import assert_same, data, gradients, make, naive_logits
 
 SHAPES = {"V": st.integers(2, 40), "D": st.integers(1, 12), "N": st.integers(1, 30), "seed": st.integers(0, 10_000)}
 HEADS = {
@@ -104,6 +105,21 @@ def test_the_gauge_of_a_metric_head_is_its_row_constant(objective, V, D, N, seed
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-10)
         wanted = torch.autograd.grad(expected, leaves, retain_graph=True)
         assert_same(gradients(loss, *leaves), wanted, rtol=1e-7, atol=1e-9)
+
+
+@given(**SHAPES, g=st.sampled_from([0.05, 0.5, 2.0]))
+def test_repulsion_is_the_surprise_of_tfsd_s_target(V, D, N, seed, g):
+    """weight times -log Q_y, differentiated, where Q is P's softmax with the true logit 0."""
+    head, objective = make("metric", "tfsd", D, V, {"scale": g})
+    h_ND, y_N = data(V, D, N, seed, head)
+    repel = penalties({"repel": Repel(Repel.Options(weight=0.3))})
+    loss = chunked_loss(head, WithPenalties(objective, repel), h_ND, y_N).objective_sum
+    z_NV = naive_logits(head, h_ND)
+    with_zero_NV = z_NV.scatter(1, y_N[:, None], 0.0)
+    expected = (naive.tfsd(z_NV, y_N) - 0.3 * with_zero_NV.log_softmax(1)[torch.arange(N), y_N]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-10)
+    leaves = (h_ND, *head.parameters())
+    assert_same(gradients(loss, *leaves), gradients(expected, *leaves), rtol=1e-7, atol=1e-9)
 
 
 def test_max_z_pulls_at_one_logit_of_a_token():

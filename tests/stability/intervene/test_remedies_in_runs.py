@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from analysis.replay.__main__ import main as replay
+from common.errors import InputError
 from configs.load import load_config
 from model import load_model
 from record.checkpoints import list_checkpoints
@@ -29,14 +30,17 @@ NEVER = (
     "{kind: z_loss, weight: 0.0}",
     "{kind: z_loss, weight: 0.0, gauge: relative}",
     "{kind: max_z, weight: 0.0}",
+    "{kind: repel, weight: 0.0}",
     "{kind: mu_loss, weight: 0.0}",
     "{kind: qk_clip, threshold: 1.0e+9}",
     "{kind: shrink_embedding_gradient, factor: 1.0}",
 )
 ALL = (
-    "{kind: z_loss, weight: 1.0e-3, gauge: relative}, {kind: max_z, weight: 1.0e-3}, {kind: centre_embeddings}, "
+    "{kind: z_loss, weight: 1.0e-3, gauge: relative}, {kind: max_z, weight: 1.0e-3}, {kind: repel}, {kind: centre_embeddings}, "
     "{kind: mu_loss, weight: 1.0}, {kind: qk_clip, threshold: 0.03, every: 2, sequences: 8}, {kind: shrink_embedding_gradient}"
 )
+
+PENALTIES = [f"intervention/{kind}/penalty" for kind in ("z_loss", "max_z", "repel")]
 
 
 def trained(recipe, *overrides):
@@ -69,12 +73,12 @@ def test_a_remedy_that_never_acts_changes_nothing(remedy, untreated, recipe):
 def test_all_at_once_resume_and_replay_to_the_bit(recipe, tmp_path):
     remedies = f"interventions=[{ALL}]"
     rows = rows_of(trained(recipe, "name=whole", "train.steps=20", remedies))
-    assert all(row["intervention/z_loss/penalty"] > 0 and row["intervention/max_z/penalty"] > 0 for row in rows)
+    assert all(row[penalty] > 0 for row in rows for penalty in PENALTIES)
     assert all(row["intervention/centre_embeddings/mean_norm"] > 0 for row in rows)
     assert [row["step"] for row in rows if "intervention/qk_clip/heads" in row] == list(range(2, 21, 2))
     assert sum(row.get("intervention/qk_clip/heads", 0) for row in rows) > 0
     for row in rows:
-        added = row["intervention/z_loss/penalty"] + row["intervention/max_z/penalty"]
+        added = sum(row[penalty] for penalty in PENALTIES)
         assert row["loss/objective"] == pytest.approx(row["loss/nll"] + added, rel=0.02), "TFSD is nearly the NLL here"
     model = load_model(list_checkpoints(tmp_path / "whole")[-1])
     assert float(model.lm_head.weight.detach()[: model.config.n_classes].mean(0).norm()) < 1e-7, (
@@ -140,7 +144,7 @@ def test_two_ranks_follow_one(sharded, remedies, recipe, tmp_path):
         assert {k: v for k, v in x.items() if k.endswith("heads")} == {
             k: v for k, v in y.items() if k.endswith("heads")
         }
-        for name in ("loss/nll", "loss/objective", "intervention/z_loss/penalty", "intervention/max_z/penalty"):
+        for name in ("loss/nll", "loss/objective", *PENALTIES):
             assert x[name] == pytest.approx(y[name], rel=1e-4), name
         assert x["intervention/centre_embeddings/mean_norm"] == pytest.approx(
             y["intervention/centre_embeddings/mean_norm"], rel=1e-2
@@ -154,3 +158,10 @@ def test_sharded_weights_are_not_clipped(recipe):
     assert any(
         "error: interventions: qk_clip cannot scale sharded weights; launch without FSDP" in told for _, told in ended
     )
+
+
+def test_repulsion_needs_distances(recipe):
+    with pytest.raises(
+        InputError, match="interventions: repel needs a head with distances, whose logits end at 0; use h"
+    ):
+        trained(recipe, "head.kind=linear", "objective.kind=ce", "interventions=[{kind: repel}]")
