@@ -43,8 +43,9 @@ def expand(suite: Suite, out: Path) -> list[SuiteRun]:
         _run(out, PlannedRun("", arm, name, rate, seed), [*suite.overrides, *overrides, *scenario.overrides], scenario)
         for number in range(len(suite.seeds) or 1)
         for name, scenario in scenarios
-        for rate in _rates(suite, scenario)
+        for rate in dict.fromkeys(rate for arm in arms for rate in _rates(suite, scenario, arm))
         for arm, overrides in arms.items()
+        if rate in _rates(suite, scenario, arm)
         for seed in _seeds(suite, scenario, arm, number)
     ]
     names = [run.name for run in runs]
@@ -71,15 +72,21 @@ def run_name(arm: str, scenario: str | None, rate: float | None, seed: int | Non
     return "_".join(part for part in parts if part is not None)
 
 
-def _rates(suite: Suite, scenario: Scenario) -> list[float | None]:
-    """Of a scenario; None: the recipe's."""
-    return [*(suite.rates if scenario.rates is None else scenario.rates)] or [None]
+def _rates(suite: Suite, scenario: Scenario, arm: str) -> list[float | None]:
+    """Of an arm in a scenario; None: the recipe's."""
+    if scenario.rates is not None:
+        return [*scenario.rates] or [None]
+    return [*suite.arm_rates.get(_source(suite, arm), suite.rates)] or [None]
+
+
+def _source(suite: Suite, arm: str) -> str:
+    """The arm whose settings an arm has: the control the baseline's."""
+    return suite.baseline_arm if suite.control_seeds and arm == suite.control_arm else arm
 
 
 def _seeds(suite: Suite, scenario: Scenario, arm: str, number: int) -> list[int | None]:
     """The ``number``-th seed of an arm in a scenario (None: the recipe's); empty if the suite or the scenario leaves it out."""
-    control = bool(suite.control_seeds) and arm == suite.control_arm
-    source = suite.baseline_arm if control else arm
+    source = _source(suite, arm)
     if scenario.arms is not None and source not in scenario.arms:
         return []
     if not suite.seeds:
@@ -87,7 +94,7 @@ def _seeds(suite: Suite, scenario: Scenario, arm: str, number: int) -> list[int 
     restrictions = (scenario.seeds, suite.arm_seeds.get(source))
     if any(seeds is not None and suite.seeds[number] not in seeds for seeds in restrictions):
         return []
-    return [suite.control_seeds[number] if control else suite.seeds[number]]
+    return [suite.seeds[number] if source == arm else suite.control_seeds[number]]
 
 
 def _run(out: Path, of: PlannedRun, overrides: list[str], scenario: Scenario) -> SuiteRun:

@@ -42,7 +42,7 @@ class Scenario(Section):
     branch_from: Text | None = None
     """SCENARIO@STEP: its runs begin at that step of the same arm, rate and seed in an earlier scenario."""
     rates: Rates | None = None
-    """Instead of the suite's."""
+    """Instead of the suite's, for every arm."""
     arms: list[Text] | None = Field(default=None, min_length=1)
     """Only these; default: all. The control follows the baseline."""
     seeds: Annotated[Seeds, Field(min_length=1)] | None = None
@@ -70,6 +70,8 @@ class Suite(Section):
     """Every run is repeated with each of these seeds; default: the recipe's."""
     arm_seeds: dict[Text, Annotated[Seeds, Field(min_length=1)]] = Field(default={})
     """Only these of the suite's seeds, for some arms; default: all. The control follows the baseline."""
+    arm_rates: dict[Text, Annotated[Rates, Field(min_length=1)]] = Field(default={})
+    """Instead of the suite's rates, for some arms, in scenarios that name none. The control follows the baseline."""
     control: Seeds | None = None
     """Seeds of the A/A control, <baseline>_again, as many as ``seeds``: what seems to differ between the two is noise. Default,
     with two seeds or more: those of the suite plus 1000. [] for no control."""
@@ -96,9 +98,11 @@ class Suite(Section):
         if set(self.control_seeds) & set(self.seeds):
             raise ValueError("control: must have seeds of its own, none of the suite's")
         for arm, seeds in self.arm_seeds.items():
-            if self.control_seeds and arm == self.control_arm:
-                raise ValueError(f"arm_seeds.{arm}: the control follows the baseline; name {self.baseline_arm} instead")
             self._refuse_unknown(f"arm_seeds.{arm}", arms=[arm], seeds=seeds)
+        for arm in self.arm_rates:
+            self._refuse_unknown(f"arm_rates.{arm}", arms=[arm])
+            if not self.rates:
+                raise ValueError(f"arm_rates.{arm}: needs rates, those of the other arms")
         for key, own in (("overrides", self.overrides), *((f"arms.{arm}", own) for arm, own in self.arms.items())):
             self._refuse_overridden(key, own, bool(self.rates))
         earlier: list[str] = []
@@ -119,6 +123,8 @@ class Suite(Section):
     def _refuse_unknown(self, key: str, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> None:
         """Raise ValueError for arms and seeds that the suite does not have."""
         for arm in arms:
+            if self.control_seeds and arm == self.control_arm:
+                raise ValueError(f"{key}: the control follows the baseline; name {self.baseline_arm} instead")
             if arm not in self.arms:
                 raise ValueError(f"{key}: {arm} is no arm; there are {', '.join(self.arms)}")
         for seed in seeds:

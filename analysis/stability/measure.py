@@ -84,6 +84,10 @@ MEASURES = (
     Measure("rises", "rises", "d", "events", "lower", "lasting rises of the loss's level"),
     Measure("final_nll", "final NLL", ".4f", "nats/token", "lower",
             "last validation NLL; of a run that diverged the initial loss"),
+    Measure("accuracy", "accuracy", ".4f", "1", "higher", "last validation accuracy: the most probable token is the next one"),
+    Measure("ece", "ECE", ".4f", "1", "lower", "last expected calibration error on the validation set"),
+    Measure("weight", "c", ".3g", "1", "neither",
+            "mean factor on cross-entropy's gradient in the last quarter of the run; of objectives that have one"),
     Measure("initial_nll", "initial NLL", ".4f", "nats/token", "neither",
             "first training NLL, of a branch that of the run it comes from; unknown without that run"),
     Measure("capped", "capped", "d", "", "lower", "1 if the initial loss stands for the final NLL"),
@@ -168,6 +172,7 @@ def measure(run: Run, before: Run | None = None) -> Measured:
     if initial is not None and not (begun_elsewhere and values["diverged"]):
         of_curve, recovered = _of_curve(run, steps, nll, initial, first_own, last, spikes[DEFAULT, "nll"])
         values |= of_curve
+    values |= _at_the_end(run)
     for name, (metric, _) in PLACES.items():
         values |= _radial(name, series_of(run, metric, before)[1])
     values |= _rates(run)
@@ -229,6 +234,21 @@ def _ending(run: Run, initial: float | None) -> Values:
         "capped": None if counted is None else int(counted == initial),
         **counts,
     }
+
+
+def _at_the_end(run: Run) -> Values:
+    """What the run has come to, if it has not diverged."""
+    if run.status["status"] == "diverged":
+        return {}
+    found: Values = {}
+    for key, metric in (("accuracy", "validation/accuracy"), ("ece", "validation/ece")):
+        if len(values := run.series(metric)):
+            found[key] = float(values.iloc[-1])
+    objective = run.setting("objective", "kind")
+    weights = run.series("tfsd/weight_mean" if objective in ("tfsd", "weighted_ce") else "objective/weight")
+    if len(weights):
+        found["weight"] = float(weights.iloc[-max(1, len(weights) // 4) :].mean())
+    return found
 
 
 def _of_curve(

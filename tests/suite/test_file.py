@@ -107,6 +107,18 @@ def test_some_arms_have_fewer_seeds(read):
     ]
 
 
+def test_some_arms_have_rates_of_their_own(read):
+    """Where a scenario names none; the control has those of the baseline."""
+    suite = read(
+        "seeds: [0, 1]\nrates: [0.1, 0.2]\narm_rates: {b: [0.3], a: [0.2]}\narms: {a: [], b: [], c: []}\n"
+        "scenarios: {x: {}, y: {rates: [0.4], seeds: [0]}}"
+    )
+    assert [run.name for run in expand(suite, Path("out")) if run.planned.seed in (0, 1000)] == [
+        *("a_x_lr0.2_seed0", "c_x_lr0.2_seed0", "a_again_x_lr0.2_seed1000", "b_x_lr0.3_seed0", "c_x_lr0.1_seed0"),
+        *("a_y_lr0.4_seed0", "b_y_lr0.4_seed0", "c_y_lr0.4_seed0", "a_again_y_lr0.4_seed1000"),
+    ]
+
+
 def test_more_seeds_for_some_arms_leave_the_runs_that_were(tmp_path):
     """The stress suite, begun with six seeds for all."""
     file = ROOT / "configs" / "suites" / "stress_micro.yaml"
@@ -162,6 +174,9 @@ def test_overrides_of_all_runs_come_before_those_of_arm_and_scenario(read):
         ("arms: {a: []}\nseeds: [0]\narm_seeds: {b: [0]}", "arm_seeds.b: b is no arm; there are a"),
         ("arms: {a: []}\nseeds: [0]\narm_seeds: {a: [1]}", "arm_seeds.a: 1 is none of the suite's seeds"),
         ("arms: {a: []}\nseeds: [0]\narm_seeds: {a: []}", "arm_seeds.a: "),
+        ("arms: {a: []}\nrates: [1.0]\narm_rates: {b: [0.1]}", "arm_rates.b: b is no arm; there are a"),
+        ("arms: {a: []}\narm_rates: {a: [0.1]}", "arm_rates.a: needs rates, those of the other arms"),
+        ("arms: {a: []}\nrates: [1.0]\narm_rates: {a: []}", "arm_rates.a: "),
         ("arms: {a: []}\nseeds: [0, 1]\narm_seeds: {a: [0, 0]}", "arm_seeds.a: 0 is there twice"),
         (
             "arms: {a: []}\nseeds: [0, 1]\narm_seeds: {a_again: [0]}",
