@@ -186,8 +186,13 @@ class Study:
         rates = one.rates(one.baseline, scenario)
         if len(rates) > 1:
             return [OWN_BEST, COMMON, *(_at(rate) for rate in rates)]
-        alike = all(one.rates(arm, scenario) in ([], rates) for arm in one.compared)
-        return [COMMON] if alike else [OWN_BEST, COMMON]
+        return [COMMON] if self.stress_basis(scenario) == COMMON else [OWN_BEST, COMMON]
+
+    def stress_basis(self, scenario: str) -> str:
+        """At which rates arms are compared under a stress: all at one, unless they have rates of their own."""
+        one = self.comparison
+        rates = one.rates(one.baseline, scenario)
+        return COMMON if all(one.rates(arm, scenario) in ([], rates) for arm in one.compared) else OWN_BEST
 
     def basis_text(self, scenario: str, basis: str) -> str:
         """The basis in words: a single rate need not be the best one, and is named."""

@@ -22,6 +22,7 @@ from .tables import (
     difference_table,
     event_table,
     growth_table,
+    overview_table,
     rate_table,
     run_table,
     stress_tables,
@@ -33,12 +34,15 @@ def main_tables(found: Study) -> list[Shown]:
     """The tables that are printed."""
     one = found.comparison
     basis = found.bases(one.calm)[0]
-    tables = [difference_table(found, one.calm, basis), sweep_table(found, one.calm), event_table(found, one.calm)]
+    tables = [difference_table(found, one.calm, basis), overview_table(found), sweep_table(found, one.calm)]
+    tables.append(event_table(found, one.calm))
     return [table for table in (*tables, *stress_tables(found)) if table is not None]
 
 
 def every_table(found: Study) -> Iterator[Shown]:
     """All tables: what stresses did, then scenario by scenario."""
+    if (table := overview_table(found)) is not None:
+        yield table
     yield from stress_tables(found)
     for scenario in found.comparison.scenarios:
         for basis in found.bases(scenario):

@@ -19,6 +19,9 @@ _OF_A_RUN = ("ended", "final_nll", "stalls", "saturated", "spikes_nll", "spikes_
              "recovery", "effective_rate", "update_size")  # fmt: skip
 """Measures in the table of runs."""
 
+_AT_A_GLANCE = ("final_nll", "accuracy", "ece", "weight", "residual_growth", "logits_growth")
+"""Measures in the table of what the arms have come to."""
+
 
 class Shown(NamedTuple):
     """A table with its title and what has to be said below it."""
@@ -111,6 +114,31 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
     return Shown(f"Over the rates, {scenario}", header, rows, notes, ("between [95%]", "p (Holm)"))
 
 
+def overview_table(found: Study) -> Shown | None:
+    """What each arm has come to without a stress, at its own best rate. None without accuracies."""
+    one = found.comparison
+    calm, basis = one.calm, found.bases(one.calm)[0]
+    if not found.on(basis, "accuracy", one.baseline, calm):
+        return None
+    entries = [BY_KEY[key] for key in _AT_A_GLANCE]
+    rows = {key: {row.arm: row for row in found.rows(calm, basis, key)} for key in _AT_A_GLANCE}
+    shown = []
+    for arm in one.arms:
+        cells = [name_of(found, arm), _rates(found, arm, calm, basis)]
+        for entry in entries:
+            text = mean_text(found.on(basis, entry.key, arm, calm), entry.form)
+            row = rows[entry.key].get(arm)
+            cells.append(f"{text}*" if row is not None and not row.null else text)
+        shown.append(cells)
+    notes = (
+        "Means over seeds; *: differs from the baseline's, by the interval and the p-value adjusted by Holm over the arms. "
+        + "; ".join(f"{entry.heading}: {entry.meaning}" for entry in entries)
+        + "."
+    )
+    header = ["arm", "rate", *(entry.heading for entry in entries)]
+    return Shown(f"At a glance, {calm}, {found.basis_text(calm, basis)}", header, shown, notes)
+
+
 def event_table(found: Study, scenario: str) -> Shown:
     """Divergences, stalls, spikes and recovery over all runs of each arm in a scenario."""
     one = found.comparison
@@ -150,7 +178,8 @@ def stress_tables(found: Study) -> list[Shown]:
     tables = [table for scenario in found.comparison.scenarios if (table := _stress_table(found, scenario)) is not None]
     notes = (
         "Each run against the calm one of its arm, rate and seed, over all rates and seeds; nat-steps, and what they differ "
-        f"from the baseline's, at the {COMMON}, or the only one, alone. Survived: finished, without a stall and "
+        f"from the baseline's, at the {COMMON}, or the only one, alone (at their own best one, where arms have different rates). "
+        "Survived: finished, without a stall and "
         "not above the initial NLL. Back: at the calm "
         "run's NLL again, for good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: "
         "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
@@ -163,22 +192,23 @@ def _stress_table(found: Study, scenario: str) -> Shown | None:
     header = ["arm", "runs", "survived [95%]", "back [95%]", "steps", "nat-steps"]
     header += ["minus baseline [95%]", "p (Holm)", "would show", "pairs"]
     rows = []
-    differences = {row.arm: row for row in found.rows(scenario, COMMON, "damage_excess")}
+    basis = found.stress_basis(scenario)
+    differences = {row.arm: row for row in found.rows(scenario, basis, "damage_excess")}
     for arm in found.comparison.arms:
         durations, seen = found.time_back(arm, scenario)
         if durations:
             cells = [name_of(found, arm), str(len(durations))]
             cells += [share_text(found.share(key, arm, scenario)) for key in ("survived", "back")]
-            cells += [_steps(median_duration(durations, seen)), _mean_at(found, "damage_excess", arm, scenario, "+.3g")]
+            cells += [_steps(median_duration(durations, seen)), _mean_at(found, "damage_excess", arm, scenario, basis)]
             row = differences.get(arm)
             rows.append([*cells, *_against(row), "" if row is None else str(row.difference.n)])
     return Shown(f"Under stress, {visible(scenario)}", header, rows, "", ("p (Holm)", "pairs")) if rows else None
 
 
-def _mean_at(found: Study, key: str, arm: str, scenario: str, form: str) -> str:
-    """The mean over seeds of a measure at the baseline's best rate."""
-    values = found.on(COMMON, key, arm, scenario).values()
-    return format(sum(values) / len(values), form) if values else "-"
+def _mean_at(found: Study, key: str, arm: str, scenario: str, basis: str) -> str:
+    """The mean over seeds of a measure at the rate that ``basis`` names, with its sign."""
+    values = found.on(basis, key, arm, scenario).values()
+    return format(sum(values) / len(values), "+.3g") if values else "-"
 
 
 def rate_table(found: Study, scenario: str) -> Shown:
