@@ -7,7 +7,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 class SwapHeadConfig(PreTrainedConfig):
     """A decoder's own configuration (``text_config``) plus the kind and options of head and objective. ``n_classes`` is the
-    number of tokens that can be predicted: the whole vocabulary, unless it ends in padding."""
+    number of tokens that can be predicted: the whole vocabulary, unless it ends in padding. ``taught_width``: of the states of a
+    teacher to which the objective maps the model's."""
 
     model_type = "swap_head"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (as transformers requires)
@@ -18,6 +19,7 @@ class SwapHeadConfig(PreTrainedConfig):
         head: dict[str, Any] | None = None,
         objective: dict[str, Any] | None = None,
         n_classes: int | None = None,
+        taught_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -28,6 +30,7 @@ class SwapHeadConfig(PreTrainedConfig):
         self.head = dict(head or {"kind": "linear"})
         self.objective = dict(objective or {"kind": "ce"})
         self.n_classes = n_classes if n_classes is not None else self.text_config.vocab_size
+        self.taught_width = taught_width
         kwargs.setdefault("tie_word_embeddings", bool(self.head.get("tied", True)))
         for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(self.text_config, name, None))

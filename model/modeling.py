@@ -67,6 +67,12 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head: Head = build(HEADS, config.head, width, text.vocab_size)
         self.lm_head.n_classes = config.n_classes
         self.set_objective(config.objective)
+        self.projection: nn.Linear | None = None
+        """Of hidden states to the width of a teacher's, for an objective that compares them; not used in generation."""
+        if self.objective.projects:
+            if config.taught_width is None:
+                raise ValueError("taught_width: the objective maps hidden states to a teacher's; give their width")
+            self.projection = nn.Linear(width, config.taught_width, bias=False)
         self.penalties: Sequence[Penalty] = ()
         """Added to the objective in training mode."""
         self.penalised_evaluation = False
@@ -91,6 +97,9 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))
             module.reset_parameters()
+        elif module is self.projection:
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                nn.init.eye_(module.weight)
         else:
             super()._init_weights(module)
 
@@ -164,10 +173,14 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             logits = self.lm_head(h_BTD[:, keep])
         else:
             taught = None
-            if self.objective.teacher is not None:
+            aligns = self.objective.aligns and self._trains
+            if self.objective.teacher is not None and (self.objective.uses_rows or aligns):
                 seen = {"attention_mask": attention_mask, "position_ids": position_ids}
                 taught = self.objective.teacher(input_ids, **seen)
-            losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics, taught)
+            read = taught if self.objective.uses_rows else None
+            losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics, read)
+            if aligns and taught is not None:
+                self._align(losses, h_BTD.flatten(0, 1), taught, statistics)
             items = losses.valid_N.sum() if num_items_in_batch is None else num_items_in_batch
             loss = losses.objective_sum / (items.to(h_BTD.device) if isinstance(items, Tensor) else items)
         return SwapHeadOutput(
@@ -184,7 +197,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
-        training = self.training or self.penalised_evaluation
+        training = self._trains
         objective = WithPenalties(self.objective, self.penalties) if self.penalties and training else self.objective
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
@@ -192,6 +205,20 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             return losses, None if keep is None else head.true_logits(f_ND.unflatten(0, h_BTD.shape[:2])[:, keep])
 
         return self.lm_head(h_BTD, both)
+
+    @property
+    def _trains(self) -> bool:
+        """Whether the loss is that of training."""
+        return self.training or self.penalised_evaluation
+
+    def _align(self, losses: TokenLosses, h_ND: Tensor, taught: Taught, statistics: bool) -> None:
+        """Add the objective's part of all hidden states together, in shares of the tokens that count."""
+        geometry = self.objective.of_states(h_ND, taught.h_ND, losses.valid_N, self.projection)
+        part = self.objective.weight_of_states * geometry
+        losses.objective_sum = losses.objective_sum + part * losses.valid_N.sum()
+        losses.objective_N = losses.objective_N + part.detach()
+        if statistics:
+            losses.statistics["objective/geometry"] = geometry.detach().expand(len(h_ND))
 
 
 # The Trainer looks up here whose labels to shift for label smoothing, and pipelines which models they support.

@@ -4,7 +4,7 @@ An objective that only asks how the target compares with the rest is a function 
 (:class:`TokenLogits`). Its gradient for V logits follows by the chain rule, so it never needs an N x V tensor and is
 ordinary differentiable code on vectors. One that asks for more (``uses_rows``) gets all logits of a chunk of tokens.
 
-Shapes: N tokens (of a chunk), V vocabulary.
+Shapes: N tokens (of a chunk), V vocabulary, D width, E width of a teacher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,6 +114,12 @@ class Objective:
     """Whose logits ``loss`` reads as ``TokenLogits.taught``; with ``uses_rows``."""
     state: StepState | None = None
     """What moves with the steps, if anything: in checkpoints with the model's weights."""
+    aligns = False
+    """Whether ``of_states`` is a part of the objective in training."""
+    projects = False
+    """Whether it gets a linear map from the width of the model to that of the teacher, a parameter of the model."""
+    weight_of_states = 0.0
+    """Of that part, beside ``loss``."""
     uses_weight = False
     """Whether the loss uses the TFSD weight."""
     detached = False
@@ -140,6 +146,10 @@ class Objective:
     def after_step(self, means: Mapping[str, Tensor]) -> None:
         """Move ``state``, given the step's metrics: the parts that ``terms`` returns are means over all its tokens, on all
         ranks. On the device, without waiting for it."""
+
+    def of_states(self, h_ND: Tensor, taught_NE: Tensor, valid_N: Tensor, projection: nn.Module | None) -> Tensor:
+        """A loss () of the last hidden states of the tokens together, beside the teacher's."""
+        raise TypeError(f"{type(self).__name__} must define of_states()")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ class Taught:
     """What a teacher has to say of N tokens, before its vocabulary is looked at."""
 
     head: Head
+    h_ND: Tensor
+    """Its last hidden states."""
     f_ND: Tensor
-    """Features of its hidden states."""
+    """Their features."""
 
     def logits(self, chunk: slice | Tensor) -> Tensor:
         """Its logits (C, V) of these tokens (a slice, or which of all), in float32."""
@@ -50,5 +52,5 @@ class Teacher:
             raise ValueError(f"the teacher, {self.checkpoint}, needs its model (Teacher.use) and input_ids")
         self._model.to(input_ids.device)
         h_BTD = self._model.model(input_ids=input_ids, **arguments).last_hidden_state
-        f_ND = self._model.lm_head.features(h_BTD.flatten(0, 1), torch.float32)
-        return Taught(self._model.lm_head, f_ND)
+        h_ND = h_BTD.flatten(0, 1)
+        return Taught(self._model.lm_head, h_ND, self._model.lm_head.features(h_ND, torch.float32))

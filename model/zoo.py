@@ -11,6 +11,7 @@ from .objective_confidence import ConfidencePenalty
 from .objective_distill import Distillation, NormalisedDistillation
 from .objective_focal import Focal
 from .objective_gce import GeneralisedCrossEntropy
+from .objective_geometry import GeometryDistillation
 from .objective_mix import CrossEntropyAndTFSD
 from .objective_poly1 import Poly1
 from .objective_tfsd import TFSD, AnchoredTFSD, WeightedCrossEntropy
@@ -31,6 +32,7 @@ __all__ = [
     "Distillation",
     "Focal",
     "GeneralisedCrossEntropy",
+    "GeometryDistillation",
     "HarmonicHead",
     "HeldTFSD",
     "LinearHead",

@@ -70,6 +70,7 @@ METRICS = (
     Metric("objective/weight", "1", "mean", "c of another objective that weighs the gradient of CE by token, as focal does"),
     Metric("objective/level", "nats", "mean", "r: log of the probability to which an adaptive TFSD raises the target's"),
     Metric("objective/below_quantile", "1", "mean", "share of tokens below the quantile of log p_y that is followed"),
+    Metric("objective/geometry", "1", "mean", "G of kind geometry, without its weight: how far from the teacher's, 0 if alike"),
     Metric("tfsd/target_entropy", "nats", "mean", "entropy of the TFSD target Q, on every 16th token"),
     Metric("attention/logit_max", "nats", "max", "largest attention logit of up to 256 queries of fixed validation sequences"),
     Metric("attention/entropy", "nats", "mean", "entropy of the attention weights, over layers, heads and queries"),

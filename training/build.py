@@ -4,14 +4,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.errors import InputError
 from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model, sigma_reparam
+from model.modeling import build
+from model.registry import OBJECTIVES
 from record.checkpoints import reparametrised_tensors
 from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
@@ -40,8 +43,33 @@ def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHea
             raise InputError(*problems)
         n_classes = text.vocab_size
     head = {"kind": config.head.kind, **config.head.options}
-    objective = {"kind": config.objective.kind, **config.objective.options}
-    return SwapHeadConfig(text, head=head, objective=objective, n_classes=n_classes)
+    objective = _objective(config)
+    width = _taught_width(objective)
+    return SwapHeadConfig(text, head=head, objective=objective, n_classes=n_classes, taught_width=width)
+
+
+def _objective(config: RunConfig) -> dict[str, Any]:
+    return {"kind": config.objective.kind, **config.objective.options}
+
+
+def _taught_width(choice: dict[str, Any]) -> int | None:
+    """Width of a teacher's hidden states, for an objective that maps the model's to them. Raises InputError if the teacher cannot
+    be used."""
+    objective = build(OBJECTIVES, choice)
+    if not objective.projects:
+        return None
+    place = objective.teacher.checkpoint
+    try:
+        found = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(found).get_output_embeddings().weight.shape[1])
+    except (OSError, ValueError) as error:
+        raise _no_teacher(place, error) from None
+
+
+def _no_teacher(place: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"objective.teacher: {place} cannot be used: {reason}; give a checkpoint")
 
 
 def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
@@ -71,7 +99,11 @@ def load_weights(checkpoint: Path, config: RunConfig) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{checkpoint} cannot be used: {reason}; rename it, and the one before it is") from None
-    objective = {"kind": config.objective.kind, **config.objective.options}
+    objective = _objective(config)
+    if _taught_width(objective) != model.config.taught_width:
+        raise InputError(
+            f"objective: {checkpoint} was not written with the same projection of hidden states, or without one; begin a new run"
+        )
     if objective != model.config.objective:
         model.set_objective(objective)
     return model
@@ -99,10 +131,7 @@ def _load_teacher(model: Any) -> None:
         try:
             teacher.use(load_model(teacher.checkpoint), model.lm_head.n_classes)
         except (OSError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"objective.teacher: {teacher.checkpoint} cannot be used: {reason}; give a checkpoint"
-            ) from None
+            raise _no_teacher(teacher.checkpoint, error) from None
 
 
 def build_telemetry(model: Any, config: RunConfig) -> Telemetry:

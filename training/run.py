@@ -214,8 +214,13 @@ def build_run(
 
 
 def _print_notes(run: Run) -> None:
-    """Say what may not be expected of the interventions, above the bar."""
+    """Say what may not be expected of the objective and the interventions, above the bar."""
     with tqdm.external_write_mode(file=sys.stderr):
+        if run.bare_model().objective.aligns:
+            note(
+                f"objective.kind: {run.config.objective.kind} compares the tokens of a micro-batch with each other: "
+                "train.micro_batch_size and the number of ranks change the curves"
+            )
         for name, intervention in run.interventions.items():
             for text in intervention.notes(run.config.train.steps):
                 note(f"interventions: {name} {text}")

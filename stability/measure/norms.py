@@ -16,7 +16,7 @@ PORTION = 100_000
 
 
 def parameter_groups(
-    names: Sequence[str], embedding_prefix: str, blocks_prefix: str, head_prefix: str
+    names: Sequence[str], embedding_prefix: str, blocks_prefix: str, head_prefix: str | tuple[str, ...]
 ) -> dict[str, list[int]]:
     """Indices of the parameters in each group: embedding, layer_NN, norm and head. A tied output weight counts as
     embedding. Norms inside a block belong to its layer; ``norm`` is the final one."""
@@ -42,7 +42,7 @@ def groups_of(model: Any) -> dict[str, list[int]]:
         [name for name, _ in model.named_parameters()],
         embedding_prefix=names[id(model.get_input_embeddings())],
         blocks_prefix=names[id(blocks(model.model))],
-        head_prefix=names[id(model.lm_head)],
+        head_prefix=(names[id(model.lm_head)], "projection."),
     )
 
 

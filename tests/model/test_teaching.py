@@ -52,7 +52,7 @@ CASES = {
 
 def taught_loss(head, objective, teacher, h_ND, g_ND, y_N):
     """The loss on hidden states h_ND of a student and g_ND of a teacher."""
-    taught = Taught(teacher, teacher.features(g_ND, torch.float64).detach())
+    taught = Taught(teacher, g_ND, teacher.features(g_ND, torch.float64).detach())
     return head(
         h_ND, lambda head, f_ND: loss_of_features(head, objective, f_ND, y_N, rows=4, taught=taught)
     ).objective_sum
@@ -132,18 +132,6 @@ def test_a_teacher_of_another_vocabulary_is_refused():
         Teacher("there").use(Other(), 8)
     with pytest.raises(ValueError, match="it is no model of this project"):
         Teacher("there").use(torch.nn.Linear(1, 1), 8)
-
-
-@pytest.fixture
-def start(recipe):
-    """Train tiny.yaml with overrides in this test's directory; the exit status."""
-    from configs.load import load_config
-    from training.loop import run_training
-
-    def train(*overrides):
-        return run_training(load_config(recipe["path"], [*recipe["overrides"], *overrides]))
-
-    return train
 
 
 @pytest.mark.parametrize(
