@@ -111,8 +111,11 @@ def _detection_problems(config: RunConfig) -> list[str]:
 def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str]:
     """An objective that does not fit the head, and a teacher that is not there (of a recorded run it may be gone)."""
     objective, teacher = OBJECTIVES[config.objective.kind], config.objective.options.get("teacher")
-    if objective.uses_rows and config.head.options.get("abstain"):
-        yield f"objective.kind: {config.objective.kind} reads all logits, to which head.abstain adds one; leave head.abstain out"
+    if (objective.uses_rows or objective.uses_batch) and config.head.options.get("abstain"):
+        read = (
+            "all logits, to which head.abstain adds one" if objective.uses_rows else "no logit that head.abstain adds"
+        )
+        yield f"objective.kind: {config.objective.kind} reads {read}; leave head.abstain out"
     if (
         not config.telemetry.enabled
         and objective(checked_options(objective, config.objective.options)).state is not None

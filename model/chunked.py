@@ -10,7 +10,7 @@ Shapes: N tokens, C tokens of one chunk, S sampled tokens, V vocabulary, D width
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .classes import Classes, LogitGradient
 from .heads import Head, as_trained
 from .kernel_choice import negatives
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, of_rows, tfsd_weight
+from .rivals import Rivals
 from .teaching import Taught
 
 IGNORE_INDEX = -100
@@ -143,11 +144,13 @@ class _ChunkedLoss(torch.autograd.Function):
             # Not float16: before the backward pass applies the loss scale, gradients may be below its smallest number.
             dtype = shift_N.dtype if f_ND.dtype == torch.float16 else f_ND.dtype
             df_ND, dshift_N = torch.empty_like(f_ND, dtype=dtype), torch.empty_like(shift_N)
+        rivals = Rivals.of_batch(y_N, valid_N, head.n_classes) if objective.uses_batch else None
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
             taught_CV = None if taught is None else taught.logits(c)
-            chunk = _Chunk(head, objective, vocabulary, training, f_ND[c], shift_N[c], y_N[c], valid_N[c], taught_CV)
+            tokens = (f_ND[c], shift_N[c], y_N[c], valid_N[c])
+            chunk = _Chunk(head, objective, vocabulary, training, *tokens, taught_CV, rivals)
             pieces.append(chunk.evaluate(slice(-start % SAMPLING, None, SAMPLING) if statistics else None))
             if with_gradient:
                 df_ND[c], dshift_N[c] = chunk.gradient()
@@ -196,9 +199,10 @@ class _Chunk:
         y_C: Tensor,
         valid_C: Tensor,
         taught_CV: Tensor | None = None,
+        rivals: Rivals | None = None,
     ) -> None:
         self.head, self.objective, self.vocabulary, self.training = head, objective, vocabulary, training
-        self.taught_CV = taught_CV
+        self.taught_CV, self.rivals = taught_CV, rivals
         self.f_CD, self.shift_C, self.y_C, self.valid_C = f_CD, shift_C, y_C, valid_C
         self.z_CV = vocabulary.logits(f_CD).to(shift_C.dtype)
 
@@ -217,14 +221,17 @@ class _Chunk:
         if sampled is not None:
             sample_SV = self.z_CV[sampled].clone() if bias_V is None else self.z_CV[sampled] + bias_V
         rows_CV = self._rows(true_C) if self.objective.uses_rows else None
+        rivals_CK = None
+        if self.rivals is not None and rows_CV is None:
+            rivals_CK = self.rivals.logits(self.z_CV, bias_V, self.shift_C, self.y_C).requires_grad_()
         self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype, self.head.kernel)
         with torch.enable_grad():
             negatives_C, largest_C = self.negatives.logsumexp_C + self.shift_C, self.negatives.max_C + self.shift_C
             logits = (true_C, negatives_C, mean_C, largest_C, self.shift_C)
-            leaves = TokenLogits(*(x.detach().requires_grad_() for x in logits))
-            self.t = (
-                leaves if rows_CV is None else of_rows(rows_CV.requires_grad_(), self.y_C, leaves.shift, self.taught_CV)
-            )
+            self.t = replace(TokenLogits(*(x.detach().requires_grad_() for x in logits)), rivals=rivals_CK)
+            if rows_CV is not None:
+                beside = (self.t.shift, self.taught_CV, self.rivals)
+                self.t = of_rows(rows_CV.requires_grad_(), self.y_C, *beside)
             self.loss_C, parts = self.objective.terms(as_trained(self.head, self.t) if self.training else self.t)
         raw = {"objective": self.loss_C.detach(), "true": true_C, "negatives": negatives_C, "mean": mean_C}
         raw["largest_negative"] = largest_C
@@ -257,8 +264,8 @@ class _Chunk:
         t = self.t
         if t.rows is not None:
             return self._gradient_by_rows(t.rows)
-        leaves = (t.true, t.negatives, t.mean, t.largest_negative, t.shift)
-        d_true_C, d_negatives_C, d_mean_C, d_largest_C, d_shift_C = torch.autograd.grad(
+        leaves = (t.true, t.negatives, t.mean, t.largest_negative, t.shift, *([] if t.rivals is None else [t.rivals]))
+        d_true_C, d_negatives_C, d_mean_C, d_largest_C, d_shift_C, *d_rivals = torch.autograd.grad(
             self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
         )
         weights_CV, total_C = self.negatives.weights_CV, self.negatives.total_C
@@ -276,20 +283,27 @@ class _Chunk:
         target_C = torch.where(scale_C == 0, 0, d_true_C / scale_C)
         weights_CV.scatter_(1, self.y_C[:, None], target_C.to(weights_CV.dtype)[:, None])
         uniform_C = d_mean_C / weights_CV.shape[1] if self.objective.uses_mean else None
-        df_CD = self.vocabulary.accumulate(LogitGradient(weights_CV, scale_C, uniform_C), self.f_CD)
-        return df_CD, d_true_C + d_negatives_C + d_mean_C + d_largest_C + d_shift_C
+        gradient = LogitGradient(weights_CV, scale_C, uniform_C)
+        d_shift_C = d_true_C + d_negatives_C + d_mean_C + d_largest_C + d_shift_C
+        if self.rivals is not None:
+            (d_CK,) = d_rivals
+            return self._accumulate(self.rivals.add(gradient.dense(), d_CK)), d_shift_C + d_CK.sum(1)
+        return self.vocabulary.accumulate(gradient, self.f_CD), d_shift_C
 
     def _gradient_by_rows(self, rows_CV: Tensor) -> tuple[Tensor, Tensor]:
         """The same of an objective that reads the rows, whose gradient fits no formula."""
         dz_CV, d_shift_C = torch.autograd.grad(
             self.loss_C, (rows_CV, self.t.shift), self.valid_C, allow_unused=True, materialize_grads=True
         )
-        d_shift_C = d_shift_C + dz_CV.sum(1)
-        scale_C = torch.ones_like(d_shift_C)
+        return self._accumulate(dz_CV), d_shift_C + dz_CV.sum(1)
+
+    def _accumulate(self, dz_CV: Tensor) -> Tensor:
+        """Gradient of the features (C, D) from that of the logits, in float32; those of the classes are accumulated."""
+        scale_C = torch.ones_like(self.shift_C)
         if self.f_CD.dtype != dz_CV.dtype:  # half precision: the largest entry of a row becomes 1
             scale_C = dz_CV.abs().amax(1).clamp(min=torch.finfo(dz_CV.dtype).tiny)
             dz_CV = (dz_CV / scale_C[:, None]).to(self.f_CD.dtype)
-        return self.vocabulary.accumulate(LogitGradient(dz_CV, scale_C), self.f_CD), d_shift_C
+        return self.vocabulary.accumulate(LogitGradient(dz_CV, scale_C), self.f_CD)
 
 
 def _statistics(

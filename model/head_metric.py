@@ -2,7 +2,6 @@
 width."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,10 +67,8 @@ class MetricHead(AffineHead):
         self.extra_classes = int(options.abstain)
         self.batch_norm: nn.BatchNorm1d | None = None
         if options.feature_norm == "batchnorm":
-            warnings.warn(
-                "head.feature_norm=batchnorm mixes statistics over all positions of the batch: in a causal model the "
-                "prediction at one position then depends on later tokens, so training losses are not comparable",
-                stacklevel=2,
+            self.mixes_positions = (
+                "in training, feature_norm=batchnorm takes means over all positions of the micro-batch, later ones too"
             )
             self.batch_norm = nn.BatchNorm1d(hidden_size, affine=False)
 

@@ -35,6 +35,9 @@ class Head(nn.Module):
     extra_classes = 0
     """Classes besides the vocabulary's, never a target: ``classes`` has their rows after the real ones, before the padding."""
 
+    mixes_positions = ""
+    """How a prediction depends on other positions of the batch than those before it, if it does; a run says so."""
+
     kernel: Kernel = "auto"
     """What evaluates the loss's softmax over each row of logits."""
 

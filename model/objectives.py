@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .rivals import Rivals
 from .teaching import Teacher
 
 
@@ -38,6 +39,9 @@ class TokenLogits:
     """y (N,), with ``rows``"""
     taught: Tensor | None = None
     """The teacher's logits (N, V), fixed; only for objectives with a teacher"""
+    rivals: Tensor | None = None
+    """z_k (N, K) of the distinct targets of the batch, of which the token's own counts as absent (:class:`Rivals`); only for
+    objectives with ``uses_batch``"""
 
     @property
     def largest(self) -> Tensor:
@@ -45,12 +49,16 @@ class TokenLogits:
         return torch.maximum(self.true, self.largest_negative)
 
 
-def of_rows(z_NV: Tensor, y_N: Tensor, shift_N: Tensor, taught_NV: Tensor | None = None) -> TokenLogits:
+def of_rows(
+    z_NV: Tensor, y_N: Tensor, shift_N: Tensor, taught_NV: Tensor | None = None, rivals: Rivals | None = None
+) -> TokenLogits:
     """All of it as functions of the logits z_NV, and a teacher's beside them."""
     y_N1 = y_N[:, None]
     others_NV = z_NV.scatter(1, y_N1, float("-inf"))
     true_N = z_NV.gather(1, y_N1).squeeze(1)
-    return TokenLogits(true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N, z_NV, y_N, taught_NV)
+    rivals_NK = None if rivals is None else rivals.logits(z_NV, None, torch.zeros_like(shift_N), y_N)
+    numbers = (true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N)
+    return TokenLogits(*numbers, z_NV, y_N, taught_NV, rivals_NK)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -110,6 +118,10 @@ class Objective:
     """Whether ``loss`` reads ``TokenLogits.largest`` or ``largest_negative``: costs a pass over the logits."""
     uses_rows = False
     """Whether ``loss`` reads ``TokenLogits.rows``: its gradient is then by autograd on chunks of N x V."""
+    uses_batch = False
+    """Whether ``loss`` reads ``TokenLogits.rivals``: costs two passes over the logits, and more over those of the rivals."""
+    mixes_positions = ""
+    """How the loss of a token depends on other positions of the batch than those before it, if it does; a run says so."""
     teacher: Teacher | None = None
     """Whose logits ``loss`` reads as ``TokenLogits.taught``; with ``uses_rows``."""
     state: StepState | None = None
@@ -174,6 +186,7 @@ class WithPenalties(Objective):
         self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
         self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
         self.uses_rows, self.teacher = objective.uses_rows, objective.teacher
+        self.uses_batch, self.mixes_positions = objective.uses_batch, objective.mixes_positions
         self.uses_weight, self.detached = objective.uses_weight, objective.detached
         self.shift_invariant = objective.shift_invariant and all(p.shift_invariant for p in penalties)
 

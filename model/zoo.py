@@ -12,6 +12,7 @@ from .objective_distill import Distillation, NormalisedDistillation
 from .objective_focal import Focal
 from .objective_gce import GeneralisedCrossEntropy
 from .objective_geometry import GeometryDistillation
+from .objective_info_nce import InfoNCE
 from .objective_mix import CrossEntropyAndTFSD
 from .objective_poly1 import Poly1
 from .objective_tfsd import TFSD, AnchoredTFSD, WeightedCrossEntropy
@@ -35,6 +36,7 @@ __all__ = [
     "GeometryDistillation",
     "HarmonicHead",
     "HeldTFSD",
+    "InfoNCE",
     "LinearHead",
     "MetricHead",
     "MixtureHead",

@@ -214,8 +214,15 @@ def build_run(
 
 
 def _print_notes(run: Run) -> None:
-    """Say what may not be expected of the objective and the interventions, above the bar."""
+    """Say what may not be expected of the model and the interventions, above the bar."""
+    config, model = run.config, run.bare_model()
     with tqdm.external_write_mode(file=sys.stderr):
+        for key, kind, part in (
+            ("head", config.head.kind, model.lm_head),
+            ("objective", config.objective.kind, model.objective),
+        ):
+            if part.mixes_positions:
+                note(f"{key}.kind: {kind}: {part.mixes_positions}; its training losses know what is still to come")
         if run.bare_model().objective.aligns:
             note(
                 f"objective.kind: {run.config.objective.kind} compares the tokens of a micro-batch with each other: "

@@ -205,10 +205,8 @@ def test_a_batch_counts_once_in_the_running_statistics():
     found = []
     for keywords in ({}, {"skip_logits": True}):
         text = AutoConfig.for_model("gpt2", **SMALL, **BODIES["gpt2"])
-        with pytest.warns(UserWarning, match="batchnorm"):
-            model = new_model(
-                SwapHeadConfig(text, head={"kind": "metric", "feature_norm": "batchnorm"}), seed=0
-            ).train()
+        head = {"kind": "metric", "feature_norm": "batchnorm"}
+        model = new_model(SwapHeadConfig(text, head=head), seed=0).train()
         model(input_ids=tokens(), labels=tokens(), **keywords)
         found.append(model.lm_head.batch_norm.state_dict())
     assert found[0]["num_batches_tracked"] == 1
