@@ -121,6 +121,11 @@ def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str
         and objective(checked_options(objective, config.objective.options)).state is not None
     ):
         yield f"objective.kind: {config.objective.kind} learns from what is measured; leave telemetry.enabled=true"
+    kind, head, has = config.objective.kind, config.head.kind, HEADS[config.head.kind].has_auxiliary
+    if objective.uses_auxiliary and not has:
+        yield f"objective.kind: {kind} trains an auxiliary head, which {head} lacks; use head.kind=dual"
+    if has and not objective.uses_auxiliary:
+        yield f"head.kind: {kind} does not train the auxiliary head of {head}; use head.kind=linear"
     if teacher is not None and not recorded and not (Path(teacher) / "config.json").is_file():
         yield f"objective.teacher: there is no checkpoint at {teacher}; give one of an earlier run, RUN/checkpoints/step_N"
 

@@ -225,10 +225,16 @@ class _Chunk:
         if self.rivals is not None and rows_CV is None:
             rivals_CK = self.rivals.logits(self.z_CV, bias_V, self.shift_C, self.y_C).requires_grad_()
         self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype, self.head.kernel)
+        auxiliary_CV = self._auxiliary()
         with torch.enable_grad():
             negatives_C, largest_C = self.negatives.logsumexp_C + self.shift_C, self.negatives.max_C + self.shift_C
             logits = (true_C, negatives_C, mean_C, largest_C, self.shift_C)
-            self.t = replace(TokenLogits(*(x.detach().requires_grad_() for x in logits)), rivals=rivals_CK)
+            self.t = replace(
+                TokenLogits(*(x.detach().requires_grad_() for x in logits)),
+                rivals=rivals_CK,
+                auxiliary=auxiliary_CV,
+                taught=self.taught_CV,
+            )
             if rows_CV is not None:
                 beside = (self.t.shift, self.taught_CV, self.rivals)
                 self.t = of_rows(rows_CV.requires_grad_(), self.y_C, *beside)
@@ -239,6 +245,13 @@ class _Chunk:
             raw |= {f"{PART}{name}": part_C.detach() for name, part_C in parts.items()}
             raw |= self._sample(sample_SV, sampled, true_C, mean_C)
         return raw
+
+    def _auxiliary(self) -> Tensor | None:
+        """The auxiliary head's logits (C, V), if the objective reads them."""
+        if not self.objective.uses_auxiliary:
+            return None
+        assert self.vocabulary.auxiliary is not None
+        return self.vocabulary.auxiliary.logits(self.f_CD).detach().requires_grad_()
 
     def _rows(self, true_C: Tensor) -> Tensor:
         """A copy of the chunk's true logits (C, V)."""
@@ -264,9 +277,10 @@ class _Chunk:
         t = self.t
         if t.rows is not None:
             return self._gradient_by_rows(t.rows)
-        leaves = (t.true, t.negatives, t.mean, t.largest_negative, t.shift, *([] if t.rivals is None else [t.rivals]))
-        d_true_C, d_negatives_C, d_mean_C, d_largest_C, d_shift_C, *d_rivals = torch.autograd.grad(
-            self.loss_C, leaves, self.valid_C, allow_unused=True, materialize_grads=True
+        leaves = (t.true, t.negatives, t.mean, t.largest_negative, t.shift)
+        more = [x for x in (t.rivals, t.auxiliary) if x is not None]
+        d_true_C, d_negatives_C, d_mean_C, d_largest_C, d_shift_C, *d_more = torch.autograd.grad(
+            self.loss_C, (*leaves, *more), self.valid_C, allow_unused=True, materialize_grads=True
         )
         weights_CV, total_C = self.negatives.weights_CV, self.negatives.total_C
         # The target's gradient becomes one more weight of its row, that of the largest negative is added to its weight. If the
@@ -286,24 +300,29 @@ class _Chunk:
         gradient = LogitGradient(weights_CV, scale_C, uniform_C)
         d_shift_C = d_true_C + d_negatives_C + d_mean_C + d_largest_C + d_shift_C
         if self.rivals is not None:
-            (d_CK,) = d_rivals
-            return self._accumulate(self.rivals.add(gradient.dense(), d_CK)), d_shift_C + d_CK.sum(1)
-        return self.vocabulary.accumulate(gradient, self.f_CD), d_shift_C
+            d_CK = d_more.pop(0)
+            dz_CV, d_shift_C = self.rivals.add(gradient.dense(), d_CK), d_shift_C + d_CK.sum(1)
+            df_CD = self._accumulate(dz_CV, self.vocabulary)
+        else:
+            df_CD = self.vocabulary.accumulate(gradient, self.f_CD)
+        if self.vocabulary.auxiliary is not None and t.auxiliary is not None:
+            df_CD = df_CD + self._accumulate(d_more.pop(), self.vocabulary.auxiliary)
+        return df_CD, d_shift_C
 
     def _gradient_by_rows(self, rows_CV: Tensor) -> tuple[Tensor, Tensor]:
         """The same of an objective that reads the rows, whose gradient fits no formula."""
         dz_CV, d_shift_C = torch.autograd.grad(
             self.loss_C, (rows_CV, self.t.shift), self.valid_C, allow_unused=True, materialize_grads=True
         )
-        return self._accumulate(dz_CV), d_shift_C + dz_CV.sum(1)
+        return self._accumulate(dz_CV, self.vocabulary), d_shift_C + dz_CV.sum(1)
 
-    def _accumulate(self, dz_CV: Tensor) -> Tensor:
+    def _accumulate(self, dz_CV: Tensor, vocabulary: Classes) -> Tensor:
         """Gradient of the features (C, D) from that of the logits, in float32; those of the classes are accumulated."""
         scale_C = torch.ones_like(self.shift_C)
         if self.f_CD.dtype != dz_CV.dtype:  # half precision: the largest entry of a row becomes 1
             scale_C = dz_CV.abs().amax(1).clamp(min=torch.finfo(dz_CV.dtype).tiny)
             dz_CV = (dz_CV / scale_C[:, None]).to(self.f_CD.dtype)
-        return self.vocabulary.accumulate(LogitGradient(dz_CV, scale_C), self.f_CD)
+        return vocabulary.accumulate(LogitGradient(dz_CV, scale_C), self.f_CD)
 
 
 def _statistics(

@@ -36,6 +36,8 @@ class Classes:
 
     bias_V: Tensor | None = None
     """Still to be added to each row of ``logits``."""
+    auxiliary: Classes | None = None
+    """Of the auxiliary head, if there is one."""
 
     def __init__(self, head: Head, tensors: tuple[Tensor, ...], dtype: torch.dtype, with_gradient: bool) -> None:
         self.head = head

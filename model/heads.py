@@ -35,6 +35,9 @@ class Head(nn.Module):
     extra_classes = 0
     """Classes besides the vocabulary's, never a target: ``classes`` has their rows after the real ones, before the padding."""
 
+    has_auxiliary = False
+    """Whether there is an auxiliary head, which only objectives with ``uses_auxiliary`` train."""
+
     mixes_positions = ""
     """How a prediction depends on other positions of the batch than those before it, if it does; a run says so."""
 
@@ -59,6 +62,9 @@ class Head(nn.Module):
     def reset_weight(self) -> None:
         """Re-initialise ``weight`` of a new model, if it is not to start like an embedding of the body."""
 
+    def resize(self, rows: int) -> None:
+        """Give the head's own parameters that have a row per class this many, those there are first."""
+
     def features(self, h_ND: Tensor, dtype: torch.dtype) -> Tensor:
         """Token side of the logits, in the compute dtype."""
         return h_ND.to(dtype)
@@ -77,6 +83,10 @@ class Head(nn.Module):
         """Logits (C, V) up to a constant per token. Class matrices arrive in the compute dtype, vectors in float32. A
         parameter that is read here, rather than in ``features`` or ``classes``, gets no gradient."""
         raise TypeError(f"{type(self).__name__} must define logits()")
+
+    def auxiliary_logits(self, f_ND: Tensor) -> Tensor:
+        """Logits (N, V) of the auxiliary head."""
+        raise TypeError(f"{type(self).__name__} has no auxiliary head")
 
     def shift(self, f_ND: Tensor) -> Tensor:
         """The constant (N,) that ``logits`` leaves out for each token."""

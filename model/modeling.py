@@ -122,6 +122,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if new_num_tokens is not None:
             self.lm_head.n_classes = self.config.n_classes = new_num_tokens
+            self.lm_head.resize(len(embedding.weight))
         return embedding
 
     @can_return_tuple

@@ -42,6 +42,8 @@ class TokenLogits:
     rivals: Tensor | None = None
     """z_k (N, K) of the distinct targets of the batch, of which the token's own counts as absent (:class:`Rivals`); only for
     objectives with ``uses_batch``"""
+    auxiliary: Tensor | None = None
+    """Logits (N, V) of the head's auxiliary head; only for objectives with ``uses_auxiliary``"""
 
     @property
     def largest(self) -> Tensor:
@@ -120,10 +122,12 @@ class Objective:
     """Whether ``loss`` reads ``TokenLogits.rows``: its gradient is then by autograd on chunks of N x V."""
     uses_batch = False
     """Whether ``loss`` reads ``TokenLogits.rivals``: costs two passes over the logits, and more over those of the rivals."""
+    uses_auxiliary = False
+    """Whether ``loss`` reads ``TokenLogits.auxiliary``: it needs a head that has it."""
     mixes_positions = ""
     """How the loss of a token depends on other positions of the batch than those before it, if it does; a run says so."""
     teacher: Teacher | None = None
-    """Whose logits ``loss`` reads as ``TokenLogits.taught``; with ``uses_rows``."""
+    """Whose logits ``loss`` reads as ``TokenLogits.taught``."""
     state: StepState | None = None
     """What moves with the steps, if anything: in checkpoints with the model's weights."""
     aligns = False
@@ -186,7 +190,7 @@ class WithPenalties(Objective):
         self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
         self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
         self.uses_rows, self.teacher = objective.uses_rows, objective.teacher
-        self.uses_batch, self.mixes_positions = objective.uses_batch, objective.mixes_positions
+        self.uses_batch, self.uses_auxiliary = objective.uses_batch, objective.uses_auxiliary
         self.uses_weight, self.detached = objective.uses_weight, objective.detached
         self.shift_invariant = objective.shift_invariant and all(p.shift_invariant for p in penalties)
 

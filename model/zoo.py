@@ -1,6 +1,7 @@
 """The project's own heads and objectives: importing this module registers them."""
 
 from .head_cosine import CosineHead
+from .head_dual import DualHead
 from .head_harmonic import HarmonicHead
 from .head_linear import LinearHead
 from .head_metric import MetricHead
@@ -9,6 +10,7 @@ from .head_von_mises_fisher import VonMisesFisherHead
 from .objective_ce import CrossEntropy
 from .objective_confidence import ConfidencePenalty
 from .objective_distill import Distillation, NormalisedDistillation
+from .objective_dual_head import DualHeadDistillation
 from .objective_focal import Focal
 from .objective_gce import GeneralisedCrossEntropy
 from .objective_geometry import GeometryDistillation
@@ -31,6 +33,8 @@ __all__ = [
     "CrossEntropy",
     "CrossEntropyAndTFSD",
     "Distillation",
+    "DualHead",
+    "DualHeadDistillation",
     "Focal",
     "GeneralisedCrossEntropy",
     "GeometryDistillation",

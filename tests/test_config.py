@@ -168,7 +168,7 @@ MISTAKES = [
     (["optimizer.warmup_steps=9999"], "optimizer.warmup_steps (9999) must be smaller than train.steps"),
     (
         ["head.kind=metrc"],
-        "registered: cosine, harmonic, linear, metric, mixture, von_mises_fisher; did you mean metric?",
+        "registered: cosine, dual, harmonic, linear, metric, mixture, von_mises_fisher; did you mean metric?",
     ),
     (["head.scale=-1"], "head: scale must be from 1e-06 to 1e+06, not -1.0"),
     (["head.scale=1e308"], "head: scale must be from 1e-06 to 1e+06, not 1e+308"),
@@ -338,7 +338,7 @@ def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback_and_writes_no
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "error: optimizer.lrr: unknown key; did you mean optimizer.lr?",
-        "error: head.kind: unknown kind 'nothing'; registered: cosine, harmonic, linear, metric, mixture, von_mises_fisher; "
+        "error: head.kind: unknown kind 'nothing'; registered: cosine, dual, harmonic, linear, metric, mixture, von_mises_fisher; "
         "one of your own needs its file in plugins",
     ]
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, N targets that count, V vocabulary, D features
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,8 @@ def whole_loss(model: Any, objective: Objective, x_BT: Tensor, y_BT: Tensor) -> 
         taught_NV = None if objective.teacher is None else objective.teacher(x_BT).logits(kept_N)
         rivals = Rivals.of_batch(y_N, y_N >= 0, head.n_classes) if objective.uses_batch else None
         t = of_rows(head.class_logits(f_ND).float(), y_N, head.shift(f_ND), taught_NV, rivals)
+        if objective.uses_auxiliary:
+            t = replace(t, auxiliary=head.auxiliary_logits(f_ND).float())
         return objective.loss(t if isinstance(objective, NegativeLogLikelihood) else as_trained(head, t)).mean()
 
     found: Tensor = model.lm_head(model.model(input_ids=x_BT, use_cache=False).last_hidden_state, loss)

@@ -33,6 +33,7 @@ HEADS = {
     "harmonic": {"kind": "harmonic"},
     "harmonic apart": {"kind": "harmonic", "exponent": "gpt2", "tied": False},
     "mixture": {"kind": "mixture"},
+    "dual": {"kind": "dual"},
     "mixture apart": {"kind": "mixture", "components": 2, "tied": False},
 }
 
