@@ -15,7 +15,7 @@ from common.registry import checked_options, plain_options
 from common.section import Choice
 from data.corpora import DataConfig
 from data.kinds import CORPORA
-from model import HEADS, OBJECTIVES
+from model import HEADS, OBJECTIVES, Objective
 from optim.optimizers import OPTIMIZERS, OptimizerConfig
 from optim.schedules import SCHEDULES
 from record.metrics import describe
@@ -110,18 +110,15 @@ def _detection_problems(config: RunConfig) -> list[str]:
 
 def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str]:
     """An objective that does not fit the head, and a teacher that is not there (of a recorded run it may be gone)."""
-    objective, teacher = OBJECTIVES[config.objective.kind], config.objective.options.get("teacher")
-    if (objective.uses_rows or objective.uses_batch) and config.head.options.get("abstain"):
-        read = (
-            "all logits, to which head.abstain adds one" if objective.uses_rows else "no logit that head.abstain adds"
-        )
-        yield f"objective.kind: {config.objective.kind} reads {read}; leave head.abstain out"
-    if (
-        not config.telemetry.enabled
-        and objective(checked_options(objective, config.objective.options)).state is not None
-    ):
-        yield f"objective.kind: {config.objective.kind} learns from what is measured; leave telemetry.enabled=true"
     kind, head, has = config.objective.kind, config.head.kind, HEADS[config.head.kind].has_auxiliary
+    objective: Objective = OBJECTIVES[kind](checked_options(OBJECTIVES[kind], config.objective.options))
+    teacher = config.objective.options.get("teacher")
+    if config.head.options.get("abstain") and (objective.uses_rows or objective.uses_likeliest):
+        yield f"objective.kind: {kind} reads all logits, to which head.abstain adds one; leave head.abstain out"
+    if config.head.options.get("abstain") and objective.uses_batch:
+        yield f"objective.kind: {kind} reads no logit that head.abstain adds; leave head.abstain out"
+    if objective.state is not None and not config.telemetry.enabled:
+        yield f"objective.kind: {kind} learns from what is measured; leave telemetry.enabled=true"
     if objective.uses_auxiliary and not has:
         yield f"objective.kind: {kind} trains an auxiliary head, which {head} lacks; use head.kind=dual"
     if has and not objective.uses_auxiliary:

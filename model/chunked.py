@@ -21,7 +21,7 @@ from .classes import Classes, LogitGradient
 from .heads import Head, as_trained
 from .kernel_choice import negatives
 from .objectives import Objective, TokenLogits, log_partition, negative_log_likelihood, of_rows, tfsd_weight
-from .rivals import Rivals
+from .rivals import Rivals, rivals_of
 from .teaching import Taught
 
 IGNORE_INDEX = -100
@@ -144,7 +144,7 @@ class _ChunkedLoss(torch.autograd.Function):
             # Not float16: before the backward pass applies the loss scale, gradients may be below its smallest number.
             dtype = shift_N.dtype if f_ND.dtype == torch.float16 else f_ND.dtype
             df_ND, dshift_N = torch.empty_like(f_ND, dtype=dtype), torch.empty_like(shift_N)
-        rivals = Rivals.of_batch(y_N, valid_N, head.n_classes) if objective.uses_batch else None
+        rivals = rivals_of(objective, y_N, valid_N, head.n_classes)
         pieces: list[dict[str, Tensor]] = []
         for start in range(0, max(len(y_N), 1), rows):
             c = slice(start, start + rows)
@@ -223,7 +223,8 @@ class _Chunk:
         rows_CV = self._rows(true_C) if self.objective.uses_rows else None
         rivals_CK = None
         if self.rivals is not None and rows_CV is None:
-            rivals_CK = self.rivals.logits(self.z_CV, bias_V, self.shift_C, self.y_C).requires_grad_()
+            self.classes_CK, rivals_CK = self.rivals.logits(self.z_CV, bias_V, self.shift_C, self.y_C)
+            rivals_CK.requires_grad_()
         self.negatives = negatives(self.z_CV, bias_V, self.y_C, self.f_CD.dtype, self.head.kernel)
         auxiliary_CV = self._auxiliary()
         with torch.enable_grad():
@@ -301,8 +302,8 @@ class _Chunk:
         d_shift_C = d_true_C + d_negatives_C + d_mean_C + d_largest_C + d_shift_C
         if self.rivals is not None:
             d_CK = d_more.pop(0)
-            dz_CV, d_shift_C = self.rivals.add(gradient.dense(), d_CK), d_shift_C + d_CK.sum(1)
-            df_CD = self._accumulate(dz_CV, self.vocabulary)
+            d_shift_C = d_shift_C + d_CK.sum(1)
+            df_CD = self._accumulate(gradient.dense().scatter_add_(1, self.classes_CK, d_CK), self.vocabulary)
         else:
             df_CD = self.vocabulary.accumulate(gradient, self.f_CD)
         if self.vocabulary.auxiliary is not None and t.auxiliary is not None:

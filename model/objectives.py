@@ -40,8 +40,7 @@ class TokenLogits:
     taught: Tensor | None = None
     """The teacher's logits (N, V), fixed; only for objectives with a teacher"""
     rivals: Tensor | None = None
-    """z_k (N, K) of the distinct targets of the batch, of which the token's own counts as absent (:class:`Rivals`); only for
-    objectives with ``uses_batch``"""
+    """z_k (N, K) of some other classes than y (rivals.py); only for objectives with ``uses_batch`` or ``uses_likeliest``"""
     auxiliary: Tensor | None = None
     """Logits (N, V) of the head's auxiliary head; only for objectives with ``uses_auxiliary``"""
 
@@ -58,7 +57,7 @@ def of_rows(
     y_N1 = y_N[:, None]
     others_NV = z_NV.scatter(1, y_N1, float("-inf"))
     true_N = z_NV.gather(1, y_N1).squeeze(1)
-    rivals_NK = None if rivals is None else rivals.logits(z_NV, None, torch.zeros_like(shift_N), y_N)
+    rivals_NK = None if rivals is None else rivals.logits(z_NV, None, torch.zeros_like(shift_N), y_N)[1]
     numbers = (true_N, others_NV.logsumexp(1), z_NV.mean(1), others_NV.amax(1), shift_N)
     return TokenLogits(*numbers, z_NV, y_N, taught_NV, rivals_NK)
 
@@ -121,7 +120,10 @@ class Objective:
     uses_rows = False
     """Whether ``loss`` reads ``TokenLogits.rows``: its gradient is then by autograd on chunks of N x V."""
     uses_batch = False
-    """Whether ``loss`` reads ``TokenLogits.rivals``: costs two passes over the logits, and more over those of the rivals."""
+    """Whether ``loss`` reads, as ``TokenLogits.rivals``, the logits of the distinct targets of the batch, other than its own:
+    costs two passes over the logits, and more over those of the rivals."""
+    uses_likeliest = 0
+    """How many of the largest logits besides the target's ``loss`` reads as ``TokenLogits.rivals``, in descending order."""
     uses_auxiliary = False
     """Whether ``loss`` reads ``TokenLogits.auxiliary``: it needs a head that has it."""
     mixes_positions = ""
@@ -190,7 +192,8 @@ class WithPenalties(Objective):
         self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
         self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
         self.uses_rows, self.teacher = objective.uses_rows, objective.teacher
-        self.uses_batch, self.uses_auxiliary = objective.uses_batch, objective.uses_auxiliary
+        self.uses_batch, self.uses_likeliest = objective.uses_batch, objective.uses_likeliest
+        self.uses_auxiliary = objective.uses_auxiliary
         self.uses_weight, self.detached = objective.uses_weight, objective.detached
         self.shift_invariant = objective.shift_invariant and all(p.shift_invariant for p in penalties)
 

@@ -20,6 +20,7 @@ from .objective_poly1 import Poly1
 from .objective_tfsd import TFSD, AnchoredTFSD, WeightedCrossEntropy
 from .objective_tfsd_adaptive import HeldTFSD, QuantileTFSD
 from .objective_threshold import Threshold
+from .objective_uskd import UniversalSelfDistillation
 from .objective_virtual_teacher import VirtualTeacher
 from .registry import HEADS, OBJECTIVES
 
@@ -48,6 +49,7 @@ __all__ = [
     "Poly1",
     "QuantileTFSD",
     "Threshold",
+    "UniversalSelfDistillation",
     "VirtualTeacher",
     "VonMisesFisherHead",
     "WeightedCrossEntropy",

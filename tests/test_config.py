@@ -338,8 +338,8 @@ def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback_and_writes_no
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "error: optimizer.lrr: unknown key; did you mean optimizer.lr?",
-        "error: head.kind: unknown kind 'nothing'; registered: cosine, dual, harmonic, linear, metric, mixture, von_mises_fisher; "
-        "one of your own needs its file in plugins",
+        "error: head.kind: unknown kind 'nothing'; registered: cosine, dual, harmonic, linear, metric, mixture, von_mises_fisher"
+        "; one of your own needs its file in plugins",
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.batches import IGNORED
 from model.heads import Head, as_trained
 from model.objectives import Objective, TokenLogits, negative_log_likelihood, of_rows
-from model.rivals import Rivals
+from model.rivals import rivals_of
 
 
 class NegativeLogLikelihood(Objective):
@@ -30,7 +30,7 @@ def whole_loss(model: Any, objective: Objective, x_BT: Tensor, y_BT: Tensor) -> 
         kept_N = y_BT.flatten() != IGNORED
         f_ND, y_N = f_ND[kept_N], y_BT.flatten()[kept_N]
         taught_NV = None if objective.teacher is None else objective.teacher(x_BT).logits(kept_N)
-        rivals = Rivals.of_batch(y_N, y_N >= 0, head.n_classes) if objective.uses_batch else None
+        rivals = rivals_of(objective, y_N, y_N >= 0, head.n_classes)
         t = of_rows(head.class_logits(f_ND).float(), y_N, head.shift(f_ND), taught_NV, rivals)
         if objective.uses_auxiliary:
             t = replace(t, auxiliary=head.auxiliary_logits(f_ND).float())
