@@ -173,12 +173,11 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         if shift_labels is None:
             logits = self.lm_head(h_BTD[:, keep])
         else:
-            taught = None
-            aligns = self.objective.aligns and self._trains
-            if self.objective.teacher is not None and (self.objective.uses_rows or aligns):
-                seen = {"attention_mask": attention_mask, "position_ids": position_ids}
-                taught = self.objective.teacher(input_ids, **seen)
-            read = taught if self.objective.uses_rows else None
+            objective, aligns = self.trained_objective(), self.objective.aligns and self._trains
+            reads, taught = objective.uses_rows or objective.uses_auxiliary, None
+            if objective.teacher is not None and (reads or aligns):
+                taught = objective.teacher(input_ids, attention_mask=attention_mask, position_ids=position_ids)
+            read = taught if reads else None
             losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics, read)
             if aligns and taught is not None:
                 self._align(losses, h_BTD.flatten(0, 1), taught, statistics)
@@ -193,13 +192,16 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             losses=losses if skip_logits else None,
         )
 
+    def trained_objective(self) -> Objective:
+        """The objective, with the penalties where they count."""
+        return WithPenalties(self.objective, self.penalties) if self.penalties and self._trains else self.objective
+
     def _losses(
         self, h_BTD: Tensor, y_BT: Tensor, keep: slice | Tensor | None, statistics: bool, taught: Taught | None
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
-        training = self._trains
-        objective = WithPenalties(self.objective, self.penalties) if self.penalties and training else self.objective
+        objective, training = self.trained_objective(), self._trains
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
             losses = loss_of_features(head, objective, f_ND, y_N, statistics, taught=taught, training=training)

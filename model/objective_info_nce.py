@@ -18,8 +18,8 @@ class InfoNCE(Objective):
     target. That is the softmax over the targets of all positions, any of the same token being right, with the logarithm of
     their frequency in the batch subtracted from the logits (the logQ correction of Yi et al. 2019, doi
     10.1145/3298689.3346996). What this leaves is that a rare token is seldom in a batch: at the optimum a logit is about log p_k
-    less the logarithm of the probability of being in one. So the NLL, over the whole vocabulary, ends above cross-entropy's, and
-    how far depends on the size of the batch. Tokens that are no targets get no gradient.
+    less the logarithm of the probability of being in one. There the NLL, over the whole vocabulary, is not at its least, and how
+    far from it depends on the size of the batch. Tokens that are no targets get no gradient.
     """
 
     uses_batch = True

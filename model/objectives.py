@@ -180,6 +180,8 @@ class Penalty:
     uses_mean: bool = False
     uses_largest: bool = False
     shift_invariant: bool = False
+    uses_rows: bool = False
+    teacher: Teacher | None = None
     """These as in :class:`Objective`."""
 
 
@@ -191,7 +193,9 @@ class WithPenalties(Objective):
         self.objective, self.penalties = objective, penalties
         self.uses_mean = objective.uses_mean or any(p.uses_mean for p in penalties)
         self.uses_largest = objective.uses_largest or any(p.uses_largest for p in penalties)
-        self.uses_rows, self.teacher = objective.uses_rows, objective.teacher
+        self.uses_rows = objective.uses_rows or any(p.uses_rows for p in penalties)
+        teachers = (objective.teacher, *(p.teacher for p in penalties))
+        self.teacher = next((teacher for teacher in teachers if teacher is not None), None)
         self.uses_batch, self.uses_likeliest = objective.uses_batch, objective.uses_likeliest
         self.uses_auxiliary = objective.uses_auxiliary
         self.uses_weight, self.detached = objective.uses_weight, objective.detached

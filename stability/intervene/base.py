@@ -19,6 +19,7 @@ from common.errors import InputError
 from common.registry import Registry, checked_options
 from common.section import Choice
 from model.objectives import TokenLogits
+from model.teaching import Teacher
 from record.metrics import Metric, declare
 from stability.detect.events import Alarm
 
@@ -139,7 +140,9 @@ class Intervention:
         raise NotImplementedError
 
     penalty_reads: ClassVar[tuple[str, ...]] = ()
-    """Of ``mean``, ``largest``."""
+    """Of ``mean``, ``largest``, ``rows``."""
+    teacher: Teacher | None = None
+    """Whose logits ``penalty`` reads as ``TokenLogits.taught``, with ``rows``; an objective with a teacher has its own."""
     penalty_shift_invariant: bool = False
     """Whether the penalty stays the same if a constant is added to all logits of a token and to ``TokenLogits.shift``."""
 

@@ -8,6 +8,7 @@ from .base import INTERVENTIONS
 from .centre_embeddings import CentreEmbeddings
 from .clip import ClipNorm
 from .clip_update_norm import ClipUpdateNorm
+from .last_step import LastStep
 from .max_z import MaxZ
 from .mu_loss import MuLoss
 from .qk_clip import QKClip
@@ -30,6 +31,7 @@ __all__ = [
     "CentreEmbeddings",
     "ClipNorm",
     "ClipUpdateNorm",
+    "LastStep",
     "MaxZ",
     "MuLoss",
     "QKClip",

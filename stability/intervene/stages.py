@@ -47,7 +47,9 @@ def penalties(interventions: Interventions) -> list[Penalty]:
             i.penalty,
             uses_mean="mean" in i.penalty_reads,
             uses_largest="largest" in i.penalty_reads,
+            uses_rows="rows" in i.penalty_reads,
             shift_invariant=i.penalty_shift_invariant,
+            teacher=i.teacher,
         )
         for name, i in interventions.items()
         if i.has("penalty")

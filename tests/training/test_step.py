@@ -57,7 +57,7 @@ def test_a_step_reads_nothing_back_from_the_device(recipe, monkeypatch):
     """A whole training step: attention probe, two micro-batches, remedies, update, telemetry, measurements of the edge; and a
     transfer at the end."""
     kinds = ("zclip", "adagc", "agc", "skip_step", "spam, pause: 1, every: 2", "stable_adamw")
-    kinds += ("clip_update_norm", "reset_moments", "z_loss", "max_z", "mu_loss", "qk_clip, every: 1")
+    kinds += ("clip_update_norm", "reset_moments", "z_loss", "max_z", "mu_loss", "last_step", "qk_clip, every: 1")
     kinds += ("safe_step", "safe_step, by: logits")
     remedies = f"interventions=[{', '.join(f'{{kind: {kind}}}' for kind in kinds)}]"
     often = ("telemetry.attention_every=1", "telemetry.edge_every=1")
