@@ -35,14 +35,15 @@ def _nearest(z: Tensor) -> Tensor:
 
 def threshold_at(distance_N: Tensor, share: float) -> float:
     """The least of these distances that at most this share of them exceeds."""
-    return float(distance_N.sort(descending=True).values[math.floor(share * len(distance_N))])
+    return distance_N.sort(descending=True).values[math.floor(share * len(distance_N))].item()
 
 
 class StopAtUnknown(StoppingCriteria):
     """Ends a generated sequence at a token that was drawn from an unknown position; a context manager around ``generate``.
 
     ``unknown`` has a tensor (B,) for each generated token: whether the position it was drawn from is unknown. With
-    ``stop=False`` that is all it does. Not for beam search, which reorders the sequences.
+    ``stop=False`` that is all it does. Sequences that have ended are padded where the model has an ``eos_token_id``. Not for beam
+    search, which reorders the sequences.
     """
 
     def __init__(self, head: Head, threshold: float, stop: bool) -> None:
