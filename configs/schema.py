@@ -88,6 +88,15 @@ class TrainConfig(Section):
     """Keep only each block's input for the backward pass and recompute the rest: less memory, a third more time."""
 
 
+_OPTIONS_OF_NEGATIVES = (
+    ("margin", "loss", "hinge"),
+    ("nearest", "loss", "hinge"),
+    ("paths", "kind", "corpus"),
+    ("text_field", "kind", "corpus"),
+)
+"""Keys that only one value of another key makes use of."""
+
+
 class NegativesConfig(Section):
     """Sequences in which nothing is to be predicted, in the place of a share of each batch; null: none.
 
@@ -118,18 +127,14 @@ class NegativesConfig(Section):
 
     @model_validator(mode="after")
     def _with_effect(self) -> NegativesConfig:
-        if (self.loss == "hinge") != (self.margin is not None):
-            raise ValueError(
-                "loss=hinge needs a margin; set negatives.margin"
-                if self.margin is None
-                else f"margin has no effect with loss={self.loss}; leave it out"
-            )
-        if (self.kind == "corpus") != bool(self.paths):
-            raise ValueError(
-                f"paths has no effect with kind={self.kind}; leave it out"
-                if self.paths
-                else "kind=corpus needs a text; set negatives.paths"
-            )
+        for key, of, value in _OPTIONS_OF_NEGATIVES:
+            chosen, default = getattr(self, of), type(self).model_fields[key].default
+            if chosen != value and getattr(self, key) != default:
+                raise ValueError(f"{key} has no effect with {of}={chosen}; leave it out")
+        if self.loss == "hinge" and self.margin is None:
+            raise ValueError("loss=hinge needs a margin; set negatives.margin")
+        if self.kind == "corpus" and not self.paths:
+            raise ValueError("kind=corpus needs a text; set negatives.paths")
         return self
 
 
@@ -207,6 +212,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig
     train: TrainConfig
     negatives: NegativesConfig | None = None
+    """Sequences in the place of a share of each batch in which nothing is to be predicted; null: none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     detection: DetectionConfig = DetectionConfig()

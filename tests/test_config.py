@@ -122,6 +122,10 @@ MISTAKES = [
         "negatives: margin has no effect with loss=uniform; leave it out",
     ),
     (
+        ["negatives={kind: random, share: 0.25, loss: others, nearest: 4}", "head.abstain=true"],
+        "negatives: nearest has no effect with loss=others; leave it out",
+    ),
+    (
         ["negatives={kind: corpus, share: 0.25, loss: uniform}"],
         "negatives: kind=corpus needs a text; set negatives.paths",
     ),

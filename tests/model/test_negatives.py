@@ -95,6 +95,22 @@ def test_half_precision_is_near_the_definition(kind, margin, dtype):
         assert float((a.double() - e).detach().norm()) <= 0.02 * float(e.detach().norm())
 
 
+@given(**SHAPES, away=st.floats(0.5, 5.0))
+def test_the_nll_does_not_hold_distances_down(V, D, N, seed, away):
+    """At right angles to all differences of classes a hidden state may move away from all of them."""
+    head, cross_entropy = make_head("metric", "ce", D + 1, V)
+    h_ND, y_N = data(V, D + 1, N, seed, head)
+    found = []
+    with torch.no_grad():
+        head.weight[:, -1] = 0.3
+        for last in (0.3, 0.3 + away):
+            h_ND[:, -1] = last
+            found.append((chunked_loss(head, cross_entropy, h_ND, y_N).nll_N, head(h_ND)))
+    (nll_N, z_NV), (far_nll_N, far_z_NV) = found
+    torch.testing.assert_close(far_nll_N, nll_N, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(z_NV - far_z_NV, torch.full_like(z_NV, away**2 / 2), rtol=1e-8, atol=1e-8)
+
+
 def losses_of(model, x_BT, y_BT, negative_rows):
     return model(input_ids=x_BT, shift_labels=y_BT, skip_logits=True, statistics=True, negative_rows=negative_rows)
 
