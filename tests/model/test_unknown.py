@@ -84,7 +84,9 @@ def test_generation_ends_where_it_is_unknown(use_cache):
     whole_BT = model.generate(prompt_BT, **options)
     assert whole_BT.shape == (3, 13)
     assert int(whole_BT.min()) > 0, "no sequence ends of itself"
-    distance_BT = model(input_ids=whole_BT[:, :-1], nearest=True).nearest[:, 3:]  # of what each token was drawn from
+    distance_BT = model(input_ids=whole_BT[:, :-1], nearest=True).nearest.detach()[
+        :, 3:
+    ]  # of what each token was drawn from
     model.config.unknown_distance = float(distance_BT.flatten().sort().values[-6])
     beyond_BT = distance_BT > model.config.unknown_distance + 1e-5
     with model.stop_at_unknown(stop=False) as watch:
