@@ -83,6 +83,7 @@ def check_kinds(config: RunConfig, *, recorded: bool = False) -> RunConfig:
     problems += _detection_problems(config)
     if not problems:
         problems += [*_problems_of_kinds(config), *_problems_of_objective(config, recorded=recorded)]
+        problems += _problems_of_distances(config)
     if problems:
         raise InputError(*problems)
     return config.model_copy(update=found)
@@ -125,6 +126,19 @@ def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str
         yield f"head.kind: {kind} does not train the auxiliary head of {head}; use head.kind=linear"
     if teacher is not None and not recorded and not (Path(teacher) / "config.json").is_file():
         yield f"objective.teacher: there is no checkpoint at {teacher}; give one of an earlier run, RUN/checkpoints/step_N"
+
+
+def _problems_of_distances(config: RunConfig) -> Iterator[str]:
+    """What asks for distances, or for a class besides the vocabulary's, where the head has none."""
+    head, negatives = HEADS[config.head.kind], config.negatives
+    without = f"head.kind={config.head.kind} has no distances to its classes; use head.kind=metric"
+    if negatives is not None and negatives.loss == "hinge" and not head.bounded:
+        yield f"negatives.loss: hinge: {without} or negatives.loss=uniform"
+    if config.checkpoint.unknown_fpr is not None and not head.bounded:
+        yield f"checkpoint.unknown_fpr: {without} or leave it out"
+    extra = head.extra_classes or config.head.options.get("abstain")
+    if negatives is not None and negatives.loss == "others" and not extra:
+        yield "negatives.loss: others: the head has no class besides the vocabulary's; set head.kind=metric head.abstain=true"
 
 
 def _problems_of_kinds(config: RunConfig) -> Iterator[str]:

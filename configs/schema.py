@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.section import MOST, Choice, Place, Section, Text
 from data.corpora import DataConfig
+from data.negatives import NegativeKind, negative_count
+from model.negatives import NegativeLossKind
 from optim.optimizers import OptimizerConfig
 
 MOST_TOKENS_PER_STEP = 1 << 30
@@ -86,6 +88,56 @@ class TrainConfig(Section):
     """Keep only each block's input for the backward pass and recompute the rest: less memory, a third more time."""
 
 
+_OPTIONS_OF_NEGATIVES = (
+    ("margin", "loss", "hinge"),
+    ("nearest", "loss", "hinge"),
+    ("paths", "kind", "corpus"),
+    ("text_field", "kind", "corpus"),
+)
+"""Keys that only one value of another key makes use of."""
+
+
+class NegativesConfig(Section):
+    """Sequences in which nothing is to be predicted, in the place of a share of each batch; null: none.
+
+    The objective, and all that is measured of the loss and the logits, is of the other sequences alone: a step has fewer targets,
+    by the share. A position of a negative counts ``weight`` times what a target does.
+    """
+
+    kind: NegativeKind
+    """shuffled: the tokens of the sequence that it replaces, in random order; random: tokens drawn uniformly from the
+    vocabulary; corpus: another text."""
+    share: float = Field(gt=0, lt=1)
+    """Share of the sequences of each batch, rounded to a whole number of them."""
+    loss: NegativeLossKind
+    """hinge: the sum over the ``nearest`` classes of max(0, ``margin`` - d_k), where d_k = -z_k is the squared distance in the
+    head's own unit, so only for the metric head; uniform: cross-entropy towards the same probability of every class; others: the
+    NLL of the class that head.abstain adds."""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """Factor on this loss."""
+    margin: float | None = Field(default=None, gt=0, le=1e6)
+    """With loss=hinge: distance from which on a class is far enough, in nats, as logits are."""
+    nearest: int = Field(default=8, ge=1, le=1 << 20)
+    """With loss=hinge: how many of the nearest classes count."""
+    paths: list[Place] = []
+    """With kind=corpus: files, folders and globs, as for data.paths; read are at most the first 4 Mi tokens. Keep the files: a
+    run is resumed and replayed with what they hold then."""
+    text_field: Text = "text"
+    """With kind=corpus: the column or key that holds the text, for .json, .jsonl and .parquet."""
+
+    @model_validator(mode="after")
+    def _with_effect(self) -> NegativesConfig:
+        for key, of, value in _OPTIONS_OF_NEGATIVES:
+            chosen, default = getattr(self, of), type(self).model_fields[key].default
+            if chosen != value and getattr(self, key) != default:
+                raise ValueError(f"{key} has no effect with {of}={chosen}; leave it out")
+        if self.loss == "hinge" and self.margin is None:
+            raise ValueError("loss=hinge needs a margin; set negatives.margin")
+        if self.kind == "corpus" and not self.paths:
+            raise ValueError("kind=corpus needs a text; set negatives.paths")
+        return self
+
+
 class CheckpointConfig(Section):
     """When checkpoints are written and how many are kept."""
 
@@ -95,6 +147,9 @@ class CheckpointConfig(Section):
     """Newest checkpoints to keep, besides the one with the lowest validation NLL and, until the next one, that of a stop."""
     keep_before_spikes: int = Field(default=2, ge=0, le=MOST)
     """Also keep the last checkpoint before each of this many highest spikes, for replays to start from."""
+    unknown_fpr: float | None = Field(default=None, gt=0, lt=1)
+    """Calibrate each checkpoint's threshold of what the model knows: the distance to the nearest class that this share of the
+    validation positions exceeds (its false positives). Only for the metric head; null: no threshold."""
 
 
 class TelemetryConfig(Section):
@@ -156,6 +211,8 @@ class RunConfig(Section):
     objective: Choice
     optimizer: OptimizerConfig
     train: TrainConfig
+    negatives: NegativesConfig | None = None
+    """Sequences in the place of a share of each batch in which nothing is to be predicted; null: none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -181,6 +238,13 @@ class RunConfig(Section):
                 f"train.batch_size: {self.train.batch_size} sequences of data.sequence_length={self.data.sequence_length} "
                 f"are {tokens} tokens a step; at most {MOST_TOKENS_PER_STEP} are possible"
             )
+        if self.negatives is not None:
+            count = negative_count(self.negatives.share, self.train.batch_size)
+            if not 0 < count < self.train.batch_size:
+                raise ValueError(
+                    f"negatives.share: {self.negatives.share:g} of train.batch_size={self.train.batch_size} sequences is "
+                    f"{'none' if count == 0 else 'all of them'}; choose another share or a larger batch"
+                )
         if self.interventions and self.train.precision == "fp16":
             raise ValueError(
                 "interventions: not with train.precision=fp16, whose loss scale is not checkpointed; use bf16"

@@ -64,6 +64,14 @@ class TokenLosses:
     """Per-token quantities (N,) by metric name; empty unless requested. Meaningless where valid_N is 0."""
     sampled: dict[str, Tensor]
     """The same for every SAMPLING-th token."""
+    negatives: "TokenLosses | None" = None
+    """Of the batch's negatives (negatives.py), if it has any; nothing of theirs is in the rest."""
+
+    @property
+    def trained_sum(self) -> Tensor:
+        """Sum () of everything that is minimised, that of the negatives included, in float64."""
+        own = (self.objective_N.double() * self.valid_N).sum()
+        return own if self.negatives is None else own + self.negatives.trained_sum
 
     @property
     def sampled_valid(self) -> Tensor:

@@ -7,10 +7,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 class SwapHeadConfig(PreTrainedConfig):
     """A decoder's own configuration (``text_config``) plus the kind and options of head and objective. ``n_classes`` is the
-    number of tokens that can be predicted: the whole vocabulary, unless it ends in padding. ``taught_width``: of the states of a
-    teacher to which the objective maps the model's."""
+    number of tokens that can be predicted: the whole vocabulary, unless it ends in padding. ``unknown_distance`` is the distance
+    to the nearest class beyond which a position is unknown, ``unknown_fpr`` the share of held-out text that was beyond it when it
+    was calibrated; None without. ``taught_width``: of the states of a teacher to which the objective maps the model's."""
 
     model_type = "swap_head"
+    unknown_distance: float | None = None
+    unknown_fpr: float | None = None
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (as transformers requires)
 
     def __init__(

@@ -2,7 +2,7 @@
 T positions, N = B*T tokens, V vocabulary, D width."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from .chunked import IGNORE_INDEX, TokenLosses, loss_of_features
+from .chunked import IGNORE_INDEX, TokenLosses, chunk_rows, loss_of_features
 from .configuration import SwapHeadConfig
 from .heads import Head
 from .objectives import Objective, Penalty, StepState, WithPenalties
 from .teaching import Taught
+from .unknown import StopAtUnknown, nearest_distances
 from .zoo import HEADS, OBJECTIVES
 
 
@@ -27,6 +28,8 @@ class SwapHeadOutput(CausalLMOutputWithPast):
 
     losses: TokenLosses | None = None
     """The sums and per-token values behind ``loss``."""
+    nearest: Tensor | None = None
+    """min_k d_k (B, T), if requested: the distance of each hidden state to the nearest class (unknown.py)."""
 
 
 def build(table: dict[str, Any], choice: dict[str, Any], *arguments: Any) -> Any:
@@ -75,6 +78,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             self.projection = nn.Linear(width, config.taught_width, bias=False)
         self.penalties: Sequence[Penalty] = ()
         """Added to the objective in training mode."""
+        self.negatives: Objective | None = None
+        """The loss of the rows that a call names as negatives."""
         self.penalised_evaluation = False
         """Whether an evaluation has the objective of training, penalties included, as when a step's loss is measured again
         after it."""
@@ -139,6 +144,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool = False,
         statistics: bool = False,
+        negative_rows: Tensor | None = None,
+        nearest: bool = False,
         **kwargs: Any,
     ) -> SwapHeadOutput:
         """Logits (B, T, V) in float32, and with ``labels`` or ``shift_labels`` (B, T) the loss.
@@ -147,7 +154,9 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         summed over tokens, divided by ``num_items_in_batch`` if given, else by the number of valid tokens.
         ``logits_to_keep``: only that many last positions (or those positions), 0 for all; the loss always covers all.
         ``skip_logits``: if there is a loss, return ``losses`` instead of logits, with telemetry of the logits if
-        ``statistics``. Other arguments go to the body.
+        ``statistics``. ``negative_rows`` (K,): the sequences that are negatives, whose targets are all -100; each of their
+        positions adds its own loss, over the same divisor. ``nearest``: also return the distances to the nearest classes. Other
+        arguments go to the body.
         """
         # What transformers looks for in a signature decides what it does: position_ids for padded generation, no second
         # name with "label" in it for the Trainer's evaluation, no cache_position.
@@ -178,11 +187,16 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             if objective.teacher is not None and (reads or aligns):
                 taught = objective.teacher(input_ids, attention_mask=attention_mask, position_ids=position_ids)
             read = taught if reads else None
-            losses, logits = self._losses(h_BTD, shift_labels, None if skip_logits else keep, statistics, read)
+            losses, logits = self._losses(
+                h_BTD, shift_labels, None if skip_logits else keep, statistics, read, negative_rows
+            )
             if aligns and taught is not None:
                 self._align(losses, h_BTD.flatten(0, 1), taught, statistics)
             items = losses.valid_N.sum() if num_items_in_batch is None else num_items_in_batch
-            loss = losses.objective_sum / (items.to(h_BTD.device) if isinstance(items, Tensor) else items)
+            total = losses.objective_sum
+            if losses.negatives is not None:
+                total = total + losses.negatives.objective_sum
+            loss = total / (items.to(h_BTD.device) if isinstance(items, Tensor) else items)
         return SwapHeadOutput(
             loss=loss,
             logits=logits,
@@ -190,6 +204,7 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states=getattr(body, "hidden_states", None),
             attentions=getattr(body, "attentions", None),
             losses=losses if skip_logits else None,
+            nearest=self._nearest(h_BTD) if nearest else None,
         )
 
     def trained_objective(self) -> Objective:
@@ -197,7 +212,13 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         return WithPenalties(self.objective, self.penalties) if self.penalties and self._trains else self.objective
 
     def _losses(
-        self, h_BTD: Tensor, y_BT: Tensor, keep: slice | Tensor | None, statistics: bool, taught: Taught | None
+        self,
+        h_BTD: Tensor,
+        y_BT: Tensor,
+        keep: slice | Tensor | None,
+        statistics: bool,
+        taught: Taught | None,
+        negative_rows: Tensor | None,
     ) -> tuple[TokenLosses, Tensor | None]:
         """Losses against the targets ``y_BT``, and logits of the positions ``keep``, from one set of features."""
         y_N = y_BT.reshape(-1).to(h_BTD.device)
@@ -205,7 +226,10 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
         def both(head: Head, f_ND: Tensor) -> tuple[TokenLosses, Tensor | None]:
             losses = loss_of_features(head, objective, f_ND, y_N, statistics, taught=taught, training=training)
-            return losses, None if keep is None else head.true_logits(f_ND.unflatten(0, h_BTD.shape[:2])[:, keep])
+            f_BTD = f_ND.unflatten(0, h_BTD.shape[:2])
+            if negative_rows is not None:
+                losses = replace(losses, negatives=self._negative_losses(head, f_BTD, negative_rows, statistics))
+            return losses, None if keep is None else head.true_logits(f_BTD[:, keep])
 
         return self.lm_head(h_BTD, both)
 
@@ -222,6 +246,44 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         losses.objective_N = losses.objective_N + part.detach()
         if statistics:
             losses.statistics["objective/geometry"] = geometry.detach().expand(len(h_ND))
+
+    def _negative_losses(self, head: Head, f_BTD: Tensor, rows_K: Tensor, statistics: bool) -> TokenLosses:
+        """Losses of all positions of these rows. Raises ValueError if the model has no loss for them."""
+        if self.negatives is None:
+            raise ValueError("negative_rows: the model has no loss for negatives; set model.negatives (negative_loss)")
+        f_ND = f_BTD[rows_K].flatten(0, 1)
+        y_N = torch.zeros(len(f_ND), dtype=torch.long, device=f_ND.device)
+        if len(y_N) == 0:  # one position that does not count: what is measured has the same names on all ranks
+            f_ND, y_N = f_BTD[0, :1], y_N.new_full((1,), IGNORE_INDEX)
+        return loss_of_features(head, self.negatives, f_ND, y_N, statistics, training=False)
+
+    def _nearest(self, h_BTD: Tensor) -> Tensor:
+        def distances(head: Head, f_ND: Tensor) -> Tensor:
+            return nearest_distances(head, f_ND, chunk_rows(len(f_ND), head.n_classes, f_ND.device.type))
+
+        found: Tensor = self.lm_head(h_BTD, distances)
+        return found.view(h_BTD.shape[:2])
+
+    @torch.no_grad()
+    def unknown(self, input_ids: Tensor, **arguments: Any) -> Tensor:
+        """Whether each position (B, T) is unknown: its hidden state is farther than the threshold from every class.
+        ``arguments``: for the body. Raises ValueError without a threshold."""
+        found: Tensor = self(input_ids=input_ids, nearest=True, logits_to_keep=1, **arguments).nearest
+        return found > self._threshold()
+
+    def stop_at_unknown(self, stop: bool = True) -> StopAtUnknown:
+        """A stopping criterion for ``generate``, to be used as ``with model.stop_at_unknown() as watch: model.generate(...,
+        stopping_criteria=[watch])``; with ``stop=False`` it only notes what is unknown. Raises ValueError without a threshold."""
+        return StopAtUnknown(self.lm_head, self._threshold(), stop)
+
+    def _threshold(self) -> float:
+        threshold: float | None = self.config.unknown_distance
+        if threshold is None:
+            raise ValueError(
+                "the model has no threshold of what it knows: set config.unknown_distance to what "
+                "python -m analysis.unknown finds, or train with checkpoint.unknown_fpr"
+            )
+        return threshold
 
 
 # The Trainer looks up here whose labels to shift for label smoothing, and pipelines which models they support.

@@ -41,6 +41,8 @@ METRICS = (
     Metric("validation/objective", "nats/token", "mean", "loss/objective on it, after this step's update"),
     Metric("validation/accuracy", "1", "mean", "share of its tokens that are the most probable class"),
     Metric("validation/ece", "1", "mean", "expected calibration error: |accuracy - confidence| in 15 equal bins of confidence"),
+    Metric("negative/loss", "nats", "mean", "loss of a negative's positions, before its weight (negatives)", "loss"),
+    Metric("negative/active", "1", "mean", "share of the terms of negatives.loss=hinge that are above 0"),
     Metric("grad_norm/total", "nats", "same", "L2 norm of the whole gradient, before clipping", "norm"),
     Metric("grad_norm/<group>", "nats", "same", "L2 norm of the group's gradient, before clipping", "norm"),
     Metric("param_norm/<group>", "1", "same", "L2 norm of the group's parameters, before the update", "norm"),

@@ -112,6 +112,43 @@ def test_another_kind_drops_the_options_it_does_not_have():
 
 MISTAKES = [
     (["stress=3"], "stress: input should be a list, but is 3; write stress=[{kind: ...}, ...]"),
+    (["negatives={kind: random, share: 0.25}"], "negatives.loss: is required and has no default"),
+    (
+        ["negatives={kind: random, share: 0.25, loss: hinge}"],
+        "negatives: loss=hinge needs a margin; set negatives.margin",
+    ),
+    (
+        ["negatives={kind: random, share: 0.25, loss: uniform, margin: 2.0}"],
+        "negatives: margin has no effect with loss=uniform; leave it out",
+    ),
+    (
+        ["negatives={kind: random, share: 0.25, loss: others, nearest: 4}", "head.abstain=true"],
+        "negatives: nearest has no effect with loss=others; leave it out",
+    ),
+    (
+        ["negatives={kind: corpus, share: 0.25, loss: uniform}"],
+        "negatives: kind=corpus needs a text; set negatives.paths",
+    ),
+    (
+        ["negatives={kind: random, share: 0.25, loss: uniform, paths: [x]}"],
+        "negatives: paths has no effect with kind=random; leave it out",
+    ),
+    (
+        ["negatives={kind: random, share: 0.01, loss: uniform}"],
+        "negatives.share: 0.01 of train.batch_size=16 sequences is none; choose another share or a larger batch",
+    ),
+    (
+        ["negatives={kind: random, share: 0.25, loss: hinge, margin: 2.0}", "head.kind=linear"],
+        "negatives.loss: hinge: head.kind=linear has no distances to its classes; use head.kind=metric or",
+    ),
+    (
+        ["negatives={kind: random, share: 0.25, loss: others}"],
+        "negatives.loss: others: the head has no class besides the vocabulary's; set head.kind=metric head.abstain=true",
+    ),
+    (
+        ["checkpoint.unknown_fpr=0.1", "head.kind=linear"],
+        "checkpoint.unknown_fpr: head.kind=linear has no distances to its classes; use head.kind=metric or leave it out",
+    ),
     (["stress.0.step=3"], 'stress: input should be a list, but is {"0": {"step": 3}}; write stress=[{kind: ...}, ...]'),
     (["data=3"], "data: input should be a mapping of keys, but is 3"),
     (["data.skip_steps=[[3,2]]"], "data.skip_steps.0: a range of steps is [first, last]"),

@@ -14,6 +14,7 @@ from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model, sigma_reparam
 from model.modeling import build
+from model.negatives import negative_loss
 from model.registry import OBJECTIVES
 from record.checkpoints import reparametrised_tensors
 from stability.measure.norms import groups_of
@@ -114,6 +115,9 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
     model.train()
     model.lm_head.kernel = config.train.kernel
     _load_teacher(model)
+    if (n := config.negatives) is not None:
+        classes = model.lm_head.n_classes
+        model.negatives = negative_loss(n.loss, classes, weight=n.weight, margin=n.margin, nearest=n.nearest)
     attend_causally(model.model, config.data.sequence_length)
     if config.train.gradient_checkpointing:
         # transformers 5.23 renames it and warns about the old name; 5.17 has only the old one.

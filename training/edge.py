@@ -17,6 +17,7 @@ from stability.intervene.stages import edge_reads
 from stability.measure.edge import adam_values, cosine, dot, ghost_radius, kappa, moments_of
 from stability.stress.base import Stress
 
+from .negatives import Rows, told
 from .run import Run
 
 TOKENS = 64
@@ -29,26 +30,38 @@ def edge_due(run: Run, step: int) -> bool:
     return run.config.telemetry.enabled and every is not None and step % every == 0
 
 
-def edge_of(run: Run, step: int, x_BT: Tensor, y_BT: Tensor, targets: Tensor) -> Edge | None:
+def edge_of(run: Run, step: int, x_BT: Tensor, y_BT: Tensor, targets: Tensor, negative_K: Rows | None) -> Edge | None:
     """What measures around the update of ``step``, if anything wants to know."""
     due = edge_due(run, step)
     reads = {"losses", "logit_changes"} if due else edge_reads(run.interventions)
-    return Edge(run, x_BT, y_BT, targets, reads, due=due) if reads else None
+    return Edge(run, x_BT, y_BT, targets, negative_K, reads, due=due) if reads else None
 
 
 class Edge:
     """The measurements around one update, as interventions see them, too. All ranks make them; nothing waits for the device."""
 
     def __init__(
-        self, run: Run, x_BT: Tensor, y_BT: Tensor, targets: Tensor, reads: Collection[str], *, due: bool
+        self,
+        run: Run,
+        x_BT: Tensor,
+        y_BT: Tensor,
+        targets: Tensor,
+        negative_K: Rows | None,
+        reads: Collection[str],
+        *,
+        due: bool,
     ) -> None:
-        """``targets``: the number by which the step's loss is divided, over all ranks. ``reads``: of ``losses``,
-        ``logit_changes``, those that are going to be called. ``due``: whether the row is to have what was measured."""
+        """``targets``: the number by which the step's loss is divided, over all ranks. ``negative_K``: rows that are negatives.
+        ``reads``: of ``losses``, ``logit_changes``, those that are going to be called. ``due``: whether the row is to have what
+        was measured."""
         self.run, self.targets, self.reads, self.due = run, targets, reads, due
         device = run.accelerator.device
-        self.x_BT, self.y_BT = (ids.to(device, non_blocking=True) for ids in (x_BT, y_BT))
+        self.x_BT, y_BT = (ids.to(device, non_blocking=True) for ids in (x_BT, y_BT))
         rows = run.config.train.micro_batch_size or len(x_BT)
-        self.micro_batches = list(zip(self.x_BT.split(rows), self.y_BT.split(rows), strict=True))
+        self.micro_batches = [
+            {"input_ids": x_RT, "shift_labels": y_RT, **told(negative_K, number * rows, rows, device)}
+            for number, (x_RT, y_RT) in enumerate(zip(self.x_BT.split(rows), y_BT.split(rows), strict=True))
+        ]
         length = x_BT.shape[1]
         self.positions_S = torch.arange(0, length, -(-length // TOKENS), device=device)
         self.gradients: list[Tensor] = []
@@ -116,22 +129,19 @@ class Edge:
         return promised if self.gradients or self.scale is None else promised / self.scale
 
     def _loss(self) -> Tensor:
-        """The objective of the step's batch () as the step has it: penalties included, per target, over all ranks; but without
-        dropout."""
+        """The loss of the step's batch () as the step has it: penalties and negatives included, per target, over all ranks; but
+        without dropout."""
         model = self.run.bare_model()
         model.penalised_evaluation = True
         try:
             with only_looking(model):
-                losses = [
-                    model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
-                    for x_RT, y_RT in self.micro_batches
-                ]
+                losses = [model(**inputs, skip_logits=True, use_cache=False).losses for inputs in self.micro_batches]
         finally:
             model.penalised_evaluation = False
         return self._sum(losses)
 
     def _sum(self, losses: Sequence[TokenLosses]) -> Tensor:
-        total = torch.stack([(each.objective_N.double() * each.valid_N).sum() for each in losses]).sum()
+        total = torch.stack([each.trained_sum for each in losses]).sum()
         all_reduce(total, "sum")
         return total / self.targets
 

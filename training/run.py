@@ -22,6 +22,8 @@ from common.seeds import stream_seed
 from configs.kinds import check_kinds
 from configs.schema import RunConfig
 from data.batches import Batches, batch_number, evaluation_batches
+from data.foreign import foreign_tokens
+from data.negatives import Negatives, negative_count
 from data.store import TokenStore, open_store
 from optim.optimizers import build_optimizer, make_optimizer
 from ranks.collectives import from_main
@@ -74,6 +76,7 @@ class Run:
     watchdog: Watchdog
     trackers: Trackers
     stresses: list[Stress]
+    negatives: Negatives | None
     loss_kernel: dict[str, Any]
     """What evaluates the loss here, as environment.json has it."""
     # Set by go_to(), from here on:
@@ -184,6 +187,7 @@ def build_run(
     loss_kernel = check_loss_kernel(config, bare.lm_head)
     stresses = make_stresses(config.stress, seed=config.seed, store=store, sequence_length=config.data.sequence_length)
     from_main(lambda: check_stresses(stresses, bare, trainable[1].optimizer), accelerator.device)
+    negatives = _negatives(config, store)
     watch = Watch(
         recorder,
         say=(lambda _: None) if quiet else tqdm.write,
@@ -205,12 +209,30 @@ def build_run(
     )
     title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
     trackers = Trackers(config.trackers, title, recorder, watch.say)
-    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, loss_kernel)
+    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, negatives, loss_kernel)
     run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
     if not quiet:
         _print_notes(run)
     return run
+
+
+def _negatives(config: RunConfig, store: TokenStore) -> Negatives | None:
+    """The negatives of a configuration. Raises InputError for a text that cannot be read."""
+    if (n := config.negatives) is None:
+        return None
+    corpus = None
+    if n.kind == "corpus":
+        keys = ("negatives.paths", "negatives.text_field")
+        corpus = foreign_tokens(store, n.paths, n.text_field, config.data.sequence_length, keys)
+    return Negatives(
+        n.kind,
+        count=negative_count(n.share, config.train.batch_size),
+        batch_size=config.train.batch_size,
+        vocab_size=store.vocab_size,
+        seed=config.seed,
+        corpus=corpus,
+    )
 
 
 def _print_notes(run: Run) -> None:

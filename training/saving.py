@@ -11,6 +11,7 @@ from model.sigma_reparam import split
 from record.checkpoints import model_tensors, optimizer_tensors, prune, write_checkpoint
 
 from .run import Run, interventions_state
+from .unknown import calibrate
 
 
 def fit_to_keep(run: Run) -> bool:
@@ -25,6 +26,7 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
     """Write the checkpoint of this step and delete those no longer needed. All ranks call it. ``undecided``: whether there
     are alarms on which the run would decide later."""
     config, accelerator = run.config, run.accelerator
+    calibrate(run)
     run.watchdog.moved(run.step, "checkpoint")
     tensors = optimizer_tensors(run.model, run.optimizer.optimizer)
     weights, reparametrised = split(model_tensors(run.model, run.bare_model()))

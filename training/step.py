@@ -5,6 +5,7 @@ import contextlib
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from stability.intervene.base import Seen
 from stability.intervene.stages import on_gradient, on_update
 
 from .edge import Edge, edge_of
+from .negatives import Rows, told
 from .run import Run
 
 
@@ -34,7 +36,8 @@ def training_step(run: Run, step: int) -> None:
     rows = config.train.micro_batch_size or len(x_BT)
     targets = valid_targets(y_BT, accelerator.device)
     lose_targets(run, step, y_BT)
-    edge = edge_of(run, step, x_BT, y_BT, targets)
+    negative_K = negative_rows(run, step)
+    edge = edge_of(run, step, x_BT, y_BT, targets, negative_K)
     for start in range(0, len(x_BT), rows):
         run.watchdog.moved(step, "forward and backward")
         last = start + rows >= len(x_BT)
@@ -47,11 +50,13 @@ def training_step(run: Run, step: int) -> None:
                 skip_logits=True,
                 statistics=config.telemetry.enabled,
                 use_cache=False,
+                **told(negative_K, start, rows, accelerator.device),
             )
             # Gradients are averaged over ranks, hence the factor. Once ``alive`` is NaN there are no more updates.
             accelerator.backward(out.loss * (accelerator.num_processes * run.alive))
             run.telemetry.end_micro_batch(out.losses)
-            if start == 0 and not last and config.telemetry.enabled and accelerator.scaler is None:
+            plain = accelerator.scaler is None and negative_K is None
+            if start == 0 and not last and config.telemetry.enabled and plain:
                 factor = 1.0 if accelerator.is_fsdp2 else accelerator.num_processes
                 run.telemetry.after_first_micro_batch(targets, factor=factor, shared=accelerator.is_fsdp2)
     run.watchdog.moved(step, "update")
@@ -99,12 +104,14 @@ def disturb_state(run: Run, step: int) -> None:
 
 
 def step_batch(run: Run, step: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) of this rank at ``step``, with the stresses planned for it."""
+    """Inputs and targets (B, T) of this rank at ``step``, with the stresses planned for it; negatives have no targets."""
     number = run.batch_number(step)
     x_BT, y_BT = run.batches.at(number)
     for stress in run.stresses:
         if stress.acts(step, number):
             stress.batch(number, x_BT, y_BT, first_row=run.accelerator.process_index * len(x_BT))
+    if run.negatives is not None:
+        run.negatives.replace(number, x_BT, y_BT, first_row=run.accelerator.process_index * len(x_BT))
     return reshaped(run, step, x_BT, y_BT)
 
 
@@ -124,6 +131,19 @@ def lose_targets(run: Run, step: int, y_BT: Tensor) -> None:
         if stress.acts(step, number):
             batch_rows = rows * run.accelerator.num_processes
             stress.lose(number, y_BT, first_row=run.accelerator.process_index * rows, batch_rows=batch_rows)
+
+
+def negative_rows(run: Run, step: int) -> Rows | None:
+    """The rows (K,) of this rank's batch of ``step`` that are negatives, in the shape that stresses give it and without those
+    they lose; None in a run without negatives."""
+    if run.negatives is None:
+        return None
+    rows = run.config.train.batch_size // run.accelerator.num_processes
+    mark_BT = torch.full((rows, run.config.data.sequence_length), IGNORED)
+    mark_BT[run.negatives.rows(run.accelerator.process_index * rows, rows)] = 0
+    mark_BT, _ = reshaped(run, step, mark_BT, mark_BT)
+    lose_targets(run, step, mark_BT)
+    return np.flatnonzero(mark_BT[:, 0].numpy() != IGNORED)
 
 
 def probe_attention(run: Run) -> None:

@@ -12,7 +12,7 @@ from data.batches import IGNORED
 from record.finished import Run as LoggedRun
 from stability.stress.base import SHORTLY, describe_stresses
 from training.run import Run
-from training.step import lose_targets, reshaped, step_batch
+from training.step import lose_targets, negative_rows, reshaped, step_batch
 
 from .explanation import Explanation, Group, Layer, MetricCheck, TokenTable
 from .measure import describe_sequences, layer_norms, moved_embeddings, sequence_gradients
@@ -39,7 +39,8 @@ def explain(
     lose_targets(run, step, y_BT)
     embedding_VD = model.get_input_embeddings().weight
     with disturbed(run, step):
-        gradients, tokens = sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT, counted)
+        negative_K = negative_rows(run, step)
+        gradients, tokens = sequence_gradients(model, run.telemetry.group_norms, x_BT, y_BT, counted, negative_K)
         indices = _sequences_of_rows(run, step)
         sequences = describe_sequences(model, tokenizer, gradients, tokens, x_BT, indices, detailed)
         nll_before, norms_before = layer_norms(model, x_BT, y_BT)

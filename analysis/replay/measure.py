@@ -14,6 +14,7 @@ from torch import Tensor
 from data.batches import IGNORED
 from model import blocks, final_norm
 from stability.measure.norms import GroupNorms, tensor_norms
+from training.negatives import Rows, told
 
 from .explanation import BatchSequence, MovedEmbedding, Token, TokenTable
 
@@ -23,22 +24,25 @@ Gradients = list[dict[str, Any]]
 
 
 def sequence_gradients(
-    model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor, counted: Tensor
+    model: Any, group_norms: GroupNorms, x_BT: Tensor, y_BT: Tensor, counted: Tensor, negative_K: Rows | None = None
 ) -> tuple[Gradients, TokenTable]:
     """Norm of each sequence's gradient, in total and by group, its cosine with the whole gradient, and the tokens' losses.
 
     Two backward passes per sequence: the first sums the gradient, the second compares each sequence with it. ``.grad`` stays
-    as it is. ``counted`` (): the targets that the loss is divided by.
+    as it is. ``counted`` (): the targets that the loss is divided by; ``negative_K``: the rows that are negatives.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    pairs = list(zip(x_BT, y_BT, strict=True))
+    inputs = [
+        {"input_ids": x_T[None], "shift_labels": y_T[None], **told(negative_K, row, 1, x_T.device)}
+        for row, (x_T, y_T) in enumerate(zip(x_BT, y_BT, strict=True))
+    ]
     whole: list[Tensor] = [torch.zeros_like(p) for p in parameters]
-    for x_T, y_T in pairs:
-        torch._foreach_add_(whole, _gradient(model, parameters, x_T, y_T, counted)[0])
+    for sequence in inputs:
+        torch._foreach_add_(whole, _gradient(model, parameters, sequence, counted)[0])
     whole_norm = float(group_norms(tensor_norms(whole))[1])
     found, losses = [], []
-    for x_T, y_T in pairs:
-        gradient, of_tokens = _gradient(model, parameters, x_T, y_T, counted)
+    for sequence in inputs:
+        gradient, of_tokens = _gradient(model, parameters, sequence, counted)
         by_group, norm = group_norms(tensor_norms(gradient))
         products = torch._foreach_mul(gradient, whole)
         product = float(torch.stack([p.sum(dtype=torch.float64) for p in products]).sum())
@@ -56,11 +60,11 @@ def sequence_gradients(
 
 
 def _gradient(
-    model: Any, parameters: list[Tensor], x_T: Tensor, y_T: Tensor, valid: Tensor
+    model: Any, parameters: list[Tensor], sequence: dict[str, Tensor], valid: Tensor
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The gradient of one sequence's term of the loss, and the losses of its tokens."""
     options = {"num_items_in_batch": valid, "skip_logits": True, "statistics": True, "use_cache": False}
-    out = model(input_ids=x_T[None], shift_labels=y_T[None], **options)
+    out = model(**sequence, **options)
     gradient = torch.autograd.grad(out.loss, parameters, allow_unused=True, materialize_grads=True)
     losses = {"nll": out.losses.nll_N, "objective": out.losses.objective_N}
     if "tfsd/weight" in out.losses.statistics:

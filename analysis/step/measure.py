@@ -19,8 +19,9 @@ from data.batches import IGNORED
 from model.objectives import WithPenalties
 from ranks.collectives import only_looking
 from stability.measure.edge import cosine, dot, moments_of
+from training.negatives import Rows, told
 from training.run import Run
-from training.step import lose_targets, step_batch, training_step
+from training.step import lose_targets, negative_rows, step_batch, training_step
 
 from .curvature import along, gradient_curvature, hessian_product, preconditioned_sharpness, threshold
 from .signals import (
@@ -87,6 +88,8 @@ class _Taken:
     y_BT: Tensor
     kept_BT: Tensor
     """The targets without those that a stress has lost."""
+    negative_K: Rows | None
+    """The rows that are negatives."""
     after: list[Tensor]
     change: list[Tensor]
     buffers_after: list[Tensor]
@@ -109,7 +112,7 @@ def _take(run: Run) -> _Taken:
     _set(list(run.bare_model().buffers()), buffers)
     # Measured by the step itself: from where a stress may have moved the weights to.
     change = [-difference for difference in run.telemetry.before]
-    return _Taken(row, x_BT, y_BT, kept_BT, after, change, buffers_after)
+    return _Taken(row, x_BT, y_BT, kept_BT, negative_rows(run, step), after, change, buffers_after)
 
 
 def take_vectors(run: Run) -> tuple[dict[str, Any], Vectors]:
@@ -128,7 +131,7 @@ def take_step(run: Run, *, sequences: int, previous: Vectors | None = None) -> t
     intervention adds to the gradient alone, as mu_loss does, is in the step but in none of them.) The two curvatures along
     directions are differences of that gradient on the whole batch, and so right for any objective. The sharpness takes second
     derivatives of the objective; where that has none, because a part of it is detached (``detached``, as TFSD), it is that
-    of the NLL and is called so.
+    of the NLL and is called so. It leaves negatives out.
     """
     taken = _take(run)
     try:
@@ -168,10 +171,12 @@ def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             parameter.copy_(value)
 
 
-def _parts(run: Run, *tensors: Tensor) -> Any:
-    """The step's micro-batches."""
-    rows = run.config.train.micro_batch_size or len(tensors[0])
-    return zip(*(t.split(rows) for t in tensors), strict=True)
+def _parts(run: Run, taken: _Taken, y_BT: Tensor) -> Iterator[dict[str, Tensor]]:
+    """The step's micro-batches with these targets, as the model takes them."""
+    rows = run.config.train.micro_batch_size or len(y_BT)
+    for number, (x_RT, y_RT) in enumerate(zip(taken.x_BT.split(rows), y_BT.split(rows), strict=True)):
+        told_of = told(taken.negative_K, number * rows, rows, x_RT.device)
+        yield {"input_ids": x_RT, "shift_labels": y_RT, **told_of}
 
 
 @contextlib.contextmanager
@@ -185,18 +190,17 @@ def _as_trained(model: Any) -> Iterator[None]:
 
 
 def _line_search(run: Run, taken: _Taken) -> Iterator[Point]:
-    """The batch's loss at 0 and at each of MULTIPLES times the step."""
+    """The batch's loss, negatives included, at 0 and at each of MULTIPLES times the step."""
     model = run.bare_model()
     for multiple in (0.0, *MULTIPLES):
         place = [a + (multiple - 1) * d for a, d in zip(taken.after, taken.change, strict=True)]
         _set(run.telemetry.parameters, place)
         with only_looking(model), _as_trained(model):
             found = [
-                model(input_ids=x_RT, shift_labels=y_RT, skip_logits=True, use_cache=False).losses
-                for x_RT, y_RT in _parts(run, taken.x_BT, taken.y_BT)
+                model(**inputs, skip_logits=True, use_cache=False).losses for inputs in _parts(run, taken, taken.y_BT)
             ]
         count = sum(float(each.valid_N.sum()) for each in found)
-        objective = sum(float((each.objective_N.double() * each.valid_N).sum()) for each in found)
+        objective = sum(float(each.trained_sum) for each in found)
         yield Point(multiple, objective / count, sum(float(each.nll_sum) for each in found) / count)
 
 
@@ -206,10 +210,10 @@ def batch_gradient(run: Run, taken: _Taken, place: Sequence[Tensor]) -> list[Ten
     _set(parameters, place)
     model.eval()
     count, total = (taken.y_BT != IGNORED).sum(), [torch.zeros_like(p) for p in parameters]
-    for x_RT, y_RT in _parts(run, taken.x_BT, taken.kept_BT):
+    for inputs in _parts(run, taken, taken.kept_BT):
         options = {"num_items_in_batch": count, "skip_logits": True, "use_cache": False}
         with _as_trained(model):
-            loss = model(input_ids=x_RT, shift_labels=y_RT, **options).loss
+            loss = model(**inputs, **options).loss
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
     return total
 

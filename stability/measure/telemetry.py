@@ -206,6 +206,7 @@ class Telemetry:
                 means[f"{name}/mean"] = (norms_N.mean(), torch.full((), float(len(norms_N)), device=norms_N.device))
                 maxima[f"{name}/max"] = norms_N.max()
             histogram = self._reduce_statistics(means, maxima)
+            self._reduce_negatives(means)
             self._reduce_attention(means, maxima)
         values = self.step_values | _over_ranks(means, maxima)
         if histogram is not None:
@@ -233,6 +234,14 @@ class Telemetry:
             valid_S = torch.cat([x.sampled_valid for x in self.losses]) > 0
             means[name] = _mean(value_S, valid_S)
         return histogram
+
+    def _reduce_negatives(self, means: Means) -> None:
+        """Add what is measured of the negatives alone."""
+        found = [x.negatives for x in self.losses if x.negatives is not None]
+        for name in found[0].statistics if found else ():
+            if name.startswith("negative/"):
+                valid_N = torch.cat([x.valid_N for x in found]) > 0
+                means[name] = _mean(torch.cat([x.statistics[name] for x in found]), valid_N)
 
     def _reduce_attention(self, means: Means, maxima: dict[str, Tensor]) -> None:
         if not self.attention:

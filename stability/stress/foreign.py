@@ -1,31 +1,18 @@
 """Stresses of the batch's text. Shapes: R rows of this rank, T positions, W = T + 1 tokens of a window."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.errors import InputError, note
 from common.section import Place as PathText
 from common.section import Text
-from data.build import encoded
-from data.readers import read_documents
-from data.text import find_files
+from data.foreign import foreign_tokens
 
 from .base import STRESSES, Place, Setup, Stress, When
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-MOST_TOKENS = 1 << 22
-"""Of a longer text the first part is enough."""
 
 
 @STRESSES.register("foreign_text")
@@ -53,30 +40,8 @@ class ForeignText(Stress):
 
     def __init__(self, options: Any, place: Place) -> None:
         super().__init__(options, place)
-        try:
-            self._tokens = self._read()
-        except InputError as error:
-            raise InputError(*map(self._named, error.problems)) from None
-        if len(self._tokens) <= place.sequence_length:
-            self.refuse(
-                "paths",
-                f"{len(self._tokens)} tokens are too few for one sequence of data.sequence_length={place.sequence_length}",
-            )
-
-    def _named(self, problem: str) -> str:
-        """A line about the corpus's keys as one about the stress's own."""
-        return re.sub(r"\bdata\.(paths|text_field)\b", rf"stress.{self.place.number}.\1", problem)
-
-    def _read(self) -> npt.NDArray[np.int64]:
-        """The text as tokens of the run's tokenizer, an end-of-text token after each document."""
-        store = self.place.store
-        tokenizer = cast("PreTrainedTokenizerFast", store.load_tokenizer())
-        files, remarks = find_files(self.options.paths, Path(store.path).parent)
-        for remark in remarks:
-            note(self._named(remark))
-        documents = (text for file in files for text in read_documents(file, self.options.text_field) if text.strip())
-        found = [document.ids for document in encoded(tokenizer, documents, MOST_TOKENS)]
-        return np.concatenate([np.empty(0, np.uint32), *found])[:MOST_TOKENS].astype(np.int64)
+        keys = (f"stress.{place.number}.paths", f"stress.{place.number}.text_field")
+        self._tokens = foreign_tokens(place.store, options.paths, options.text_field, place.sequence_length, keys)
 
     def batch(self, batch: int, x_RT: Tensor, y_RT: Tensor, *, first_row: int) -> None:
         rows, length = len(x_RT), x_RT.shape[1]

@@ -13,7 +13,17 @@ from record.checkpoints import list_checkpoints, step_of
 from tests.conftest import ROOT, events_of, python, rows_of
 
 from .ranks import Ranks, rows_written, wait_until
-from .test_world_sizes import EDGE, OF_TEXT, SHARED, UNEVEN, WHOLE, assert_same_curves, assert_same_weights
+from .test_world_sizes import (
+    EDGE,
+    NEGATIVES,
+    OF_TEXT,
+    SHARED,
+    UNEVEN,
+    WHOLE,
+    assert_same_curves,
+    assert_same_thresholds,
+    assert_same_weights,
+)
 
 MANY = pytest.mark.faults
 PROBED = "telemetry.attention_every=5"
@@ -70,6 +80,16 @@ def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
     model = load_model(checkpoint)
     assert (model.lm_head.weight is model.model.wte.weight) == ("tied: false" not in head)
     assert json.loads((checkpoint / "config.json").read_text())["architectures"] == ["SwapHeadForCausalLM"]
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=MANY)])
+def test_sharded_ranks_have_the_negatives_and_the_threshold_of_one(world_size, run, tmp_path):
+    short = (*NEGATIVES, "train.steps=20", "train.micro_batch_size=2")
+    run("one", *short, world_size=1)
+    run("sharded", *short, world_size=world_size, sharded=True)
+    assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
+    assert_same_weights(tmp_path / "one", tmp_path / "sharded")
+    assert_same_thresholds(tmp_path / "one", tmp_path / "sharded")
 
 
 @MANY

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from common.command import EXIT_BAD_INPUT, EXIT_PREEMPTED
+from model import load_model
 from record.checkpoints import list_checkpoints, step_of
 from tests.conftest import events_of, rows_of
 
@@ -16,6 +17,12 @@ from .ranks import Ranks, rows_written, wait_until
 UNEVEN = "stress=[{kind: corrupt_sequences, step: 5, steps: 20, sequences: 5, pattern: ignored}]"
 """Of eight sequences five have no targets: on several ranks the first ones have none at all, or one."""
 EDGE = "telemetry.edge_every=4"
+NEGATIVES = (
+    "negatives={kind: shuffled, share: 0.4, loss: hinge, margin: 20.0}",
+    "checkpoint.unknown_fpr=0.2",
+    "telemetry.edge_every=4",
+)
+"""Three of eight sequences: on two ranks one, and two."""
 
 SHARED = (
     "{kind: small_batch, step: 1, steps: 2, sequences: 4}, {kind: short_sequences, step: 2, steps: 2, parts: 4}, "
@@ -81,6 +88,23 @@ def test_ranks_share_the_stresses_of_one(world_size, run, recipe, tmp_path):
     run("many", world_size, *every)
     assert_same_curves(tmp_path / "one", tmp_path / "many", closely=12)
     assert events_of(tmp_path / "many") == events_of(tmp_path / "one")
+
+
+def assert_same_thresholds(one, other):
+    a, b = (load_model(list_checkpoints(r)[-1]).config for r in (one, other))
+    assert a.unknown_fpr == b.unknown_fpr == 0.2
+    assert a.unknown_distance == pytest.approx(b.unknown_distance, rel=1e-3)
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.faults)])
+def test_ranks_share_the_negatives_of_one(world_size, run, tmp_path):
+    """And calibrate one threshold. Some micro-batches have no negative, others nothing else."""
+    run("one", 1, *NEGATIVES)
+    run("many", world_size, *NEGATIVES, "train.micro_batch_size=1")
+    assert_same_curves(tmp_path / "one", tmp_path / "many", closely=12)
+    assert_same_weights(tmp_path / "one", tmp_path / "many")
+    assert_same_thresholds(tmp_path / "one", tmp_path / "many")
+    assert all(row["negative/active"] > 0 for row in rows_of(tmp_path / "one"))
 
 
 @pytest.mark.faults

@@ -37,6 +37,7 @@ NEEDED = {
     "claims": ["RUN", "--out", "OUT"],
     "summary": ["RUN", "--out", "OUT"],
     "tolerance": ["RUN", "--out", "OUT"],
+    "unknown": ["RUN", "--out", "OUT"],
     "probes": ["calibration", "RUN", "--out", "OUT"],
 }
 """What each command cannot do without."""

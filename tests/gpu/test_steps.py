@@ -67,6 +67,7 @@ CASES = {
         "{kind: label_noise, step: 2, steps: 9, share: 0.5}, {kind: small_batch, step: 2, steps: 9, sequences: 4}, "
         "{kind: short_sequences, step: 2, steps: 9, parts: 2}, {kind: dead_rank, step: 2, steps: 9, ranks: 4}]",
     ),
+    "negatives": (*METRIC, "negatives={kind: random, share: 0.4, loss: hinge, margin: 50.0}", "telemetry.edge_every=1"),
     "dropout, checkpointing, no telemetry": (
         *LINEAR,
         "body.resid_pdrop=0.1",
