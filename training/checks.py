@@ -11,10 +11,12 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from common.errors import InputError
+from common.files import sha256_of
 from configs.schema import RunConfig
 from data.store import TokenStore
 from optim.optimizers import OptimizerConfig, build_optimizer
 from record.checkpoints import list_checkpoints, read_state
+from record.integrity import MANIFEST_FILE
 
 from .build import model_config
 from .memory import need_of
@@ -47,12 +49,44 @@ def check_tokenizer(config: RunConfig, store: TokenStore) -> None:
     place = config.body.checkpoint
     if place is None or not (Path(place) / "tokenizer.json").is_file():
         return
-    theirs: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    if theirs.get_vocab() != store.load_tokenizer().get_vocab():
+    if _vocabulary(place) != store.load_tokenizer().get_vocab():
         raise InputError(
             f"body.checkpoint: {place} has another tokenizer than the text, so its embeddings are of other tokens; set "
             f"data.vocab_size=null data.tokenizer={place}"
         )
+
+
+def teacher_manifest(config: RunConfig) -> str | None:
+    """What the objective's teacher is, by the hash of its manifest; None without a teacher or its manifest."""
+    place = config.objective.options.get("teacher")
+    manifest = Path(place or "", MANIFEST_FILE)
+    return sha256_of(manifest) if place is not None and manifest.is_file() else None
+
+
+def check_teacher(config: RunConfig, store: TokenStore, checkpoint: Path | None) -> None:
+    """Raise InputError if the objective's teacher has another tokenizer than the text, or is not the one that the run being
+    resumed began with."""
+    place = config.objective.options.get("teacher")
+    if place is None:
+        return
+    if (Path(place) / "tokenizer.json").is_file() and _vocabulary(place) != store.load_tokenizer().get_vocab():
+        raise InputError(
+            f"objective.teacher: {place} has another tokenizer than the text, so it predicts other tokens; set "
+            f"data.vocab_size=null data.tokenizer={place}"
+        )
+    before = None if checkpoint is None else read_state(checkpoint)
+    if before is None or "teacher" not in before or before["config"]["objective"].get("teacher") != place:
+        return  # a new run, one of an older version, or a branch with another teacher
+    if before["teacher"] != teacher_manifest(config):
+        raise InputError(
+            f"objective.teacher: {place} is not what it was when {checkpoint} was written; restore it, or choose another name"
+        )
+
+
+def _vocabulary(place: str) -> dict[str, int]:
+    tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary
 
 
 def check_memory(config: RunConfig, vocabulary: int, accelerator: Accelerator) -> tuple[int, str]:

@@ -48,6 +48,7 @@ from .checks import (
     check_body,
     check_memory,
     check_optimizer,
+    check_teacher,
     check_tokenizer,
     refuse_other_tokens,
     refuse_sharded_reparam,
@@ -164,6 +165,7 @@ def build_run(
         store = open_store(config.data, progress=main_process)
     if checkpoint is None:
         from_main(lambda: check_tokenizer(config, store), accelerator.device)
+    from_main(lambda: check_teacher(config, store, checkpoint), accelerator.device)
     parameters, memory = from_main(lambda: check_memory(config, store.vocab_size, accelerator), accelerator.device)
     if writes:
         from_main(lambda: refuse_other_tokens(store, directory, checkpoint), accelerator.device)

@@ -10,6 +10,7 @@ from model import SwapHeadForCausalLM
 from model.sigma_reparam import split
 from record.checkpoints import model_tensors, optimizer_tensors, prune, write_checkpoint
 
+from .checks import teacher_manifest
 from .run import Run, interventions_state
 from .unknown import calibrate
 
@@ -47,6 +48,7 @@ def save_checkpoint(run: Run, *, undecided: bool) -> None:
             "alarms": [asdict(alarm) for alarm in run.watch.alarms] if undecided else [],
             "config": config.model_dump(mode="json"),
             "data": run.store.manifest_hash(),
+            "teacher": teacher_manifest(config),
             "gradient_scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
         run.recorder.sync()  # the rows before a checkpoint are on disk before it is

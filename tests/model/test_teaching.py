@@ -1,5 +1,7 @@
 """Objectives with a teacher, against naive float64 definitions; a run that learns from another run's checkpoint."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from model.chunked import loss_of_features
 from model.objectives import of_rows
 from model.teaching import Taught, Teacher
 
-from ..conftest import rows_of
+from ..conftest import ROOT, rows_of
 from . import naive
 from .test_objectives import SHAPES, assert_same, data, gradients, make, naive_logits
 
@@ -122,6 +124,26 @@ def test_a_teacher_that_cannot_be_used_is_one_line_and_leaves_nothing(start, tmp
     with pytest.raises(InputError, match=r"objective.kind: distill reads all logits, to which head.abstain adds one"):
         start(*distill, "head.abstain=true")
     assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_that_has_changed_or_knows_another_text_is_refused(start, tmp_path):
+    """A run goes on with the teacher it began with; as many tokens are not the same tokens."""
+    start("name=teacher")
+    checkpoint = tmp_path / "teacher" / "checkpoints" / "step_00000030"
+    distill = ("objective.kind=distill", f"objective.teacher={checkpoint}")
+    start("name=student", *distill)
+    shutil.rmtree(tmp_path / "teacher")
+    start("name=teacher", "seed=5")
+    with pytest.raises(InputError, match=r"objective.teacher: .* is not what it was when .*step_00000020 was written"):
+        start("name=later", *distill, f"branch_from={tmp_path}/student@20")
+    shutil.rmtree(tmp_path / "teacher")
+    (tmp_path / "other.txt").write_text((ROOT / "docs" / "mathematics.md").read_text())
+    start("name=teacher", f"data.paths=[{tmp_path}/other.txt]", "train.eval_sequences=1")
+    with pytest.raises(
+        InputError, match=r"objective.teacher: .* has another tokenizer than the text, so it predicts other"
+    ):
+        start("name=other", *distill)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_teacher_of_another_vocabulary_is_refused():
