@@ -248,6 +248,8 @@ def draw_differences(found: Study) -> Figure | None:
     arms = len(one.compared)
     figure, panels = _panels(len(rows_of), 1.2 + 0.35 * arms, columns=2)
     _share(panels, panels[0], "x")
+    span = _span([row for rows in rows_of.values() for row in rows])
+    panels[0].set_xlim(-span, span)
     for axes, ((scenario, basis), rows) in zip(panels, rows_of.items(), strict=True):
         axes.set_title(f"{visible(scenario)}, {found.basis_text(scenario, basis)}")
         axes.axvline(0, color=style.GREY, linewidth=0.9)
@@ -262,9 +264,18 @@ def draw_differences(found: Study) -> Figure | None:
         axes.set_xlabel(
             f"final NLL minus {clip(visible(one.baseline), _LABEL)}, nats/token (left is better)", fontsize=9
         )
-    note = "mean of the paired differences and 95% interval; n: pairs of seeds; grey: a difference inside would probably not show"
+    note = "mean of the paired differences and 95% interval; n: pairs of seeds; grey, which may go on: a difference inside would probably not show"
     _note(figure, note)
     return figure
+
+
+def _span(rows: Sequence[Row]) -> float:
+    """How far the axis of differences goes: to all means and intervals, but of two seeds' intervals, which are twelve times as
+    wide as their spread, no farther than three times the largest mean. What would show may be cut off."""
+    effects = [(row.difference.effect, row.difference.n) for row in rows if not math.isnan(row.difference.effect.mean)]
+    most = max((abs(effect.mean) for effect, _ in effects), default=0.0)
+    ends = [(abs(end), n) for effect, n in effects for end in (effect.low, effect.high) if end is not None]
+    return 1.08 * max([most, *(end if n > 2 else min(end, 3 * most) for end, n in ends)]) or 1.0
 
 
 def _draw_difference(axes: Axes, row: Row, place: int, look: ArmStyle) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis.show import style
-from analysis.stability.compare import Study, study
+from analysis.stability.compare import COMMON, OWN_BEST, Study, study
 from analysis.stability.figures import draw_curves, draw_differences, draw_rates, draw_survival
 from analysis.stability.runs import find_runs
 from record.suite import PlannedRun, SuitePlan, write_plan
@@ -74,3 +74,15 @@ def test_twelve_arms_have_colours_and_marks_of_their_own_and_are_all_in_the_lege
     assert edges.x0 >= 0
     assert edges.x1 <= inside.x1
     assert edges.y1 <= inside.y1
+
+
+def test_the_axis_of_differences_is_that_of_the_means_where_two_seeds_leave_wide_intervals(found: Study) -> None:
+    """Means of up to 1.1 nats, to be seen beside what two seeds could show, which is cut off."""
+    rows = [row for basis in (OWN_BEST, COMMON) for row in found.rows("calm", basis, "final_nll")]
+    largest = max(abs(row.difference.effect.mean) for row in rows)
+    assert largest == pytest.approx(1.1, abs=0.01)
+    figure = draw_differences(found)
+    assert figure is not None
+    low, high = figure.axes[0].get_xlim()
+    assert low == -high
+    assert largest < high <= 1.08 * 3 * largest
