@@ -37,7 +37,7 @@ def made(D, V, N, seed, dtype=torch.float64, **options):
         head.auxiliary.copy_(torch.randn(head.auxiliary.shape, generator=generator))
     teacher, _ = make("metric", "ce", D, V, dtype=dtype)
     g_ND, _ = data(V, D, N, seed + 2, teacher, dtype=dtype)
-    return head, objective, h_ND, y_N, Taught(teacher, teacher.features(g_ND, dtype).detach())
+    return head, objective, h_ND, y_N, Taught(teacher, g_ND.detach(), teacher.features(g_ND, dtype).detach())
 
 
 def loss_of(head, objective, h_ND, y_N, taught, rows=4):
