@@ -3,9 +3,9 @@
     python -m analysis.weights --out DIR [--plugins FILE]...
 
 Every registered objective with dL/dz_k = c (P_k - [k = y]) (docs/mathematics.md, section 2), those of plug-ins too, with its
-default options or those of VARIANTS. c is what the objective's own code returns for logits of V classes. Some depend on p_y alone;
-others also on S, the sum of exp(z_k) over the wrong tokens, or on how many of these compete, and get a curve for each of several
-values.
+default options or those of VARIANTS. c is what the objective's own code returns for logits of V classes. Some depend on p_y
+alone; others also on S, the sum of exp(z_k) over the wrong tokens, or on how many of these compete, and get a curve for each of
+several values.
 
 Prints a table, and writes summary.json (the table), weights.csv (all curves) and weights.png.
 
