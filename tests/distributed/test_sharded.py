@@ -57,6 +57,11 @@ def run(launch):
         (2, "{kind: metric}", 2),
         pytest.param(2, "{kind: linear, tied: false}", 4, marks=MANY),
         pytest.param(4, "{kind: metric}", 2, marks=MANY),
+        (2, "{kind: mixture, components: 2}", 4),
+        pytest.param(2, "{kind: cosine, learn_scale: true}", 4, marks=MANY),
+        pytest.param(2, "{kind: harmonic}", 2, marks=MANY),
+        pytest.param(2, "{kind: von_mises_fisher}", 2, marks=MANY),
+        pytest.param(2, "{kind: metric, abstain: true, centroid_norm: centred, tied: false}", 4, marks=MANY),
     ],
 )
 def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
@@ -66,7 +71,7 @@ def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
         PROBED,
         EDGE,
         f"head={head}",
-        "objective={kind: ce}" if "linear" in head else "objective={kind: tfsd}",
+        "objective={kind: tfsd}" if "metric" in head else "objective={kind: ce}",
     )
     run("one", *with_head, world_size=1)
     run("sharded", *with_head, f"train.micro_batch_size={parts // 2}", world_size=world_size, sharded=True)
