@@ -2,7 +2,7 @@
 
     python -m benchmarks.arms [--shapes N,D,V ...] [--rounds R] [--threads T] [--out FILE]
 
-Every registered head with cross-entropy; every registered objective on its natural head, which is the metric one for the family
+Every registered head with cross-entropy; every registered objective on its natural head, such as the metric one for the family
 of TFSD; and some combinations that cost more than their parts. A turn is the loss of a model whose body hands over given hidden
 states, and the gradients of these and of all other parameters; a teacher is another such model. Each arm takes its turns beside
 one of the baseline in the same process: printed is the median over rounds of the ratio of their CPU times (on several threads
@@ -31,6 +31,7 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_json
 from model import HEADS, OBJECTIVES, SwapHeadConfig, new_model
+from model.objective_geometry import MEASURES
 from model.objective_tfsd import TFSD, RaisedTFSD
 
 from .loss import peak_bytes, shape
@@ -48,6 +49,7 @@ OBJECTIVE_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "ce": ({}, {"label_smoothing": 0.1}),
     "tfsd_anchored": ({}, {"anchor": "largest"}),
     "distill": ({}, {"standardise": True}),
+    "geometry": tuple({"form": form} for form in MEASURES),
 }
 """Options whose cost is another than that of the defaults; other kinds are measured with their defaults alone."""
 
@@ -129,7 +131,10 @@ def arms() -> Iterator[Arm]:
 
 def natural_head(objective: str) -> str:
     """What an objective is made for."""
-    return "metric" if issubclass(OBJECTIVES[objective], (TFSD, RaisedTFSD)) else "linear"
+    cls = OBJECTIVES[objective]
+    if cls.uses_auxiliary:
+        return "dual"
+    return "metric" if issubclass(cls, (TFSD, RaisedTFSD)) else "linear"
 
 
 # ------------------------------------------------------------------------------------------------------------- measuring
@@ -148,10 +153,12 @@ class Given(nn.Module):
 
 def model_of(arm: Arm, h_BTD: Tensor, V: int) -> Any:
     """A new model of this arm on given hidden states, in training mode."""
-    text = GPT2Config(n_layer=1, n_head=1, n_embd=h_BTD.shape[-1], vocab_size=V, bos_token_id=0, eos_token_id=0)
+    D = h_BTD.shape[-1]
+    text = GPT2Config(n_layer=1, n_head=1, n_embd=D, vocab_size=V, bos_token_id=0, eos_token_id=0)
     taught = any(option.name == "teacher" for option in dataclasses.fields(OBJECTIVES[arm.objective].Options))
     objective = {"kind": arm.objective, **arm.objective_options, **({"teacher": "given"} if taught else {})}
-    model: Any = new_model(SwapHeadConfig(text, head={"kind": arm.head, **arm.head_options}, objective=objective), 0)
+    head = {"kind": arm.head, **arm.head_options}
+    model: Any = new_model(SwapHeadConfig(text, head=head, objective=objective, taught_width=D), 0)
     model.model = Given(h_BTD)
     if taught:
         model.objective.teacher.use(model_of(BASELINE, h_BTD.flip(1), V), V)
