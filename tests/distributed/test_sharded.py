@@ -98,6 +98,18 @@ def test_sharded_ranks_have_the_negatives_and_the_threshold_of_one(world_size, r
 
 
 @MANY
+def test_sharded_ranks_teach_an_auxiliary_head_alike(run, tmp_path):
+    """The dual head, which has a second matrix; the teacher is whole on every rank."""
+    run("teacher", "train.steps=10", "checkpoint.every=10", world_size=1)
+    teacher = list_checkpoints(tmp_path / "teacher")[-1]
+    dual = (UNEVEN, EDGE, "head={kind: dual}", f"objective={{kind: dual_head, teacher: {teacher}}}")
+    run("one", *dual, world_size=1)
+    run("sharded", *dual, "train.micro_batch_size=2", sharded=True)
+    assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
+    assert_same_weights(tmp_path / "one", tmp_path / "sharded")
+
+
+@MANY
 @pytest.mark.parametrize(
     ("first", "then"),
     [({"sharded": True}, {"sharded": False}), ({"sharded": False}, {"sharded": True})],
