@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="turns of each contestant (default: 3 to 15, by shape)")
     parser.add_argument("--threads", type=int, default=1, help="threads on CPU")
     arguments = parser.parse_args()
-    shapes = [_shape(text) for text in arguments.shapes]
+    shapes = [shape(text) for text in arguments.shapes]
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = "time" if device.type == "cuda" else "CPU time" if arguments.threads == 1 else "wall time"
@@ -63,7 +63,8 @@ def main() -> None:
             )
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def shape(text: str) -> tuple[int, int, int]:
+    """N, D and V of a value of --shapes. Raises InputError for what is none."""
     parts = text.split(",")
     if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
         raise InputError(f"--shapes: {text!r} is not N,D,V, three positive numbers")

@@ -264,7 +264,7 @@ def draw_differences(found: Study) -> Figure | None:
         axes.set_xlabel(
             f"final NLL minus {clip(visible(one.baseline), _LABEL)}, nats/token (left is better)", fontsize=9
         )
-    note = "mean of the paired differences, 95% interval; n: pairs of seeds; grey, perhaps cut off: inside, nothing would probably show"
+    note = "mean of the paired differences, 95% interval; n: pairs of seeds; grey, perhaps cut off: probably not shown inside"
     _note(figure, note)
     return figure
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
 
 from .norms import full
 
@@ -83,7 +84,7 @@ def adam_values(
         squares.append(full((gradient / root.clamp(min=state["eps"])).square().sum(dtype=torch.float64)))
         update = state["exp_avg"] / (1 - beta1**step) / (root + state["eps"])
         signs.append(full((update.abs() > SIGN_LIKE).sum(dtype=torch.float64)))
-        largest.append(full(root.max()))
+        largest.append(_largest(root))
         counts.append(gradient.numel())
     values = {
         f"adam_rms/{name}": (torch.stack([squares[i] for i in members]).sum() / sum(counts[i] for i in members)).sqrt()
@@ -92,6 +93,15 @@ def adam_values(
     values["adam/sign_like"] = torch.stack(signs).sum() / sum(counts)
     values["adam/root_v_max"] = torch.stack(largest).max()
     return {name: value.float() for name, value in values.items()}
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest () of numbers that are not negative. A rank has none of a parameter with fewer rows than ranks."""
+    if not isinstance(values, DTensor):
+        return values.max()
+    own = values.to_local()
+    own = own.max() if own.numel() else own.new_zeros(())
+    return DTensor.from_local(own, values.device_mesh, [Partial("max")] * values.device_mesh.ndim).full_tensor()
 
 
 def noise_scale(small_square: Tensor, big_square: Tensor, small: Tensor, big: Tensor) -> dict[str, Tensor]:

@@ -57,6 +57,11 @@ def run(launch):
         (2, "{kind: metric}", 2),
         pytest.param(2, "{kind: linear, tied: false}", 4, marks=MANY),
         pytest.param(4, "{kind: metric}", 2, marks=MANY),
+        (2, "{kind: cosine, learn_scale: true}", 4),  # the second rank has nothing of the scale
+        pytest.param(2, "{kind: mixture, components: 2}", 4, marks=MANY),
+        pytest.param(2, "{kind: harmonic}", 2, marks=MANY),
+        pytest.param(2, "{kind: von_mises_fisher}", 2, marks=MANY),
+        pytest.param(2, "{kind: metric, abstain: true, centroid_norm: centred, tied: false}", 4, marks=MANY),
     ],
 )
 def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
@@ -66,7 +71,7 @@ def test_sharded_ranks_follow_one(world_size, head, parts, run, tmp_path):
         PROBED,
         EDGE,
         f"head={head}",
-        "objective={kind: ce}" if "linear" in head else "objective={kind: tfsd}",
+        "objective={kind: tfsd}" if "metric" in head else "objective={kind: ce}",
     )
     run("one", *with_head, world_size=1)
     run("sharded", *with_head, f"train.micro_batch_size={parts // 2}", world_size=world_size, sharded=True)
@@ -90,6 +95,18 @@ def test_sharded_ranks_have_the_negatives_and_the_threshold_of_one(world_size, r
     assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
     assert_same_weights(tmp_path / "one", tmp_path / "sharded")
     assert_same_thresholds(tmp_path / "one", tmp_path / "sharded")
+
+
+@MANY
+def test_sharded_ranks_teach_an_auxiliary_head_alike(run, tmp_path):
+    """The dual head, which has a second matrix; the teacher is whole on every rank."""
+    run("teacher", "train.steps=10", "checkpoint.every=10", world_size=1)
+    teacher = list_checkpoints(tmp_path / "teacher")[-1]
+    dual = (UNEVEN, EDGE, "head={kind: dual}", f"objective={{kind: dual_head, teacher: {teacher}}}")
+    run("one", *dual, world_size=1)
+    run("sharded", *dual, "train.micro_batch_size=2", sharded=True)
+    assert_same_curves(tmp_path / "one", tmp_path / "sharded", closely=12)
+    assert_same_weights(tmp_path / "one", tmp_path / "sharded")
 
 
 @MANY

@@ -39,6 +39,7 @@ NEEDED = {
     "tolerance": ["RUN", "--out", "OUT"],
     "unknown": ["RUN", "--out", "OUT"],
     "probes": ["calibration", "RUN", "--out", "OUT"],
+    "weights": ["--plugins", "RUN", "--out", "OUT"],
 }
 """What each command cannot do without."""
 
