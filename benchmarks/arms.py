@@ -193,8 +193,8 @@ def measure(N: int, D: int, V: int, rounds: int, device: torch.device, threads: 
         turn, gradients = turn_of(arm, h_BTD, y_BT, V)
         turn()  # warm-up
         extra = max(0, peak_bytes(turn, device) - gradients)
-        both = [functools.partial(seconds_of, each) for each in (turn, baseline)]
-        own, of_baseline = np.array([_pair(*both, number) for number in range(rounds)]).T
+        costs = functools.partial(seconds_of, turn), functools.partial(seconds_of, baseline)
+        own, of_baseline = np.array([_pair(*costs, number) for number in range(rounds)]).T
         found.append(Cost(arm, float(np.median(own)), ratio(own, of_baseline), extra))
     return found
 

@@ -75,7 +75,8 @@ class SwapHeadForCausalLM(PreTrainedModel, GenerationMixin):
         if self.objective.projects:
             if config.taught_width is None:
                 raise ValueError("taught_width: the objective maps hidden states to a teacher's; give their width")
-            self.projection = nn.Linear(width, config.taught_width, bias=False)
+            with torch.random.fork_rng(devices=[]):  # the head begins as it does without one
+                self.projection = nn.Linear(width, config.taught_width, bias=False)
         self.penalties: Sequence[Penalty] = ()
         """Added to the objective in training mode."""
         self.negatives: Objective | None = None

@@ -20,6 +20,9 @@ from record.checkpoints import reparametrised_tensors
 from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
 
+UNUSABLE = (OSError, ValueError, KeyError, SafetensorError)
+"""What loading a teacher raises; KeyError for a kind of a plug-in that is not imported."""
+
 
 def model_config(config: RunConfig, vocab_size: int, special_id: int) -> SwapHeadConfig:
     """The configuration of a run's model, with a new body or (``body.checkpoint``) that of an existing checkpoint. Raises
@@ -64,12 +67,12 @@ def _taught_width(choice: dict[str, Any]) -> int | None:
         found = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             return int(AutoModelForCausalLM.from_config(found).get_output_embeddings().weight.shape[1])
-    except (OSError, ValueError) as error:
+    except UNUSABLE as error:
         raise _no_teacher(place, error) from None
 
 
 def _no_teacher(place: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     return InputError(f"objective.teacher: {place} cannot be used: {reason}; give a checkpoint")
 
 
@@ -114,7 +117,7 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
     """Prepare the model for training as configured."""
     model.train()
     model.lm_head.kernel = config.train.kernel
-    _load_teacher(model)
+    _load_teacher(model, config.data.sequence_length)
     if (n := config.negatives) is not None:
         classes = model.lm_head.n_classes
         model.negatives = negative_loss(n.loss, classes, weight=n.weight, margin=n.margin, nearest=n.nearest)
@@ -128,13 +131,16 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
     return model
 
 
-def _load_teacher(model: Any) -> None:
+def _load_teacher(model: Any, length: int) -> None:
     """Load what the objective learns from, if it has a teacher. Raises InputError for one that cannot be used."""
     teacher = model.objective.teacher
     if teacher is not None:
         try:
-            teacher.use(load_model(teacher.checkpoint), model.lm_head.n_classes)
-        except (OSError, ValueError, SafetensorError) as error:
+            found = load_model(teacher.checkpoint)
+            teacher.use(found, model.lm_head.n_classes)
+            if found.config.get_text_config().max_position_embeddings < length:
+                raise ValueError(f"it has fewer positions than data.sequence_length={length}")
+        except UNUSABLE as error:
             raise _no_teacher(teacher.checkpoint, error) from None
 
 

@@ -89,6 +89,8 @@ def refuse(model: Any) -> None:
         reason = "knows no body.sigma_reparam; leave it out"
     elif model.lm_head.extra_classes:
         reason = "compares all logits, to which head.abstain adds one; leave head.abstain out"
+    elif getattr(model.lm_head.options, "margin", 0):
+        reason = "compares predictions, of which head.margin changes one in training alone; leave head.margin out"
     elif any(True for _ in model.lm_head.buffers()):
         reason = "keeps parameters, and head.feature_norm=batchnorm has running means; use layernorm"
     if reason:

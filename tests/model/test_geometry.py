@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from common.errors import InputError
 from model import OBJECTIVES, SwapHeadConfig, load_model, new_model
@@ -328,6 +329,14 @@ def test_a_model_that_projects_needs_a_width():
         ValueError, match=r"^taught_width: the objective maps hidden states to a teacher's; give their width$"
     ):
         new_model(SwapHeadConfig(objective={"kind": "geometry", "teacher": "none", "form": "projection"}), 0)
+
+
+def test_an_untied_head_begins_as_it_does_without_a_projection():
+    text, untied = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20), {"kind": "linear", "tied": False}
+    objective = {"kind": "geometry", "teacher": "none", "form": "projection"}
+    with_it = new_model(SwapHeadConfig(text, head=untied, objective=objective, taught_width=6), 0)
+    without = new_model(SwapHeadConfig(text, head=untied), 0).state_dict()
+    assert all(torch.equal(with_it.state_dict()[name], weight) for name, weight in without.items())
 
 
 def test_a_branch_may_not_add_a_projection(teacher, start, tmp_path):

@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from common.errors import InputError
-from model import OBJECTIVES, load_model
+from model import OBJECTIVES, SwapHeadConfig, load_model, new_model
 from model.chunked import loss_of_features
 from model.objectives import of_rows
 from model.teaching import Taught, Teacher
+from record.checkpoints import list_checkpoints
 
 from ..conftest import ROOT, rows_of
+from ..training.built import built
 from . import naive
 from .test_objectives import SHAPES, assert_same, data, gradients, make, naive_logits
 
@@ -144,6 +147,26 @@ def test_a_teacher_that_has_changed_or_knows_another_text_is_refused(start, tmp_
     ):
         start("name=other", *distill)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_teacher_for_shorter_sequences_is_refused(start, tmp_path):
+    start("name=short", "train.steps=10", "data.sequence_length=16")
+    teacher = list_checkpoints(tmp_path / "short")[-1]
+    with pytest.raises(
+        InputError, match=r"^objective.teacher: .* it has fewer positions than data.sequence_length=32; g"
+    ):
+        start("name=student", "objective.kind=distill", f"objective.teacher={teacher}")
+
+
+@pytest.mark.parametrize("objective", ["{kind: distill", "{kind: geometry, form: projection"])
+def test_a_teacher_with_the_head_of_a_plug_in_that_is_not_imported_is_one_line(objective, tmp_path, recipe):
+    new_model(SwapHeadConfig(GPT2Config(n_layer=1, n_head=2, n_embd=8)), 0).save_pretrained(tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(file.read_text().replace('"kind": "linear"', '"kind": "of_mine"'))
+    with pytest.raises(
+        InputError, match=r"^objective.teacher: .* cannot be used: unknown kind 'of_mine'; registered: "
+    ):
+        built(recipe, "head={kind: linear}", f"objective={objective}, teacher: {tmp_path}/teacher}}")
 
 
 def test_a_teacher_of_another_vocabulary_is_refused():

@@ -96,6 +96,10 @@ def test_without_weight_the_run_is_the_same(recipe):
     [
         ("head.abstain=true", "compares all logits, to which head.abstain adds one; leave head.abstain out"),
         (
+            "head={kind: cosine, margin: 0.2}",
+            "compares predictions, of which head.margin changes one in training alone; leave head.margin out",
+        ),
+        (
             "head.feature_norm=batchnorm",
             "keeps parameters, and head.feature_norm=batchnorm has running means; use layern",
         ),
@@ -104,7 +108,7 @@ def test_without_weight_the_run_is_the_same(recipe):
 )
 def test_what_a_copy_of_the_parameters_does_not_tell_is_refused(override, reason, recipe):
     with pytest.raises(InputError, match=f"interventions: last_step {reason}"):
-        built(recipe, REMEDY, override)
+        built(recipe, REMEDY, "objective.kind=ce", override)
 
 
 def test_two_teachers_are_refused(recipe):
