@@ -60,6 +60,8 @@ class BatchSequence:
     """Its row in the batch."""
     index: int
     """Its number in the training split: tokens ``index`` x T to ``index`` x T + T of the store."""
+    targets: int
+    """How many count; none of a negative, of which the next four are 0."""
     nll: float
     worst_nll: float
     objective: float
@@ -194,7 +196,7 @@ class Explanation:
     @property
     def nll_outliers(self) -> list[BatchSequence]:
         """The sequences, highest first, whose NLL is not finite or, in a large enough batch, far above the others."""
-        finite = np.array([s.nll for s in self.sequences if math.isfinite(s.nll)])
+        finite = np.array([s.nll for s in self.sequences if s.targets and math.isfinite(s.nll)])
         limit = math.inf
         if finite.size >= _FEWEST:
             median = float(np.median(finite))

@@ -11,6 +11,7 @@ import numpy as np
 from analysis.show import style
 from analysis.show.style import CROSSES, GREY, Floats
 from analysis.show.text import change, number, percent, visible
+from data.batches import IGNORED
 
 from .explanation import Counterfactual, Explanation, MetricCheck, TokenTable
 from .words import difference
@@ -55,7 +56,7 @@ def draw_explanation(e: Explanation, tokens: TokenTable) -> Figure:
     _draw_groups(panels[0], e)
     _draw_layers(panels[1], e)
     if tokens.weight_BT is not None:
-        _draw_weights(panels[2], tokens.weight_BT)
+        _draw_weights(panels[2], tokens.weight_BT[tokens.token_id_BT != IGNORED])
     return figure
 
 
@@ -264,14 +265,14 @@ def _short(name: str) -> str:
     return name.replace("layer_", "L")
 
 
-def _draw_weights(axes: Axes, weight_BT: Floats) -> None:
-    """The distribution of c over all tokens of the batch."""
-    values = weight_BT[np.isfinite(weight_BT)]
+def _draw_weights(axes: Axes, weight_N: Floats) -> None:
+    """The distribution of c over all targets of the batch."""
+    values = weight_N[np.isfinite(weight_N)]
     axes.hist(np.clip(values, 0, 1), bins=40, range=(0, 1), color=_STEP.colour)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     style.plain_log_ticks(axes.yaxis, axes.get_ylim())
-    non_finite = weight_BT.size - values.size
+    non_finite = weight_N.size - values.size
     mean = number(float(values.mean()) if values.size else math.nan, 3)
     label = f"c; mean {mean}" + (f"; {non_finite} NaN or infinite" if non_finite else "")
     axes.set(title="TFSD weight c", ylabel="tokens", xlabel=label)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -62,14 +64,14 @@ def sequence_gradients(
 def _gradient(
     model: Any, parameters: list[Tensor], sequence: dict[str, Tensor], valid: Tensor
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The gradient of one sequence's term of the loss, and the losses of its tokens."""
+    """The gradient of one sequence's term of the loss, and the losses of its tokens, 0 where there is no target."""
     options = {"num_items_in_batch": valid, "skip_logits": True, "statistics": True, "use_cache": False}
     out = model(**sequence, **options)
     gradient = torch.autograd.grad(out.loss, parameters, allow_unused=True, materialize_grads=True)
     losses = {"nll": out.losses.nll_N, "objective": out.losses.objective_N}
     if "tfsd/weight" in out.losses.statistics:
         losses["weight"] = out.losses.statistics["tfsd/weight"]
-    return list(gradient), losses
+    return list(gradient), {name: value_N.where(out.losses.valid_N > 0, 0) for name, value_N in losses.items()}
 
 
 def describe_sequences(
@@ -79,14 +81,20 @@ def describe_sequences(
     targets, a sequence is its inputs."""
     order = sorted(range(len(x_BT)), key=lambda row: gradients[row]["grad_norm"], reverse=True)
     with_tokens = {*order[:detailed], int(table.nll_BT.max(1).argmax())}
+    targets_B = (table.token_id_BT != IGNORED).sum(1)
+
+    def mean(values_BT: npt.NDArray[np.float64], row: int) -> float:
+        return float(values_BT[row].sum() / max(targets_B[row], 1))
+
     return [
         BatchSequence(
             row=row,
             index=indices[row],
-            nll=float(table.nll_BT[row].mean()),
+            targets=int(targets_B[row]),
+            nll=mean(table.nll_BT, row),
             worst_nll=float(table.nll_BT[row].max()),
-            objective=float(table.objective_BT[row].mean()),
-            weight_mean=None if table.weight_BT is None else float(table.weight_BT[row].mean()),
+            objective=mean(table.objective_BT, row),
+            weight_mean=None if table.weight_BT is None else mean(table.weight_BT, row),
             text=tokenizer.decode(
                 [*x_BT[row].tolist(), *[i for i in table.token_id_BT[row, -1:].tolist() if i != IGNORED]]
             ),

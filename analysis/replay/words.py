@@ -87,7 +87,7 @@ def _high_nll(e: Explanation) -> str:
     found, named = e.nll_outliers, {s.row for s in e.gradient_outliers}
     if all(s.row in named for s in found):
         return ""
-    median = float(np.median([s.nll for s in e.sequences if math.isfinite(s.nll)] or [math.nan]))
+    median = float(np.median([s.nll for s in e.sequences if s.targets and math.isfinite(s.nll)] or [math.nan]))
     return (
         f"The NLL of {len(found)} of {len(e.sequences)} stands out: up to {number(found[0].nll)}, where the median sequence "
         f"has {number(median)}."
@@ -216,7 +216,7 @@ def _wrapped(text: str) -> list[str]:
 def own_numbers(s: BatchSequence, shares: dict[int, float]) -> str:
     """A sequence's share of the gradient, and its NLL."""
     share = f"{percent(shares[s.row])} of the gradient" if shares else f"gradient {number(s.grad_norm, 3)}"
-    return f"{share}, NLL {number(s.nll)}"
+    return f"{share}, NLL {number(s.nll)}" if s.targets else f"{share}, no targets"
 
 
 # ----------------------------------------------------------------------------------------------------- counterfactuals

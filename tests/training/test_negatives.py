@@ -170,7 +170,7 @@ def test_a_run_with_negatives_goes_on_to_the_bit(whole, start, tmp_path):
         assert load_model(ours).config.unknown_distance == load_model(theirs).config.unknown_distance
 
 
-def test_a_run_with_negatives_is_replayed_to_the_bit(whole, tmp_path):
+def test_a_run_with_negatives_is_replayed_to_the_bit(whole, tmp_path, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     replay([str(whole), "--step", "15", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "explanation.json").read_text())
@@ -178,6 +178,13 @@ def test_a_run_with_negatives_is_replayed_to_the_bit(whole, tmp_path):
     parts = sum(s["grad_norm"] * s["alignment"] for s in found["sequences"])
     assert parts == pytest.approx(found["metrics"]["grad_norm/total"]["replayed"], rel=1e-3)
     assert all(s["grad_norm"] > 0 for s in found["sequences"]), "those of negatives too"
+    losses = {s["row"]: (s["targets"], s["nll"], s["worst_nll"], s["objective"]) for s in found["sequences"]}
+    assert sorted(row for row, values in losses.items() if values == (0, 0, 0, 0)) == [3, 7]
+    text = [values for values in losses.values() if values[0]]
+    assert {values[0] for values in text} == {32}
+    assert sum(values[1] for values in text) / 6 == pytest.approx(found["metrics"]["loss/nll"]["replayed"], rel=1e-5)
+    printed = capsys.readouterr().out
+    assert "of the gradient, no targets" in printed
 
 
 def test_the_line_search_is_of_the_whole_loss(whole, tmp_path):

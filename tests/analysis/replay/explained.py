@@ -106,7 +106,7 @@ def _sequence(
         for t in range(len(ids))
     ]  # fmt: skip
     return BatchSequence(
-        row, 1000 + row, float(nll.mean()), float(nll.max()), float(table.objective_BT[row].mean()),
+        row, 1000 + row, len(ids), float(nll.mean()), float(nll.max()), float(table.objective_BT[row].mean()),
         None if weight is None else float(weight.mean()), grad_norm, float(rng.uniform(0.5, 0.9)), {},
         "".join(token.text for token in tokens), tokens if recorded else [],
     )  # fmt: skip
