@@ -133,6 +133,7 @@ def overview_table(found: Study) -> Shown | None:
     notes = (
         "Means over seeds; *: differs from the baseline's, by the interval and the p-value adjusted by Holm over the arms. "
         + "; ".join(f"{entry.heading}: {entry.meaning}" for entry in entries)
+        + ". Accuracy, ECE and c are of the runs that did not diverge"
         + "."
     )
     header = ["arm", "rate", *(entry.heading for entry in entries)]

@@ -64,6 +64,17 @@ def test_each_arm_is_shown_at_its_own_rate(suite: Path) -> None:
     ]
 
 
+def test_a_run_that_diverged_has_a_final_nll_but_no_accuracy_and_the_table_says_so(suite: Path) -> None:
+    status = suite / "own_calm_lr0.03_seed1" / "status.json"
+    status.write_text(status.read_text().replace("finished", "diverged"))
+    found = study(find_runs([str(suite)]))
+    table = overview_table(found)
+    assert table is not None
+    counts = [len(found.on(OWN_BEST, key, "own", "calm")) for key in ("final_nll", "accuracy", "ece", "weight")]
+    assert counts == [3, 2, 2, 2]
+    assert "Accuracy, ECE and c are of the runs that did not diverge." in table.notes
+
+
 def test_under_a_stress_arms_with_rates_of_their_own_are_compared_at_those(suite: Path) -> None:
     found = study(find_runs([str(suite)]))
     assert (found.stress_basis("jump"), found.bases("jump")) == (OWN_BEST, [OWN_BEST, COMMON])
