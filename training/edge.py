@@ -158,8 +158,9 @@ def trains_as_it_evaluates(run: Run) -> bool:
     model = run.bare_model()
     dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
     dropout = dropout or any(getattr(model.model.config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
+    of_batch = any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
     changed = any(type(s).attach is not Stress.attach for s in run.stresses)
-    return not (dropout or changed or run.config.train.compile)
+    return not (dropout or of_batch or changed or run.config.train.compile)
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -56,6 +56,17 @@ def test_kappa_is_what_the_step_did_over_what_the_slope_promised(recipe, overrid
     assert ("noise/variance" in row) == ("train.micro_batch_size=4" in overrides)
 
 
+def test_statistics_of_the_batch_are_no_part_of_what_the_step_did(recipe):
+    """In training the loss is of the batch's own statistics, in an evaluation of running ones."""
+    run = built(
+        recipe, "telemetry.edge_every=1", "objective.kind=ce", "head.feature_norm=batchnorm", "optimizer.lr=1e-5"
+    )
+    for step in (1, 2, 3):
+        training_step(run, step)
+    (*_, row) = run.recorder.transfer().rows
+    assert row["edge/kappa"] == pytest.approx(1, abs=0.2)
+
+
 def test_the_slope_is_that_of_the_loss_not_of_what_clipping_leaves(recipe):
     promised = []
     for limit in ("0.1", "null"):
