@@ -38,6 +38,10 @@ class GeometryDistillation(Distillation):
 
     aligns = True
     detached = True
+    mixes_positions = (
+        "the tokens of a micro-batch are compared with each other, so train.micro_batch_size and the number of ranks change the "
+        "curves"
+    )
 
     @dataclass(frozen=True)
     class Options(Distillation.Options):

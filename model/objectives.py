@@ -163,7 +163,7 @@ class Objective:
 
     def after_step(self, means: Mapping[str, Tensor]) -> None:
         """Move ``state``, given the step's metrics: the parts that ``terms`` returns are means over all its tokens, on all
-        ranks. On the device, without waiting for it."""
+        ranks. On the device, without waiting for it, and also where the step's update was skipped."""
 
     def of_states(self, h_ND: Tensor, taught_NE: Tensor, valid_N: Tensor, projection: nn.Module | None) -> Tensor:
         """A loss () of the last hidden states of the tokens together, beside the teacher's."""

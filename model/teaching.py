@@ -53,4 +53,5 @@ class Teacher:
         self._model.to(input_ids.device)
         h_BTD = self._model.model(input_ids=input_ids, **arguments).last_hidden_state
         h_ND = h_BTD.flatten(0, 1)
-        return Taught(self._model.lm_head, h_ND, self._model.lm_head.features(h_ND, torch.float32))
+        with torch.autocast(h_ND.device.type, enabled=False):
+            return Taught(self._model.lm_head, h_ND, self._model.lm_head.features(h_ND, torch.float32))

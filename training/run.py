@@ -247,11 +247,6 @@ def _print_notes(run: Run) -> None:
         ):
             if part.mixes_positions:
                 note(f"{key}.kind: {kind}: {part.mixes_positions}; its training losses know what is still to come")
-        if run.bare_model().objective.aligns:
-            note(
-                f"objective.kind: {run.config.objective.kind} compares the tokens of a micro-batch with each other: "
-                "train.micro_batch_size and the number of ranks change the curves"
-            )
         for name, intervention in run.interventions.items():
             for text in intervention.notes(run.config.train.steps):
                 note(f"interventions: {name} {text}")

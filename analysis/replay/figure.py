@@ -275,7 +275,7 @@ def _draw_weights(axes: Axes, weight_N: Floats) -> None:
     non_finite = weight_N.size - values.size
     mean = number(float(values.mean()) if values.size else math.nan, 3)
     label = f"c; mean {mean}" + (f"; {non_finite} NaN or infinite" if non_finite else "")
-    axes.set(title="TFSD weight c", ylabel="tokens", xlabel=label)
+    axes.set(title="weight c on the gradient of CE", ylabel="tokens", xlabel=label)
 
 
 # ----------------------------------------------------------------------------------------------------- counterfactuals

@@ -69,8 +69,10 @@ def _gradient(
     out = model(**sequence, **options)
     gradient = torch.autograd.grad(out.loss, parameters, allow_unused=True, materialize_grads=True)
     losses = {"nll": out.losses.nll_N, "objective": out.losses.objective_N}
-    if "tfsd/weight" in out.losses.statistics:
-        losses["weight"] = out.losses.statistics["tfsd/weight"]
+    for name in ("objective/weight", "tfsd/weight"):  # the objective's own c, if it has one
+        if name in out.losses.statistics:
+            losses["weight"] = out.losses.statistics[name]
+            break
     return list(gradient), {name: value_N.where(out.losses.valid_N > 0, 0) for name, value_N in losses.items()}
 
 

@@ -17,7 +17,7 @@ from configs.load import load_config
 from data.batches import Batches
 from data.store import open_store
 from record.finished import load_run
-from tests.conftest import ROOT, python
+from tests.conftest import ROOT, python, rows_of
 from train_lm import train
 
 FAULT = "stress=[{kind: corrupt_sequences, step: 35, sequences: 3, pattern: repeated}]"
@@ -274,3 +274,18 @@ def test_a_diverged_run_is_replayed_to_its_last_step_and_would_have_gone_on(trai
     (c,) = json.loads((tmp_path / "out" / "counterfactuals.json").read_text())
     assert c["last_step"] == 12
     assert c["factual"]["loss/nll"][-1] is None
+
+
+def test_c_is_that_of_the_objective_not_of_tfsd(recipe, tmp_path):
+    """A run that holds its mean c at 0.3, on a head where TFSD's own would be another."""
+    held = ["name=held", "objective={kind: tfsd_held, weight: 0.3}"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(recipe["path"], [*recipe["overrides"], *held])) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main([str(tmp_path / "held"), "--step", "25", "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    logged = {row["step"]: row for row in rows_of(tmp_path / "held")}[25]
+    assert np.mean([s["weight_mean"] for s in found["sequences"]]) == pytest.approx(
+        logged["objective/weight"], rel=1e-5
+    )
+    assert abs(logged["objective/weight"] - logged["tfsd/weight_mean"]) > 0.1
