@@ -41,7 +41,8 @@ def test_every_panel_says_what_it_shows(tmp_path: Path) -> None:
     for part in ("demo_tfsd, step 312, replayed from the checkpoint of step 300", "NLL of the batch", "usual 4.931",
                  "Gradient norm", "NLL of every token, by sequence", "position", "nats; highest 17.92",
                  "Its gradient norm and share", "Gradient by group", "this step", "embedding", "L03", "Residual norm",
-                 "before", "after", "largest change of a mean: final", "weight c on the gradient of CE", "c; mean 0.9"):  # fmt: skip
+                 "before", "after", "largest change of a mean: final", "weight c on the gradient of CE",
+                 "c; mean 0.9"):  # fmt: skip
         assert part in words
     assert "NaN" not in words and "mathdefault" not in words
     assert "REPRODUCED" not in words
