@@ -64,7 +64,12 @@ COLUMNS = (
     Column("residual_norm_first", "resid first", ".4g", "residual stream before the last norm, mean L2, first step"),
     Column("residual_norm_last", "resid last", ".4g", "the same at the last step"),
     Column("embedding_norm_last", "embed last", ".4g", "mean L2 norm of the output embeddings, last step"),
-    Column("tfsd_weight", "mean c", ".4g", f"TFSD weight c, mean of the last {TAIL:.0%} of the steps"),
+    Column(
+        "tfsd_weight",
+        "mean c",
+        ".4g",
+        f"weight c on the gradient of CE, the objective's own or else TFSD's, mean of the last {TAIL:.0%} of the steps",
+    ),
     Column("tokens_per_second", "tokens/s", ",.0f", "throughput, median over the steps"),
 )
 
@@ -164,7 +169,7 @@ def _row(label: str, run: Run) -> dict[str, Any]:
         "residual_norm_first": _at(residual, 0),
         "residual_norm_last": _at(residual, -1),
         "embedding_norm_last": _at(run.series("embedding_norm/mean"), -1),
-        "tfsd_weight": tail(run, "tfsd/weight_mean"),
+        "tfsd_weight": tail(run, "objective/weight" if "objective/weight" in run.metrics else "tfsd/weight_mean"),
         "tokens_per_second": float(throughput.median()) if len(throughput) else None,
     } | of_log
 

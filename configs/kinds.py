@@ -123,9 +123,12 @@ def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str
     if objective.uses_auxiliary and not has:
         yield f"objective.kind: {kind} trains an auxiliary head, which {head} lacks; use head.kind=dual"
     if has and not objective.uses_auxiliary:
-        yield f"head.kind: {kind} does not train the auxiliary head of {head}; use head.kind=linear"
+        yield f"objective.kind: {kind} does not train the auxiliary head of {head}; use dual_head, or head.kind=linear"
     if teacher is not None and not recorded and not (Path(teacher) / "config.json").is_file():
-        yield f"objective.teacher: there is no checkpoint at {teacher}; give one of an earlier run, RUN/checkpoints/step_N"
+        runs = (Path(teacher), Path(teacher).parent.parent)
+        there = sorted(found for run in runs for found in run.glob("checkpoints/step_*/config.json"))
+        hint = f"there is {there[-1].parent}" if there else "give one of an earlier run, RUN/checkpoints/step_N"
+        yield f"objective.teacher: there is no checkpoint at {teacher}; {hint}"
 
 
 def _problems_of_distances(config: RunConfig) -> Iterator[str]:

@@ -25,15 +25,22 @@ def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The keys with different values among the runs that have them, and the value of each run (None if it has none).
 
-    A key that only some runs have, with one value, follows from their kind of head, body or data, which differs too.
+    A key that only some runs have, with one value, follows from their kind of head, body or data, which differs too. Of a section
+    that others have set to null, its kind differs.
     """
     each = [what_matters(config) for config in configs]
     found = {}
     for key in dict.fromkeys(key for one in each for key in one):
         first, *others = (one[key] for one in each if key in one)
-        if any(other != first for other in others):
+        if any(other != first for other in others) or any(_lacks_section(one, key) for one in each):
             found[key] = [one.get(key) for one in each]
     return found
+
+
+def _lacks_section(config: Mapping[str, Any], key: str) -> bool:
+    """Whether ``key`` is the kind of a section that is null here."""
+    section, _, last = key.rpartition(".")
+    return last == "kind" and section in config and config[section] is None
 
 
 def differing_words(configs: Sequence[Mapping[str, Any]], what: str) -> str:

@@ -155,7 +155,7 @@ def test_head_and_objective_need_each_other(start, tmp_path):
     ):
         start("name=run", "objective.kind=dual_head", f"objective.teacher={checkpoint}")
     with pytest.raises(
-        InputError, match=r"head.kind: ce does not train the auxiliary head of dual; use head.kind=linear"
+        InputError, match=r"objective.kind: ce does not train the auxiliary head of dual; use dual_head, or head.kind=l"
     ):
         start("name=run", "head.kind=dual", "objective.kind=ce")
 

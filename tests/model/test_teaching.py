@@ -127,6 +127,11 @@ def test_a_teacher_that_cannot_be_used_is_one_line_and_leaves_nothing(start, tmp
     with pytest.raises(InputError, match=r"objective.kind: distill reads all logits, to which head.abstain adds one"):
         start(*distill, "head.abstain=true")
     assert not (tmp_path / "student").exists()
+    start("name=teacher")
+    last = tmp_path / "teacher" / "checkpoints" / "step_00000030"
+    for named in (tmp_path / "teacher", last.with_name("step_30")):
+        with pytest.raises(InputError, match=f"objective.teacher: there is no checkpoint at {named}; there is {last}"):
+            start("name=student", "objective.kind=distill", f"objective.teacher={named}")
 
 
 def test_a_teacher_that_has_changed_or_knows_another_text_is_refused(start, tmp_path):
