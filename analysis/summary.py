@@ -68,7 +68,7 @@ COLUMNS = (
         "tfsd_weight",
         "mean c",
         ".4g",
-        f"weight c on the gradient of CE, the objective's own or else TFSD's, mean of the last {TAIL:.0%} of the steps",
+        f"c of the objective, or TFSD's, mean of the last {TAIL:.0%} of the steps",
     ),
     Column("tokens_per_second", "tokens/s", ",.0f", "throughput, median over the steps"),
 )
