@@ -39,7 +39,7 @@ from analysis.step.signals import (
 from common.command import ArgumentParser, exit_status
 from common.files import write_json, write_text
 from ranks.launch import start_accelerator
-from training.flush import evaluate
+from training.evaluate import evaluate
 from training.run import Run, build_run
 from training.step import training_step
 

@@ -2,19 +2,11 @@
 
 import time
 
-import torch
-from torch import Tensor
-
-from data.batches import evaluation_batches
-from model.chunked import TokenLosses
-from ranks.collectives import all_reduce, only_looking
 from record.checkpoints import start_step
 from record.environment import peak_memory_bytes
 
+from .evaluate import evaluate
 from .run import Run
-
-CALIBRATION_BINS = 15
-"""Bins of the expected calibration error, as in Guo et al. 2017 (arXiv 1706.04599)."""
 
 
 def flush(run: Run, evaluation_due: bool) -> None:
@@ -53,45 +45,3 @@ def report_stresses(run: Run) -> None:
                 what = stress.describe(step, run.batch_number(step)) if acts else ""
                 event = {"step": step, "number": number, "kind": stress.kind, "description": what}
                 run.recorder.event("stress_began" if acts else "stress_ended", step, **event)
-
-
-def evaluate(run: Run) -> dict[str, float]:
-    """NLL, objective, accuracy and calibration on the fixed validation set; uses no random stream."""
-    config, accelerator = run.config, run.accelerator
-    batches = evaluation_batches(
-        run.store.validation.ids,
-        config.data.sequence_length,
-        config.train.eval_sequences,
-        config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes),
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    model = run.bare_model()
-    sums = torch.zeros(3, device=accelerator.device)
-    bins_2K = torch.zeros(2, CALIBRATION_BINS, device=accelerator.device)
-    with only_looking(model):
-        for x_BT, y_BT in batches:
-            run.watchdog.moved(run.step, "evaluation")
-            inputs = {"input_ids": x_BT.to(accelerator.device), "shift_labels": y_BT.to(accelerator.device)}
-            losses = model(**inputs, skip_logits=True, use_cache=False).losses
-            sums += torch.stack([losses.nll_sum, losses.objective_sum, losses.valid_N.sum()])
-            bins_2K += calibration_sums(losses)
-    all_reduce(sums, "sum")
-    all_reduce(bins_2K, "sum")
-    nll, objective, count = sums.tolist()
-    right_K, confidence_K = bins_2K.double().cpu() / count
-    return {
-        "validation/nll": nll / count,
-        "validation/objective": objective / count,
-        "validation/accuracy": right_K.sum().item(),
-        "validation/ece": (right_K - confidence_K).abs().sum().item(),
-    }
-
-
-def calibration_sums(losses: TokenLosses) -> Tensor:
-    """For each of K equal bins of the confidence, the number of valid tokens that were predicted right, and the sum of their
-    confidences (2, K)."""
-    bin_N = (losses.confidence_N * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
-    within_NK = bin_N[:, None] == torch.arange(CALIBRATION_BINS, device=bin_N.device)
-    values_2N = torch.stack([losses.right_N, losses.confidence_N]) * losses.valid_N
-    return (values_2N[:, :, None] * within_NK).sum(1)

@@ -6,10 +6,11 @@ import math
 
 import torch
 
-from data.batches import IGNORED, evaluation_batches
+from data.batches import IGNORED
 from model.unknown import threshold_at
 from ranks.collectives import all_reduce, only_looking
 
+from .evaluate import validation_batches
 from .run import Run
 
 NOT_THERE = -1.0
@@ -28,18 +29,9 @@ def calibrate(run: Run) -> None:
 
 def _distances(run: Run) -> torch.Tensor:
     """The distance of each position of the validation set to its nearest class, from all ranks."""
-    accelerator, config = run.accelerator, run.config
-    batches = evaluation_batches(
-        run.store.validation.ids,
-        config.data.sequence_length,
-        config.train.eval_sequences,
-        config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes),
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    model, parts = run.bare_model(), []
+    accelerator, model, parts = run.accelerator, run.bare_model(), []
     with only_looking(model):
-        for x_BT, y_BT in batches:
+        for x_BT, y_BT in validation_batches(run):
             run.watchdog.moved(run.step, "calibration")
             inputs = {"input_ids": x_BT.to(accelerator.device), "logits_to_keep": 1, "use_cache": False}
             there_BT = (y_BT != IGNORED).to(accelerator.device)

@@ -18,7 +18,7 @@ from model.negatives import negative_loss
 from record.checkpoints import list_checkpoints
 from tests.conftest import rows_of
 from train_lm import train
-from training.flush import evaluate
+from training.evaluate import evaluate
 from training.step import negative_rows, step_batch, training_step
 
 from .built import built

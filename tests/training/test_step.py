@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.flush import evaluate
+from training.evaluate import evaluate
 from training.run import go_to
 from training.step import training_step
 
