@@ -131,8 +131,12 @@ def test_a_changed_number_is_found(
     (folder.parent / "RESULTS.md.j2").write_text(f"{{{{ line['{name}'] }}}}")
     monkeypatch.chdir(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
-    change = changed_table if STUDIES[name].collect[part].file.endswith(".md") else changed
-    summary[part][value] = change(summary[part][value])
+    found = summary[part][value]
+    if value == "tables" and isinstance(found, dict):  # by title
+        summary[part][value] = {title: changed_table(rows) for title, rows in found.items()}
+    else:
+        table = STUDIES[name].collect[part].file.endswith(".md")
+        summary[part][value] = changed_table(found) if table else changed(found)
     (folder / "summary.json").write_text(json.dumps(summary))
     assert main(["--check"]) == 1
     assert f"results/{name}/" in capsys.readouterr().out

@@ -247,14 +247,18 @@ def test_the_plan_is_written_and_read(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "suites").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_suite_here_can_be_run(file, tmp_path):
-    """Each arm in each scenario: its configuration loads, and a branch finds its checkpoint. One seed and rate stand for all."""
+    """Each arm in each scenario: its configuration loads, and a branch finds its checkpoint. One seed and rate stand for all. A
+    teacher, which the suite file says how to make, is missing here."""
     suite = load_suite(file)
     one_of_each = {(run.planned.arm, run.planned.scenario): run for run in expand(suite, tmp_path)}.values()
     runs = {run.name: run for run in expand(suite, tmp_path)}
     needed = {run.name: run for each in one_of_each for run in (each, runs.get(each.parent)) if run is not None}
     overrides = {name: run.overrides for name, run in needed.items()}
     parents = {name: (run.parent, run.parent_step) for name, run in needed.items() if run.parent is not None}
-    assert check(file.parent / suite.recipe, overrides, parents, tmp_path)["problems"] == {}
+    problems = check(file.parent / suite.recipe, overrides, parents, tmp_path)["problems"]
+    assert [
+        text for text in problems if not text.startswith("objective.teacher: there is no checkpoint at runs/")
+    ] == []
     for command in suite.analyses:
         read_analysis(command, [*runs.values()], tmp_path)
 
