@@ -13,6 +13,11 @@ TINY = 1e-7
 """Added to the standard deviation of logits that are standardised, as by the authors."""
 
 
+def standardised(z_NV: Tensor) -> Tensor:
+    """Logits with mean 0 and standard deviation 1 over the vocabulary."""
+    return (z_NV - z_NV.mean(1, keepdim=True)) / (z_NV.std(1, keepdim=True) + TINY)
+
+
 class FromTeacher(Objective):
     """Base of objectives whose options name a teacher."""
 
@@ -57,8 +62,7 @@ class Distillation(FromTeacher):
         return (1 - alpha) * negative_log_likelihood(t) + alpha * temperature**2 * kl_N
 
     def _softened(self, z_NV: Tensor) -> Tensor:
-        if self.options.standardise:
-            z_NV = (z_NV - z_NV.mean(1, keepdim=True)) / (z_NV.std(1, keepdim=True) + TINY)
+        z_NV = standardised(z_NV) if self.options.standardise else z_NV
         return (z_NV / self.options.temperature).log_softmax(1)
 
 
@@ -82,6 +86,8 @@ class NormalisedDistillation(FromTeacher):
         """Weight of its second part."""
         temperature: float = 1.0
         """T, of teacher and student in the second part."""
+        standardise: bool = False
+        """Standardise the logits of both in the second part."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.alpha <= 1000:
@@ -94,7 +100,8 @@ class NormalisedDistillation(FromTeacher):
         assert t.rows is not None and t.target is not None and t.taught is not None
         y_N1 = t.target[:, None]
         sure_N = t.taught.softmax(1).gather(1, y_N1).squeeze(1)
-        others = (z_NV.scatter(1, y_N1, -1e30) / self.options.temperature for z_NV in (t.taught, t.rows))
+        both = (standardised(z_NV) if self.options.standardise else z_NV for z_NV in (t.taught, t.rows))
+        others = (z_NV.scatter(1, y_N1, -1e30) / self.options.temperature for z_NV in both)
         log_r_NV, log_p_NV = (z_NV.log_softmax(1) for z_NV in others)
         rest_N = -(log_r_NV.exp() * log_p_NV).sum(1)
         nll_N, options = negative_log_likelihood(t), self.options

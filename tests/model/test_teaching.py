@@ -33,12 +33,13 @@ def full_distillation(z_NV, r_NV, y_N, alpha=0.7, **options):
     return (1 - alpha) * naive.cross_entropy(z_NV, y_N) + distilled(z_NV, r_NV, y_N, alpha, **options)
 
 
-def normalised(z_NV, r_NV, y_N, alpha=0.8, gamma=1.5, temperature=2.0):
+def normalised(z_NV, r_NV, y_N, alpha=0.8, gamma=1.5, temperature=2.0, standardise=False):
     """Target by target, with the other classes picked out."""
     losses = []
     for z_V, r_V, y in zip(z_NV, r_NV, y_N.tolist(), strict=True):
         others = [k for k in range(len(z_V)) if k != y]
-        rest = -((r_V[others] / temperature).softmax(0) * (z_V[others] / temperature).log_softmax(0)).sum()
+        s_V, q_V = ((x - x.mean()) / (x.std() + 1e-7) if standardise else x for x in (z_V, r_V))
+        rest = -((q_V[others] / temperature).softmax(0) * (s_V[others] / temperature).log_softmax(0)).sum()
         nkd = -r_V.softmax(0)[y] * z_V.log_softmax(0)[y] + gamma * temperature**2 * rest
         losses.append(-z_V.log_softmax(0)[y] + alpha * nkd)
     return torch.stack(losses)
@@ -52,6 +53,11 @@ CASES = {
         lambda z, r, y: full_distillation(z, r, y, standardise=True),
     ),
     "nkd": ("nkd", {"alpha": 0.8, "gamma": 1.5, "temperature": 2.0}, normalised),
+    "nkd, standardised": (
+        "nkd",
+        {"alpha": 0.8, "gamma": 1.5, "temperature": 2.0, "standardise": True},
+        lambda z, r, y: normalised(z, r, y, standardise=True),
+    ),
 }
 
 
