@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from common.section import MOST, Choice, Place, Section, Text
 from data.corpora import DataConfig
 from data.negatives import NegativeKind, negative_count
-from model.negatives import NegativeLossKind
 from optim.optimizers import OptimizerConfig
 
 MOST_TOKENS_PER_STEP = 1 << 30
@@ -109,7 +108,7 @@ class NegativesConfig(Section):
     vocabulary; corpus: another text."""
     share: float = Field(gt=0, lt=1)
     """Share of the sequences of each batch, rounded to a whole number of them."""
-    loss: NegativeLossKind
+    loss: Literal["hinge", "uniform", "others"]  # model.negatives has them; its import would load transformers
     """hinge: the sum over the ``nearest`` classes of max(0, ``margin`` - d_k), where d_k = -z_k is the squared distance in the
     head's own unit, so only for the metric head; uniform: cross-entropy towards the same probability of every class; others: the
     NLL of the class that head.abstain adds."""

@@ -359,7 +359,7 @@ def test_rounded_states_are_measured_in_float32(form):
 
 def test_one_line_says_that_tokens_are_compared(teacher, start, capsys):
     start("name=noted", "train.steps=6", *geometry(teacher, "gram"))
-    assert capsys.readouterr().err.count("objective.kind: geometry compares the tokens of a micro-batch") == 1
+    assert capsys.readouterr().err.count("geometry: the tokens of a micro-batch are compared with each other") == 1
 
 
 @pytest.mark.parametrize(
