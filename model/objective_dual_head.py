@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .objective_distill import FromTeacher
-from .objectives import TokenLogits, check_temperature, negative_log_likelihood
+from .objectives import TokenLogits, check_temperature, negative_log_likelihood, softplus
 from .registry import register_objective
 
 
@@ -46,6 +45,6 @@ class DualHeadDistillation(FromTeacher):
         assert t.auxiliary is not None and t.taught is not None
         temperature = self.options.temperature
         apart_NV = (t.auxiliary - t.taught) / temperature
-        log_cosh_NV = F.softplus(apart_NV) - apart_NV / 2 - math.log(2)
+        log_cosh_NV = softplus(apart_NV) - apart_NV / 2 - math.log(2)
         binary_N = log_cosh_NV.mean(1) if self.options.reduction == "mean" else log_cosh_NV.sum(1)
         return negative_log_likelihood(t) + self.options.alpha * temperature**2 * binary_N

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from .objectives import Objective, TokenLogits, check_temperature
+from .objectives import Objective, TokenLogits, check_temperature, softplus
 from .registry import register_objective
 
 
@@ -37,4 +36,4 @@ class InfoNCE(Objective):
     def loss(self, t: TokenLogits) -> Tensor:
         assert t.rivals is not None
         rivals_N = (t.rivals / self.options.temperature).logsumexp(1)
-        return F.softplus(rivals_N - t.true / self.options.temperature)
+        return softplus(rivals_N - t.true / self.options.temperature)

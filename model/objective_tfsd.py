@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .objective_weighted import Weighted
-from .objectives import TokenLogits, log_partition, negative_log_likelihood, tfsd_weight
+from .objectives import TokenLogits, log_partition, negative_log_likelihood, softplus, tfsd_weight
 from .registry import register_objective
 
 
@@ -24,7 +23,7 @@ def tfsd_value(t: TokenLogits) -> Tensor:
     true, size = t.true.double(), t.negatives.double().abs()
     a = torch.sigmoid(-size)
     u = torch.where(t.negatives >= 0, true, -true)
-    far = F.softplus(u - size) - F.softplus(-size)
+    far = softplus(u - size) - softplus(-size)
     near = torch.log1p(a * torch.expm1(u.clamp(max=60)))
     return (torch.where(u > 60, far, near) - a * u).to(t.true.dtype)
 

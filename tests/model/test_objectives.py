@@ -1,6 +1,7 @@
 """Objectives under both heads against naive float64 definitions: values, gradients, extremes."""
 
 import math
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import HEADS, OBJECTIVES
+from model import HEADS, OBJECTIVES, objectives
 from model.chunked import MAX_ROWS, SAMPLING, _mixture_entropy, chunked_loss
 from model.objective_tfsd import tfsd_value
 from model.objectives import TokenLogits, negative_log_likelihood
@@ -395,3 +396,10 @@ def test_nll_and_its_gradient_are_exact_in_float64_for_surprising_tokens(surpris
         expected_slope = -1 / (1 + mpmath.exp(-mpmath.mpf(surprise)))
     assert float(nll) == pytest.approx(float(expected), rel=1e-15)
     assert float(slope) == pytest.approx(float(expected_slope), rel=1e-15)
+
+
+def test_no_objective_uses_the_softplus_that_is_cut_off():
+    """The one of objectives.py is exact in float64; a sum of exponentials of -|x| alone may use torch's."""
+    here = Path(objectives.__file__).parent
+    users = [path.name for path in sorted(here.glob("objective_*.py")) if "F.softplus" in path.read_text()]
+    assert users == []
