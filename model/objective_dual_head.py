@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .objective_distill import FromTeacher
+from .objective_distill import FromTeacher, standardised
 from .objectives import TokenLogits, check_temperature, negative_log_likelihood, softplus
 from .registry import register_objective
 
@@ -35,6 +35,8 @@ class DualHeadDistillation(FromTeacher):
         """T, of the difference of logits."""
         reduction: Literal["mean", "sum"] = "mean"
         """Of the auxiliary head's loss over the vocabulary; sum: as the authors."""
+        standardise: bool = False
+        """Standardise the logits of both in the auxiliary head's loss."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.alpha <= 1000:
@@ -44,7 +46,9 @@ class DualHeadDistillation(FromTeacher):
     def loss(self, t: TokenLogits) -> Tensor:
         assert t.auxiliary is not None and t.taught is not None
         temperature = self.options.temperature
-        apart_NV = (t.auxiliary - t.taught) / temperature
+        both = (t.auxiliary, t.taught)
+        s_NV, t_NV = (standardised(z_NV) for z_NV in both) if self.options.standardise else both
+        apart_NV = (s_NV - t_NV) / temperature
         log_cosh_NV = softplus(apart_NV) - apart_NV / 2 - math.log(2)
         binary_N = log_cosh_NV.mean(1) if self.options.reduction == "mean" else log_cosh_NV.sum(1)
         return negative_log_likelihood(t) + self.options.alpha * temperature**2 * binary_N

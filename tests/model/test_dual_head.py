@@ -46,14 +46,17 @@ def loss_of(head, objective, h_ND, y_N, taught, rows=4):
     )
 
 
+@pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@given(**SHAPES, rows=st.integers(1, 31), temperature=st.sampled_from([0.5, 2.0]))
-def test_value_and_gradient_are_those_of_the_definition(reduction, V, D, N, seed, rows, temperature):
-    options = {"alpha": 0.7, "temperature": temperature, "reduction": reduction}
+@given(**SHAPES | {"V": st.integers(3, 40)}, rows=st.integers(1, 31), temperature=st.sampled_from([0.5, 2.0]))
+def test_value_and_gradient_are_those_of_the_definition(reduction, standardise, V, D, N, seed, rows, temperature):
+    options = {"alpha": 0.7, "temperature": temperature, "reduction": reduction, "standardise": standardise}
     head, objective, h_ND, y_N, taught = made(D, V, N, seed, **options)
     penalty = Penalty("z", lambda t: 0.1 * log_partition(t).square() + t.mean, uses_mean=True)
     losses = loss_of(head, WithPenalties(objective, [penalty]), h_ND, y_N, taught, rows)
     z_NV, s_NV, t_NV = h_ND @ head.weight.T, h_ND @ head.auxiliary.T, taught.logits(slice(None)).detach()
+    if standardise:
+        s_NV, t_NV = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) for x in (s_NV, t_NV))
     binary_NV = binary_kl(s_NV, t_NV, temperature)
     second_N = binary_NV.mean(1) if reduction == "mean" else binary_NV.sum(1)
     extra_N = 0.1 * z_NV.logsumexp(1).square() + z_NV.mean(1)
