@@ -1,10 +1,11 @@
 """Measure models by a probe: its values over seeds and over training, and the arms compared.
 
-    python -m analysis.probes PROBE RUN... --out DIR [--set KEY=VALUE]... [--over-training] [--no-untrained] [--seed N]
+    python -m analysis.probes PROBE RUN|SUITE_DIR... --out DIR [--set KEY=VALUE]... [--over-training] [--no-untrained] [--seed N]
         [--plugins FILE]...
     python -m analysis.probes --list [--plugins FILE]...
 
-RUN is a run directory, a checkpoint directory, or the directory of a transformers causal LM with the same tokenizer. Runs that
+RUN is a run directory, a checkpoint directory, or the directory of a transformers causal LM with the same tokenizer; a suite's
+directory stands for the calm runs of all of its arms, each at its best rate. Runs that
 differ in nothing but the seed are one arm; differences are from the first arm, paired by seed. --list shows all probes with
 their options and measures; --plugins names a Python file with probes of your own.
 
@@ -52,7 +53,10 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m analysis.probes", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("probe", nargs="?", metavar="PROBE", help="its name; --list shows all")
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="runs or checkpoints; those of the first arm are the baseline"
+        "runs",
+        nargs="*",
+        metavar="RUN|SUITE_DIR",
+        help="runs, checkpoints or suites; those of the first arm are the baseline",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
@@ -89,7 +93,7 @@ def _probe(kind: str, settings: Sequence[str], runs: Sequence[str]) -> Probe[Any
     """The probe with these options. Raises :class:`InputError` with every mistake in them."""
     import pydantic
 
-    from analysis.compare.arms import find_arms
+    from analysis.stability.chosen import arms_at
     from common.registry import checked_options
     from configs.kinds import option_names, option_problem
     from configs.load import load_recorded
@@ -99,7 +103,7 @@ def _probe(kind: str, settings: Sequence[str], runs: Sequence[str]) -> Probe[Any
     from .kinds import PROBES
 
     if kind not in PROBES:
-        for run in {member.run for arm in find_arms(runs) for member in arm.members if member.run}:
+        for run in {member.run for arm in arms_at(runs) for member in arm.members if member.run}:
             load_recorded(run)  # registers what its plugins define
     if kind not in PROBES:
         hint = nearest(kind, PROBES) or "; one of your own needs its file in --plugins"
@@ -118,16 +122,17 @@ def _probe(kind: str, settings: Sequence[str], runs: Sequence[str]) -> Probe[Any
 
 
 def _measure(probe: Probe[Any], options: Any) -> None:
-    from analysis.compare.arms import arms_differ_in, find_arms, untrained_arm
+    from analysis.compare.arms import arms_differ_in, untrained_arm
     from analysis.compare.text import open_text
     from analysis.show import style
+    from analysis.stability.chosen import arms_at
 
     from .compare import comparisons
     from .evaluate import evaluate, last_points
     from .figure import draw_probe
     from .over_training import points_of
 
-    arms = find_arms(options.runs)
+    arms = arms_at(options.runs)
     text = open_text(arms)
     points = points_of(arms) if options.over_training else last_points(arms)
     if not options.over_training and not options.no_untrained:

@@ -1,12 +1,13 @@
 """Synonym tolerance against tokens: the metrics of analysis.synonyms at every checkpoint of the runs.
 
-    python -m analysis.tolerance RUN... --out DIR
+    python -m analysis.tolerance RUN|SUITE_DIR... --out DIR
         [--pairs builtin|wordnet|wordnet:FOLDER|FILE] [--match-pos wordnet|wordnet:FOLDER] [--min-similarity S]
         [--contexts-per-word N] [--min-contexts N] [--seed N]
 
-Runs that differ only in the seed form one arm. If a run is named by a checkpoint, only the checkpoints up to it are evaluated. A
-run's initial model, with the fresh weights of its seed, stands at 0 tokens, unless the run began from another model's weights.
-A checkpoint that has diverged is named and has no values. docs/synonyms.md says how to read the numbers.
+Runs that differ only in the seed form one arm; a suite's directory stands for the calm runs of all of its arms. If a run is
+named by a checkpoint, only the checkpoints up to it are evaluated. A run's initial model, with the fresh weights of its seed,
+stands at 0 tokens, unless the run began from another model's weights. A checkpoint that has diverged is named and has no values.
+docs/synonyms.md says how to read the numbers.
 
 Writes summary.json, tolerance.csv (a row for each run and checkpoint) and tolerance.png.
 """
@@ -22,13 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare.arms import Diverged, diverged_line, find_arms, load_member
+from analysis.compare.arms import Diverged, diverged_line, load_member
 from analysis.compare.metric import WEIGHT, logged_weight
 from analysis.compare.statistics import finite_mean
 from analysis.compare.temperature import MEANINGS, VIEWS_OVER_TRAINING
 from analysis.probes.over_training import Point, mean_over_runs, points_of
 from analysis.show import style
 from analysis.show.tables import terminal_table
+from analysis.stability.chosen import arms_at
 from analysis.synonyms.build_study import build_study
 from analysis.synonyms.compare import item_means
 from analysis.synonyms.encode import encode_study
@@ -77,12 +79,12 @@ _PRINTED = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(prog="python -m analysis.tolerance", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a checkpoint directory in one")
+    parser.add_argument("runs", nargs="+", metavar="RUN|SUITE_DIR", help="run, a checkpoint in one, or suite")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     add_settings(parser, CONTEXTS_PER_WORD)
     options = parser.parse_args(arguments)
     settings = settings_of(options)
-    arms = find_arms(options.runs)
+    arms = arms_at(options.runs)
     points = points_of(arms)
     data = open_data(arms)
     study = build_study(data, settings)
