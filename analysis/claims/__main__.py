@@ -1,9 +1,10 @@
-"""The article's claims about stability, as far as a suite's runs decide them.
+"""The article's claims, as far as a suite's runs decide them.
 
     python -m analysis.claims SUITE_DIR|RUN... [--baseline ARM] [--out DIR]
 
 Prints a table: each claim, how it was tested, and its verdict: supported, refuted or not shown. With --out writes claims.md and
-claims.json (strict). Everything is computed from run directories. analysis.stability has the comparisons of all arms.
+claims.json (strict). Everything is computed from run directories and from what probes have found in the suite's checkpoints, in
+SUITE_DIR/probes/PROBE; the table says which command writes what is missing. analysis.stability has the comparisons of all arms.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ from common.errors import InputError
 from common.files import write_json, write_text
 
 from .base import CLAIMS, Claim, Judged, interval, judge, tested_arms, verdict_of
+from .probed import Probed
 
 HEADER = ["arm", "against", "where", "difference [95%]", "n", "p (Holm)", "would show", "verdict"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = ArgumentParser(
-        prog="python -m analysis.claims", description="The article's claims about stability, decided."
-    )
+    parser = ArgumentParser(prog="python -m analysis.claims", description="The article's claims, decided.")
     parser.add_argument("runs", nargs="+", metavar="SUITE_DIR|RUN", help="a suite's directory, or run directories")
     parser.add_argument("--baseline", metavar="ARM", help="the arm to compare with (default: the plan's, or the first)")
     parser.add_argument("--out", type=Path, help="folder for claims.md and claims.json")
@@ -53,12 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(terminal_table(["claim", "verdict", "tests that decide"], _overview(judged)))
     for name, claim in claims.items():
         print(f"\n{name}: {verdict_of(judged[name])}")
-        print(textwrap.fill(f"{claim.says} Test: {claim.test}.", WIDTH, initial_indent="  ", subsequent_indent="  "))
+        print(_wrapped(f"{claim.says} Test: {claim.test}.", "  "))
         for one in judged[name]:
-            if one.evidence.decides:
-                print(textwrap.fill(_line(one), WIDTH, initial_indent="  - ", subsequent_indent="    "))
+            if one.evidence.decides or one.verdict == "not testable here":
+                print(_wrapped(_line(one), "  - "))
     if options.out:
         print(f"\nwritten to {options.out}: claims.md, claims.json")
+
+
+def _wrapped(text: str, before: str) -> str:
+    """Lines of the terminal's width, commands and paths unbroken."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=before,
+        subsequent_indent=" " * len(before),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def all_claims() -> dict[str, Claim]:
@@ -112,17 +124,23 @@ def page(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequenc
     one = found.comparison
     unbegun = "" if (line := unbegun_line(one)) is None else f"{line[0].upper()}{line[1:]}. "
     parts = [
-        f"# Claims about stability\n\n{len(one.runs)} of {len(one.planned)} planned runs; baseline {one.baseline}. {unbegun}"
+        f"# The article's claims\n\n{len(one.runs)} of {len(one.planned)} planned runs; baseline {one.baseline}. {unbegun}"
         "p-values are adjusted by Holm's method over all tests of this page; would show: the smallest difference that would be "
         "claimed with 80% power. Tests beside the verdict do not decide it.\n",
         markdown_table(["claim", "verdict", "tests that decide"], _overview(judged)),
     ]
     for name, claim in claims.items():
-        parts.append(f"## {name}: {verdict_of(judged[name])}\n\n{claim.says}\n\nTest: {claim.test}.\n")
+        parts.append(
+            f"## {name}: {verdict_of(judged[name])}\n\n{claim.says}\n\nTest: {claim.test}.{_measured_by(found, claim)}\n"
+        )
         for what in dict.fromkeys(each.evidence.what for each in judged[name]):
             rows = [_row(each) for each in judged[name] if each.evidence.what == what]
             parts.append(f"{what[0].upper()}{what[1:]}:\n\n{markdown_table(HEADER, rows)}")
     return "\n".join(parts)
+
+
+def _measured_by(found: Study, claim: Claim) -> str:
+    return f" Measured by `{Probed(found, claim.probe).command}`." if claim.probe else ""
 
 
 def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
@@ -135,6 +153,7 @@ def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequ
         "claims": [
             {
                 "claim": name, "says": claim.says, "test": claim.test, "verdict": verdict_of(judged[name]),
+                "command": Probed(found, claim.probe).command if claim.probe else None,
                 "evidence": [
                     asdict(one.evidence)
                     | {"adjusted_p": one.adjusted_p, "smallest": one.smallest, "verdict": one.verdict}

@@ -71,6 +71,8 @@ class Claim(ABC):
     """The claim, in our words."""
     test: ClassVar[str]
     """What supports or refutes it."""
+    probe: ClassVar[str] = ""
+    """What measures the checkpoints that it is judged by; empty where the runs' own records do."""
 
     @abstractmethod
     def evidence(self, study: Study) -> Iterator[Evidence]:
@@ -118,15 +120,22 @@ def verdict_of(evidence: Sequence[Judged]) -> Verdict:
 
 
 def tested_arms(study: Study) -> list[str]:
-    """The arms with a metric head and TFSD, those at the article's scale first."""
+    """The arms with a metric head and TFSD that see the same text as the baseline, those at the article's scale first."""
+    base = _seen(config_of(study, study.comparison.baseline))
     arms = [
         arm
         for arm in study.comparison.compared
         if arm != study.comparison.control
         and (config := config_of(study, arm))
         and (config["head"]["kind"], config["objective"]["kind"]) == ("metric", "tfsd")
+        and _seen(config) == base
     ]
     return sorted(arms, key=lambda arm: not at_article_scale(study, arm))
+
+
+def _seen(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a run sees at a step: how many sequences, and whether negatives are among them."""
+    return config.get("train", {}).get("batch_size"), config.get("negatives")
 
 
 def at_article_scale(study: Study, arm: str) -> bool:

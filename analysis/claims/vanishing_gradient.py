@@ -10,6 +10,7 @@ from analysis.stability.compare import COMMON, Study
 from record.finished import Run
 
 from .base import CLAIMS, Claim, Evidence, against_number, deciding, place, runs_at, tested_arms, without_effect
+from .probed import Probed
 
 WEIGHT, NLL = "tfsd/weight_mean", "loss/nll"
 CONSTANT = 1e-3
@@ -22,9 +23,11 @@ class VanishingGradient(Claim):
 
     says = "The gradient vanishes where the target is reached, so that what is learnt is no longer pushed."
     test = (
-        "rank correlation over a run's steps of the mean weight c with the NLL: supported if positive (c falls as the NLL "
-        "falls), refuted if negative (c is smallest where nothing is predicted yet); not shown where c does not vary"
+        "rank correlation of the weight c with the NLL, over a run's steps and, where the adaptive probe has measured it, over "
+        "held-out tokens at the end: supported if positive (c falls as the NLL falls), refuted if negative (c is smallest where "
+        "nothing is predicted yet); not shown where c does not vary"
     )
+    probe = "adaptive"
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
         scenario = study.comparison.calm
@@ -40,6 +43,12 @@ class VanishingGradient(Claim):
             if weights and not values:
                 one = without_effect(one, f"c does not vary: {np.mean(weights):.3f} at every step")
             yield one
+            if (probed := Probed(study, self.probe)).file.is_file():
+                what, ranks = (
+                    "rank correlation of c with the NLL over tokens",
+                    probed.finite("weight_difficulty_rank", arm),
+                )
+                yield against_number(what, ranks, 0.0, arm, probed.where, "higher", decides=deciding(study, arm))
 
 
 def correlation(run: Run) -> float | None:

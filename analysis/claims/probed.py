@@ -1,0 +1,147 @@
+"""What probes have measured of a suite's runs, as far as their results lie in its directory."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.stability.compare import OWN_BEST, Study
+from common.errors import InputError
+from record.finished import Run, checkpoints_of, is_file
+from record.suite import PLAN_FILE
+
+from .base import Claim, Evidence, Side, Verdict, against_baseline, place
+
+FOLDER = "probes"
+"""Within a suite's directory, where its probes' results lie, each in a folder of its name."""
+TOLERANCE = "tolerance"
+"""analysis.tolerance, whose results lie beside those of the probes."""
+
+
+class ProbedClaim(Claim):
+    """Base of the claims that are judged by what a probe measures of checkpoints."""
+
+    def evidence(self, study: Study) -> Iterator[Evidence]:
+        probed = Probed(study, self.probe)
+        if not is_file(probed.suite / PLAN_FILE):
+            yield unmeasured(self.probe, "checkpoints are judged in a suite's directory alone")
+            return
+        if not probed.file.is_file():
+            yield unmeasured(self.probe, f"not measured; first run: {probed.command}")
+            return
+        yield from self.judged(study, probed)
+
+    def judged(self, study: Study, probed: Probed) -> Iterator[Evidence]:
+        """The evidence, where the probe has measured the suite."""
+        raise NotImplementedError
+
+
+def unmeasured(what: str, why: str, verdict: Verdict = "not testable here") -> Evidence:
+    """Evidence that there is none."""
+    return Evidence(what, "", "", "", why, decides=False, fixed=verdict)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The values that one probe has found at the last checkpoints of the calm runs."""
+
+    study: Study
+    probe: str
+
+    @property
+    def suite(self) -> Path:
+        """The suite's directory."""
+        return Path(next(iter(self.study.comparison.planned.values()))).parent
+
+    @property
+    def file(self) -> Path:
+        """Where the values are."""
+        name = "tolerance.csv" if self.probe == TOLERANCE else "values.csv"
+        return self.suite / FOLDER / self.probe / name
+
+    @property
+    def command(self) -> str:
+        """What measures them."""
+        what = "tolerance" if self.probe == TOLERANCE else f"probes {self.probe}"
+        return shlex.join(
+            ["python", "-m", *f"analysis.{what}".split(), f"{self.suite}", "--out", f"{self.file.parent}"]
+        )
+
+    @property
+    def where(self) -> str:
+        """Of what these values are, in words."""
+        return f"last checkpoints, {place(self.study.comparison.calm, OWN_BEST)}"
+
+    def against_baseline(
+        self, what: str, key: str, arm: str, good: Side, *, decides: bool, form: str = "+.3f"
+    ) -> Evidence:
+        """A test of a measure of an arm against the baseline's, paired by seed."""
+        base = self.study.comparison.baseline
+        values = {each: self.finite(key, each) for each in (arm, base)}
+        if not values[arm] or not values[base]:
+            return unmeasured(what, f"the {self.probe} probe has no value of it here")
+        return against_baseline(self.study, what, values, arm, self.where, good, decides=decides, form=form)
+
+    def mean(self, key: str, arm: str) -> float:
+        """The mean over seeds; NaN without a value."""
+        values = self.finite(key, arm).values()
+        return sum(values) / len(values) if values else math.nan
+
+    def finite(self, key: str, arm: str) -> dict[int, float]:
+        """A measure that is one number, by seed, where it is finite. Raises InputError for values that are not of the runs as
+        they are."""
+        return {seed: value for seed, value in self._values(key, arm).items() if math.isfinite(value)}
+
+    def _values(self, key: str, arm: str) -> dict[int, float]:
+        table = _last_values(self.file, self.file.stat().st_mtime_ns, self.probe == TOLERANCE)
+        found = {}
+        for seed, run in self._runs(arm).items():
+            if run.name not in table:
+                raise InputError(f"{self.file} has nothing of the run {run.name}; measure again: {self.command}")
+            step, values = table[run.name]
+            checkpoints = checkpoints_of(run.path)
+            if checkpoints and step != checkpoints[-1][0]:
+                raise InputError(
+                    f"{self.file} has {run.name} at step {step}, whose last checkpoint is of {checkpoints[-1][0]}; measure "
+                    f"again: {self.command}"
+                )
+            found[seed] = values.get(key, math.nan)
+        return found
+
+    def _runs(self, arm: str) -> Mapping[int, Run]:
+        """The calm runs of an arm at the rate that is best for it over all seeds, by seed: those that probes measure."""
+        one = self.study.comparison
+        rate = self.study.rate_of(arm, one.calm, None)
+        return {
+            cell.seed: run
+            for cell, run in one.runs.items()
+            if cell.arm == arm and cell.scenario == one.calm and cell.rate == rate
+        }
+
+
+@cache
+def _last_values(file: Path, changed: int, wide: bool) -> dict[str, tuple[int, dict[str, float]]]:
+    """By run: the last step that was measured, and the single numbers there. ``changed``, the time of the file's last change,
+    tells one state of it from the next."""
+    try:
+        table = pd.read_csv(file)
+        table = table[table["step"].notna()]
+        last = table[table["step"] == table.groupby("run")["step"].transform("max")]
+        if not wide:
+            last = last[last["index"] < 0].pivot_table(
+                index=["run", "step"], columns="measure", values="value", dropna=False
+            )
+        else:
+            last = last.set_index(["run", "step"]).select_dtypes("number")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); measure again") from None
+    return {
+        str(run): (int(step), {str(key): float(value) for key, value in values.items()})
+        for (run, step), values in last.iterrows()
+    }

@@ -1,0 +1,58 @@
+"""Push-away tightens the cells: training on negatives makes room around each embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from analysis.compare.seeds import paired
+from analysis.stability.compare import Study
+
+from .base import CLAIMS, Evidence, config_of
+from .probed import Probed, ProbedClaim, unmeasured
+
+SAME = ("head", "objective", "interventions", "optimizer", "body")
+"""Sections in which the arm without negatives is the same."""
+
+
+@CLAIMS.register("push_away")
+class PushAway(ProbedClaim):
+    """The distance of hidden states to their token's embedding over that to the nearest other one."""
+
+    says = "Pushing negatives away from the embeddings tightens the cells: known text lies nearer to its tokens."
+    test = (
+        "median over held-out tokens of the distance to the target's embedding over that to the nearest other, of arms trained "
+        "with the hinge on negatives, minus the same arm's without negatives: supported if lower, refuted if higher"
+    )
+    probe = "geometry"
+
+    def judged(self, study: Study, probed: Probed) -> Iterator[Evidence]:
+        pairs = {arm: partner for arm in study.comparison.compared if (partner := without_negatives(study, arm))}
+        if not pairs:
+            yield unmeasured("cells", "no arm has negatives with the hinge beside one that is the same without them")
+        for arm, partner in pairs.items():
+            own, other = (probed.finite("cell_ratio", each) for each in (arm, partner))
+            told = ", ".join(f"{each} {probed.mean('cell_ratio', each):.3f}" for each in (arm, partner))
+            difference = paired(own, other)
+            what = "distance to the target's embedding over that to the nearest other"
+            yield Evidence(what, arm, partner, probed.where, told, True, difference, "lower")
+
+
+def without_negatives(study: Study, arm: str) -> str | None:
+    """The arm that lacks nothing but the negatives of this one, which trains on them with the hinge; of several the one whose
+    batches have as many other sequences."""
+    own = config_of(study, arm)
+    negatives = own.get("negatives")
+    if not isinstance(negatives, dict) or negatives.get("loss") != "hinge":
+        return None
+    alike = {
+        other: config
+        for other in study.comparison.arms
+        if (config := config_of(study, other)) and not config.get("negatives") and _same(own, config)
+    }
+    left = own["train"]["batch_size"] * (1 - negatives["share"])
+    return min(alike, key=lambda other: abs(alike[other]["train"]["batch_size"] - left), default=None)
+
+
+def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(own.get(section) == other.get(section) for section in SAME)

@@ -1,0 +1,149 @@
+"""Claims that are judged by what probes measured: verdicts from values made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.claims.__main__ import all_claims, main
+from analysis.claims.base import judge, verdict_of
+from analysis.claims.probed import TOLERANCE, ProbedClaim
+from analysis.claims.push_away import without_negatives
+from analysis.stability.compare import study
+from analysis.stability.runs import find_runs
+from common.errors import InputError
+from record.suite import PlannedRun, SuitePlan, write_plan
+
+from ..stability.made import STEPS, config, curve
+from ..written import write_run
+
+SEEDS = (0, 1, 2, 3)
+NEGATIVES = {"kind": "random", "share": 0.25, "loss": "hinge", "margin": 1.0}
+ARMS = {
+    "base": ("linear", "ce", 16, None),
+    "article": ("metric", "tfsd", 16, None),
+    "fewer": ("metric", "tfsd", 12, None),
+    "pushed": ("metric", "tfsd", 16, NEGATIVES),
+}
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """Arms with four seeds each, whose runs ended at step 60."""
+    plan = []
+    for arm, (head, objective, batch, negatives) in ARMS.items():
+        for seed in SEEDS:
+            own = config(seed, head={"kind": head, "scale": "article"}, objective={"kind": objective}, stress=[])
+            own |= {"train": {"steps": STEPS, "batch_size": batch}, "negatives": negatives}
+            plan.append(PlannedRun(f"{arm}_seed{seed}", arm, None, 0.01, seed))
+            write_run(tmp_path / plan[-1].name, curve(seed), config=own)
+    write_plan(tmp_path, SuitePlan("base", None, tuple(plan)))
+    return tmp_path
+
+
+def measured(suite, probe, step=STEPS, **values):
+    """Results of a probe: by measure and arm a number, to which something that depends on arm and seed is added."""
+    rows = [
+        {
+            "arm": arm,
+            "run": f"{arm}_seed{seed}",
+            "seed": seed,
+            "step": at,
+            "measure": key,
+            "index": index,
+            "value": value,
+        }
+        for key, own in values.items()
+        for place, arm in enumerate(ARMS)
+        for seed in SEEDS
+        for at, index, value in (
+            (step, -1, own.get(arm, 1.0) + 1e-3 * seed**2 * place * (own.get(arm, 1.0) % 1 > 0)),
+            (step - 30, -1, 99.0),  # an earlier checkpoint
+            (step, 0, -99.0),  # an array's element
+        )
+    ]
+    table = pd.DataFrame(rows)
+    folder = suite / "probes" / probe
+    folder.mkdir(parents=True, exist_ok=True)
+    if probe == TOLERANCE:
+        table[table["index"] < 0].pivot(index=["run", "step"], columns="measure", values="value").reset_index().to_csv(
+            folder / "tolerance.csv", index=False
+        )
+    else:
+        table.to_csv(folder / "values.csv", index=False)
+
+
+def verdicts(suite, name):
+    """A claim's verdict, and those of its tests by arm and by what is tested."""
+    judged = judge({name: list(all_claims()[name].evidence(study(find_runs([str(suite)]))))})[name]
+    return verdict_of(judged), {(one.evidence.arm, one.evidence.what.partition(",")[0]): one.verdict for one in judged}
+
+
+CASES = {
+    "synonym_tolerance": (TOLERANCE, {"auc": {"article": 0.6, "base": 0.55}, "log_odds_fitted": {}}, "supported"),
+    "semantic_fracturing": ("geometry", {"synonym_ratio": {"article": 0.95, "base": 0.85}}, "refuted"),
+    "bottleneck": ("bottleneck", {"rank": {"article": 34.0}, "bound": {"article": 34.0}, "effective_rank": {}}, "refuted"),
+    "far_means_unknown": (
+        "uncertainty",
+        {
+            "auroc_distance_random": {"article": 0.95}, "auroc_probability_random": {"base": 0.75},
+            "auroc_distance_shuffled": {"article": 0.65}, "auroc_probability_shuffled": {"base": 0.45},
+            "distance_entropy_rank": {"article": -0.45},
+        },
+        "supported",
+    ),
+    "adaptive_curriculum": ("adaptive", {"entropy_difficulty_rank": {"article": 0.35}, "gradient_kept": {}}, "supported"),
+    "dark_knowledge": ("adaptive", {"dark_knowledge": dict.fromkeys(ARMS, 0.0)}, "refuted"),
+    "push_away": ("geometry", {"cell_ratio": {"pushed": 0.85, "fewer": 0.95, "article": 0.75}}, "supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_claim_is_judged_by_the_last_checkpoints_of_its_probe(suite, name):
+    probe, values, expected = CASES[name]
+    measured(suite, probe, **values)
+    verdict, tests = verdicts(suite, name)
+    assert verdict == expected
+    assert {arm for arm, _ in tests} == {"pushed" if name == "push_away" else "article"}  # fewer sees less text
+
+
+def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(suite, capsys):
+    main([str(suite), "--out", str(suite / "claims")])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, claim in all_claims().items():
+        if isinstance(claim, ProbedClaim) and name != "push_away":
+            assert verdicts(suite, name) == ("not testable here", {("", claim.probe): "not testable here"})
+    assert f"first run: python -m analysis.probes geometry {suite} --out {suite}/probes/geometry" in printed
+    assert (
+        f"python -m analysis.tolerance {suite} --out {suite}/probes/tolerance"
+        in (suite / "claims" / "claims.md").read_text()
+    )
+
+
+def test_values_of_other_runs_or_checkpoints_are_refused(suite):
+    values = {"entropy_difficulty_rank": dict.fromkeys(ARMS, 0.35), "gradient_kept": {}}
+    measured(suite, "adaptive", **values)
+    checkpoint = suite / "article_seed0" / "checkpoints" / "step_00000090"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_text("")
+    with pytest.raises(
+        InputError, match=r"article_seed0 at step 60, whose last checkpoint is of 90; measure again: python"
+    ):
+        verdicts(suite, "adaptive_curriculum")
+    file = suite / "probes" / "adaptive" / "values.csv"
+    file.write_text("".join(line for line in file.open() if "article_seed0" not in line))
+    with pytest.raises(InputError, match=r"values\.csv has nothing of the run article_seed0; measure again: python"):
+        verdicts(suite, "adaptive_curriculum")
+
+
+def test_what_a_probe_could_not_measure_is_not_testable(suite):
+    measured(suite, "geometry", synonym_ratio=dict.fromkeys(ARMS, float("nan")))
+    assert verdicts(suite, "semantic_fracturing")[0] == "not testable here"
+
+
+def test_negatives_are_held_against_the_arm_with_as_much_text(suite):
+    found = study(find_runs([str(suite)]))
+    assert {arm: without_negatives(found, arm) for arm in ARMS} == dict.fromkeys(ARMS) | {"pushed": "fewer"}
