@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +11,9 @@ import pytest
 
 from analysis.claims.__main__ import all_claims, main
 from analysis.claims.base import judge, verdict_of
-from analysis.claims.probed import TOLERANCE, ProbedClaim
+from analysis.claims.probed import TOLERANCE, Probed, ProbedClaim
 from analysis.claims.push_away import without_negatives
-from analysis.stability.compare import study
+from analysis.stability.compare import Study, study
 from analysis.stability.runs import find_runs
 from common.errors import InputError
 from record.suite import PlannedRun, SuitePlan, write_plan
@@ -29,18 +31,26 @@ ARMS = {
 }
 
 
-@pytest.fixture
-def suite(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Arms with four seeds each, whose runs ended at step 60."""
-    plan = []
+    folder, plan = tmp_path_factory.mktemp("suite"), []
     for arm, (head, objective, batch, negatives) in ARMS.items():
         for seed in SEEDS:
             own = config(seed, head={"kind": head, "scale": "article"}, objective={"kind": objective}, stress=[])
             own |= {"train": {"steps": STEPS, "batch_size": batch}, "negatives": negatives}
             plan.append(PlannedRun(f"{arm}_seed{seed}", arm, None, 0.01, seed))
-            write_run(tmp_path / plan[-1].name, curve(seed), config=own)
-    write_plan(tmp_path, SuitePlan("base", None, tuple(plan)))
-    return tmp_path
+            write_run(folder / plan[-1].name, curve(seed), config=own)
+    write_plan(folder, SuitePlan("base", None, tuple(plan)))
+    return study(find_runs([str(folder)]))
+
+
+@pytest.fixture
+def suite(found: Study) -> Iterator[Path]:
+    """Their directory, without results of probes."""
+    folder = Probed(found, "none").suite
+    yield folder
+    shutil.rmtree(folder / "probes", ignore_errors=True)
 
 
 def measured(suite, probe, step=STEPS, **values):
@@ -75,9 +85,9 @@ def measured(suite, probe, step=STEPS, **values):
         table.to_csv(folder / "values.csv", index=False)
 
 
-def verdicts(suite, name):
+def verdicts(found, name):
     """A claim's verdict, and those of its tests by arm and by what is tested."""
-    judged = judge({name: list(all_claims()[name].evidence(study(find_runs([str(suite)]))))})[name]
+    judged = judge({name: list(all_claims()[name].evidence(found))})[name]
     return verdict_of(judged), {(one.evidence.arm, one.evidence.what.partition(",")[0]): one.verdict for one in judged}
 
 
@@ -101,20 +111,20 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_claim_is_judged_by_the_last_checkpoints_of_its_probe(suite, name):
+def test_a_claim_is_judged_by_the_last_checkpoints_of_its_probe(found, suite, name):
     probe, values, expected = CASES[name]
     measured(suite, probe, **values)
-    verdict, tests = verdicts(suite, name)
+    verdict, tests = verdicts(found, name)
     assert verdict == expected
     assert {arm for arm, _ in tests} == {"pushed" if name == "push_away" else "article"}  # fewer sees less text
 
 
-def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(suite, capsys):
+def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(found, suite, capsys):
     main([str(suite), "--out", str(suite / "claims")])
     printed = " ".join(capsys.readouterr().out.split())
     for name, claim in all_claims().items():
         if isinstance(claim, ProbedClaim) and name != "push_away":
-            assert verdicts(suite, name) == ("not testable here", {("", claim.probe): "not testable here"})
+            assert verdicts(found, name) == ("not testable here", {("", claim.probe): "not testable here"})
     assert f"first run: python -m analysis.probes geometry {suite} --out {suite}/probes/geometry" in printed
     assert (
         f"python -m analysis.tolerance {suite} --out {suite}/probes/tolerance"
@@ -122,7 +132,7 @@ def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(suite, c
     )
 
 
-def test_values_of_other_runs_or_checkpoints_are_refused(suite):
+def test_values_of_other_runs_or_checkpoints_are_refused(found, suite):
     values = {"entropy_difficulty_rank": dict.fromkeys(ARMS, 0.35), "gradient_kept": {}}
     measured(suite, "adaptive", **values)
     checkpoint = suite / "article_seed0" / "checkpoints" / "step_00000090"
@@ -132,18 +142,18 @@ def test_values_of_other_runs_or_checkpoints_are_refused(suite):
     with pytest.raises(
         InputError, match=r"article_seed0 at step 60, whose last checkpoint is of 90; measure again: python"
     ):
-        verdicts(suite, "adaptive_curriculum")
+        verdicts(found, "adaptive_curriculum")
+    shutil.rmtree(checkpoint)
     file = suite / "probes" / "adaptive" / "values.csv"
     file.write_text("".join(line for line in file.open() if "article_seed0" not in line))
     with pytest.raises(InputError, match=r"values\.csv has nothing of the run article_seed0; measure again: python"):
-        verdicts(suite, "adaptive_curriculum")
+        verdicts(found, "adaptive_curriculum")
 
 
-def test_what_a_probe_could_not_measure_is_not_testable(suite):
+def test_what_a_probe_could_not_measure_is_not_testable(found, suite):
     measured(suite, "geometry", synonym_ratio=dict.fromkeys(ARMS, float("nan")))
-    assert verdicts(suite, "semantic_fracturing")[0] == "not testable here"
+    assert verdicts(found, "semantic_fracturing")[0] == "not testable here"
 
 
-def test_negatives_are_held_against_the_arm_with_as_much_text(suite):
-    found = study(find_runs([str(suite)]))
+def test_negatives_are_held_against_the_arm_with_as_much_text(found):
     assert {arm: without_negatives(found, arm) for arm in ARMS} == dict.fromkeys(ARMS) | {"pushed": "fewer"}
