@@ -69,6 +69,7 @@ class Calibration(Probe[Prepared]):
             "ece_by_guess_frequency", "1", "ece, from the rarest likeliest tokens up, which the model knows",
             along="frequency bin",
         ),
+        Measure("ece_by_guess_frequency_if_calibrated", "1", "ece_if_calibrated of these bins", along="frequency bin"),
         Measure("count_by_frequency", "1", "mean count of the next token in the training text", along="frequency bin"),
     )  # fmt: skip
 
@@ -111,7 +112,7 @@ class Calibration(Probe[Prepared]):
             **_held_out("tempered", tempered, bins),
             "confidence_by_bin": np.array([found.top_N[at].mean() for at in of_bin]),
             "accuracy_by_bin": np.array([found.right_N[at].mean() for at in of_bin]),
-            **_by_frequency(found, prepared, bins, self.options.frequency_bins),
+            **_by_frequency(found, prepared, self.options, seed),
         }
 
 
@@ -159,20 +160,25 @@ def _held_out(name: str, parts: list[Tensor], bins: int) -> dict[str, float]:
     return {f"nll_{name}": float(read.nll_N.mean()), f"ece_{name}": error}
 
 
-def _by_frequency(read: _Read, prepared: Prepared, bins: int, frequency_bins: int) -> dict[str, Floats]:
+def _by_frequency(read: _Read, prepared: Prepared, options: Calibration.Options, seed: int) -> dict[str, Floats]:
     count_N = prepared.count_V[prepared.y_BT].ravel()
     guess_N = np.minimum(
         read.guess_N.astype(np.int64), len(prepared.count_V)
     )  # a row that pads the vocabulary may be likeliest
-    of_next, of_guess = (equal_bins(x_N, frequency_bins) for x_N in (count_N, np.append(prepared.count_V, 0)[guess_N]))
+    of_next, of_guess = (
+        equal_bins(x_N, options.frequency_bins) for x_N in (count_N, np.append(prepared.count_V, 0)[guess_N])
+    )
 
     def errors(of_bin: list[Ids]) -> Floats:
-        return np.array([calibration_error(read.top_N[at], read.right_N[at], bins) for at in of_bin])
+        return np.array([calibration_error(read.top_N[at], read.right_N[at], options.bins) for at in of_bin])
 
     return {
         "nll_by_frequency": np.array([read.nll_N[at].mean() for at in of_next]),
         "ece_by_frequency": errors(of_next),
         "ece_by_guess_frequency": errors(of_guess),
+        "ece_by_guess_frequency_if_calibrated": np.array(
+            [error_if_calibrated(read.top_N[at], options.bins, seed) for at in of_guess]
+        ),
         "count_by_frequency": np.array([count_N[at].mean() for at in of_next]),
     }
 

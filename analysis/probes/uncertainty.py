@@ -30,26 +30,19 @@ from .base import PROBES, Measure, Probe
 
 SCORES = {
     "probability": "minus the largest probability",
-    "entropy": "the prediction's entropy",
+    "entropy": "entropy of the prediction",
     "energy": "minus log sum exp of the logits",
-    "distance": "the squared distance to the nearest class, in the head's unit; NaN for heads without distances",
+    "distance": "squared distance to the nearest class (NaN for heads without distances)",
 }
 """What speaks for a position being unknown: larger, the more."""
 _OF = {"shuffled": "shuffled text", "random": "random tokens"}
 
-
-def _measures_of(score: str, foreign: str) -> tuple[Measure, ...]:
-    name, what = f"{score}_{foreign}", _OF[foreign]
-    return (
-        Measure(
-            f"auroc_{name}", "1", f"{what} against text by {SCORES[score]}: area under the ROC curve, 0.5 by chance"
-        ),
-        Measure(f"aupr_{name}", "1", f"{what} against text by {score}: average precision, 0.5 by chance"),
-        Measure(
-            f"fpr95_{name}", "1", f"share of the text flagged by the threshold on {score} that flags 95% of {what}"
-        ),
-        Measure(f"auroc_sequence_{name}", "1", f"the same area as above, of windows by their mean {score}"),
-    )
+_STATISTICS = {
+    "auroc": "{what} against text by {score}: area under the ROC curve, 0.5 by chance",
+    "auroc_sequence": "windows of {what} against windows of text by their mean {score}: area under the ROC curve",
+    "aupr": "{what} against text by {score}: average precision, 0.5 by chance",
+    "fpr95": "share of the text flagged by the threshold on {score} that flags 95% of {what}; 0.95 by chance",
+}
 
 
 class Prepared(NamedTuple):
@@ -64,7 +57,12 @@ class Uncertainty(Probe[Prepared]):
     """How well confidence, entropy, energy and distance tell text from what the model was not trained for."""
 
     measures = (
-        *(measure for score in SCORES for foreign in FOREIGN for measure in _measures_of(score, foreign)),
+        *(
+            Measure(f"{statistic}_{score}_{name}", "1", meaning.format(what=_OF[name], score=SCORES[score]))
+            for statistic, meaning in _STATISTICS.items()
+            for name in FOREIGN
+            for score in SCORES
+        ),
         Measure("tau", "1", "distance that the share fpr of other windows of the text exceeds"),
         *(Measure(f"flagged_{name}", "1", f"share of {what} farther than tau") for name, what in ((TEXT, "text"), *_OF.items())),
         Measure(
