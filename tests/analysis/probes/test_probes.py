@@ -19,9 +19,11 @@ from analysis.compare.reliability import calibration_error, error_if_calibrated
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
 from analysis.probes.calibration import FITTED, Calibration, _Sample
+from analysis.probes.evaluate import evaluate, last_points
 from analysis.probes.kinds import PROBES
 from analysis.show import style
 from common.errors import InputError
+from common.registry import checked_options
 from tests.analysis.guests import other_bpe
 from tests.analysis.trained import write_training
 from tests.conftest import ROOT
@@ -52,6 +54,12 @@ def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [part for option in ("windows=6", "bins=4", "frequency_bins=3") for part in ("--set", option)]
     main(["calibration", *runs, "--out", str(folder), *options])
     return folder
+
+
+def values(runs: list[str], **options: int) -> pd.DataFrame:
+    """What the command measures, without its files."""
+    arms = find_arms(runs)
+    return evaluate(Calibration(checked_options(Calibration, options)), last_points(arms), open_text(arms), seed=0)
 
 
 def test_every_value_is_that_of_the_definition_in_float64(runs, out):
@@ -144,9 +152,8 @@ def test_a_temperature_is_fitted_on_positions_at_equal_distances():
     assert sample.nll(0.5) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_a_single_window_leaves_none_to_measure_the_temperature_on(runs, tmp_path):
-    main(["calibration", runs[0], "--out", str(tmp_path), "--no-untrained", "--set", "windows=1"])
-    own = pd.read_csv(tmp_path / "values.csv").set_index("measure")["value"]
+def test_a_single_window_leaves_none_to_measure_the_temperature_on(runs):
+    own = values(runs[:1], windows=1).set_index("measure")["value"]
     assert own[["nll_held", "nll_tempered", "ece_held", "ece_tempered"]].isna().all()
     assert np.isfinite(own[["temperature", "nll", "ece", "ece_if_calibrated"]]).all()
 
@@ -263,11 +270,7 @@ def test_rows_that_pad_the_vocabulary_are_no_divergence(corpus, tmp_path):
     config["text_config"]["vocab_size"] += 7
     (padded / "checkpoints" / "step_00000010" / "config.json").write_text(json.dumps(config))
     save_file(tensors, padded / "checkpoints" / "step_00000010" / "model.safetensors", metadata={"format": "pt"})
-    tables = []
-    for name in (run, padded):
-        out = tmp_path / "out" / name.parent.name
-        main(["calibration", str(name), "--out", str(out), "--set", "windows=2", "--no-untrained"])
-        tables.append(pd.read_csv(out / "values.csv"))
+    tables = [values([str(one)], windows=2) for one in (run, padded)]
     assert not tables[1]["diverged"].any()
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-6)
 

@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, GPT2LMHeadModel
 
-from analysis.compare.arms import find_arms, load_member
+from analysis.compare.arms import find_arms, load_member, untrained_arm
 from analysis.compare.foreign import known_and_foreign
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
+from analysis.probes.evaluate import evaluate, last_points
 from analysis.probes.uncertainty import SCORES, Uncertainty, _of_window
 from common.errors import InputError
+from common.registry import checked_options
 from model import SwapHeadConfig, new_model
 from tests.analysis.trained import write_training
 
 WINDOWS, FPR = 8, 0.1
-OPTIONS = ["--set", f"windows={WINDOWS}", "--set", f"fpr={FPR}"]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,12 @@ def other_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(runs: list[str], other_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("out")
-    main(["uncertainty", *runs, "--out", str(folder), *OPTIONS, "--set", f"corpora=[{other_text},{other_text}]"])
-    return folder
+def table(runs: list[str], other_text: Path) -> pd.DataFrame:
+    """The values of all runs, and of the first before training."""
+    arms = find_arms(runs)
+    options = {"windows": WINDOWS, "fpr": FPR, "corpora": [str(other_text), str(other_text)]}
+    points = last_points([*arms, untrained_arm(arms[0], arms)])
+    return evaluate(Uncertainty(checked_options(Uncertainty, options)), points, open_text(arms), seed=0)
 
 
 def naive_scores(model, x_BT):
@@ -67,8 +70,8 @@ def naive_scores(model, x_BT):
     return scores
 
 
-def test_every_value_is_that_of_naive_scores_in_float64(runs, out):
-    table, arms = pd.read_csv(out / "values.csv"), find_arms(runs)
+def test_every_value_is_that_of_naive_scores_in_float64(runs, table):
+    arms = find_arms(runs)
     texts = known_and_foreign(open_text(arms), WINDOWS, seed=0)
     for member in (member for arm in arms for member in arm.members):
         model = load_member(member).double()
@@ -95,8 +98,7 @@ def test_every_value_is_that_of_naive_scores_in_float64(runs, out):
         assert own["distance_entropy_rank"] == pytest.approx(ranks[0].corr(ranks[1]), abs=1e-3)
 
 
-def test_distances_are_those_of_heads_that_have_some_and_the_rest_is_there_for_all(runs, out):
-    table = pd.read_csv(out / "values.csv")
+def test_distances_are_those_of_heads_that_have_some_and_the_rest_is_there_for_all(table):
     of_distance = table["measure"].str.contains("distance|tau|flagged")
     for run, own in table[~table["diverged"]].groupby("run"):
         has = run.startswith("metric") or run == "untrained"
@@ -107,15 +109,16 @@ def test_distances_are_those_of_heads_that_have_some_and_the_rest_is_there_for_a
     assert by_corpus.groupby("run")["value"].nunique().eq(1).all(), "the same text twice"
     shares = table[table["measure"].str.match("auroc|aupr|fpr95|flagged") & table["value"].notna()]
     assert shares["value"].between(0, 1).all()
-    assert json.loads((out / "summary.json").read_text())["options"]["corpora"][0].endswith("other.txt")
 
 
-def test_over_training_and_without_other_corpora(runs, tmp_path):
-    main(["uncertainty", *runs[:2], "--out", str(tmp_path), "--over-training", "--set", "windows=2"])
+def test_the_command_over_training_and_without_other_corpora(runs, tmp_path, capsys):
+    main(["uncertainty", runs[0], "--out", str(tmp_path), "--over-training", "--set", "windows=2"])
     table = pd.read_csv(tmp_path / "values.csv")
-    assert set(table["measure"]) == {measure.key for measure in Uncertainty.measures}
-    assert [list(own["step"]) for _, own in table[table["measure"] == "tau"].groupby("run")] == [[0, 10, 20]] * 2
+    assert list(dict.fromkeys(table["measure"])) == [measure.key for measure in Uncertainty.measures]
+    assert list(table[table["measure"] == "tau"]["step"]) == [0, 10, 20]
     assert table[table["measure"].str.endswith("_by_corpus")]["value"].isna().all()
+    assert json.loads((tmp_path / "summary.json").read_text())["options"]["corpora"] == []
+    assert "flagged_random (1): share of random tokens farther than tau" in capsys.readouterr().out
     assert (tmp_path / "probe.png").is_file()
 
 
