@@ -46,7 +46,9 @@ def corpus_windows(
 
     ``keys``: what the user calls ``paths`` and ``text_field``. Raises InputError with the problems of all of them.
     """
-    length, found, problems = text.data.sequence_length, [], []
+    length = text.data.sequence_length
+    found: list[Ids] = []
+    problems: list[str] = []
     for path in paths:
         try:
             ids = foreign_tokens(text.store, [path], text_field, length, keys)

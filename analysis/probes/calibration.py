@@ -87,7 +87,9 @@ class Calibration(Probe[Prepared]):
 
     def measure(self, model: Any, prepared: Prepared, *, seed: int) -> dict[str, float | Floats]:
         bins, windows = self.options.bins, range(len(prepared.x_BT))
-        sample, reads, tempered = _Sample(prepared.x_BT[::2].size), {}, []
+        sample = _Sample(prepared.x_BT[::2].size)
+        reads: dict[int, Tensor] = {}
+        tempered: list[Tensor] = []
         for window in windows[::2]:
             logits_TV, y_T1 = _logits(model, prepared, window)
             reads[window] = _read(logits_TV, y_T1)
