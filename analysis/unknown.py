@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from analysis.compare.arms import Member, check_positions, find_arms, load_member, load_tokenizer
+from analysis.compare.foreign import FOREIGN, TEXT, known_and_foreign
+from analysis.compare.ranking import auroc
 from analysis.compare.text import Ids, RunText, open_text
 from analysis.show.tables import terminal_table
 from analysis.show.text import number
@@ -31,9 +32,6 @@ from common.errors import InputError
 from common.files import write_json
 
 Floats = npt.NDArray[np.float64]
-TEXT, FOREIGN = "text", ("shuffled", "random")
-_COUNTED = 1 << 24
-"""Tokens of the training text that are counted at once."""
 
 
 class Scores(NamedTuple):
@@ -62,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} is {getattr(options, name)}; give a whole number from {least}")
     arms = find_arms(options.runs)
     text = open_text(arms)
-    (calibrated_BT, _), measured, count_N = _texts(text, options.windows, options.seed)
+    calibrated_BT, measured, next_BT = known_and_foreign(text, options.windows, options.seed)
+    count_N = text.training_counts()[next_BT].ravel()
     found = {
         member.label: _measure(member, text, calibrated_BT, measured, count_N, options.fpr, options.bins)
         for arm in arms
@@ -71,24 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.out / "unknown.json", {"fpr": options.fpr, "windows": len(calibrated_BT), "models": found})
     print(_table(found))
     print(f"written to {options.out}: unknown.json")
-
-
-def _texts(text: RunText, windows: int, seed: int) -> tuple[tuple[Ids, Ids], dict[str, Ids], Ids]:
-    """Windows to calibrate on; those to measure, by name; and how often the next token of each position of the text among them
-    occurs in training. Raises InputError for a validation split with a single window."""
-    x_BT, y_BT = text.windows(2 * windows, seed=seed)
-    if len(x_BT) < 2:
-        raise InputError("the validation split has a single window; hold out more (data.validation_fraction)")
-    own_BT, generator = x_BT[1::2], np.random.default_rng(seed)
-    others = (generator.permuted(own_BT, axis=1), generator.integers(text.store.vocab_size, size=own_BT.shape))
-    count_V = np.zeros(text.store.vocab_size, np.int64)
-    for start in range(0, len(text.store.train.ids), _COUNTED):
-        count_V += np.bincount(text.store.train.ids[start : start + _COUNTED], minlength=len(count_V))
-    return (
-        (x_BT[::2], y_BT[::2]),
-        {TEXT: own_BT, **dict(zip(FOREIGN, others, strict=True))},
-        count_V[y_BT[1::2]].ravel(),
-    )
 
 
 def _measure(
@@ -140,12 +121,6 @@ def _scores(model: Any, x_BT: Ids) -> Scores:
             for x_1T in torch.from_numpy(x_BT).to(model.device).split(1)
         ]
     return Scores(*torch.cat(parts, dim=1).numpy())
-
-
-def auroc(known_N: Floats, unknown_M: Floats) -> float:
-    """Probability that a position of ``unknown_M`` has a larger score than one of ``known_N``, ties counting half."""
-    ranks = rankdata(np.concatenate([known_N, unknown_M]))[len(known_N) :]
-    return float((ranks.mean() - (len(unknown_M) + 1) / 2) / len(known_N))
 
 
 def _table(found: dict[str, dict[str, Any]]) -> str:

@@ -52,6 +52,7 @@ def foreign_tokens(
     tokens = np.concatenate([np.empty(0, np.uint32), *found])[:MOST_TOKENS].astype(np.int64)
     if len(tokens) <= length:
         raise InputError(
-            f"{keys[0]}: {len(tokens)} tokens are too few for one sequence of data.sequence_length={length}"
+            f"{keys[0]}: {len(tokens)} tokens are too few for one sequence of data.sequence_length={length} "
+            f"({', '.join(paths)})"
         )
     return tokens

@@ -24,11 +24,11 @@ def nearest_distances(head: Head, f_ND: Tensor, rows: int) -> Tensor:
     distances."""
     if not head.bounded:
         raise ValueError(f"{type(head).__name__} has no distances to its classes; use the metric head")
-    return torch.cat([_nearest(head.true_logits(f_CD)) for f_CD in f_ND.split(rows)])
+    return torch.cat([nearest_of(head.true_logits(f_CD)) for f_CD in f_ND.split(rows)])
 
 
-def _nearest(z: Tensor) -> Tensor:
-    """min_k d_k (...) of logits (..., V); infinite where they are not numbers, which is not known either."""
+def nearest_of(z: Tensor) -> Tensor:
+    """min_k d_k (...) of true logits (..., V); infinite where they are not numbers, which is not known either."""
     largest = z.amax(-1).clamp(max=0)  # rounding may leave a class at the hidden state itself a logit above 0
     return (-largest).nan_to_num(nan=math.inf, posinf=math.inf)
 
@@ -60,7 +60,7 @@ class StopAtUnknown(StoppingCriteria):
         self._handle.remove()
 
     def _see(self, head: Any, arguments: Any, logits_BTV: Any) -> None:
-        self.unknown.append(_nearest(logits_BTV[:, -1]) > self.threshold)
+        self.unknown.append(nearest_of(logits_BTV[:, -1]) > self.threshold)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Which sequences (B,) end here."""

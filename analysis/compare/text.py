@@ -16,6 +16,8 @@ from data.store import TokenStore
 from .arms import Arm
 
 Ids = npt.NDArray[np.int64]
+_COUNTED = 1 << 24
+"""Tokens of the training text that are counted at once."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class RunText:
         start_B = length * np.sort(np.random.default_rng(seed).permutation(there)[:count])
         tokens_BT = np.asarray(ids)[start_B[:, None] + np.arange(length + 1)].astype(np.int64)
         return tokens_BT[:, :-1], tokens_BT[:, 1:]
+
+    def training_counts(self) -> Ids:
+        """How often each token (V,) occurs in the training text."""
+        ids, count_V = self.store.train.ids, np.zeros(self.store.vocab_size, np.int64)
+        for start in range(0, len(ids), _COUNTED):
+            count_V += np.bincount(ids[start : start + _COUNTED], minlength=len(count_V))
+        return count_V
 
 
 def open_text(arms: Sequence[Arm]) -> RunText:

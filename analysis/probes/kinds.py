@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .base import PROBES
 from .calibration import Calibration
+from .uncertainty import Uncertainty
 
-__all__ = ["PROBES", "Calibration"]
+__all__ = ["PROBES", "Calibration", "Uncertainty"]

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from analysis.compare.arms import find_arms, load_member
 from analysis.compare.text import open_text
-from analysis.unknown import auroc, main
+from analysis.unknown import main
 from common.errors import InputError
 from model import load_model
 
@@ -64,13 +62,6 @@ def test_what_is_measured_is_in_range_and_of_what_the_table_says(found):
         assert np.mean([b["flagged"] for b in one["by_frequency"]]) == pytest.approx(one["flagged"]["text"], abs=1e-9)
         edges = [edge for b in one["by_frequency"] for edge in (b["least"], b["most"])]
         assert edges == sorted(edges)
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.lists(st.integers(0, 9), min_size=1, max_size=30))
-def test_the_area_is_the_share_of_pairs_in_the_right_order(known, unknown):
-    a_N1, b_1M = np.array(known, float)[:, None], np.array(unknown, float)[None]
-    expected = ((b_1M > a_N1) + 0.5 * (b_1M == a_N1)).mean()
-    assert auroc(a_N1[:, 0], b_1M[0]) == pytest.approx(expected)
 
 
 def test_the_table_is_printed(runs, tmp_path, capsys):

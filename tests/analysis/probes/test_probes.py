@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from analysis.compare.arms import find_arms, load_member
+from analysis.compare.reliability import calibration_error, error_if_calibrated
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
-from analysis.probes.base import PROBES
-from analysis.probes.calibration import Calibration
+from analysis.probes.calibration import FITTED, Calibration, _Sample
+from analysis.probes.evaluate import evaluate, last_points
+from analysis.probes.kinds import PROBES
 from analysis.show import style
 from common.errors import InputError
+from common.registry import checked_options
 from tests.analysis.guests import other_bpe
 from tests.analysis.trained import write_training
 from tests.conftest import ROOT
@@ -48,8 +51,15 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    main(["calibration", *runs, "--out", str(folder), "--set", "windows=6", "--set", "bins=4"])
+    options = [part for option in ("windows=6", "bins=4", "frequency_bins=3") for part in ("--set", option)]
+    main(["calibration", *runs, "--out", str(folder), *options])
     return folder
+
+
+def values(runs: list[str], **options: int) -> pd.DataFrame:
+    """What the command measures, without its files."""
+    arms = find_arms(runs)
+    return evaluate(Calibration(checked_options(Calibration, options)), last_points(arms), open_text(arms), seed=0)
 
 
 def test_every_value_is_that_of_the_definition_in_float64(runs, out):
@@ -80,6 +90,74 @@ def test_every_value_is_that_of_the_definition_in_float64(runs, out):
         np.testing.assert_allclose(by_bin["value"], [right_N[b].mean() for b in order], rtol=1e-5)
 
 
+def test_the_temperature_is_the_best_of_one_half_and_measured_on_the_other(runs, out):
+    from scipy.optimize import minimize_scalar
+
+    table = pd.read_csv(out / "values.csv")
+    arms = find_arms(runs)
+    x_BT, y_BT = open_text(arms).windows(6, seed=0)
+    for member in (member for arm in arms for member in arm.members):
+        with torch.no_grad():
+            z_BTV = load_member(member).double()(input_ids=torch.from_numpy(x_BT)).logits
+
+        def predicted(half, t, z_BTV=z_BTV):
+            """NLL, confidence and whether right at temperature ``t``, of the windows of one half."""
+            p_NV = (z_BTV[half::2] / t).softmax(-1).flatten(0, 1).numpy()
+            y_N = y_BT[half::2].ravel()
+            return -np.log(p_NV[np.arange(len(y_N)), y_N]).mean(), p_NV.max(1), p_NV.argmax(1) == y_N
+
+        best = minimize_scalar(lambda t, of=predicted: of(0, t)[0], bounds=(1 / 64, 64), options={"xatol": 1e-9}).x
+        own = table[table["run"] == member.label].set_index("measure")["value"]
+        assert own["temperature"] == pytest.approx(best, rel=1e-4)
+        for name, t in (("held", 1.0), ("tempered", best)):
+            nll, top_N, right_N = predicted(1, t)
+            assert own[f"nll_{name}"] == pytest.approx(nll, rel=1e-5)
+            assert own[f"ece_{name}"] == pytest.approx(calibration_error(top_N, right_N, 4), rel=1e-4, abs=1e-6)
+        top_N = (z_BTV.softmax(-1)).amax(-1).flatten().numpy()
+        assert own["ece_if_calibrated"] == pytest.approx(error_if_calibrated(top_N, 4, seed=0), rel=1e-4)
+
+
+def test_bins_by_frequency_hold_what_is_rare_first(runs, out):
+    table, arms = pd.read_csv(out / "values.csv"), find_arms(runs)
+    text = open_text(arms)
+    x_BT, y_BT = text.windows(6, seed=0)
+    count_V = np.array([(np.asarray(text.store.train.ids) == k).sum() for k in range(text.store.vocab_size)])
+    rare_first = np.array_split(np.argsort(count_V[y_BT].ravel(), kind="stable"), 3)
+    member = arms[0].members[0]
+    with torch.no_grad():
+        p_NV = load_member(member).double()(input_ids=torch.from_numpy(x_BT)).logits.softmax(-1).flatten(0, 1).numpy()
+    nll_N, top_N, guess_N = -np.log(p_NV[np.arange(len(p_NV)), y_BT.ravel()]), p_NV.max(1), p_NV.argmax(1)
+    right_N = guess_N == y_BT.ravel()
+    rare_guess_first = np.array_split(np.argsort(count_V[guess_N], kind="stable"), 3)
+    expected = {
+        "nll_by_frequency": [nll_N[at].mean() for at in rare_first],
+        "count_by_frequency": [count_V[y_BT].ravel()[at].mean() for at in rare_first],
+        "ece_by_frequency": [calibration_error(top_N[at], right_N[at], 4) for at in rare_first],
+        "ece_by_guess_frequency": [calibration_error(top_N[at], right_N[at], 4) for at in rare_guess_first],
+        "ece_by_guess_frequency_if_calibrated": [error_if_calibrated(top_N[at], 4, seed=0) for at in rare_guess_first],
+    }
+    for key, values in expected.items():
+        own = table[(table["run"] == member.label) & (table["measure"] == key)]
+        np.testing.assert_allclose(own["value"], values, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_a_temperature_is_fitted_on_positions_at_equal_distances():
+    """Of three windows of 2051 positions, every fourth in all."""
+    z_BTV, y_BT = torch.randn(3, 2051, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 2051).long()
+    assert -(-y_BT.numel() // FITTED) == 4
+    sample = _Sample(y_BT.numel())
+    for z_TV, y_T in zip(z_BTV, y_BT, strict=True):
+        sample.add(z_TV, y_T[:, None])
+    expected = -(2 * z_BTV.double().flatten(0, 1)[::4]).log_softmax(-1)[:, 0].mean()
+    assert sample.nll(0.5) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_a_single_window_leaves_none_to_measure_the_temperature_on(runs):
+    own = values(runs[:1], windows=1).set_index("measure")["value"]
+    assert own[["nll_held", "nll_tempered", "ece_held", "ece_tempered"]].isna().all()
+    assert np.isfinite(own[["temperature", "nll", "ece", "ece_if_calibrated"]]).all()
+
+
 def test_means_and_paired_differences_are_those_of_the_seeds(runs, out):
     from scipy.stats import ttest_rel
 
@@ -95,7 +173,7 @@ def test_means_and_paired_differences_are_those_of_the_seeds(runs, out):
     assert difference["n"] == 2, "seed 2 has no partner"
     assert (difference["low"], difference["high"]) == pytest.approx((test.low, test.high))
     assert found["untrained"]["mean"]["low"] is None
-    assert summary["options"] == {"windows": 6, "bins": 4}
+    assert summary["options"] == {"windows": 6, "bins": 4, "frequency_bins": 3}
     assert summary["measures"]["nll"]["unit"] == "nats/token"
 
 
@@ -192,11 +270,7 @@ def test_rows_that_pad_the_vocabulary_are_no_divergence(corpus, tmp_path):
     config["text_config"]["vocab_size"] += 7
     (padded / "checkpoints" / "step_00000010" / "config.json").write_text(json.dumps(config))
     save_file(tensors, padded / "checkpoints" / "step_00000010" / "model.safetensors", metadata={"format": "pt"})
-    tables = []
-    for name in (run, padded):
-        out = tmp_path / "out" / name.parent.name
-        main(["calibration", str(name), "--out", str(out), "--set", "windows=2", "--no-untrained"])
-        tables.append(pd.read_csv(out / "values.csv"))
+    tables = [values([str(one)], windows=2) for one in (run, padded)]
     assert not tables[1]["diverged"].any()
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-6)
 
@@ -215,8 +289,11 @@ def test_seeds_that_agree_by_chance_leave_no_interval():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["calibratoin"], "calibratoin: no such probe; there are calibration; did you mean calibration?"),
-        (["calibration", "--set", "window=3"], "--set window: no option of the kind calibration, it has windows, bins"),
+        (
+            ["calibratoin"],
+            f"calibratoin: no such probe; there are {', '.join(PROBES)}; did you mean calibration?",
+        ),
+        (["calibration", "--set", "window=3"], "--set window: no option of the kind calibration, it has windows"),
         (["calibration", "--set", "bins=1"], "--set bins: input should be greater than or equal to 2, but is 1"),
         (["calibration", "--set", "bins"], "--set bins: an override has the form key.sub=value"),
         (["calibration", "--seed", "-1"], "--seed is -1; give a whole number from 0"),
