@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from .base import PROBES
+from .bottleneck import Bottleneck
 from .calibration import Calibration
+from .geometry import Geometry
+from .radial import Radial
 
-__all__ = ["PROBES", "Calibration"]
+__all__ = ["PROBES", "Bottleneck", "Calibration", "Geometry", "Radial"]
