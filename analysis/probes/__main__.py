@@ -176,7 +176,8 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
     singles = [measure for measure in evaluation.measures if measure.along is None]
     first = table["arm"].iloc[0]
     grows = any(one["growth"] for one in found)
-    rows = [_row(one, first, grows) for one in found if one["index"] < 0]
+    known = {one["measure"] for one in found if one["mean"].n}
+    rows = [_row(one, first, grows) for one in found if one["index"] < 0 and one["measure"] in known]
     heading = ["measure", "arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
     heading += ["growth [95%]"] * grows
     lines = [terminal_table(heading, rows), ""] if rows else []

@@ -42,7 +42,10 @@ class Bottleneck(Probe[tuple[Ids, int]]):
             "effective_rank", "1", "exp of the entropy of the singular values as shares of their sum", positive=True
         ),
         Measure(
-            "beyond_bound", "1", "share of the squared singular values beyond D + 1, where a head affine in h has none"
+            "beyond_bound",
+            "1",
+            "share of the squared singular values beyond D + 1: 0 of a head affine in h",
+            positive=True,
         ),
         Measure(
             "spectrum",

@@ -142,7 +142,8 @@ def draw_maps(details: Mapping[str, Any]) -> Figure:
         axes = figure.add_subplot(rows, columns, place)
         axes.set_title(f"{arm}: {one['map']['variance']:.0%} of the variance", fontsize=9)
         _draw_map(axes, one["map"], colours)
-    figure.suptitle("Embeddings in the plane of their first two principal components", fontsize=10)
+    title = "Embeddings in the plane of their first two principal components; colour: which of them is nearest"
+    figure.suptitle(title, fontsize=10)
     handles = [Patch(color=colour, alpha=0.5, label=word) for word, colour in zip(words, colours, strict=True)]
     legend_outside(figure, handles, loc="outside lower center", most=8)
     return figure

@@ -71,7 +71,7 @@ class Geometry(Probe[Prepared]):
         positions: Annotated[int, Field(ge=2, le=8192)] = 256
         """Most positions whose states are compared, spread evenly over the windows."""
         words: tuple[str, ...] = ()
-        """Words, one token each after a space, whose nearest neighbours are listed and whose cells are drawn (geometry_map.png)."""
+        """Words, one token each after a space, whose neighbours are listed and whose cells are drawn (geometry_map.png)."""
 
     def prepare(self, text: RunText, *, seed: int) -> Prepared:
         vocabulary = Vocabulary(text.tokenizer)
@@ -85,7 +85,9 @@ class Geometry(Probe[Prepared]):
         states = _states(model, prepared)
         h_ND, w_VD = compared(model, states[-1], prepared.size)
         y_N = torch.from_numpy(prepared.y_N).to(h_ND.device)
-        by_layer = {f"{key}_by_layer": [_distance(key, *pair) for pair in itertools.pairwise(states)] for key in DISTANCES}
+        by_layer = {
+            f"{key}_by_layer": [_distance(key, *pair) for pair in itertools.pairwise(states)] for key in DISTANCES
+        }
         return {
             **cells(h_ND, w_VD, y_N),
             "synonym_ratio": synonym_ratio(w_VD.cpu().numpy(), prepared.synonyms),

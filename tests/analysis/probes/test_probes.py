@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from analysis.compare.arms import find_arms, load_member
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
-from analysis.probes.base import PROBES
-from analysis.probes.calibration import Calibration
+from analysis.probes.kinds import PROBES, Calibration
 from analysis.show import style
 from common.errors import InputError
 from tests.analysis.guests import other_bpe
@@ -215,7 +214,7 @@ def test_seeds_that_agree_by_chance_leave_no_interval():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["calibratoin"], "calibratoin: no such probe; there are calibration; did you mean calibration?"),
+        (["calibratoin"], f"no such probe; there are {', '.join(PROBES)}; did you mean calibration?"),
         (["calibration", "--set", "window=3"], "--set window: no option of the kind calibration, it has windows, bins"),
         (["calibration", "--set", "bins=1"], "--set bins: input should be greater than or equal to 2, but is 1"),
         (["calibration", "--set", "bins"], "--set bins: an override has the form key.sub=value"),
