@@ -9,7 +9,7 @@ directory stands for the calm runs of all of its arms, each at its best rate. Ru
 differ in nothing but the seed are one arm; differences are from the first arm, paired by seed. --list shows all probes with
 their options and measures; --plugins names a Python file with probes of your own.
 
-Prints tables, and writes summary.json, values.csv (a row for each model, measure and index) and probe.png.
+Prints tables, and writes summary.json, values.csv (a row for each model, measure and index) and figures, probe.png first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from common.files import write_json, write_text
 from common.imports import importing
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from .base import Probe
+    from .evaluate import Evaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,7 +128,7 @@ def _measure(probe: Probe[Any], options: Any) -> None:
 
     from .compare import comparisons
     from .evaluate import evaluate, last_points
-    from .figure import draw_probe
+    from .figure import probe_figures
     from .over_training import points_of
 
     arms = arms_at(options.runs)
@@ -137,16 +136,18 @@ def _measure(probe: Probe[Any], options: Any) -> None:
     points = points_of(arms) if options.over_training else last_points(arms)
     if not options.over_training and not options.no_untrained:
         points += last_points([untrained_arm(arms[0], arms)])
-    table = evaluate(probe, points, text, seed=options.seed)
-    found = list(comparisons(table, probe.measures))
-    write_json(options.out / "summary.json", _summary(probe, table, found, options))
-    write_text(options.out / "values.csv", table.to_csv(index=False, lineterminator="\n"))
+    evaluation = evaluate(probe, points, text, seed=options.seed)
+    found = list(comparisons(evaluation.table, evaluation.measures))
+    write_json(options.out / "summary.json", _summary(probe, evaluation, found, options))
+    write_text(options.out / "values.csv", evaluation.table.to_csv(index=False, lineterminator="\n"))
     with style.look():
-        style.save_figure(
-            draw_probe(table, probe.measures, f"{probe.kind}: {_first_line(probe)}"), options.out / "probe.png"
-        )
-    print("\n".join([*_printed(probe, table, found), *arms_differ_in(arms)]))
-    print(f"written to {options.out}: summary.json, values.csv, probe.png")
+        report = probe.report(evaluation.details)
+        title = f"{probe.kind}: {_first_line(probe)}"
+        drawn = probe_figures(evaluation.table, evaluation.measures, title) | report.figures
+        for name, figure in drawn.items():
+            style.save_figure(figure, options.out / f"{name}.png")
+    print("\n".join([*_printed(evaluation, found), *report.lines, *arms_differ_in(arms)]))
+    print(f"written to {options.out}: summary.json, values.csv, {', '.join(f'{name}.png' for name in drawn)}")
 
 
 def _first_line(probe: Probe[Any]) -> str:
@@ -155,31 +156,35 @@ def _first_line(probe: Probe[Any]) -> str:
     return first_line(type(probe))
 
 
-def _summary(probe: Probe[Any], table: pd.DataFrame, found: list[dict[str, Any]], options: Any) -> dict[str, Any]:
+def _summary(probe: Probe[Any], evaluation: Evaluation, found: list[dict[str, Any]], options: Any) -> dict[str, Any]:
+    table = evaluation.table
     models = table[["arm", "run", "seed", "step", "tokens", "diverged"]].drop_duplicates()
+    effects = ("mean", "difference", "growth")
     return {
         "probe": probe.kind,
         "meaning": _first_line(probe),
         "options": asdict(probe.options),
         "seed": options.seed,
         "models": models.astype(object).where(models.notna(), None).to_dict(orient="records"),
-        "measures": {m.key: {"unit": m.unit, "meaning": m.meaning, "along": m.along} for m in probe.measures},
-        "arms": [
-            {**one, "mean": asdict(one["mean"]), "difference": one["difference"] and asdict(one["difference"])}
-            for one in found
-        ],
+        "measures": {m.key: {"unit": m.unit, "meaning": m.meaning, "along": m.along} for m in evaluation.measures},
+        "arms": [one | {key: one[key] and asdict(one[key]) for key in effects} for one in found],
+        "details": evaluation.details,
     }
 
 
-def _printed(probe: Probe[Any], table: pd.DataFrame, found: list[dict[str, Any]]) -> list[str]:
+def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
     """A table of the single numbers, and what they are."""
     from analysis.compare.arms import diverged_line
     from analysis.show.tables import terminal_table
 
-    singles = [measure for measure in probe.measures if measure.along is None]
+    table = evaluation.table
+    singles = [measure for measure in evaluation.measures if measure.along is None]
     first = table["arm"].iloc[0]
-    rows = [_row(one, first) for one in found if one["index"] < 0]
+    grows = any(one["growth"] for one in found)
+    known = {one["measure"] for one in found if one["mean"].n}
+    rows = [_row(one, first, grows) for one in found if one["index"] < 0 and one["measure"] in known]
     heading = ["measure", "arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
+    heading += ["growth [95%]"] * grows
     lines = [terminal_table(heading, rows), ""] if rows else []
     lines += [f"{measure.key} ({measure.unit}): {measure.meaning}" for measure in singles]
     lines += [
@@ -187,17 +192,20 @@ def _printed(probe: Probe[Any], table: pd.DataFrame, found: list[dict[str, Any]]
         f"pairs: seeds shared with {first}, from which the difference is taken; 0: difference of the means, without interval.",
         "smallest: the smallest true difference that would be shown with 80% power.",
     ]
+    lines += ["growth: b of value ~ tokens^b, by least squares over the logarithms of each run's checkpoints."] * grows
     diverged = table[table["diverged"]].drop_duplicates(["run", "step"]).itertuples()
     return lines + [diverged_line(row.run, row.step, row.tokens) for row in diverged]
 
 
-def _row(one: dict[str, Any], first: str) -> list[str]:
-    mean, difference = one["mean"], one["difference"]
-    cells = [one["measure"] if one["arm"] == first else "", one["arm"], str(mean.n), mean.format(".4f")]
+def _row(one: dict[str, Any], first: str, grows: bool) -> list[str]:
+    mean, difference, growth = one["mean"], one["difference"], one["growth"]
+    cells = [one["measure"] if one["arm"] == first else "", one["arm"], str(mean.n), mean.format(".5g")]
     if difference is None:
-        return [*cells, "", "", ""]
-    smallest = "" if difference.smallest is None else f"{difference.smallest:.4f}"
-    return [*cells, difference.format("+.4f"), str(difference.n if one["paired"] else 0), smallest]
+        cells += ["", "", ""]
+    else:
+        smallest = "" if difference.smallest is None else f"{difference.smallest:.5g}"
+        cells += [difference.format("+.5g"), str(difference.n if one["paired"] else 0), smallest]
+    return cells + [growth.format("+.3f") if growth else ""] * grows
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy.typing as npt
 
 from analysis.compare.text import RunText
 from common.registry import Registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Prepared = TypeVar("Prepared")
 
@@ -28,6 +31,19 @@ class Measure:
     meaning: str
     along: str | None = None
     """What the values of an array are numbered by (layer, bin, ...); None for a single number."""
+    positive: bool = False
+    """Above 0 whatever the model: its growth over training is told, and a wide range is drawn on a log axis."""
+    between: bool = False
+    """Of two models: what :meth:`Probe.against` returns, and not :meth:`Probe.measure`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a probe shows beside its measures."""
+
+    lines: list[str] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    """By file name without suffix."""
 
 
 class Probe(ABC, Generic[Prepared]):
@@ -35,7 +51,7 @@ class Probe(ABC, Generic[Prepared]):
 
     kind: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
-    """Everything that :meth:`measure` returns."""
+    """Everything that :meth:`measure` and :meth:`against` return."""
 
     @dataclass(frozen=True)
     class Options:
@@ -50,8 +66,26 @@ class Probe(ABC, Generic[Prepared]):
 
     @abstractmethod
     def measure(self, model: Any, prepared: Prepared, *, seed: int) -> Mapping[str, float | npt.ArrayLike]:
-        """A value for each of :attr:`measures`: a number, or a 1-D array if the measure has an ``along``.
+        """A value for each of :attr:`measures` of one model: a number, or a 1-D array if the measure has an ``along``.
 
         ``model`` is a causal language model of transformers in evaluation mode, in float32, on a GPU if there is one; gradients
         are switched off. NaN where a quantity is undefined.
         """
+
+    def keep(self, model: Any, prepared: Prepared) -> Any:
+        """What of a model :meth:`against` needs, on the CPU: it is held for all models until they are compared."""
+        return None
+
+    def against(self, own: Any, other: Any) -> Mapping[str, float | npt.ArrayLike]:
+        """A value for each measure that is ``between`` models, from what :meth:`keep` returned for two of them. ``other`` is the
+        first arm's model of the same seed or the last one of the same run; each is a measure of its own."""
+        return {}
+
+    def details(self, model: Any, prepared: Prepared) -> Any:
+        """What is no measure, as plain JSON values, for summary.json and :meth:`report`: asked of each arm's first run at its
+        last checkpoint. None if there is nothing."""
+        return None
+
+    def report(self, details: Mapping[str, Any]) -> Report:
+        """What is printed and drawn of the ``details``, by arm."""
+        return Report()

@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.compare.statistics import mean_over_seeds
 
 from .base import Measure
+from .growth import growth
 
 
 def last_of_each_run(table: pd.DataFrame) -> pd.DataFrame:
@@ -26,7 +27,7 @@ def comparisons(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[di
     """For each arm, measure and index at the last checkpoint: the mean over seeds and, but for the first arm, the difference.
 
     ``table`` is that of :mod:`.evaluate`. ``paired``: the difference is of seeds that the arm shares with the first; without any
-    it is that of the two means, for which there is no interval.
+    it is that of the two means, for which there is no interval. ``growth``: of a single number that is declared positive.
     """
     last = last_of_each_run(table)
     first, *others = dict.fromkeys(last["arm"])
@@ -43,4 +44,6 @@ def comparisons(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[di
                     if not shared[arm]:
                         difference = np.array([values[arm].mean() - values[first].mean()])
                     one |= {"difference": mean_over_seeds(difference), "paired": bool(shared[arm])}
+                all_rows = table[(table["measure"] == measure.key) & (table["arm"] == arm)]
+                one["growth"] = growth(all_rows) if measure.positive and measure.along is None else None
                 yield one

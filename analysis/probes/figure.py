@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.statistics import mean_over_seeds
-from analysis.show.style import ArmStyle, arm_styles, legend_outside, whole_ticks
+from analysis.show.style import ArmStyle, arm_styles, legend_outside, log_if_spread, whole_ticks
 
 from .base import Measure
 from .compare import last_of_each_run
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
+_MOST_PANELS = 12
+"""With more, arrays have a figure of their own."""
+_MANY = 6
+"""Panels of one figure from which on they are small, side by side."""
+
+
+def probe_figures(table: pd.DataFrame, measures: Sequence[Measure], title: str) -> dict[str, Figure]:
+    """All measures by file name without suffix: in probe, or the arrays in probe_arrays if they are many."""
+    parts = [[m for m in measures if m.along is None], [m for m in measures if m.along is not None]]
+    if len(measures) <= _MOST_PANELS or not all(parts):
+        return {"probe": draw_probe(table, measures, title)}
+    return {name: draw_probe(table, part, title) for name, part in zip(("probe", "probe_arrays"), parts, strict=True)}
 
 
 def draw_probe(table: pd.DataFrame, measures: Sequence[Measure], title: str) -> Figure:
@@ -28,9 +40,10 @@ def draw_probe(table: pd.DataFrame, measures: Sequence[Measure], title: str) -> 
     from matplotlib.figure import Figure
 
     styles = arm_styles(list(dict.fromkeys(table["arm"])))
-    columns = min(_COLUMNS, len(measures))
+    small = len(measures) > _MANY and all(measure.along is None for measure in measures)
+    columns = min(_COLUMNS + small, len(measures))
     rows = math.ceil(len(measures) / columns)
-    figure = Figure(figsize=(4 * columns, 1.1 + 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=((3 if small else 4) * columns, 1.1 + (2.0 if small else 2.7) * rows), layout="constrained")
     figure.suptitle(title, fontsize=10)
     over_training = bool((table.groupby("run")["step"].nunique() > 1).any())
     for place, measure in enumerate(measures, start=1):
@@ -38,6 +51,8 @@ def draw_probe(table: pd.DataFrame, measures: Sequence[Measure], title: str) -> 
         axes.set_title(measure.key, fontsize=9)
         axes.set_ylabel("" if measure.unit == "1" else measure.unit)
         shown = table[table["measure"] == measure.key]
+        if measure.positive:
+            log_if_spread(axes, shown["value"].to_numpy(np.float64))
         if measure.along is not None:
             axes.set_xlabel(measure.along)
             _draw_arrays(axes, last_of_each_run(shown), styles)

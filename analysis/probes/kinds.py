@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from .base import PROBES
+from .bottleneck import Bottleneck
 from .calibration import Calibration
+from .geometry import Geometry
+from .radial import Radial
 from .uncertainty import Uncertainty
 
-__all__ = ["PROBES", "Calibration", "Uncertainty"]
+__all__ = ["PROBES", "Bottleneck", "Calibration", "Geometry", "Radial", "Uncertainty"]

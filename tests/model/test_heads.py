@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import HEADS
@@ -85,6 +85,30 @@ def test_which_heads_break_the_softmax_bottleneck(kind, most, least):
     """Rank of the log-probability matrix over many contexts at D = 10 and V = 60: the metric head's is D + 2, not V."""
     head = bare(kind, 10, 60)
     assert least <= int(torch.linalg.matrix_rank(head(2 * hidden(200, 10)).log_softmax(1))) <= most
+
+
+@settings(max_examples=10)
+@given(share=st.floats(0.05, 0.95), seed=st.integers(0, 1000))
+def test_of_three_collinear_words_the_middle_one_is_chosen_by_a_metric_head_or_a_linear_one_with_its_bias(share, seed):
+    """h . w of the middle word lies between the others' for every h; distances from the middle word itself do not."""
+    ends_2D = hidden(2, 5, seed)
+    words_3D = torch.stack([ends_2D[0], torch.lerp(ends_2D[0], ends_2D[1], share), ends_2D[1]])
+    h_ND = torch.cat([words_3D, 10 * hidden(50, 5, seed + 1)])
+    choices = {}
+    for name, kind, options in (
+        ("linear", "linear", {}),
+        ("metric", "metric", {}),
+        ("biased", "linear", {"bias": True}),
+    ):
+        head = bare(kind, 5, 3, **options)
+        with torch.no_grad():
+            head.weight.copy_(words_3D)
+            if name == "biased":
+                head.bias.copy_(-words_3D.square().sum(1) / 2)
+            choices[name] = head(h_ND).argmax(1)
+    assert not bool((choices["linear"] == 1).any())
+    assert choices["metric"][1] == choices["biased"][1] == 1
+    assert choices["metric"].equal(choices["biased"])
 
 
 def test_far_from_every_centroid_the_distribution_saturates():
