@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .adaptive import Adaptive
 from .base import PROBES
 from .calibration import Calibration
 
-__all__ = ["PROBES", "Calibration"]
+__all__ = ["PROBES", "Adaptive", "Calibration"]
