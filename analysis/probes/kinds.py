@@ -5,5 +5,6 @@ from __future__ import annotations
 from .adaptive import Adaptive
 from .base import PROBES
 from .calibration import Calibration
+from .ngram import NGram
 
-__all__ = ["PROBES", "Adaptive", "Calibration"]
+__all__ = ["PROBES", "Adaptive", "Calibration", "NGram"]
