@@ -6,5 +6,6 @@ from .adaptive import Adaptive
 from .base import PROBES
 from .calibration import Calibration
 from .ngram import NGram
+from .soft_inputs import SoftInputs
 
-__all__ = ["PROBES", "Adaptive", "Calibration", "NGram"]
+__all__ = ["PROBES", "Adaptive", "Calibration", "NGram", "SoftInputs"]
