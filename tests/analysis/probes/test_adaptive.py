@@ -1,11 +1,8 @@
-"""The probe `adaptive`: its numbers against their definitions, and the command on real runs."""
+"""The probe `adaptive`: its numbers against their definitions and those that training logs."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +10,9 @@ from hypothesis import strategies as st
 
 from analysis.compare.arms import find_arms, load_member
 from analysis.compare.text import open_text
-from analysis.probes.__main__ import main
-from analysis.probes.adaptive import Adaptive, rank_correlation, token_values
+from analysis.probes.adaptive import Adaptive, _dark_share, rank_correlation, token_values
+from analysis.probes.evaluate import evaluate
+from analysis.probes.over_training import points_of
 
 rows = st.lists(st.floats(-30, 8), min_size=2, max_size=7)
 
@@ -67,8 +65,6 @@ def test_a_target_that_is_nearly_reached_keeps_its_digits():
 
 def test_another_target_than_tfsds_is_dark_knowledge():
     """The share that the probe reports is not 0 of any two gradients."""
-    from analysis.probes.adaptive import _dark_share
-
     one, other = torch.tensor([[3.0, 4.0], [1e-9, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert _dark_share(one, other).tolist() == pytest.approx([0.8, np.nan], nan_ok=True)
 
@@ -79,15 +75,13 @@ def test_a_rank_correlation_without_variation_is_undefined():
 
 
 @pytest.fixture(scope="module")
-def out(two_heads, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adaptive")
-    main(["adaptive", *two_heads, "--out", str(folder), "--set", "windows=12", "--over-training"])
-    return folder
+def table(two_heads):
+    arms = find_arms(two_heads)
+    return evaluate(Adaptive(Adaptive.Options(windows=12)), points_of(arms), open_text(arms), seed=0)
 
 
-def test_the_weight_and_the_entropy_are_those_that_training_logs(two_heads, out):
+def test_the_weight_is_the_one_that_training_logs(two_heads, table):
     """Of a metric head; and the bins hold all positions in equal parts."""
-    table = pd.read_csv(out / "values.csv")
     own = table[(table["arm"] == "curved_seed0") & (table["step"] == 20)].set_index("measure")["value"]
     arms = find_arms(two_heads)
     text = open_text(arms)
@@ -106,8 +100,7 @@ def test_the_weight_and_the_entropy_are_those_that_training_logs(two_heads, out)
     assert own["weight_position_rank"] == pytest.approx(rank_correlation(c_N, place_N), abs=1e-3)
 
 
-def test_every_measure_is_there_of_both_heads_over_training(out):
-    table = pd.read_csv(out / "values.csv")
+def test_every_measure_is_there_of_both_heads_over_training(table):
     assert {(m, t) for m, t in zip(table["measure"], table["tokens"], strict=True)} == {
         (measure.key, tokens) for measure in Adaptive.measures for tokens in (0, 160, 320)
     }
@@ -116,4 +109,3 @@ def test_every_measure_is_there_of_both_heads_over_training(out):
     np.testing.assert_allclose(by_key["negatives_gap"], by_key["target_gap"], rtol=1e-9)
     assert (by_key["dark_knowledge"] < 1e-8).all()
     assert by_key.loc["curved_seed0", "weight"].between(0, 1).all()
-    assert json.loads((out / "summary.json").read_text())["options"] == {"windows": 12}

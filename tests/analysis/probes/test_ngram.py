@@ -1,4 +1,4 @@
-"""The probe `ngram`: its distributions and distances against their definitions, and the command on real runs."""
+"""The probe `ngram`: its distributions and distances against their definitions, and real runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 
 from analysis.compare.arms import find_arms, load_member
 from analysis.compare.text import open_text
-from analysis.probes.__main__ import main
+from analysis.probes.evaluate import evaluate
 from analysis.probes.ngram import LAMBDAS, NGram, continued, distances, injected_nll
 from analysis.probes.ngram_counts import NO_TOKEN, NGramModel, contexts_of
+from analysis.probes.over_training import points_of
 
 V = 4
 texts = st.lists(st.integers(0, V - 1), max_size=25)
@@ -84,16 +84,15 @@ def test_continuations_are_greedy_in_the_moved_logits(two_heads):
             ids.append(int(token))
 
 
-def test_the_command_over_training(two_heads, tmp_path):
-    main(["ngram", *two_heads, "--out", str(tmp_path), "--set", "windows=4", "--over-training"])
-    table = pd.read_csv(tmp_path / "values.csv")
+def test_every_measure_is_there_of_both_heads_over_training(two_heads):
+    arms = find_arms(two_heads)
+    text = open_text(arms)
+    table = evaluate(NGram(NGram.Options(windows=4)), points_of(arms), text, seed=0)
     assert {(m, t) for m, t in zip(table["measure"], table["tokens"], strict=True)} == {
         (measure.key, tokens) for measure in NGram.measures for tokens in (0, 160, 320)
     }
     assert table["value"].notna().all()
     own = table[(table["arm"] == "curved_seed0") & (table["step"] == 20)].set_index("measure")["value"]
-    arms = find_arms(two_heads)
-    text = open_text(arms)
     x_BT, y_BT = text.windows(4, seed=0)
     model = load_member(arms[1].members[0])
     with torch.no_grad():
