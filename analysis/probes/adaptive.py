@@ -30,6 +30,8 @@ CHUNK = 256
 """Positions whose logits are held in float64 at once."""
 NO_GRADIENT = 1e-6
 """Length of P - Q below which its direction is rounding."""
+CONSTANT = 1e-3
+"""Range of c, or of H(Q) in nats, up to which it does not vary: where c is 1 for every token, its order says nothing."""
 _DIFFICULTY, _RARITY, _PLACE = (
     "tenth of the positions, the lowest NLL first",
     "tenth of the positions, the rarest next token first",
@@ -150,13 +152,13 @@ def gap(true_N: Tensor, negatives_N: Tensor) -> Tensor:
     return torch.where(true_N <= 0, below, above)
 
 
-def rank_correlation(first_N: Floats, second_N: Floats | Ids) -> float:
-    """Spearman's; NaN where one of the two does not vary."""
+def rank_correlation(value_N: Floats, by_N: Floats | Ids) -> float:
+    """Spearman's, of c or H(Q) with something else; NaN where one of the two does not vary."""
     from scipy.stats import spearmanr
 
-    if np.ptp(first_N) == 0 or np.ptp(second_N) == 0:
+    if np.ptp(value_N) < CONSTANT or np.ptp(by_N) == 0:
         return float("nan")
-    return float(spearmanr(first_N, second_N).statistic)
+    return float(spearmanr(value_N, by_N).statistic)
 
 
 def _binary_entropy(log_odds_N: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def test_another_target_than_tfsds_is_dark_knowledge():
 
 
 def test_a_rank_correlation_without_variation_is_undefined():
-    assert np.isnan(rank_correlation(np.ones(3), np.arange(3)))
+    assert np.isnan(rank_correlation(np.array([1 - 1e-4, 1 - 1e-9, 1.0]), np.arange(3)))
+    assert np.isnan(rank_correlation(np.arange(3) / 3, np.ones(3)))
     assert rank_correlation(np.array([0.1, 0.2, 0.4]), np.array([5, 6, 6])) == pytest.approx(3**0.5 / 2)
 
 
