@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from analysis.stability.compare import Study
 
-from .base import CLAIMS, Evidence, against_number, deciding, tested_arms
+from .base import CLAIMS, Evidence, deciding, tested_arms
 from .probed import Probed, ProbedClaim
 
 
@@ -24,7 +24,7 @@ class AdaptiveCurriculum(ProbedClaim):
 
     def judged(self, study: Study, probed: Probed) -> Iterator[Evidence]:
         for arm in tested_arms(study):
-            what, ranks = "rank correlation of H(Q) and NLL", probed.finite("entropy_difficulty_rank", arm)
-            yield against_number(what, ranks, 0.0, arm, probed.where, "higher", decides=deciding(study, arm))
-            what, kept = "share of cross-entropy's gradient that is kept", probed.finite("gradient_kept", arm)
-            yield against_number(what, kept, 1.0, arm, probed.where, "lower", decides=False)
+            what, decides = "rank correlation of H(Q) and NLL", deciding(study, arm)
+            yield probed.against_number(what, "entropy_difficulty_rank", 0.0, arm, "higher", decides=decides)
+            what = "share of cross-entropy's gradient that is kept"
+            yield probed.against_number(what, "gradient_kept", 1.0, arm, "lower", decides=False)

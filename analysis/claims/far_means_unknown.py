@@ -35,6 +35,5 @@ class FarMeansUnknown(ProbedClaim):
                 yield against_baseline(study, what, values, arm, probed.where, "higher", decides=decides)
                 what = f"AUROC of the distance, {text}, against chance"
                 yield against_number(what, own, CHANCE, arm, probed.where, "higher", decides=False)
-            ranks = probed.finite("distance_entropy_rank", arm)
             what = "rank correlation of distance and entropy"
-            yield against_number(what, ranks, 0.0, arm, probed.where, "higher", decides=False)
+            yield probed.against_number(what, "distance_entropy_rank", 0.0, arm, "higher", decides=False)

@@ -16,7 +16,7 @@ from common.errors import InputError
 from record.finished import Run, checkpoints_of, is_file
 from record.suite import PLAN_FILE
 
-from .base import Claim, Evidence, Side, Verdict, against_baseline, place
+from .base import Claim, Evidence, Side, Verdict, against_baseline, against_number, place
 
 FOLDER = "probes"
 """Within a suite's directory, where its probes' results lie, each in a folder of its name."""
@@ -85,8 +85,20 @@ class Probed:
         base = self.study.comparison.baseline
         values = {each: self.finite(key, each) for each in (arm, base)}
         if not values[arm] or not values[base]:
-            return unmeasured(what, f"the {self.probe} probe has no value of it here")
+            return self._undefined(what, arm)
         return against_baseline(self.study, what, values, arm, self.where, good, decides=decides, form=form)
+
+    def against_number(self, what: str, key: str, number: float, arm: str, good: Side, *, decides: bool) -> Evidence:
+        """A test of the mean of a measure over seeds against a number."""
+        values = self.finite(key, arm)
+        if not values:
+            return self._undefined(what, arm)
+        return against_number(what, values, number, arm, self.where, good, decides=decides)
+
+    def _undefined(self, what: str, arm: str) -> Evidence:
+        return unmeasured(
+            what, f"{arm}: the {self.probe} probe has no value of it; docs/probes.md says when there is none"
+        )
 
     def mean(self, key: str, arm: str) -> float:
         """The mean over seeds; NaN without a value."""
