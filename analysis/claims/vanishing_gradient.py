@@ -44,11 +44,8 @@ class VanishingGradient(Claim):
                 one = without_effect(one, f"c does not vary: {np.mean(weights):.3f} at every step")
             yield one
             if (probed := Probed(study, self.probe)).file.is_file():
-                what, ranks = (
-                    "rank correlation of c with the NLL over tokens",
-                    probed.finite("weight_difficulty_rank", arm),
-                )
-                yield against_number(what, ranks, 0.0, arm, probed.where, "higher", decides=deciding(study, arm))
+                what, decides = "rank correlation of c with the NLL over tokens", deciding(study, arm)
+                yield probed.against_number(what, "weight_difficulty_rank", 0.0, arm, "higher", decides=decides)
 
 
 def correlation(run: Run) -> float | None:
