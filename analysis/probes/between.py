@@ -6,6 +6,7 @@ shows how far apart seeds are) and, over training, against the last checkpoint o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ def to_first(points: Sequence[Point], point: Point) -> Point | None:
     first = [other for other in points if other.arm == points[0].arm]
     runs = list(dict.fromkeys(other.run for other in first))
     if point.arm == points[0].arm:
-        partner = runs[(runs.index(point.run) + 1) % len(runs)]
+        partner = dict(itertools.pairwise(runs)).get(point.run, "")  # no pair twice: the last one has none
     else:
         same = (other.run for other in first if other.member.seed == point.member.seed)
         partner = runs[0] if point.member.seed is None else next(same, "")
