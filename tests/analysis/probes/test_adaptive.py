@@ -78,7 +78,7 @@ def test_a_rank_correlation_without_variation_is_undefined():
 @pytest.fixture(scope="module")
 def table(two_heads):
     arms = find_arms(two_heads)
-    return evaluate(Adaptive(Adaptive.Options(windows=12)), points_of(arms), open_text(arms), seed=0)
+    return evaluate(Adaptive(Adaptive.Options(windows=12)), points_of(arms), open_text(arms), seed=0).table
 
 
 def test_the_weight_is_the_one_that_training_logs(two_heads, table):

@@ -87,7 +87,7 @@ def test_continuations_are_greedy_in_the_moved_logits(two_heads):
 def test_every_measure_is_there_of_both_heads_over_training(two_heads):
     arms = find_arms(two_heads)
     text = open_text(arms)
-    table = evaluate(NGram(NGram.Options(windows=4)), points_of(arms), text, seed=0)
+    table = evaluate(NGram(NGram.Options(windows=4)), points_of(arms), text, seed=0).table
     assert {(m, t) for m, t in zip(table["measure"], table["tokens"], strict=True)} == {
         (measure.key, tokens) for measure in NGram.measures for tokens in (0, 160, 320)
     }

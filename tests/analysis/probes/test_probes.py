@@ -59,7 +59,9 @@ def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(runs: list[str], **options: int) -> pd.DataFrame:
     """What the command measures, without its files."""
     arms = find_arms(runs)
-    return evaluate(Calibration(checked_options(Calibration, options)), last_points(arms), open_text(arms), seed=0)
+    return evaluate(
+        Calibration(checked_options(Calibration, options)), last_points(arms), open_text(arms), seed=0
+    ).table
 
 
 def test_every_value_is_that_of_the_definition_in_float64(runs, out):

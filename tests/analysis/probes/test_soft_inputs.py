@@ -108,7 +108,7 @@ def test_both_heads_over_training(two_heads, capsys):
     """The corpus has three pairs of synonyms and no antonyms."""
     arms = find_arms(two_heads)
     probe = SoftInputs(SoftInputs.Options(places=2))
-    table = evaluate(probe, points_of(arms), open_text(arms), seed=0)
+    table = evaluate(probe, points_of(arms), open_text(arms), seed=0).table
     assert "3 pairs of synonyms at 6 places, 0 pairs of antonyms at 0 places" in capsys.readouterr().err
     table = table.set_index("measure")
     for group in ("synonyms", "controls"):

@@ -52,7 +52,7 @@ def table(runs: list[str], other_text: Path) -> pd.DataFrame:
     arms = find_arms(runs)
     options = {"windows": WINDOWS, "fpr": FPR, "corpora": [str(other_text), str(other_text)]}
     points = last_points([*arms, untrained_arm(arms[0], arms)])
-    return evaluate(Uncertainty(checked_options(Uncertainty, options)), points, open_text(arms), seed=0)
+    return evaluate(Uncertainty(checked_options(Uncertainty, options)), points, open_text(arms), seed=0).table
 
 
 def naive_scores(model, x_BT):
