@@ -30,7 +30,9 @@ SUFFIXES = (".html", ".htm")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN|SUITE|LOG", help="run directories, one suite's directory, or logs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN|SUITE|LOG", help="run directories, one suite's directory, or logs"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.html", help="the page to write")
     parser.add_argument("--follow", action="store_true", help="write it anew until the runs have ended, or Ctrl-C")
     parser.add_argument("--every", type=int, default=10, metavar="SECONDS", help="how often --follow does (default 10)")
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.out.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {options.out}: a page is written as .html")
-    if not 1 <= options.every <= 86_400:  # noqa: PLR2004  (a day)
+    if not 1 <= options.every <= 86_400:
         raise InputError(f"--every is {options.every}; give a whole number of seconds from 1 to 86400")
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join(["python", "-m", "analysis.report", *given])

@@ -175,8 +175,9 @@ def _alone(material: Material) -> list[Group]:
 
 
 def _section(title: str, runs: Mapping[str, Run], groups: list[Group], quantities: Sequence[Quantity]) -> Section:
+    groups = sorted(groups, key=lambda group: group.hidden)
     own = {label: runs[label] for group in groups for label in group.runs}
-    there = [q for q in quantities if any(not run.series(q.key).empty for run in own.values())]
+    there = [q for q in quantities if any(len(run.series(q.key)) > 1 for run in own.values())]
     most = int(np.clip(_POINTS / max(1, len(QUANTITIES) * len(own)) / 1.5, _FEWEST, _MOST))
     return Section(title, [_chart(quantity, own, groups, most) for quantity in there], groups)
 
@@ -226,7 +227,7 @@ def _lines(
     elif curves and not evaluated and quantity.key != "lr":
         _, x, y = curves[0]
         span = max(5, len(x) // 60)
-        places, strong = style.smoothed(y, span, log=log)
+        places, strong = style.smoothed(y, span, log=True)  # the median, which does not lag behind as the average does
         kept = envelope(strong, most // 2)
         yield Line(place, "strong", x[places[kept]], strong[kept], f"smoothed over {span} values")
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.logs import LogRun
-from analysis.show.text import clip, number, visible
+from analysis.show.stresses import ACTING, spans, within
+from analysis.show.stresses import words as steps_in_words
+from analysis.show.text import clip, first_of, number, visible
 from record.finished import Run
 
 from .material import Material, files_named, read_json
@@ -30,6 +32,11 @@ PLURALS = {
     "stall": "stalls", "saturated": "saturated softmaxes", "rewind": "rewinds", "monitor_failed": "failed monitors",
 }  # fmt: skip
 _EXCERPT = 60
+"""Characters shown of a sequence."""
+_SHORTLY = 8
+"""Steps after a planted disturbance in which an event may still be its effect, as for events of a run itself."""
+_PRECURSORS = 3
+"""Most signals that are named as having moved before a spike."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,24 @@ class Happened:
 
     run: str
     kind: str
+    signal: str
     what: str
     where: str
     sigmas: float
     """How far it stands out; NaN if that is not measured."""
     known: list[str]
     """What an autopsy or a replay has found."""
+    planted: str
+    """The steps at which a planted disturbance acted in it or shortly before; empty if none did."""
+    before: str
+    """What moved before it; empty if nothing is known to have."""
     command: str
     """What would explain it; empty if nothing can, or if it is explained."""
+
+    @property
+    def size(self) -> float:
+        """How far it stands out, 0 if that is not measured."""
+        return 0.0 if math.isnan(self.sigmas) else self.sigmas
 
 
 def what_happened(material: Material) -> list[Happened]:
@@ -57,7 +74,7 @@ def what_happened(material: Material) -> list[Happened]:
         for event in run.events
         if (one := _happened(label, run, event, autopsies, replays)) is not None
     ]
-    return sorted(found, key=lambda one: (KINDS.index(one.kind), -(0 if math.isnan(one.sigmas) else one.sigmas)))
+    return sorted(found, key=lambda one: (KINDS.index(one.kind), one.signal != "loss/nll", -one.size))
 
 
 def counts(found: Sequence[Happened]) -> str:
@@ -84,7 +101,18 @@ def _happened(
     sigmas = event.get("sigmas")
     value = float(sigmas) if isinstance(sigmas, int | float) else math.nan
     command = "" if known else _command(run, event, peak)
-    return Happened(label, kind, _what(kind, event), where, value, known, command)
+    return Happened(
+        label,
+        kind,
+        str(event.get("signal")),
+        _what(kind, event),
+        where,
+        value,
+        known,
+        _planted(run, first, last),
+        _before(event),
+        command,
+    )
 
 
 def _closed(run: Run, opened: Mapping[str, Any]) -> bool:
@@ -111,7 +139,13 @@ def _what(kind: str, event: Mapping[str, Any]) -> str:
         named = ", ".join(name_of(one) for one in signals[:3]) if isinstance(signals, list) else signal
         return f"{named} became NaN or infinite"
     if kind in ("spike", "spike_opened"):
-        end = "not over at the end" if kind == "spike_opened" else "over" if event.get("recovered") else "not recovered"
+        end = (
+            "not over at the end"
+            if kind == "spike_opened"
+            else "recovered"
+            if event.get("recovered")
+            else "not recovered"
+        )
         return f"spike of {signal}: {size} above what was expected ({number(_float(event, 'sigmas'), 3)} times the noise), {end}"
     if kind == "rise":
         return f"{signal} rose by {size} and stayed up"
@@ -129,20 +163,36 @@ def _float(event: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def _planted(run: Run, first: int, last: int) -> str:
+    series = run.series(ACTING)
+    near = within(spans(series.index.to_numpy(), series.to_numpy()), first - _SHORTLY, max(first, last))
+    return steps_in_words(near) if near else ""
+
+
+def _before(event: Mapping[str, Any]) -> str:
+    """The first of what left its usual range before a spike."""
+    given = event.get("precursors")
+    known = [p for p in given if isinstance(p, dict) and "signal" in p] if isinstance(given, list) else []
+    first = sorted(known, key=lambda p: _step(p, "first_step"))
+    return first_of([f"{name_of(p['signal'])} at step {_step(p, 'first_step'):,}" for p in first], _PRECURSORS)
+
+
 def _command(run: Run, event: Mapping[str, Any], step: int) -> str:
     """The command that explains an event; empty where there is none."""
     path = str(run.path)
-    if isinstance(run, LogRun):
-        return shlex.join(["python", "-m", "analysis.spikes", path, "--out", f"{run.path.stem}_spikes"])
-    if "monitor" in run.config:
-        return shlex.join(["python", "-m", "analysis.spikes", path, "--out", f"{path}/spikes"])
+    if isinstance(run, LogRun) or "monitor" in run.config:
+        return ""  # there is no checkpoint to go back to
     kind = event.get("event")
     if kind == "spike":
-        return shlex.join(["python", "-m", "analysis.autopsy", path, "--step", f"{step}", "--out", f"{path}/autopsy_{step}"])
+        return shlex.join(
+            ["python", "-m", "analysis.autopsy", path, "--step", f"{step}", "--out", f"{path}/autopsy_{step}"]
+        )
     told = re.search(r"--step (\d+)", str(event.get("replay")))
     if told or kind == "non_finite":
         step = int(told[1]) if told else step
-        return shlex.join(["python", "-m", "analysis.replay", path, "--step", f"{step}", "--out", f"{path}/replay_{step}"])
+        return shlex.join(
+            ["python", "-m", "analysis.replay", path, "--step", f"{step}", "--out", f"{path}/replay_{step}"]
+        )
     return ""
 
 
@@ -169,7 +219,8 @@ def _replays(places: Sequence[Path]) -> dict[tuple[str, int], list[str]]:
 
 
 def _of_replay(one: Mapping[str, Any]) -> Iterator[str]:
-    reproduced = {True: "agrees with the log", False: "differs from the log"}.get(one.get("reproduced"), "was not checked")
+    words = {True: "agrees with the log", False: "differs from the log"}
+    reproduced = words.get(one["reproduced"]) if isinstance(one.get("reproduced"), bool) else "was not checked"
     yield f"Step {one['step']}, taken again ({reproduced}):"
     metrics = one.get("metrics")
     for key in ("loss/nll", "grad_norm/total"):
@@ -181,7 +232,8 @@ def _of_replay(one: Mapping[str, Any]) -> Iterator[str]:
     rows = [s for s in sequences if isinstance(s, dict)] if isinstance(sequences, list) else []
     if rows:
         largest = max(rows, key=_gradient)
-        yield f"Largest gradient: sequence {largest.get('index')}, which begins “{clip(visible(str(largest.get('text'))), _EXCERPT)}”."
+        begin = clip(visible(str(largest.get("text"))), _EXCERPT)
+        yield f"Largest gradient: sequence {largest.get('index')}, which begins “{begin}”."
 
 
 def _gradient(sequence: Mapping[str, Any]) -> float:

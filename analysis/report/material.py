@@ -95,7 +95,9 @@ def _of_suite(directory: Path, baseline: str | None) -> Material:
         runs = _begun(directory, names)
         if not runs or baseline is not None:
             raise
-        return Material((str(directory),), runs, None, directory, len(names), ["None of the suite's runs has ended yet."])
+        return Material(
+            (str(directory),), runs, None, directory, len(names), ["None of the suite's runs has ended yet."]
+        )
     ended = {run.path.name: run for run in found.comparison.runs.values()}
     others = _begun(directory, [name for name in names if name not in ended])
     return Material((str(directory),), ended | others, found, directory, len(names))
@@ -116,7 +118,7 @@ def _study_of(runs: Mapping[str, Run], baseline: str | None) -> Study | None:
     a baseline that is none of them."""
     own = [run for run in runs.values() if not isinstance(run, LogRun) and "monitor" not in run.config]
     ended = sum(run.status.get("status") in ENDED for run in own)
-    if len(own) < len(runs) or ended < 2:  # noqa: PLR2004
+    if len(own) < len(runs) or ended < 2:
         if baseline is not None:
             raise InputError(f"--baseline {baseline}: there are no arms; give a suite, or two runs that have ended")
         return None
@@ -158,5 +160,7 @@ def read_json(path: Path) -> Any:
 
 def files_named(places: Sequence[Path], name: str, *patterns: str) -> list[Path]:
     """The files of a name in these folders, in those directly below them, and where ``patterns`` lead; each once."""
-    found = (path for place in places for pattern in (name, f"*/{name}", *patterns) for path in sorted(place.glob(pattern)))
+    found = (
+        path for place in places for pattern in (name, f"*/{name}", *patterns) for path in sorted(place.glob(pattern))
+    )
     return list(dict.fromkeys(path for path in found if path.is_file()))

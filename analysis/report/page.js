@@ -58,7 +58,8 @@
     const colour = (name) => style.getPropertyValue(name).trim();
     const axis = { gridcolor: colour("--line"), zeroline: false, linecolor: colour("--line"), automargin: true };
     return {
-      showlegend: false, hovermode: "closest", margin: { l: 54, r: 10, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)",
+      showlegend: false, hovermode: "closest", margin: { l: 54, r: 10, t: 30, b: 40 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--faint"), activecolor: colour("--text") }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--text"), size: 12, family: "system-ui, sans-serif" },
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       hoverlabel: { bgcolor: colour("--panel"), font: { color: colour("--text") }, align: "left" },

@@ -49,6 +49,7 @@ def page(material: Material, command: str, refresh: int | None = None) -> str:
         hero=_image(picture(drawn[0], only=1)) if drawn and forest is None else None,
         happened=happened[: tables.EVENTS],
         events=len(happened),
+        opened=tables.OPEN_EVENTS,
         counted=counts(happened),
         by_run=tables.of_events(happened),
         sections=[(one, _image(picture(one))) for one in drawn],
@@ -135,7 +136,13 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "limits": chart.limits,
         "bands": chart.bands,
         "lines": [
-            {"group": line.group, "kind": line.kind, "name": _shown(line.name), "x": _steps(line.x), "y": _numbers(line.y)}
+            {
+                "group": line.group,
+                "kind": line.kind,
+                "name": _shown(line.name),
+                "x": _steps(line.x),
+                "y": _numbers(line.y),
+            }
             for line in chart.lines
         ],
         "marks": [

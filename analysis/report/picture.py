@@ -61,13 +61,15 @@ def _draw(axes: Axes, chart: Chart, section: Section) -> None:
     for mark in chart.marks:
         group = section.groups[mark.group]
         if not group.hidden:
-            axes.plot([mark.x], [mark.y], "x" if mark.broken else "v", color=group.look.colour, markersize=6, mfc="none")
+            axes.plot(
+                [mark.x], [mark.y], "x" if mark.broken else "v", color=group.look.colour, markersize=6, mfc="none"
+            )
     if chart.limits is not None:
         axes.set_ylim(*chart.limits)
 
 
 def _curve(axes: Axes, x: style.Floats, y: style.Floats, look: ArmStyle, *, faint: bool, dots: bool) -> None:
     width, alpha = (0.5, 0.35) if faint else (1.4, 1.0)
-    marker = look.marker if dots and len(x) <= 40 else ""  # noqa: PLR2004  (more would hide the line)
+    marker = look.marker if dots and len(x) <= 40 else ""
     axes.plot(x, y, color=look.colour, linestyle="-" if faint else look.line, linewidth=width, alpha=alpha,
               marker=marker, markersize=3)  # fmt: skip

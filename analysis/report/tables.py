@@ -16,9 +16,17 @@ from analysis.logs import LogRun
 from analysis.show.text import clip, first_of, skipped_lines, visible
 from analysis.stability.compare import PRIMARY, Row, Study
 from analysis.stability.conclusion import short_table
-from analysis.stability.fairness import compared_configs, control_line, noise_line, presence, seeds_line, unbegun_line, warnings
+from analysis.stability.fairness import (
+    compared_configs,
+    control_line,
+    noise_line,
+    presence,
+    seeds_line,
+    unbegun_line,
+    warnings,
+)
 from analysis.stability.report import main_tables
-from analysis.stability.tables import Shown, difference_text, mean_text, name_of, short_verdict
+from analysis.stability.tables import Shown, mean_text, name_of, short_verdict
 from analysis.summary import formatted, summarise
 from common.section import flat
 from record.finished import Run
@@ -26,12 +34,14 @@ from record.finished import Run
 from .happened import Happened, counts
 from .material import Material, files_named, read_json
 
-EVENTS = 40
-"""Most events that are told one by one."""
+EVENTS, OPEN_EVENTS = 40, 6
+"""Most events that are told one by one, and how many of them are not folded away."""
 _RUNS = 60
 """Most runs in the table of runs."""
 _VALUE = 60
 """Characters shown of a value of a configuration."""
+_LOGS = 8
+"""Most logs that a command names."""
 _LEFT_OUT = 20
 """Most runs that are named as left out."""
 
@@ -58,7 +68,6 @@ class Bar:
     """A difference from the baseline, drawn on a scale from 0 to 100 on which 50 is no difference."""
 
     name: str
-    value: str
     told: str
     verdict: str
     middle: float
@@ -91,11 +100,8 @@ def forest(found: Study) -> Forest | None:
     bars = []
     for row in sorted(rows, key=lambda row: row.difference.effect.mean):
         effect = row.difference.effect
-        value = mean_text(found.on(basis, PRIMARY, row.arm, one.calm), ".4f")
-        bars.append(
-            Bar(name_of(found, row.arm), value, difference_text(row), short_verdict(row), place(effect.mean) or 0.0,
-                place(effect.low), place(effect.high))  # fmt: skip
-        )
+        places = (place(effect.mean) or 0.0, place(effect.low), place(effect.high))
+        bars.append(Bar(name_of(found, row.arm), effect.format("+.3f"), short_verdict(row), *places))
     base = mean_text(found.on(basis, PRIMARY, one.baseline, one.calm), ".4f")
     title = f"Final loss minus that of {visible(one.baseline)} ({base}), nats per token: left is better"
     return Forest(title, bars, (f"{-span:+.2g}", f"{span:+.2g}"))
@@ -105,7 +111,9 @@ def _span(rows: Sequence[Row]) -> float:
     """Where the scale ends: at the largest mean or, of intervals, at most at three times the 90th percentile of the means."""
     means = sorted(abs(row.difference.effect.mean) for row in rows)
     usual = 3 * means[min(len(means) - 1, int(0.9 * len(means)))]
-    ends = [abs(end) for row in rows for end in (row.difference.effect.low, row.difference.effect.high) if end is not None]
+    ends = [
+        abs(end) for row in rows for end in (row.difference.effect.low, row.difference.effect.high) if end is not None
+    ]
     return 1.05 * max([min(means[-1], usual), *(min(end, usual) for end in ends)]) or 1.0
 
 
@@ -171,7 +179,9 @@ def _evidence(claims: Sequence[Mapping[str, Any]]) -> Table:
     ]
     header = list(told[0][1]) if told else []
     rows = [[name, *(str(row.get(key, "")) for key in header)] for name, row in told]
-    return Table("Every test of every claim", ["claim", *header], rows, text=("arm", "against", "where", "verdict"), folded=True)
+    return Table(
+        "Every test of every claim", ["claim", *header], rows, text=("arm", "against", "where", "verdict"), folded=True
+    )
 
 
 def of_probes(material: Material) -> list[Table]:
@@ -191,7 +201,10 @@ def _probe(found: Mapping[str, Any]) -> Table:
             first = first or str(one.get("arm"))
             mean, difference = _effect(one.get("mean")), _effect(one.get("difference"))
             cells = [str(one.get("measure")), str(one.get("arm")), "" if mean is None else f"{mean.n}"]
-            cells += ["" if mean is None else mean.format(".4f"), "" if difference is None else difference.format("+.4f")]
+            cells += [
+                "" if mean is None else mean.format(".4f"),
+                "" if difference is None else difference.format("+.4f"),
+            ]
             rows.append(cells)
     measures = found.get("measures")
     meanings = [
@@ -207,16 +220,16 @@ def _effect(value: Any) -> Effect | None:
     """An effect of a JSON file; None for anything else."""
     if not isinstance(value, dict):
         return None
-    numbers = {key: _number(value.get(key)) for key in ("mean", "low", "high", "standard_error", "smallest")}
-    mean = numbers.pop("mean")
-    return Effect(math.nan if mean is None else mean, **numbers, n=int(_number(value.get("n")) or 0), clusters={})  # type: ignore[arg-type]
+    mean, low, high, count = (_number(value.get(key)) for key in ("mean", "low", "high", "n"))
+    return Effect(math.nan if mean is None else mean, low, high, None, None, int(count or 0), {})
 
 
 def _number(value: Any) -> float | None:
     try:
-        return None if value is None else float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 # ------------------------------------------------------------------------------------- configurations, environment and warnings
@@ -229,7 +242,7 @@ def of_differences(material: Material) -> Table | None:
     else:
         configs = {label: run.config for label, run in material.runs.items() if not isinstance(run, LogRun)}
     keys = differing(list(configs.values()))
-    if len(configs) < 2 or not keys:  # noqa: PLR2004
+    if len(configs) < 2 or not keys:
         return None
     rows = []
     for place, name in enumerate(configs):
@@ -312,7 +325,9 @@ def commands(material: Material, own: str) -> list[Command]:
         out = f"{where}/stability" if material.suite else where
         found.append(Command("All tables and figures of the comparison", _line("analysis.stability", paths, out)))
     if material.suite is not None:
-        found.append(Command("The article's claims, for suites with TFSD", _line("analysis.claims", paths, f"{paths[0]}/claims")))
+        found.append(
+            Command("The article's claims, for suites with TFSD", _line("analysis.claims", paths, f"{paths[0]}/claims"))
+        )
     found += list(_again(material))
     return found
 
@@ -327,9 +342,9 @@ def _again(material: Material) -> Iterator[Command]:
     if run is not None:
         line = shlex.join(["python", "train_lm.py", "--config", f"{run.path}/config.yaml", f"name={run.name}_again"])
         yield Command(f"The run {visible(run.name)} again; the others likewise", line)
-    logs = [str(run.log.path) for run in material.runs.values() if isinstance(run, LogRun)]
+    logs = list(dict.fromkeys(str(run.log.path) for run in material.runs.values() if isinstance(run, LogRun)))
     if logs:
-        yield Command("The events of the logs, and their figure", _line("analysis.spikes", list(dict.fromkeys(logs))[:8], "spikes"))
+        yield Command("The events of the logs, and their figure", _line("analysis.spikes", logs[:_LOGS], "spikes"))
 
 
 def _ours(run: Run) -> bool:
@@ -341,7 +356,7 @@ def configurations(material: Material) -> list[tuple[str, list[str]]]:
     chosen = list(material.runs.items())
     if material.study is not None:
         one = material.study.comparison
-        first = {cell.arm: run for cell, run in reversed(one.runs.items()) if cell.scenario == one.calm}
+        first = {cell.arm: run for cell, run in reversed(list(one.runs.items())) if cell.scenario == one.calm}
         chosen = [(arm, first[arm]) for arm in one.arms if arm in first]
     told = [(name, run) for name, run in chosen if run.config][:6]
     return [(name, yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).splitlines()) for name, run in told]

@@ -12,7 +12,7 @@ from analysis.show.style import Floats
 PART = 0.1
 """The share of the values that the last stretch has, and the one before it."""
 FEWEST = 8
-"""Fewest values of a stretch."""
+"""Fewest values of a stretch, which must be no more than a fifth of all."""
 SURE = 3.0
 """Standard errors by which the means of the two stretches must differ."""
 
@@ -28,11 +28,11 @@ class Trend(NamedTuple):
 
 
 def trend(values: Floats) -> Trend:
-    """The trend of a series by the means of its last two stretches of a tenth each. Falling or rising is what exceeds three
-    standard errors, the values taken for independent; unknown, if there are too few values or one of them is not finite."""
-    count = int(PART * len(values))
+    """The trend of a series by the means of its last two stretches, of a tenth of the values each. Falling or rising is what
+    exceeds three standard errors, the values taken for independent; unknown, if there are too few or one is not finite."""
+    count = max(int(PART * len(values)), FEWEST)
     before, last = values[len(values) - 2 * count : len(values) - count], values[len(values) - count :]
-    if count < FEWEST or not (np.isfinite(before).all() and np.isfinite(last).all()):
+    if 5 * count > len(values) or not (np.isfinite(before).all() and np.isfinite(last).all()):
         return Trend("unknown", math.nan, count)
     change = float(last.mean() - before.mean())
     error = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / count)
