@@ -90,7 +90,7 @@ def _of_suite(directory: Path, baseline: str | None) -> Material:
     plan = read_plan(directory)
     names = [] if plan is None else [run.name for run in plan.runs]
     try:
-        found = study(find_runs([str(directory)], baseline))
+        found = study(find_runs([str(directory)], baseline), rules=())
     except InputError:
         runs = _begun(directory, names)
         if not runs or baseline is not None:
@@ -123,7 +123,7 @@ def _study_of(runs: Mapping[str, Run], baseline: str | None) -> Study | None:
             raise InputError(f"--baseline {baseline}: there are no arms; give a suite, or two runs that have ended")
         return None
     try:
-        return study(find_runs([str(run.path) for run in own], baseline))
+        return study(find_runs([str(run.path) for run in own], baseline), rules=())
     except InputError:
         if baseline is not None:
             raise

@@ -6,6 +6,8 @@ import io
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from analysis.show import style
 from analysis.show.style import ArmStyle
 
@@ -45,11 +47,13 @@ def picture(section: Section, only: int | None = None) -> bytes:
 
 
 def _draw(axes: Axes, chart: Chart, section: Section) -> None:
-    axes.set_title(chart.quantity.title)
+    axes.set_title(chart.quantity.title, fontsize=8.5)
     axes.set_ylabel(chart.quantity.unit)
     axes.set_xlabel("step")
     if chart.log:
         axes.set_yscale("log")
+        values = np.concatenate([line.y[np.isfinite(line.y)] for line in chart.lines])
+        style.plain_log_ticks(axes.yaxis, (float(values.min()), float(values.max())))
     for first, last in chart.bands:
         axes.axvspan(first - 0.5, last + 0.5, color="#dddddd", linewidth=0, zorder=0)
     alone = {line.group for line in chart.lines if line.kind == "strong"}

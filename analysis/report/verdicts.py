@@ -162,6 +162,11 @@ def _about_loss(found: Study, column: Column | None) -> Iterator[Said]:
         if arms:
             told = first_of([f"{visible(arm)} ({_told(rows[arm])})" for arm in arms], _NAMED)
             yield Said(tone, f"{word} final loss than {base}: {told}, in nats per token with 95% interval.")
+    for side, word in (("better in all", "Lower"), ("worse in all", "Higher")):
+        if arms := [f"{visible(arm)} ({_told(rows[arm])})" for arm in _arms(column, side) if arm in rows]:
+            yield Said(
+                "open", f"{word} final loss in every seed, but without a test that shows it: {first_of(arms, _NAMED)}."
+            )
     rest = [arm for arm in rows if arm in column.cells and column.cells[arm].verdict in (NO_DIFFERENCE, TOO_FEW_SEEDS)]
     if rest:
         yield _not_shown([rows[arm] for arm in rest], base)
@@ -256,8 +261,8 @@ def _of_runs(material: Material, found: Sequence[Happened]) -> Words:
 def _run_headline(runs: dict[str, Run], found: Sequence[Happened]) -> str:
     if len(runs) == 1:
         label, run = next(iter(runs.items()))
-        spiked = list(dict.fromkeys(name_of(one.signal) for one in found if one.kind in ("spike", "spike_opened")))
-        told = f"{' and '.join(spiked[:3])} spiked" if spiked else "no spike was found"
+        signals = list(dict.fromkeys(name_of(one.signal) for one in found if one.kind in ("spike", "spike_opened")))
+        told = f"{' and '.join(signals[:3])} spiked" if signals else "no spike was found"
         return f"{visible(label)} {_state(run)[1]}; {told}"
     spiked = len({one.run for one in found if one.kind in ("spike", "spike_opened")})
     broken = sum(run.status.get("status") == "diverged" for run in runs.values())
