@@ -345,7 +345,9 @@ def _about_level(run: Run) -> Iterator[Said]:
         "falling": Said("good", f"The loss is still falling: {size} lower {lately}."),
         "rising": Said("bad", f"The loss is rising at the end: {size} higher {lately}."),
         "level": Said(
-            "plain", f"The loss no longer changes by more than its noise: {number(found.change, 2)} {lately}."
+            "plain",
+            "The loss no longer changes by more than its noise: on average by "
+            f"{number(found.change, 2)} from the values before to the last {found.values:,}.",
         ),
         "unknown": Said("open", "Whether the loss still falls cannot be said: too few values, or some are not finite."),
     }

@@ -16,7 +16,7 @@ STEPS, RUNS = 10_000, 20
 
 def test_long_runs_are_thinned_to_a_size_that_can_be_sent_and_keep_their_extremes() -> None:
     draw = np.random.default_rng(0)
-    keys = (
+    keys = ("loss/nll", "grad_norm/total")  # a page has up to eight such panels
         "loss/nll",
         "grad_norm/total",
         "hidden_norm/pre_final/mean",
@@ -33,7 +33,7 @@ def test_long_runs_are_thinned_to_a_size_that_can_be_sent_and_keep_their_extreme
         if line.kind == "run":
             assert (line.x[line.y.argmax()], line.y.max()) == (7000 + int(line.name[3:]), 50.0 + int(line.name[3:]))
     assert sum(line.kind == "run" for line in section.charts[0].lines) == RUNS
-    assert len(_json([_section(section)])) < 9e6
+    assert len(_json([_section(section)])) < 9e6 * len(keys) / 8
 
 
 def test_of_many_arms_the_baseline_and_the_extremes_are_shown_at_first(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.report import page as pages
 from analysis.report.__main__ import main
 from analysis.show.text import visible
 from common.command import exit_status
@@ -63,7 +62,7 @@ def test_a_suite_s_first_screen_says_what_is_shown_and_what_is_not(suite: Path, 
         "It has none.", "Probe calibration: How sure.", "no A/A control", "python -m analysis.stability",
     ):  # fmt: skip
         assert words in document.text, words
-    assert document.text.index("Lower final loss") < document.text.index("Events")
+    assert document.text.index("Lower final loss") < document.text.index("What was run")
     (section,) = document.data
     assert [group["name"] for group in section["groups"]] == ["base", "lower", "alike"]
     assert [line["kind"] for line in section["charts"][0]["lines"]] == (["run"] * 4 + ["strong"]) * 3
@@ -82,8 +81,8 @@ def test_a_single_run_s_first_screen_says_how_it_went(tmp_path: Path) -> None:
     (run / "why" / "autopsy.json").write_text(json.dumps(autopsy))
     document = made(tmp_path, run)
     for words in (
-        "mine ran to its end, step 200; the gradient norm and the loss spiked",
-        "The gradient norm spiked once, the loss once. The worst, steps 60 to 64: spike of the loss: 2.00 above",
+        "mine ran to its end, step 200; the loss and the gradient norm spiked",
+        "The loss spiked once, the gradient norm once. The worst, steps 60 to 64: spike of the loss: 2.00 above",
         "The loss no longer changes by more than its noise", "Cause, by experiment: data", "it goes with the batch",
         "Step 60, taken again (agrees with the log): the loss 7.000, usually 5.000.",
         f"python -m analysis.autopsy {run} --step 40", "NaN or infinite from step 100",
@@ -125,14 +124,6 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
     names = [group["name"] for group in document.data[0]["groups"]]
     assert names == ["run", "&lt;img src=x onerror=alert(1)&gt;"]
     yaml.safe_load((run / "config.yaml").read_text())
-
-
-def test_a_page_that_follows_loads_itself_again_and_no_other_does(tmp_path: Path) -> None:
-    from analysis.report.material import read_material
-
-    material = read_material([str(write_run(tmp_path / "run", training_rows(30)))])
-    assert '<meta http-equiv="refresh" content="7">' in pages.page(material, "x", 7)
-    assert '<meta http-equiv="refresh"' not in pages.page(material, "x")
 
 
 # ------------------------------------------------------------------------------------------------------------------ its colours
