@@ -17,12 +17,6 @@ STEPS, RUNS = 10_000, 20
 def test_long_runs_are_thinned_to_a_size_that_can_be_sent_and_keep_their_extremes() -> None:
     draw = np.random.default_rng(0)
     keys = ("loss/nll", "grad_norm/total")  # a page has up to eight such panels
-        "loss/nll",
-        "grad_norm/total",
-        "hidden_norm/pre_final/mean",
-        "hidden_norm/final/mean",
-        "embedding_norm/mean",
-    )
     runs = {}
     for number in range(RUNS):
         table = pd.DataFrame({key: 3 + draw.random(STEPS) for key in keys}, pd.RangeIndex(1, STEPS + 1, name="step"))
