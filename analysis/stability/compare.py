@@ -25,6 +25,7 @@ from analysis.compare.statistics import CONFIDENCE, holm
 from .curve import median_duration
 from .measure import BY_KEY, MEASURES, Measure, Measured, measure, measure_unbegun, update_size
 from .runs import Cell, Comparison
+from .spikes import PUBLISHED
 from .stresses import DAMAGES, damage
 from .sweep import Sweep
 
@@ -400,9 +401,9 @@ def noise_of(values: Sequence[float]) -> Noise:
     return Noise(deviation, low, high, len(values))
 
 
-def study(comparison: Comparison) -> Study:
-    """Measure all runs."""
-    measured = {cell: measure(run, comparison.parent(run)) for cell, run in comparison.runs.items()}
+def study(comparison: Comparison, rules: Sequence[str] = PUBLISHED) -> Study:
+    """Measure all runs; ``rules``: as of :func:`measure`."""
+    measured = {cell: measure(run, comparison.parent(run), rules) for cell, run in comparison.runs.items()}
     seeds = {arm: dict(comparison.pairs(arm)) for arm in comparison.arms}
     for cell, run in comparison.runs.items():
         other = cell._replace(arm=comparison.baseline, seed=seeds[cell.arm].get(cell.seed, cell.seed))

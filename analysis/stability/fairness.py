@@ -21,6 +21,14 @@ _SAME_SIZE = 0.1
 
 def matched(comparison: Comparison) -> str:
     """A sentence: in which keys the arms' configurations differ, but for seed, rate, stress and branch."""
+    configs = compared_configs(comparison)
+    if len(configs) < 2:
+        return "There is no other arm than the baseline" + ("." if comparison.control is None else " and its control.")
+    return differing_words(list(configs.values()), f"arms {', '.join(configs)}")
+
+
+def compared_configs(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """The configuration of each arm but the control, without seed, rate, stress and branch."""
     configs = {}
     for arm in comparison.arms:
         cell = next((cell for cell in comparison.runs if cell.arm == arm), None)
@@ -29,9 +37,7 @@ def matched(comparison: Comparison) -> str:
             optimizer = {key: value for key, value in (config.get("optimizer") or {}).items() if key != "lr"}
             left = {key: config[key] for key in config if key not in ("seed", "stress", "branch_from", "optimizer")}
             configs[arm] = left | {"optimizer": optimizer}
-    if len(configs) < 2:
-        return "There is no other arm than the baseline" + ("." if comparison.control is None else " and its control.")
-    return differing_words(list(configs.values()), f"arms {', '.join(configs)}")
+    return configs
 
 
 def warnings(found: Study) -> list[str]:

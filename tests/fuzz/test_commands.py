@@ -35,6 +35,7 @@ NEEDED = {
     "spikes": ["RUN", "--out", "OUT"],
     "stability": ["RUN", "--out", "OUT"],
     "claims": ["RUN", "--out", "OUT"],
+    "report": ["RUN", "--out", "OUT/report.html"],
     "summary": ["RUN", "--out", "OUT"],
     "tolerance": ["RUN", "--out", "OUT"],
     "unknown": ["RUN", "--out", "OUT"],
@@ -143,6 +144,7 @@ NUMBERS = {
     "step": ["--step", "--sequences"],
     "autopsy": ["--step", "--event"],
     "curves": ["--smooth"],
+    "report": ["--every"],
 }
 NOT_COUNTS = st.one_of(
     st.integers(max_value=-1).map(str),
@@ -180,6 +182,9 @@ WRONG = [
     ("stability", ["--baseline", "nothing"], "--baseline"),
     ("stability", ["--out", "RUN/status.json"], "status.json"),
     ("claims", ["--baseline", "nothing"], "--baseline"),
+    ("report", ["--baseline", "nothing"], "--baseline"),
+    ("report", ["--out", "OUT/report.pdf"], "report.pdf"),
+    ("report", ["--out", "RUN/status.json/report.html"], "report.html"),
     ("synonyms", ["--min-similarity", "x"], "--min-similarity"),
 ]
 

@@ -1,0 +1,1 @@
+"""Runs, suites and logs as one HTML file that can be sent to somebody."""

@@ -1,0 +1,30 @@
+"""A page that is kept up to date while training goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from common.errors import InputError
+
+from .material import Material
+
+Write = Callable[[Material, int | None], None]
+"""Writes the page; the second argument: after how many seconds it is to load itself again, if at all."""
+
+
+def follow(first: Material, read: Callable[[], Material], write: Write, every: int) -> None:
+    """Write the page now and every so many seconds, until nothing more can come or Ctrl-C is pressed; then once more, as a page
+    that stays. What cannot be read for a moment, since it is being written, leaves the page as it is."""
+    material = first
+    try:
+        while material.goes_on:
+            write(material, every)
+            time.sleep(every)
+            try:
+                material = read()
+            except InputError as error:
+                print(f"the page stays as it was: {error.problems[0]}")
+    except KeyboardInterrupt:
+        print("no longer followed")
+    write(material, None)
