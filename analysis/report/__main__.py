@@ -5,24 +5,29 @@
 
 RUN is a run directory (one of a monitor too), SUITE a suite's, LOG a log of any kind that docs/running.md lists. The page says in
 plain words what was run and what came out of it, then shows events, curves, tables, and the commands that repeat it. It needs no
-network and no other file. --follow writes it anew while training goes on, and the page loads itself again; Ctrl-C ends that.
+network and no other file; the words of its first screen are printed too. --follow writes it anew while training goes on, and the
+page loads itself again; Ctrl-C ends that.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.logs import add_columns_option
+from analysis.show.tables import WIDTH
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError, one_line
 from common.files import write_text
 
 from .follow import follow
+from .happened import what_happened
 from .material import Material, read_material
 from .page import page
+from .verdicts import first_screen
 
 SUFFIXES = (".html", ".htm")
 
@@ -58,7 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         follow(first, read, write, options.every)
     else:
         write(first, None)
+        print(*_told(first), sep="\n")
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(first.runs)} runs")
+
+
+def _told(material: Material) -> list[str]:
+    """What the page's first screen says, for the terminal."""
+    words = first_screen(material, what_happened(material))
+    lines = [textwrap.fill(f"- {one.text}", WIDTH, subsequent_indent="  ") for one in words.said]
+    return [textwrap.fill(one_line(words.headline), WIDTH), *lines]
 
 
 if __name__ == "__main__":
