@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from analysis.logs import LogRun, load_runs_and_logs
 from analysis.stability.compare import Study, study
@@ -164,3 +164,24 @@ def files_named(places: Sequence[Path], name: str, *patterns: str) -> list[Path]
         path for place in places for pattern in (name, f"*/{name}", *patterns) for path in sorted(place.glob(pattern))
     )
     return list(dict.fromkeys(path for path in found if path.is_file()))
+
+
+class Claims(NamedTuple):
+    """What analysis.claims has found in a suite."""
+
+    folder: str
+    runs: object
+    planned: object
+    claims: list[dict[str, Any]]
+    """At least one, as in claims.json."""
+
+
+def claims_of(material: Material) -> list[Claims]:
+    """The contents of each claims.json in the suite's folder that has any."""
+    found = []
+    for path in files_named([] if material.suite is None else [material.suite], "claims.json"):
+        read = read_json(path)
+        if isinstance(read, dict) and isinstance(read.get("claims"), list):
+            claims = [one for one in read["claims"] if isinstance(one, dict)]
+            found += [Claims(path.parent.name, read.get("runs"), read.get("planned"), claims)] if claims else []
+    return found

@@ -32,7 +32,7 @@ from common.section import flat
 from record.finished import Run
 
 from .happened import Happened, counts
-from .material import Material, files_named, read_json
+from .material import Material, claims_of, files_named, read_json
 
 EVENTS, OPEN_EVENTS = 40, 6
 """Most events that are told one by one, and how many of them are not folded away."""
@@ -154,16 +154,12 @@ def of_events(found: Sequence[Happened]) -> Table | None:
 
 def of_claims(material: Material) -> list[Table]:
     """The verdicts of each claims.json in the suite's folder."""
-    places = [] if material.suite is None else [material.suite]
     tables = []
-    for path in files_named(places, "claims.json"):
-        found = read_json(path)
-        claims = [c for c in found.get("claims") or [] if isinstance(c, dict)] if isinstance(found, dict) else []
-        rows = [[str(c.get(key, "")) for key in ("claim", "verdict", "says", "test")] for c in claims]
-        if rows:
-            title = f"Claims, {path.parent.name}: {found.get('runs')} of {found.get('planned')} runs"
-            tables.append(Table(title, ["claim", "verdict", "what is claimed", "what decides"], rows, text=_CLAIM_TEXT))
-            tables.append(_evidence(claims))
+    for found in claims_of(material):
+        rows = [[str(c.get(key, "")) for key in ("claim", "verdict", "says", "test")] for c in found.claims]
+        title = f"Claims, {found.folder}: {found.runs} of {found.planned} runs"
+        tables.append(Table(title, ["claim", "verdict", "what is claimed", "what decides"], rows, text=_CLAIM_TEXT))
+        tables.append(_evidence(found.claims))
     return tables
 
 

@@ -18,7 +18,7 @@ from analysis.stability.fairness import compared_configs, warnings
 from record.finished import Run
 
 from .happened import Happened, name_of
-from .material import Material, is_running
+from .material import Material, claims_of, is_running
 from .trend import trend
 
 Tone = Literal["good", "bad", "plain", "open"]
@@ -71,7 +71,7 @@ def first_screen(material: Material, found: Sequence[Happened]) -> Words:
 
 def _of_arms(material: Material, found: Study) -> Words:
     columns = {column.key: column for column in conclusions(found)}
-    said = [*_about_loss(found, columns.get("final_nll")), *_about_stability(found, columns)]
+    said = [*_about_loss(found, columns.get("final_nll")), *_about_stability(found, columns), *_about_claims(material)]
     return Words(_headline(found, columns), _arm_facts(material, found), said, _matched(found))
 
 
@@ -212,6 +212,15 @@ def _about_stability(found: Study, columns: Mapping[str, Column]) -> Iterator[Sa
         yield Said("open", f"For no arm a difference from {base} is shown in {', '.join(silent)}.")
     if few:
         yield Said("open", f"With so few seeds no difference could be shown in {', '.join(few)}.")
+
+
+def _about_claims(material: Material) -> Iterator[Said]:
+    for found in claims_of(material):
+        told = []
+        for verdict in ("refuted", "supported", "not shown", "not testable here"):
+            names = [visible(str(one.get("claim"))) for one in found.claims if one.get("verdict") == verdict]
+            told += [f"{len(names)} {verdict} ({', '.join(names)})"] if names else []
+        yield Said("plain", f"Of {_counted(len(found.claims), 'claim')} of the article: {'; '.join(told)}.")
 
 
 def _named(key: str) -> tuple[str, str, str]:

@@ -56,6 +56,7 @@ def test_a_suite_s_first_screen_says_what_is_shown_and_what_is_not(suite: Path, 
     document = made(tmp_path, suite)
     for words in (
         "Compared with base, a lower loss is shown for 1 of 2 arms and a higher one for none",
+        "Of 1 claim of the article: 1 supported (no_spikes).",
         "Lower final loss than base: lower (-0.5", "No difference in final loss from base is shown for alike",
         "3 arms (ways to train that are compared): base, lower, alike. The baseline is base.",
         "4 seeds each", "12 of 12 planned runs have ended.", "differ in head.kind; every other key is the same",
