@@ -58,7 +58,7 @@ from .peaks import data_sheet_tflops
 from .workload import Workload, prepare, rows_that_fit
 
 MIB = 1 << 20
-MOST_BLOCKS = {"cuda": 15, "cpu": 6}
+MOST_BLOCKS = {"cuda": 15, "cpu": 2}
 EAGER_SHARE = 0.5
 """Of the part's time, if the compiled group is to follow."""
 START_SECONDS = {"eager": {"cuda": 10.0, "cpu": 0.5}, "compiled": {"cuda": 45.0, "cpu": 30.0}}
@@ -75,7 +75,7 @@ def main() -> None:
     parser = ArgumentParser(description="Speed of the training loop on GPT-2 124M.")
     add_arguments(parser)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--blocks", type=int, help="blocks of a group, at most (default: 15; on a CPU 6)")
+    parser.add_argument("--blocks", type=int, help="blocks of a group, at most (default: 15; on a CPU 2)")
     arguments = parser.parse_args()
     lines, device = lines_of(arguments, "training"), device_of(arguments.device)
     settle()

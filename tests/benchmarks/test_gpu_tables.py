@@ -16,19 +16,10 @@ from benchmarks.loss import chunked, three_matmuls
 from benchmarks.throughput import LINEAR, METRIC
 from common.command import exit_status
 
-from ..conftest import ROOT, python
+from ..conftest import ROOT, called, python
 
 CPU = torch.device("cpu")
 SHAPE = (40, 8, 30)
-
-
-def lines_of_part(module, tmp_path, *arguments):
-    """The lines that a part writes as a process of its own, by table."""
-    file = tmp_path / "lines.jsonl"
-    options = ["--lines", file, "--seconds", 300, "--device", "cpu", *arguments]
-    done = python("-m", f"benchmarks.gpu_check.{module}", *options)
-    assert done.returncode == 0, done.stderr
-    return by_table(read_lines(file))
 
 
 def by_table(lines):
@@ -48,11 +39,17 @@ def lines(tmp_path):
 
 
 @pytest.fixture
-def small(tmp_path):
-    """The workload in this process; its precision is not that of other tests."""
+def own_state():
+    """What a part does in this process: its precision is not that of other tests."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield workload.prepare(CPU, tmp_path)
+    yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def small(own_state, tmp_path):
+    """The workload in this process."""
+    return workload.prepare(CPU, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------- lines
@@ -119,8 +116,13 @@ def test_the_benchmarks_products_are_those_of_the_loss():
 # -------------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.usefixtures("own_state")
 def test_the_training_part_measures_a_group(tmp_path):
-    found = lines_of_part("training_table", tmp_path, "--groups", "eager", "--blocks", 2)
+    file = tmp_path / "lines.jsonl"
+    options = ["--lines", file, "--seconds", 300, "--device", "cpu", "--groups", "eager", "--blocks", 2]
+    done = called(training_table.main, *options)
+    assert done.returncode == 0, done.stderr
+    found = by_table(read_lines(file))
     (peak,) = found["peak"]
     assert peak["measured_tflops"] > 0
     assert peak["sheet_tflops"] is None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from tests.conftest import python
-
-
-def bench(*arguments):
-    return python("-m", "benchmarks.monitor", *arguments)
+from benchmarks.monitor import main
+from tests.conftest import called
 
 
 def test_it_prints_the_ratio_with_its_interval_on_both_clocks():
-    done = bench("--steps", "120", "--batch", "1", "--length", "8")
+    done = called(main, "--steps", "120", "--batch", "1", "--length", "8")
     assert done.returncode == 0, done.stderr
     assert "monitor / alone, wall" in done.stdout
     assert "monitor / alone, cpu" in done.stdout
@@ -19,6 +16,6 @@ def test_it_prints_the_ratio_with_its_interval_on_both_clocks():
 
 
 def test_too_few_steps_are_refused_in_a_line():
-    done = bench("--steps", "30")
+    done = called(main, "--steps", "30")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --steps: must be a multiple of 20")

@@ -11,7 +11,7 @@ from benchmarks import soak
 from benchmarks.soak import EVALUATED, PROBED, Sample, growth, last_step, missing, write_metrics
 from common.command import exit_status
 from record.table import Table, json_lines, read_table
-from tests.conftest import python
+from tests.conftest import called
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -20,7 +20,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_a_short_soak_tells_memory_rows_and_the_cost_of_each_command(tmp_path: Path) -> None:
-    ended = python("-m", "benchmarks.soak", "--steps", "200", "--rows", "3000", "--out", tmp_path)
+    ended = called(soak.main, "--steps", "200", "--rows", "3000", "--out", tmp_path)
     assert ended.returncode == 0, ended.stderr
     out = ended.stdout
     assert "200 steps in " in out

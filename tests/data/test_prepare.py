@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pytest
 from common.command import exit_status
 from data.prepare import main
 
+from ..conftest import ROOT, called
 from .corpus import sentences, write_jsonl
 
-REPOSITORY = Path(__file__).parents[2]
-RECIPE = REPOSITORY / "configs" / "pydoc_micro.yaml"
+RECIPE = ROOT / "configs" / "pydoc_micro.yaml"
 
 
 def test_a_store_is_built_and_summarised(tmp_path: Path) -> None:
@@ -25,8 +24,7 @@ def test_a_store_is_built_and_summarised(tmp_path: Path) -> None:
         "data.vocab_size=300",
         f"data.cache_dir={tmp_path}/cache",
     ]
-    command = [sys.executable, "-m", "data.prepare", "--config", str(RECIPE), *overrides]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
+    finished = called(main, "--config", RECIPE, *overrides)
     assert finished.returncode == 0, finished.stderr
     (manifest,) = (tmp_path / "cache").glob("*/manifest.json")
     assert f"store       {manifest.parent}" in finished.stdout

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,13 @@ def train(command: Sequence[str], environment: Mapping[str, str], stdout: Path, 
     os.chdir(ROOT)
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # which a suite's fork server, if that was the first, ignores and blocks
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     sys.argv = [*command]
     sys.path.insert(0, str(ROOT))
     runpy.run_path(command[0], run_name="__main__")

@@ -69,6 +69,16 @@ class Rank:
         self.send_signal(signal.SIGKILL)
 
 
+def places(world_size: int) -> list[dict[str, str]]:
+    """What a launcher tells each of its processes, in the variables that torch reads."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    shared |= {"LOCAL_WORLD_SIZE": str(world_size), "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world_size)]
+
+
 class Ranks:
     """The processes of one launch, as a scheduler would start them: one each, with the variables that torch reads."""
 
@@ -81,21 +91,13 @@ class Ranks:
         program: Sequence[object] = (),
         **environment: str,
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         command = [*map(str, program or (ROOT / "train_lm.py",)), "--config", str(recipe["path"])]
         self.processes = [
             Rank(
                 [*command, *recipe["overrides"], *overrides],
-                os.environ
-                | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
-                | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-                | (SHARDED if sharded else {})
-                | environment,
+                os.environ | place | (SHARDED if sharded else {}) | environment,
             )
-            for rank in range(world_size)
+            for place in places(world_size)
         ]
 
     def wait(self) -> list[tuple[int, str]]:

@@ -6,7 +6,6 @@ Every example goes through the function that the command runs, in this process; 
 import contextlib
 import copy
 import io
-import os
 import re
 import sys
 from itertools import pairwise
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 import train_lm
 from common.command import exit_status
 from configs.load import load_config
-from tests.conftest import ROOT, python
+from tests.conftest import ROOT, called
 
 BASE: dict[str, Any] = {
     "name": "fuzzed",
@@ -324,9 +323,9 @@ def test_each_mistake_is_one_line(tmp_path, changes):
     assert len(refused(tmp_path, changed(*changes))) == len(changes)
 
 
-def test_a_process_ends_with_status_2_one_line_each_and_no_files(tmp_path):
+def test_the_command_ends_with_status_2_one_line_each_and_no_files(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed(BAD_PATH)))
-    done = python(ROOT / "train_lm.py", "--config", "recipe.yaml", cwd=tmp_path, PYTHONPATH=os.fspath(ROOT))
+    done = called(train_lm.main, "--config", "recipe.yaml", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -16,6 +16,7 @@ from training.loop import run_training
 
 from ..conftest import rows_of
 from . import naive
+from .conftest import SHORT
 from .test_objectives import SHAPES, assert_same, data, gradients, make, naive_logits
 
 KINDS = {"tfsd_quantile": {"quantile": 0.4, "margin": 0.5}, "tfsd_held": {"weight": 0.2}}
@@ -66,7 +67,7 @@ def test_what_is_reported_moves_the_level_and_what_is_not_finite_does_not(kind):
 
 
 def train(recipe, *overrides):
-    return run_training(load_config(recipe["path"], [*recipe["overrides"], *overrides]))
+    return run_training(load_config(recipe["path"], [*recipe["overrides"], *SHORT, *overrides]))
 
 
 @pytest.fixture
@@ -81,13 +82,13 @@ def runs(recipe):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_level_is_in_the_checkpoint_and_a_run_goes_on_to_the_bit(kind, runs, tmp_path):
     runs("whole", kind)
-    runs("parts", kind, f"branch_from={tmp_path}/whole@20")
+    runs("parts", kind, f"branch_from={tmp_path}/whole@8")
     rows = rows_of(tmp_path / "whole")
-    assert rows_of(tmp_path / "parts") == rows[20:]
+    assert rows_of(tmp_path / "parts") == rows[8:]
     levels = [row["objective/level"] for row in rows]
-    assert len(set(levels)) == 30
+    assert len(set(levels)) == 12
     objective = load_model(list_checkpoints(tmp_path / "whole")[0]).objective
-    assert float(objective.relative_level()) == pytest.approx(levels[20], rel=1e-6)
+    assert float(objective.relative_level()) == pytest.approx(levels[8], rel=1e-6)
 
 
 def test_held_means_held(runs, tmp_path):
@@ -99,9 +100,9 @@ def test_held_means_held(runs, tmp_path):
 def test_another_objective_begins_anew(recipe, runs, tmp_path):
     """A branch of a run with another objective has a level of its own, from its start; one of the other kind leaves it."""
     assert train(recipe, "name=ce", "objective.kind=ce") == 0
-    runs("held", "tfsd_held", f"branch_from={tmp_path}/ce@20")
+    runs("held", "tfsd_held", f"branch_from={tmp_path}/ce@8")
     assert rows_of(tmp_path / "held")[0]["objective/level"] == pytest.approx(math.log(0.2 / 0.8), rel=1e-6)
-    assert train(recipe, "name=back", "objective.kind=ce", f"branch_from={tmp_path}/held@30", "train.steps=40") == 0
+    assert train(recipe, "name=back", "objective.kind=ce", f"branch_from={tmp_path}/held@12", "train.steps=16") == 0
     assert "objective/level" not in rows_of(tmp_path / "back")[0]
     assert load_model(list_checkpoints(tmp_path / "back")[-1]).objective.state is None
 

@@ -14,6 +14,7 @@ from model.objective_geometry import MEASURES, spread
 from stability.measure.norms import groups_of
 
 from ..conftest import rows_of
+from .conftest import SHORT
 
 FORMS = sorted(MEASURES)
 
@@ -264,8 +265,10 @@ def teacher(workspace, tmp_path_factory):
 
     place = tmp_path_factory.mktemp("teacher")
     wider = ("body.n_embd=48", "seed=3", "head={kind: linear}", "objective={kind: ce}")
-    assert run_training(load_config(workspace / "tiny.yaml", [f"output_dir={place}", "name=teacher", *wider])) == 0
-    return next((place / "teacher" / "checkpoints").glob("step_*30"))
+    assert (
+        run_training(load_config(workspace / "tiny.yaml", [f"output_dir={place}", "name=teacher", *SHORT, *wider])) == 0
+    )
+    return next((place / "teacher" / "checkpoints").glob("step_*12"))
 
 
 def geometry(teacher, form, *more):
@@ -276,12 +279,12 @@ def geometry(teacher, form, *more):
 def test_a_run_learns_a_geometry_goes_on_to_the_bit_and_generates(form, teacher, start, tmp_path):
     options = geometry(teacher, form, "objective.positions=100")
     assert start("name=whole", *options) == 0
-    start("name=parts", *options, f"branch_from={tmp_path}/whole@20")
+    start("name=parts", *options, f"branch_from={tmp_path}/whole@8")
     rows = rows_of(tmp_path / "whole")
-    assert rows_of(tmp_path / "parts") == rows[20:]
+    assert rows_of(tmp_path / "parts") == rows[8:]
     assert rows[-1]["objective/geometry"] < rows[0]["objective/geometry"]
     assert rows[-1]["loss/nll"] < rows[0]["loss/nll"]
-    model = load_model(next((tmp_path / "whole" / "checkpoints").glob("step_*30")))
+    model = load_model(next((tmp_path / "whole" / "checkpoints").glob("step_*12")))
     projected = [name for name, _ in model.named_parameters() if "projection" in name]
     assert projected == (["projection.weight"] if form == "projection" else [])
     if projected:
@@ -316,8 +319,8 @@ def test_without_a_geometry_to_speak_of_it_is_distillation(teacher, start, tmp_p
 
 def test_geometry_alone_does_not_learn_to_predict(teacher, start, tmp_path):
     """The teacher's geometry is taken on, while the NLL stays where it began: a turned space fits no embedding."""
-    start("name=alone", *geometry(teacher, "procrustes", "objective.predictions=0"))
-    start("name=both", *geometry(teacher, "procrustes"))
+    start("name=alone", "train.steps=30", *geometry(teacher, "procrustes", "objective.predictions=0"))
+    start("name=both", "train.steps=30", *geometry(teacher, "procrustes"))
     alone, both = (rows_of(tmp_path / name) for name in ("alone", "both"))
     assert alone[-1]["objective/geometry"] < 0.8 * alone[0]["objective/geometry"]
     assert alone[-1]["loss/nll"] > alone[0]["loss/nll"] - 0.1
@@ -342,7 +345,7 @@ def test_an_untied_head_begins_as_it_does_without_a_projection():
 def test_a_branch_may_not_add_a_projection(teacher, start, tmp_path):
     start("name=plain")
     with pytest.raises(InputError, match=r"^objective: .* was not written with the same projection of hidden states"):
-        start("name=branch", f"branch_from={tmp_path}/plain@20", *geometry(teacher, "projection"))
+        start("name=branch", f"branch_from={tmp_path}/plain@8", *geometry(teacher, "projection"))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -112,16 +112,16 @@ def test_a_student_that_is_its_own_teacher_learns_nothing_from_it():
 
 def test_a_run_learns_from_a_checkpoint_of_another_and_goes_on_to_the_bit(start, tmp_path):
     start("name=teacher")
-    checkpoint = next((tmp_path / "teacher" / "checkpoints").glob("step_*30"))
+    checkpoint = next((tmp_path / "teacher" / "checkpoints").glob("step_*12"))
     born = ["objective.kind=distill", f"objective.teacher={checkpoint}", "objective.alpha=0.9"]
     whole = start("name=whole", *born)
-    start("name=parts", *born, f"branch_from={tmp_path}/whole@20")
-    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")[20:]
+    start("name=parts", *born, f"branch_from={tmp_path}/whole@8")
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")[8:]
     first, of_teacher = (rows_of(tmp_path / name)[0] for name in ("whole", "teacher"))
     assert first["loss/nll"] == of_teacher["loss/nll"]
     assert first["loss/objective"] != of_teacher["loss/objective"]
     assert whole == 0
-    model = load_model(next((tmp_path / "whole" / "checkpoints").glob("step_*30")))
+    model = load_model(next((tmp_path / "whole" / "checkpoints").glob("step_*12")))
     assert model.objective.options.alpha == 0.9
     assert not any("teach" in name for name, _ in model.named_parameters())
 
@@ -134,8 +134,8 @@ def test_a_teacher_that_cannot_be_used_is_one_line_and_leaves_nothing(start, tmp
         start(*distill, "head.abstain=true")
     assert not (tmp_path / "student").exists()
     start("name=teacher")
-    last = tmp_path / "teacher" / "checkpoints" / "step_00000030"
-    for named in (tmp_path / "teacher", last.with_name("step_30")):
+    last = tmp_path / "teacher" / "checkpoints" / "step_00000012"
+    for named in (tmp_path / "teacher", last.with_name("step_12")):
         with pytest.raises(InputError, match=f"objective.teacher: there is no checkpoint at {named}; there is {last}"):
             start("name=student", "objective.kind=distill", f"objective.teacher={named}")
 
@@ -143,13 +143,13 @@ def test_a_teacher_that_cannot_be_used_is_one_line_and_leaves_nothing(start, tmp
 def test_a_teacher_that_has_changed_or_knows_another_text_is_refused(start, tmp_path):
     """A run goes on with the teacher it began with; as many tokens are not the same tokens."""
     start("name=teacher")
-    checkpoint = tmp_path / "teacher" / "checkpoints" / "step_00000030"
+    checkpoint = tmp_path / "teacher" / "checkpoints" / "step_00000012"
     distill = ("objective.kind=distill", f"objective.teacher={checkpoint}")
     start("name=student", *distill)
     shutil.rmtree(tmp_path / "teacher")
     start("name=teacher", "seed=5")
-    with pytest.raises(InputError, match=r"objective.teacher: .* is not what it was when .*step_00000020 was written"):
-        start("name=later", *distill, f"branch_from={tmp_path}/student@20")
+    with pytest.raises(InputError, match=r"objective.teacher: .* is not what it was when .*step_00000008 was written"):
+        start("name=later", *distill, f"branch_from={tmp_path}/student@8")
     shutil.rmtree(tmp_path / "teacher")
     (tmp_path / "other.txt").write_text((ROOT / "docs" / "mathematics.md").read_text())
     start("name=teacher", f"data.paths=[{tmp_path}/other.txt]", "train.eval_sequences=1")

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.state import AcceleratorState
 
+import train_lm
 from ranks.launch_variables import launch_problems
-from tests.conftest import ROOT, python
+from tests.conftest import ROOT, called, python
 
 TOGETHER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 SUPPORTED = {
@@ -67,14 +69,22 @@ def test_all_problems_are_told_at_once():
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("start", "environment", "expected"),
     [
-        ({"ACCELERATE_LOG_LEVEL": "bogus"}, "ACCELERATE_LOG_LEVEL=bogus: no logging level"),  # read at import
-        ({"ACCELERATE_TORCH_DEVICE": "bogus"}, "ACCELERATE_TORCH_DEVICE=bogus cannot be used here"),
+        (
+            "process",
+            {"ACCELERATE_LOG_LEVEL": "bogus"},
+            "ACCELERATE_LOG_LEVEL=bogus: no logging level",
+        ),  # read at import
+        ("here", {"ACCELERATE_TORCH_DEVICE": "bogus"}, "ACCELERATE_TORCH_DEVICE=bogus cannot be used here"),
     ],
 )
-def test_a_run_refuses_it_before_it_writes(environment, expected, recipe, tmp_path):
-    ended = python("train_lm.py", "--config", recipe["path"], *recipe["overrides"], **environment)
+def test_a_run_refuses_it_before_it_writes(start, environment, expected, recipe, tmp_path, monkeypatch):
+    command = ["--config", recipe["path"], *recipe["overrides"]]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    ended = called(train_lm.main, *command) if start == "here" else python("train_lm.py", *command)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith(f"error: launch: {expected}")
     assert ended.stderr.count("\n") == 1

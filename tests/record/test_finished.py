@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import summary
 from common.errors import InputError
 from record import table as rows_of_files
 from record.finished import (
@@ -18,7 +19,7 @@ from record.finished import (
     unique_labels,
 )
 from tests.analysis.written import spike, write_run
-from tests.conftest import python
+from tests.conftest import called
 
 
 def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
@@ -151,7 +152,7 @@ def test_bad_runs_end_a_command_with_a_line_each_and_status_2(tmp_path: Path) ->
     broken = write_run(tmp_path / "broken", [])
     good = write_run(tmp_path / "good", [{"step": 1}])
     out = tmp_path / "out"
-    done = python("-m", "analysis.summary", tmp_path / "none", tmp_path / "empty", good, broken, "--out", out)
+    done = called(summary.main, tmp_path / "none", tmp_path / "empty", good, broken, "--out", out)
     assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.splitlines()

@@ -22,7 +22,7 @@ from suite.held import wait_until_free
 from suite.schedule import Interrupted
 from train_lm import train
 
-from ..conftest import ROOT, events_of, python, rows_of, wait_for
+from ..conftest import ROOT, called, events_of, python, rows_of, wait_for
 
 SUITE = """
 recipe: {workspace}/tiny.yaml
@@ -72,7 +72,7 @@ def test_an_interrupted_suite_goes_on_where_it_was(workspace, tmp_path, monkeypa
         assert state["status"] == "preempted"
         assert (out / name / "checkpoints" / f"step_{state['step']:08d}").is_dir()
 
-    result = python(*command[1:], cwd=tmp_path)
+    result = called(main, *command[2:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert table_of(result.stdout) == dict.fromkeys([*seeds["metric"], *seeds["linear"]], "finished")
     assert (out / "linear_seed5" / "metrics.jsonl").stat().st_mtime_ns == written
@@ -138,7 +138,7 @@ def test_runs_outlive_what_they_are_forks_of_and_end_with_their_suite(workspace,
     assert "note: first: the process that it is a fork of was killed; it goes on, and others get a new one\n" in output
     assert "first: finished: validation NLL" in output
 
-    result = python(*command[1:], cwd=tmp_path)
+    result = called(main, *command[2:], cwd=tmp_path)
     assert not run.is_running()
     assert result.returncode == 0, result.stdout + result.stderr
     assert table_of(result.stdout) == {"first": "finished", "second": "finished"}
@@ -224,7 +224,7 @@ def test_what_became_of_each_run_is_told_and_the_others_go_on(workspace, tmp_pat
         "  - summary {good} {1e18} --out {out}/two\n"
         "next: [never told]\n"
     )
-    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    result = called(main, "suite.yaml", cwd=tmp_path)
     assert result.returncode == 128 + signal.SIGKILL
     assert table_of(result.stdout) == {
         "killed": "killed by SIGKILL: probably out of memory",
@@ -250,7 +250,7 @@ def test_mistakes_are_told_before_any_run_starts(workspace, tmp_path):
     """Each once, with the runs that it is in."""
     runs = "  good: []\n  bad: [optimizer.lr=-1]\n  late: [optimizer.lr=-1, name=early]"
     (tmp_path / "suite.yaml").write_text(f"recipe: {workspace}/tiny.yaml\nout: out\narms:\n{runs}\n")
-    result = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=tmp_path)
+    result = called(main, "suite.yaml", "--jobs", "2", cwd=tmp_path)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: bad, late: optimizer.lr: ")

@@ -9,13 +9,14 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from configs.load import load_config
+from run_suite import main
 from suite.check import check
 from suite.expand import expand
 from suite.file import load_suite
 from suite.warm import gpu_of
 from train_lm import train
 
-from ..conftest import ROOT, python, rows_of
+from ..conftest import ROOT, called, python, rows_of
 
 SUITE = """
 recipe: {workspace}/tiny.yaml
@@ -39,13 +40,13 @@ def suite(workspace, tmp_path_factory):
     """The folder of a suite that has been run, and what it printed."""
     folder = tmp_path_factory.mktemp("suite")
     (folder / "suite.yaml").write_text(SUITE.format(workspace=workspace))
-    result = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=folder)
+    result = called(main, "suite.yaml", "--jobs", "2", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder, result.stdout
 
 
 def test_a_run_is_the_same_to_the_bit_as_alone(workspace, suite, tmp_path):
-    """Also a branch, by the command in its log."""
+    """In a process that is no fork. Also a branch, by the command in its log."""
     folder, _ = suite
     log = (folder / "out" / "logs" / "metric_jump_seed1.log").read_text()
     assert log.startswith(f"$ python train_lm.py --config {workspace}/tiny.yaml 'output_dir=\"out\"' ")
@@ -55,8 +56,8 @@ def test_a_run_is_the_same_to_the_bit_as_alone(workspace, suite, tmp_path):
     assert rows_of(tmp_path / "alone") == rows_of(folder / "out" / "metric_calm_seed1")
     stress = "stress=[{kind: scale_lr, step: 15, steps: 2, factor: 30.0}]"
     branch = [*alone[:3], "name=branch", f"branch_from={tmp_path / 'alone'}@10", stress]
-    result = python(ROOT / "train_lm.py", "--config", workspace / "tiny.yaml", *branch)
-    assert result.returncode == 0, result.stderr
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(workspace / "tiny.yaml", branch)) == 0
     assert rows_of(tmp_path / "branch") == rows_of(folder / "out" / "metric_jump_seed1")
 
 
@@ -88,12 +89,12 @@ def test_a_suite_is_extended_by_what_is_new(workspace, suite):
     lines = lines.replace("scenarios:", f"{slow}scenarios:")
     (folder / "more.yaml").write_text(lines)
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/metrics.jsonl")}
-    result = python(ROOT / "run_suite.py", "more.yaml", "--jobs", "2", cwd=folder)
+    result = called(main, "more.yaml", "--jobs", "2", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "10 of 17 runs have ended already\n" in result.stdout
     assert result.stdout.count(": finished: validation NLL") == 7
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    watched = python(ROOT / "run_suite.py", "more.yaml", "--watch", cwd=folder)
+    watched = called(main, "more.yaml", "--watch", cwd=folder)
     assert watched.returncode == 0, watched.stderr
     assert watched.stdout.endswith("\n17 finished\n")
     assert "metric_calm_seed2 " in watched.stdout
@@ -103,7 +104,7 @@ def test_a_changed_arm_is_refused_before_anything_starts(workspace, suite):
     folder, _ = suite
     changed = SUITE.format(workspace=workspace).replace("head.kind=linear,", "head.kind=linear, optimizer.lr=1e-5,")
     (folder / "changed.yaml").write_text(changed)
-    result = python(ROOT / "run_suite.py", "changed.yaml", cwd=folder)
+    result = called(main, "changed.yaml", cwd=folder)
     assert result.returncode == 2
     assert "error: linear_calm_seed0: optimizer.lr: the run in out/linear_calm_seed0 was begun with" in result.stderr
 
@@ -167,16 +168,16 @@ def test_a_branch_without_its_checkpoint_is_refused_before_anything_starts(works
     lines = SUITE.format(workspace=workspace)
     for step, told in (("5", "is no multiple of checkpoint.every=10"), ("20", "is not before the last")):
         (tmp_path / "suite.yaml").write_text(lines.replace("calm@10", f"calm@{step}"))
-        result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
+        result = called(main, "suite.yaml", "--check", cwd=tmp_path)
         assert result.returncode == 2
         named = "metric_jump_seed0, metric_again_jump_seed10, metric_jump_seed1, metric_again_jump_seed11"
         assert f"error: {named}: branch_from: step {step} {told}" in result.stderr
     (tmp_path / "suite.yaml").write_text(lines.replace("step: 15", "step: 5"))
-    result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
+    result = called(main, "suite.yaml", "--check", cwd=tmp_path)
     assert "stress.0.step: 5 is over at step 10, where the branch begins" in result.stderr
     long = lines.replace("train.steps=20", "train.steps=60").replace("step: 15", "step: 55")
     (tmp_path / "suite.yaml").write_text(long)
-    result = python(ROOT / "run_suite.py", "suite.yaml", "--check", cwd=tmp_path)
+    result = called(main, "suite.yaml", "--check", cwd=tmp_path)
     assert "the checkpoint of step 10 is deleted before the run ends; set checkpoint.keep=6" in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -201,12 +202,12 @@ def test_a_branch_of_a_run_that_failed_is_not_started(workspace, tmp_path):
         f"arms:\n  bad: ['plugins=[{tmp_path}/broken.py]', objective.kind=broken, train.steps=20]\n  good: [train.steps=20]\n"
         "scenarios:\n  calm: {}\n  later: {branch_from: calm@10}\n  more: {branch_from: later@20}\n"
     )
-    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    result = called(main, "suite.yaml", cwd=tmp_path)
     assert result.returncode == 2  # `more` begins at the last step of `later`
     (tmp_path / "suite.yaml").write_text(
         (tmp_path / "suite.yaml").read_text().replace("  more: {branch_from: later@20}\n", "")
     )
-    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    result = called(main, "suite.yaml", cwd=tmp_path)
     assert result.returncode == 1, result.stdout
     table = result.stdout[result.stdout.rindex("\nrun  ") :]
     assert re.search(r"\nbad_calm +failed with status 1\b", table)
@@ -242,14 +243,14 @@ def test_a_branch_of_a_run_that_diverged_before_it_is_a_result_too(workspace, tm
     wild = "[train.steps=20, optimizer.lr=1e18, optimizer.clip_norm=null]"
     lines = f"recipe: {workspace}/tiny.yaml\nout: out\narms: {{wild: {wild}}}\n"
     (tmp_path / "suite.yaml").write_text(f"{lines}scenarios:\n  calm: {{}}\n  later: {{branch_from: calm@10}}\n")
-    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    result = called(main, "suite.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     table = result.stdout[result.stdout.rindex("\nrun  ") :]
     assert re.search(r"\nwild_calm +diverged\b", table)
     assert re.search(r"\nwild_calm: diverged: [^|]+ is not finite at step \d+; [^|]+; 1 of 2 runs done", result.stdout)
     assert re.search(r"\nwild_later +not started: wild_calm has no step 10\b", table)
     (tmp_path / "suite.yaml").write_text(f"{lines}scenarios: {{calm: {{}}}}\n")
-    result = python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path)
+    result = called(main, "suite.yaml", cwd=tmp_path)
     assert "out: 1 runs of the suite that was run here before are no longer in it: wild_later" in result.stderr
 
 

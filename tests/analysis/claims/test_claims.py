@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims.__main__ import all_claims
+import run_suite
+from analysis.claims.__main__ import all_claims, main
 from analysis.claims.base import Evidence, Judged, judge, verdict_of
 from analysis.claims.bounded_logits import growth, largest
 from analysis.claims.capped_outliers import not_finite, outlier
@@ -18,7 +19,7 @@ from analysis.stability.runs import find_runs
 from record.finished import Run
 from record.suite import PlannedRun, SuitePlan, write_plan
 
-from ...conftest import ROOT, python
+from ...conftest import ROOT, called, python
 from ..stability.made import config, curve
 from ..written import write_run
 
@@ -159,7 +160,7 @@ scenarios:
 
 def test_the_command_tells_every_claims_verdict_from_run_directories(workspace, tmp_path):
     (tmp_path / "suite.yaml").write_text(SUITE.format(workspace=workspace))
-    ran = python(ROOT / "run_suite.py", "suite.yaml", "--jobs", "2", cwd=tmp_path)
+    ran = called(run_suite.main, "suite.yaml", "--jobs", "2", cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     result = python("-m", "analysis.claims", tmp_path / "out", "--out", tmp_path / "claims")
     assert result.returncode == 0, result.stderr
@@ -180,7 +181,7 @@ def test_the_command_tells_every_claims_verdict_from_run_directories(workspace, 
 def test_a_suite_without_tfsd_is_refused(workspace, tmp_path):
     plain = SUITE.format(workspace=workspace).partition("  half")[0] + "scenarios: {}\n"
     (tmp_path / "suite.yaml").write_text(plain)
-    assert python(ROOT / "run_suite.py", "suite.yaml", cwd=tmp_path).returncode == 0
-    result = python("-m", "analysis.claims", tmp_path / "out")
+    assert called(run_suite.main, "suite.yaml", cwd=tmp_path).returncode == 0
+    result = called(main, tmp_path / "out")
     assert result.returncode == 2
     assert "error: no arm has a metric head and TFSD" in result.stderr

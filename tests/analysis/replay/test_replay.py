@@ -17,7 +17,7 @@ from configs.load import load_config
 from data.batches import Batches
 from data.store import open_store
 from record.finished import load_run
-from tests.conftest import ROOT, python, rows_of
+from tests.conftest import called, rows_of
 from train_lm import train
 
 FAULT = "stress=[{kind: corrupt_sequences, step: 35, sequences: 3, pattern: repeated}]"
@@ -217,8 +217,9 @@ def test_changed_text_is_refused(run, tmp_path):
 
 
 def test_the_command_line(run, tmp_path):
-    """In a process of its own, as a user runs it."""
-    command = python("-m", "analysis.replay", run, "--step", "35", "--out", tmp_path / "out", cwd=ROOT)
+    """What it prints and writes; in a process of its own it is in tests/training/test_loss_kernel.py."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    command = called(main, run, "--step", "35", "--out", tmp_path / "out")
     assert command.returncode == 0, command.stderr
     assert "Reproduced" in command.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {

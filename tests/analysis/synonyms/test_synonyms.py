@@ -18,7 +18,7 @@ from tests.analysis.corpus import PAIRS
 from tests.analysis.models import make_model
 from tests.analysis.text import VOCABULARY, small_text
 from tests.analysis.trained import write_pairs, write_training
-from tests.conftest import python
+from tests.conftest import called
 
 NAMES = ("summary.json", "pairs.csv", "contexts.parquet")
 SEED_ARM = {"first": "linear", "second": "metric"}
@@ -48,7 +48,7 @@ def done(runs: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) 
     """What the command prints, the folder it writes to, and its options."""
     folder = tmp_path_factory.mktemp("results")
     options = ["--pairs", str(write_pairs(folder)), "--contexts-per-word", "6"]
-    ended = python("-m", "analysis.synonyms", *arguments(runs, folder / "out", *options))
+    ended = called(synonyms.main, *arguments(runs, folder / "out", *options))
     assert ended.returncode == 0, ended.stderr
     return ended.stdout, folder / "out", options
 

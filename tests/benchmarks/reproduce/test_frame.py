@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.reproduce.__main__ import main
 from benchmarks.reproduce.base import FINDINGS, Finding, Outcome, Verdict, finding, in_order, load_findings
 from benchmarks.reproduce.table import keep, write_report
 from benchmarks.reproduce.train import complete, cpu_minutes, train_runs
 from common.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import called, python
 
 TINY = """
 name: tiny
@@ -111,27 +110,17 @@ def test_the_report_has_every_finding_that_was_judged_and_the_last_outcome_of_ea
     assert written["tables"] == [[], [{"Z1": "x", "it": "7"}]]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.reproduce", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_command_judges_a_finding_and_writes_its_row(tmp_path: Path) -> None:
-    done = command("A9", "--out", str(tmp_path))
+    done = python("-m", "benchmarks.reproduce", "A9", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "A9: reproduced: 3 of 4 arms cross the threshold, after 377" in done.stdout
     assert "| A9 |" in (tmp_path / "reproduce.md").read_text()
 
 
 def test_a_wrong_key_or_number_of_seeds_is_told_in_a_line(tmp_path: Path) -> None:
-    done = command("A9", "B1", "--out", str(tmp_path))
+    done = called(main, "A9", "B1", "--out", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: B1: no such finding; there are ")
     assert len(done.stderr.splitlines()) == 1
-    done = command("A9", "--seeds", "0", "--out", str(tmp_path))
+    done = called(main, "A9", "--seeds", "0", "--out", tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: --seeds 0: a finding needs at least one seed\n")

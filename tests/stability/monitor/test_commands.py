@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 
 import pytest
@@ -13,6 +14,7 @@ from analysis.replay import __main__ as replay
 from analysis.spikes import __main__ as spikes
 from common.command import exit_status
 from tests.conftest import ROOT, python
+from tests.distributed.ranks import Rank, places
 
 from .loops import rows_of, status_of
 
@@ -150,11 +152,11 @@ def test_only_the_first_rank_of_a_distributed_training_writes(tmp_path):
         dist.destroy_process_group()
     """)
     )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, path, tmp_path / "run"]
-    done = python(*command, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
+    ranks = [Rank([str(path), str(tmp_path / "run")], os.environ | place) for place in places(2)]
+    (said, told), other = (rank.communicate() for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], (told, other)
     rows = rows_of(tmp_path / "run")
-    norms = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("norm")]
+    norms = [float(line.split()[1]) for line in said.splitlines() if line.startswith("norm")]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["grad_norm/total"] for row in rows] == pytest.approx(norms, rel=1e-5)
     assert {"grad_norm/weight", "grad_norm/bias"} <= set(rows[0])
