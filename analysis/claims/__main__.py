@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found = study(find_runs(options.runs, options.baseline))
     if not tested_arms(found):
-        raise InputError("no arm has a metric head and TFSD, of which the claims are: give a suite that has one")
+        raise InputError(
+            "no arm has a metric head and TFSD, of which the claims are, and the baseline's train.batch_size and negatives: give "
+            "a suite that has one"
+        )
     claims = all_claims()
     judged = judge({name: list(claim.evidence(found)) for name, claim in claims.items()})
     if options.out:  # first: a reader of what is printed may close the pipe

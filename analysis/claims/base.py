@@ -109,7 +109,7 @@ def _judged(one: Evidence, p: float, tests: int) -> Judged:
 def verdict_of(evidence: Sequence[Judged]) -> Verdict:
     """A claim's verdict: refuted if anything that decides refutes it, supported if everything that decides supports it."""
     deciding = [one.verdict for one in evidence if one.evidence.decides]
-    if not deciding:
+    if set(deciding) <= {"not testable here"}:
         return "not testable here"
     if "refuted" in deciding:
         return "refuted"

@@ -19,18 +19,23 @@ class Bottleneck(ProbedClaim):
     )
     test = (
         "numerical rank in float64 of the matrix of log-probabilities, contexts by tokens: refuted if no run's exceeds the "
-        "width + 2, the bound of a linear head with a bias; supported if all do. Beside it the effective rank, minus the "
-        "baseline's"
+        "width + 2, the bound of a linear head with a bias; supported if all do; not testable where there are no more contexts "
+        "or tokens than that, or logits are capped. The mathematics leaves a metric head only the verdict refuted. Beside it "
+        "the effective rank, minus the baseline's"
     )
     probe = "bottleneck"
 
     def judged(self, study: Study, probed: Probed) -> Iterator[Evidence]:
         for arm in tested_arms(study):
-            ranks, bounds = (list(probed.finite(key, arm).values()) for key in ("rank", "bound"))
-            above = sum(rank > bound for rank, bound in zip(ranks, bounds, strict=True))
-            verdicts: dict[int, Verdict] = {0: "refuted", len(ranks): "supported"}
-            fixed = verdicts.get(above, "not shown") if ranks else "not testable here"
-            told = f"rank {', '.join(f'{rank:.0f}' for rank in sorted(set(ranks)))}; bound {max(bounds, default=0):.0f}"
+            rank, bound, largest = (probed.finite(key, arm) for key in ("rank", "bound", "largest"))
+            above = [rank[seed] > bound[seed] for seed in rank if largest.get(seed, 0.0) > bound[seed]]
+            fixed: Verdict = "not shown"
+            if all(above):
+                fixed = "supported" if above else "not testable here"
+            elif not any(above):
+                fixed = "refuted"
+            ranks, most = sorted(set(rank.values())), max(bound.values(), default=0.0)
+            told = f"rank {', '.join(f'{each:.0f}' for each in ranks)}; bound {most:.0f}"
             yield Evidence(
                 "rank of the log-probabilities", arm, "width + 2", probed.where, told, deciding(study, arm), fixed=fixed
             )

@@ -21,7 +21,7 @@ class DarkKnowledge(ProbedClaim):
     test = (
         "the part of TFSD's gradient at the logits that is orthogonal to cross-entropy's, as a share of its length, at the token "
         "where it is largest: refuted if it is rounding (below 1e-6) in every run, for then the gradient is cross-entropy's, "
-        "weighted; supported if it is more in all"
+        "weighted; supported if it is more in all. The mathematics leaves no other verdict than refuted: this is a check of it"
     )
     probe = "adaptive"
 

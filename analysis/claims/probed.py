@@ -76,7 +76,7 @@ class Probed:
     @property
     def where(self) -> str:
         """Of what these values are, in words."""
-        return f"last checkpoints, {place(self.study.comparison.calm, OWN_BEST)}"
+        return f"at the end of training, {place(self.study.comparison.calm, OWN_BEST)}"
 
     def against_baseline(
         self, what: str, key: str, arm: str, good: Side, *, decides: bool, form: str = "+.3f"
@@ -97,7 +97,9 @@ class Probed:
 
     def _undefined(self, what: str, arm: str) -> Evidence:
         return unmeasured(
-            what, f"{arm}: the {self.probe} probe has no value of it; docs/probes.md says when there is none"
+            what,
+            f"{arm}: no run that trained to its end has a value of it from the {self.probe} probe; docs/probes.md says when "
+            "there is none",
         )
 
     def mean(self, key: str, arm: str) -> float:
@@ -111,19 +113,24 @@ class Probed:
         return {seed: value for seed, value in self._values(key, arm).items() if math.isfinite(value)}
 
     def _values(self, key: str, arm: str) -> dict[int, float]:
+        """A measure by seed, without runs that have no checkpoint of their end, such as those that diverged: an earlier one would
+        be compared with models that were trained for longer."""
         table = _last_values(self.file, self.file.stat().st_mtime_ns, self.probe == TOLERANCE)
         found = {}
         for seed, run in self._runs(arm).items():
+            checkpoints = checkpoints_of(run.path)
             if run.name not in table:
+                if not checkpoints:
+                    continue
                 raise InputError(f"{self.file} has nothing of the run {run.name}; measure again: {self.command}")
             step, values = table[run.name]
-            checkpoints = checkpoints_of(run.path)
             if checkpoints and step != checkpoints[-1][0]:
                 raise InputError(
                     f"{self.file} has {run.name} at step {step}, whose last checkpoint is of {checkpoints[-1][0]}; measure "
                     f"again: {self.command}"
                 )
-            found[seed] = values.get(key, math.nan)
+            if step == run.setting("train", "steps"):
+                found[seed] = values.get(key, math.nan)
         return found
 
     def _runs(self, arm: str) -> Mapping[int, Run]:
@@ -146,9 +153,7 @@ def _last_values(file: Path, changed: int, wide: bool) -> dict[str, tuple[int, d
         table = table[table["step"].notna()]
         last = table[table["step"] == table.groupby("run")["step"].transform("max")]
         if not wide:
-            last = last[last["index"] < 0].pivot_table(
-                index=["run", "step"], columns="measure", values="value", dropna=False
-            )
+            last = last[last["index"] < 0].set_index(["run", "step", "measure"])["value"].unstack()
         else:
             last = last.set_index(["run", "step"]).select_dtypes("number")
     except (OSError, ValueError, KeyError) as error:

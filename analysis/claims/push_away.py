@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.compare.differing import differing
 from analysis.compare.seeds import paired
 from analysis.stability.compare import Study
+from analysis.stability.fairness import compared_configs
 
-from .base import CLAIMS, Evidence, config_of
+from .base import CLAIMS, Evidence
 from .probed import Probed, ProbedClaim, unmeasured
 
-SAME = ("head", "objective", "interventions", "optimizer", "body")
-"""Sections in which the arm without negatives is the same."""
+OTHER = ("train.batch_size", "train.micro_batch_size")
+"""Keys in which, beside the negatives and the learning rate, the arm without them may be another."""
 
 
 @CLAIMS.register("push_away")
@@ -41,18 +43,16 @@ class PushAway(ProbedClaim):
 def without_negatives(study: Study, arm: str) -> str | None:
     """The arm that lacks nothing but the negatives of this one, which trains on them with the hinge; of several the one whose
     batches have as many other sequences."""
-    own = config_of(study, arm)
+    configs = compared_configs(study.comparison)
+    own = configs.get(arm, {})
     negatives = own.get("negatives")
     if not isinstance(negatives, dict) or negatives.get("loss") != "hinge":
         return None
-    alike = {
-        other: config
-        for other in study.comparison.arms
-        if (config := config_of(study, other)) and not config.get("negatives") and _same(own, config)
-    }
+    alike = {other: config for other, config in configs.items() if not config.get("negatives") and _same(own, config)}
     left = own["train"]["batch_size"] * (1 - negatives["share"])
     return min(alike, key=lambda other: abs(alike[other]["train"]["batch_size"] - left), default=None)
 
 
 def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(own.get(section) == other.get(section) for section in SAME)
+    """Whether they are, but for what is not compared."""
+    return not differing([{**config, "negatives": None} for config in (own, other)]).keys() - {*OTHER}

@@ -38,6 +38,7 @@ class Bottleneck(Probe[tuple[Ids, int]]):
             "bound", "1", "the largest rank that this head can have: D + 1, D + 2 with a bias, else V; at most N and V"
         ),
         Measure("rank_over_bound", "1", "rank / bound"),
+        Measure("largest", "1", "the largest rank that any such matrix can have: the smaller of N and V"),
         Measure(
             "effective_rank", "1", "exp of the entropy of the singular values as shares of their sum", positive=True
         ),
@@ -81,8 +82,10 @@ class Bottleneck(Probe[tuple[Ids, int]]):
         rest_NR = torch.linalg.qr((log_p_NV - mean_N1).T, mode="r").R.T
         whole_R = torch.linalg.svdvals(torch.cat([rest_NR, math.sqrt(vocabulary) * mean_N1], dim=1))
         rank = int((whole_R > max(log_p_NV.shape) * rounding * whole_R[0]).sum())
-        bound = min(largest_rank(model, vocabulary), *log_p_NV.shape)
-        return {"rank": rank, "bound": bound, "rank_over_bound": rank / bound, **_of_spectrum(rest_NR, width)}
+        largest = min(log_p_NV.shape)
+        bound = min(largest_rank(model, vocabulary), largest)
+        ranks = {"rank": rank, "bound": bound, "rank_over_bound": rank / bound, "largest": largest}
+        return ranks | _of_spectrum(rest_NR, width)
 
 
 def _logits(model: Any, x_T: Ids, vocabulary: int) -> Tensor:

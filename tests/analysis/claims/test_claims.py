@@ -117,7 +117,8 @@ def test_a_claim_is_refuted_by_one_and_supported_by_all():
     assert of("supported", "supported", beside=["refuted"]) == "supported"
     assert of("supported", "not shown") == "not shown"
     assert of("supported", "refuted") == "refuted"
-    assert of(beside=["supported"]) == "not testable here"
+    assert of("not testable here", beside=["supported"]) == of(beside=["supported"]) == "not testable here"
+    assert of("not testable here", "supported") == "not shown"
 
 
 def test_what_zero_loss_is_worth_is_told_and_not_judged(tmp_path):

@@ -50,7 +50,8 @@ def suite(found: Study) -> Iterator[Path]:
     """Their directory, without results of probes."""
     folder = Probed(found, "none").suite
     yield folder
-    shutil.rmtree(folder / "probes", ignore_errors=True)
+    for left in (folder / "probes", *folder.glob("*/checkpoints")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def measured(suite, probe, step=STEPS, **values):
@@ -94,7 +95,11 @@ def verdicts(found, name):
 CASES = {
     "synonym_tolerance": (TOLERANCE, {"auc": {"article": 0.6, "base": 0.55}, "log_odds_fitted": {}}, "supported"),
     "semantic_fracturing": ("geometry", {"synonym_ratio": {"article": 0.95, "base": 0.85}}, "refuted"),
-    "bottleneck": ("bottleneck", {"rank": {"article": 34.0}, "bound": {"article": 34.0}, "effective_rank": {}}, "refuted"),
+    "bottleneck": (
+        "bottleneck",
+        {"rank": {"article": 34.0}, "bound": {"article": 34.0}, "largest": {"article": 136.0}, "effective_rank": {}},
+        "refuted",
+    ),
     "far_means_unknown": (
         "uncertainty",
         {
@@ -135,19 +140,51 @@ def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(found, s
 def test_values_of_other_runs_or_checkpoints_are_refused(found, suite):
     values = {"entropy_difficulty_rank": dict.fromkeys(ARMS, 0.35), "gradient_kept": {}}
     measured(suite, "adaptive", **values)
-    checkpoint = suite / "article_seed0" / "checkpoints" / "step_00000090"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "config.json").write_text("{}")
-    (checkpoint / "model.safetensors").write_text("")
+    write_checkpoint(suite / "article_seed0", 90)
     with pytest.raises(
         InputError, match=r"article_seed0 at step 60, whose last checkpoint is of 90; measure again: python"
     ):
         verdicts(found, "adaptive_curriculum")
-    shutil.rmtree(checkpoint)
-    file = suite / "probes" / "adaptive" / "values.csv"
-    file.write_text("".join(line for line in file.open() if "article_seed0" not in line))
+    without_rows(suite / "probes" / "adaptive" / "values.csv", "article_seed0")
     with pytest.raises(InputError, match=r"values\.csv has nothing of the run article_seed0; measure again: python"):
         verdicts(found, "adaptive_curriculum")
+
+
+def write_checkpoint(run, step):
+    """A complete one, as far as its files' names say."""
+    checkpoint = run / "checkpoints" / f"step_{step:08}"
+    checkpoint.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_text("{}")
+
+
+def without_rows(file, text):
+    file.write_text("".join(line for line in file.open() if text not in line))
+
+
+def pairs_of(found, name):
+    """How many runs each deciding test of a claim is of."""
+    evidence = [one for one in all_claims()[name].evidence(found) if one.decides]
+    return [(one.difference.n, one.difference.left_out) for one in evidence]
+
+
+@pytest.mark.parametrize(("rows", "last"), [("article_seed1", None), (f"article_seed1,1,{STEPS}", STEPS - 30)])
+def test_a_run_without_a_checkpoint_of_its_end_is_left_out(found, suite, rows, last):
+    """One that diverged has none, or one of a step before: nothing to be held against what others are at their end."""
+    measured(suite, "geometry", synonym_ratio={"article": 0.85, "base": 0.95})
+    without_rows(suite / "probes" / "geometry" / "values.csv", rows)
+    if last is not None:
+        write_checkpoint(suite / "article_seed1", last)
+    assert pairs_of(found, "semantic_fracturing") == [(3, (1,))]
+    assert verdicts(found, "semantic_fracturing")[0] == "supported"
+
+
+def test_a_rank_that_nothing_could_exceed_refutes_nothing(found, suite):
+    """With few contexts the rank is their number, and a head that caps its logits is bounded by the vocabulary alone."""
+    for rank, bound in ((10.0, 10.0), (60.0, 512.0)):
+        values = {"rank": rank, "bound": bound, "largest": bound}
+        measured(suite, "bottleneck", effective_rank={}, **{key: {"article": value} for key, value in values.items()})
+        assert verdicts(found, "bottleneck")[0] == "not testable here"
 
 
 def test_what_a_probe_could_not_measure_is_not_testable(found, suite):
@@ -157,3 +194,15 @@ def test_what_a_probe_could_not_measure_is_not_testable(found, suite):
 
 def test_negatives_are_held_against_the_arm_with_as_much_text(found):
     assert {arm: without_negatives(found, arm) for arm in ARMS} == dict.fromkeys(ARMS) | {"pushed": "fewer"}
+
+
+def test_arms_with_and_without_negatives_may_have_rates_of_their_own_and_are_alike_in_all_else(tmp_path):
+    arms = {"pushed": (0.01, NEGATIVES, STEPS), "short": (0.01, None, STEPS - 1), "plain": (0.03, None, STEPS)}
+    plan = []
+    for arm, (rate, negatives, steps) in arms.items():
+        own = config(0, rate, head={"kind": "metric"}, objective={"kind": "tfsd"}, stress=[], negatives=negatives)
+        own["train"] = {"steps": steps, "batch_size": 16}
+        plan.append(PlannedRun(f"{arm}_seed0", arm, None, rate, 0))
+        write_run(tmp_path / plan[-1].name, curve(0), config=own)
+    write_plan(tmp_path, SuitePlan("pushed", None, tuple(plan)))
+    assert without_negatives(study(find_runs([str(tmp_path)])), "pushed") == "plain"

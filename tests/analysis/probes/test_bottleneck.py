@@ -64,6 +64,7 @@ def test_heads_have_the_rank_that_their_bound_allows(kind, options, rank):
     assert found["rank"] == rank
     assert found["bound"] == (D + 2 if options.get("bias") else rank)
     assert found["rank_over_bound"] == rank / found["bound"]
+    assert found["largest"] == 60
     assert (found["beyond_bound"] > 1e-6) if rank == 60 else (found["beyond_bound"] < 1e-3)
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
