@@ -181,7 +181,7 @@ def against_baseline(
     """A test of an arm against the baseline, paired by seed. ``values``: by arm and seed."""
     base = study.comparison.baseline
     difference = paired(values[arm], values[base], study.comparison.pairs(arm))
-    told = f"{arm} {_mean(values[arm], form)}, {base} {_mean(values[base], form)}"
+    told = f"{arm} {_mean(values[arm], form)}, {base} {_mean(values[base], form)}{_without(difference)}"
     return Evidence(what, arm, base, where, told, decides, difference, good, form=form)
 
 
@@ -198,9 +198,14 @@ def against_number(
 ) -> Evidence:
     """A test of an arm's mean over seeds against a number."""
     difference = paired(values, dict.fromkeys(values, number))
-    return Evidence(
-        what, arm, f"{number:g}", where, f"{arm} {_mean(values, form)}", decides, difference, good, form=form
-    )
+    told = f"{arm} {_mean(values, form)}{_without(difference)}"
+    return Evidence(what, arm, f"{number:g}", where, told, decides, difference, good, form=form)
+
+
+def _without(difference: Difference) -> str:
+    """The seeds that have no value, and may be those that diverged."""
+    left = difference.left_out
+    return f"; without {'seed' if len(left) == 1 else 'seeds'} {', '.join(map(str, left))}" if left else ""
 
 
 def without_effect(one: Evidence, told: str) -> Evidence:

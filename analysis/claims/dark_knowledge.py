@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from analysis.stability.compare import Study
+from analysis.compare.seeds import paired
+from analysis.stability.compare import OWN_BEST, PRIMARY, Study
 
-from .base import CLAIMS, Evidence, Verdict, deciding, tested_arms
-from .probed import Probed, ProbedClaim
+from .base import CLAIMS, Evidence, Verdict, deciding, place, tested_arms
+from .probed import Probed, ProbedClaim, with_objective
 
 ROUNDING = 1e-6
 """Largest share of a gradient that rounding may turn out of its direction."""
@@ -34,3 +35,13 @@ class DarkKnowledge(ProbedClaim):
             told = f"at most {max(shares, default=0.0):.1e} in {len(shares)} runs"
             what = "share of the gradient that is not cross-entropy's"
             yield Evidence(what, arm, "0", probed.where, told, deciding(study, arm), fixed=fixed)
+            if (weighted := with_objective(study, arm, "weighted_ce")) is not None:
+                final = [study.at_own_best(PRIMARY, each, study.comparison.calm) for each in (arm, weighted)]
+                where, what = (
+                    place(study.comparison.calm, OWN_BEST),
+                    "final NLL, against cross-entropy with TFSD's weights",
+                )
+                effect = paired(*final).effect.format("+.4f")
+                yield Evidence(
+                    what, arm, weighted, where, f"{arm} minus {weighted} {effect}", decides=False, fixed="told"
+                )

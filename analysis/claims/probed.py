@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.compare.differing import differing
+from analysis.compare.seeds import paired
 from analysis.stability.compare import OWN_BEST, Study
+from analysis.stability.fairness import compared_configs
 from common.errors import InputError
 from record.finished import Run, checkpoints_of, is_file
 from record.suite import PLAN_FILE
@@ -88,6 +91,14 @@ class Probed:
             return self._undefined(what, arm)
         return against_baseline(self.study, what, values, arm, self.where, good, decides=decides, form=form)
 
+    def against_arm(self, what: str, key: str, arm: str, other: str, good: Side, *, decides: bool) -> Evidence:
+        """A test of a measure of an arm against another arm's, paired by seed."""
+        own, base = (self.finite(key, each) for each in (arm, other))
+        if not own or not base:
+            return self._undefined(what, arm if not own else other)
+        told = ", ".join(f"{each} {self.mean(key, each):.3f}" for each in (arm, other))
+        return Evidence(what, arm, other, self.where, told, decides, paired(own, base), good)
+
     def against_number(self, what: str, key: str, number: float, arm: str, good: Side, *, decides: bool) -> Evidence:
         """A test of the mean of a measure over seeds against a number."""
         values = self.finite(key, arm)
@@ -142,6 +153,20 @@ class Probed:
             for cell, run in one.runs.items()
             if cell.arm == arm and cell.scenario == one.calm and cell.rate == rate
         }
+
+
+def with_objective(study: Study, arm: str, kind: str) -> str | None:
+    """The arm that is this one but for its objective, which is of ``kind``."""
+    configs = compared_configs(study.comparison)
+    own = {**configs[arm], "objective": None}
+    return next(
+        (
+            other
+            for other, config in configs.items()
+            if config["objective"].get("kind") == kind and not differing([own, {**config, "objective": None}])
+        ),
+        None,
+    )
 
 
 @cache

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.compare.differing import differing
-from analysis.compare.seeds import paired
 from analysis.stability.compare import Study
 from analysis.stability.fairness import compared_configs
 
@@ -33,11 +32,8 @@ class PushAway(ProbedClaim):
         if not pairs:
             yield unmeasured("cells", "no arm has negatives with the hinge beside one that is the same without them")
         for arm, partner in pairs.items():
-            own, other = (probed.finite("cell_ratio", each) for each in (arm, partner))
-            told = ", ".join(f"{each} {probed.mean('cell_ratio', each):.3f}" for each in (arm, partner))
-            difference = paired(own, other)
             what = "distance to the target's embedding over that to the nearest other"
-            yield Evidence(what, arm, partner, probed.where, told, True, difference, "lower")
+            yield probed.against_arm(what, "cell_ratio", arm, partner, "lower", decides=True)
 
 
 def without_negatives(study: Study, arm: str) -> str | None:

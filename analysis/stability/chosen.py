@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.compare.arms import Arm, Member, find_arms
-from common.errors import InputError
+from common.errors import InputError, note
 from record.finished import checkpoints_of, is_file, unique_labels
 from record.suite import PLAN_FILE
 
@@ -45,12 +45,12 @@ def _arms_of(comparison: Comparison, path: str) -> list[Arm]:
         rates = {arm: [found.rate_of(arm, comparison.calm, None)] for arm in comparison.arms}
     arms = []
     for arm in comparison.arms:
-        own = [(cell.seed, run.path) for cell, run in calm.items() if cell.arm == arm and cell.rate in rates[arm]]
-        members = tuple(
-            Member(run.name, checkpoints[-1][1], run, seed)
-            for seed, run in sorted(own)
-            if (checkpoints := checkpoints_of(run))
-        )
+        own = {cell.seed: run for cell, run in calm.items() if cell.arm == arm and cell.rate in rates[arm]}
+        last = {seed: kept[-1] for seed in sorted(own) if (kept := checkpoints_of(own[seed].path))}
+        for seed, (step, _) in last.items():
+            if step != (planned := own[seed].setting("train", "steps")):
+                note(f"{own[seed].name} is measured at step {step} of {planned}, and compared with others as it is")
+        members = tuple(Member(own[seed].path.name, path, own[seed].path, seed) for seed, (_, path) in last.items())
         arms += [Arm(arm, members)] if members else []
     if not arms:
         raise InputError(f"{path}: none of its calm runs has a checkpoint; checkpoint.keep says how many are kept")

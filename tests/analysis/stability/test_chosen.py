@@ -1,5 +1,7 @@
 """Which models of a suite are measured."""
 
+import shutil
+
 import pytest
 
 from analysis.stability.chosen import arms_at
@@ -33,12 +35,17 @@ def test_a_suite_stands_for_each_arms_best_rate(tmp_path):
     assert arms[1].seeds == (0, 1)
 
 
-def test_runs_without_a_checkpoint_are_left_out_and_a_suite_of_them_is_refused(tmp_path):
+def test_runs_without_a_checkpoint_are_left_out_and_a_suite_of_them_is_refused(tmp_path, capsys):
     suite = write_suite(tmp_path / "suite", {"base": {0.01: 4.0}, "other": {0.01: 4.1}}, [0, 1])
     with pytest.raises(InputError, match=r"none of its calm runs has a checkpoint; checkpoint\.keep"):
         arms_at([str(suite)])
-    (arm,) = arms_at([str(with_checkpoints(suite, lambda name: name == "base_lr0.01_seed1"))])
+    with_checkpoints(suite, lambda name: name == "base_lr0.01_seed1")
+    shutil.rmtree(suite / "base_lr0.01_seed1" / "checkpoints" / "step_00000060")
+    (arm,) = arms_at([str(suite)])
     assert (arm.label, arm.seeds) == ("base", (1,))
+    assert (
+        "base_lr0.01_seed1 is measured at step 30 of 60, and compared with others as it is" in capsys.readouterr().err
+    )
 
 
 def test_two_suites_and_their_runs_keep_their_names_apart(tmp_path):
