@@ -36,12 +36,12 @@ class DarkKnowledge(ProbedClaim):
             what = "share of the gradient that is not cross-entropy's"
             yield Evidence(what, arm, "0", probed.where, told, deciding(study, arm), fixed=fixed)
             if (weighted := with_objective(study, arm, "weighted_ce")) is not None:
-                final = [study.at_own_best(PRIMARY, each, study.comparison.calm) for each in (arm, weighted)]
+                own, other = (study.at_own_best(PRIMARY, each, study.comparison.calm) for each in (arm, weighted))
                 where, what = (
                     place(study.comparison.calm, OWN_BEST),
                     "final NLL, against cross-entropy with TFSD's weights",
                 )
-                effect = paired(*final).effect.format("+.4f")
+                effect = paired(own, other).effect.format("+.4f")
                 yield Evidence(
                     what, arm, weighted, where, f"{arm} minus {weighted} {effect}", decides=False, fixed="told"
                 )
