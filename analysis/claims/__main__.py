@@ -94,7 +94,9 @@ def _overview(judged: Mapping[str, Sequence[Judged]]) -> list[list[str]]:
 def _line(one: Judged) -> str:
     of = one.evidence
     effect = interval(of.difference.effect if of.difference else None, of.form)
-    told = f"{of.what}, {of.where}: {of.told}"
+    where = ", ".join(part for part in (of.what, of.where) if part)
+    arm = f"{of.arm}: " if of.arm and of.arm not in of.told else ""
+    told = f"{where}: {arm}{of.told}"
     if not effect or not of.good:
         return f"{told}: {one.verdict}"
     return f"{told}; difference {effect}{', p = ' + _p(one) + ' by Holm' if _p(one) else ''}: {one.verdict}"

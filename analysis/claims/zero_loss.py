@@ -38,7 +38,9 @@ class ZeroLoss(Claim):
                 lowest[seed] = float(objective.min())
                 behind[seed] = float(nll[objective.idxmin()] - nll.min())
             reached = sum(value < ZERO for value in lowest.values())
-            told = f"below {ZERO} in {reached} of {len(lowest)} runs; the lowest is {min(lowest.values(), default=np.nan):.4f}"
+            told = "no run there has a finite objective"
+            if lowest:
+                told = f"below {ZERO} in {reached} of {len(lowest)} runs; the lowest is {min(lowest.values()):.4f}"
             fixed: Verdict = (
                 "not testable here" if not lowest else "supported" if reached == len(lowest) else "not shown"
             )

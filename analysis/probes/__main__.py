@@ -185,14 +185,16 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
     rows = [_row(one, first, grows) for one in found if one["index"] < 0 and one["measure"] in known]
     heading = ["measure", "arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
     heading += ["growth [95%]"] * grows
-    lines = [terminal_table(heading, rows), ""] if rows else []
+    lines = [terminal_table(heading, rows, names=2), ""] if rows else []
     lines += [f"{measure.key} ({measure.unit}): {measure.meaning}" for measure in singles]
     lines += [
         "Intervals: Student's t over seeds; none from one seed, or where all seeds agree.",
         f"pairs: seeds shared with {first}, from which the difference is taken; 0: difference of the means, without interval.",
         "smallest: the smallest true difference that would be shown with 80% power.",
     ]
-    lines += ["growth: b of value ~ tokens^b, by least squares over the logarithms of each run's checkpoints."] * grows
+    lines += [
+        "growth: b of value ~ tokens^b, by least squares over the logarithms of each run's checkpoints but the one at 0 tokens."
+    ] * grows
     diverged = table[table["diverged"]].drop_duplicates(["run", "step"]).itertuples()
     return lines + [diverged_line(row.run, row.step, row.tokens) for row in diverged]
 

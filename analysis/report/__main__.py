@@ -23,7 +23,7 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError, one_line
 from common.files import write_text
 
-from .follow import follow
+from .follow import await_rows, follow
 from .happened import what_happened
 from .material import Material, read_material
 from .page import page
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def write(material: Material, refresh: int | None) -> None:
         write_text(options.out, page(material, command, refresh))
 
+    if options.follow:
+        await_rows(options.runs, options.every)
     first = read()
     print(*map(one_line, first.notes), sep="\n", end="\n" * bool(first.notes))
     if options.follow:
@@ -64,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         write(first, None)
         print(*_told(first), sep="\n")
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(first.runs)} runs")
+    print(
+        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(first.runs)} run{'s' * (len(first.runs) != 1)}"
+    )
 
 
 def _told(material: Material) -> list[str]:

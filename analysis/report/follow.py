@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, one_line
+from record.lock import lock_holder
 
 from .material import Material
 
 Write = Callable[[Material, int | None], None]
 """Writes the page; the second argument: after how many seconds it is to load itself again, if at all."""
+
+
+def await_rows(paths: Sequence[str], every: int) -> None:
+    """Wait until each of the runs that are being trained has logged something: a run makes its tokens before its first row."""
+    for path in map(Path, paths):
+        told = False
+        while not (path / "metrics.jsonl").exists() and lock_holder(path) is not None:
+            if not told:
+                print(f"{one_line(str(path))} has no rows yet; waiting for the first")
+            told = True
+            time.sleep(every)
 
 
 def follow(first: Material, read: Callable[[], Material], write: Write, every: int) -> None:

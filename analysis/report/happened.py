@@ -71,10 +71,19 @@ def what_happened(material: Material) -> list[Happened]:
     found = [
         one
         for label, run in material.runs.items()
-        for event in run.events
+        for event in [*run.events, *_broken(run)]
         if (one := _happened(label, run, event, autopsies, replays)) is not None
     ]
     return sorted(found, key=lambda one: (KINDS.index(one.kind), one.signal != "loss/nll", -one.size))
+
+
+def _broken(run: Run) -> Iterator[dict[str, Any]]:
+    """Of a log, which signals that are told by name became NaN or infinite; a run has an event of its own where that happens."""
+    for signal in NAMES if isinstance(run, LogRun) else ():
+        steps = run.non_finite.get(signal)
+        if steps is not None and len(steps):
+            ends = {"start_step": int(steps[0]), "end_step": int(steps[-1])}
+            yield {"event": "non_finite", "signal": signal, "values": len(steps)} | ends
 
 
 def counts(found: Sequence[Happened]) -> str:
@@ -137,7 +146,9 @@ def _what(kind: str, event: Mapping[str, Any]) -> str:
     if kind == "non_finite":
         signals = event.get("signals") or [event.get("signal")]
         named = ", ".join(name_of(one) for one in signals[:3]) if isinstance(signals, list) else signal
-        return f"{named} became NaN or infinite"
+        count = event.get("values")
+        values = f", {count:,} values in all" if isinstance(count, int) and count > 1 else ""
+        return f"{named} became NaN or infinite{values}"
     if kind in ("spike", "spike_opened"):
         end = (
             "not over at the end"

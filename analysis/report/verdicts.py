@@ -17,7 +17,7 @@ from analysis.stability.conclusion import Column, conclusions
 from analysis.stability.fairness import compared_configs, warnings
 from record.finished import Run
 
-from .happened import Happened, name_of
+from .happened import NAMES, Happened, name_of
 from .material import Material, claims_of, is_running
 from .trend import trend
 
@@ -270,9 +270,14 @@ def _of_runs(material: Material, found: Sequence[Happened]) -> Words:
 def _run_headline(runs: dict[str, Run], found: Sequence[Happened]) -> str:
     if len(runs) == 1:
         label, run = next(iter(runs.items()))
-        signals = list(dict.fromkeys(name_of(one.signal) for one in found if one.kind in ("spike", "spike_opened")))
-        told = f"{' and '.join(signals[:3])} spiked" if signals else "no spike was found"
-        return f"{visible(label)} {_state(run)[1]}; {told}"
+        kinds = {"became NaN or infinite": ("non_finite",), "spiked": ("spike", "spike_opened")}
+        told = []
+        for what, alike in kinds.items():
+            of = [
+                name_of(one.signal) for one in found if one.kind in alike and (what == "spiked" or one.signal in NAMES)
+            ]
+            told += [f"{' and '.join(list(dict.fromkeys(of))[:3])} {what}"] if of else []
+        return f"{visible(label)} {_state(run)[1]}; {', '.join(told) or 'no spike was found'}"
     spiked = len({one.run for one in found if one.kind in ("spike", "spike_opened")})
     broken = sum(run.status.get("status") == "diverged" for run in runs.values())
     ended = f", {broken} diverged" if broken else ""
@@ -314,7 +319,8 @@ def _about_run(name: str, label: str, run: Run, found: Sequence[Happened]) -> It
         worst = max(spikes, key=lambda one: (one.signal == "loss/nll", one.size))
         yield Said("bad", f"{_how_often(spikes)}. The worst, {worst.where}: {worst.what}.")
     elif any(not run.series(key).empty for key in ("loss/nll", "grad_norm/total")):
-        yield Said("good", f"No spike was found in {_watched(run)}.")
+        broken = any(one.kind == "non_finite" for one in own)
+        yield Said("open" if broken else "good", f"No spike was found in {_watched(run)}.")
     for kind in ("non_finite", "rise", "stall", "saturated", "monitor_failed"):
         if alike := [one for one in own if one.kind == kind]:
             more = f"; {len(alike) - 1} more like it" if len(alike) > 1 else ""
@@ -350,15 +356,15 @@ def _about_level(run: Run) -> Iterator[Said]:
         number(abs(found.change), 2),
         f"on average over the last {found.values:,} values than over those before",
     )
+    why = "too few values" if np.isfinite(losses).all() else "some of its values are NaN or infinite"
     told: dict[str, Said] = {
         "falling": Said("good", f"The loss is still falling: {size} lower {lately}."),
         "rising": Said("bad", f"The loss is rising at the end: {size} higher {lately}."),
         "level": Said(
             "plain",
-            "The loss no longer changes by more than its noise: on average by "
-            f"{number(found.change, 2)} from the values before to the last {found.values:,}.",
+            f"The loss no longer changes by more than its noise: {size} {'lower' if found.change < 0 else 'higher'} {lately}.",
         ),
-        "unknown": Said("open", "Whether the loss still falls cannot be said: too few values, or some are not finite."),
+        "unknown": Said("open", f"Whether the loss still falls cannot be said: {why}."),
     }
     tone, text = told[found.word]
     validation = run.series("validation/nll")
@@ -376,7 +382,10 @@ def _run_facts(label: str, run: Run, *, alone: bool) -> list[str]:
     parts = [f"{_counted(len(run.metrics), 'logged step')}"]
     tokens = run.series("tokens")
     parts += [f"{int(tokens.iloc[-1]):,} tokens"] if len(tokens) else []
-    settings = {"head": ("head", "kind"), "objective": ("objective", "kind"), "peak learning rate": ("optimizer", "lr")}
+    settings = {
+        "head": ("head", "kind"), "objective": ("objective", "kind"), "peak learning rate": ("optimizer", "lr"),
+        "branch of": ("branch_from",),
+    }  # fmt: skip
     parts += [f"{what} {visible(str(v))}" for what, keys in settings.items() if (v := run.setting(*keys)) is not None]
     loop = "a training loop of its own, watched by the monitor: " if "monitor" in run.config else ""
     return [f"{begin}{loop}{', '.join(parts)}."]

@@ -130,7 +130,10 @@ def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(found, s
     for name, claim in all_claims().items():
         if isinstance(claim, ProbedClaim) and name != "push_away":
             assert verdicts(found, name) == ("not testable here", {("", claim.probe): "not testable here"})
-    assert f"first run: python -m analysis.probes geometry {suite} --out {suite}/probes/geometry" in printed
+    assert (
+        f"- geometry: not measured; first run: python -m analysis.probes geometry {suite} --out {suite}/probes/geometry"
+        in printed
+    )
     assert (
         f"python -m analysis.tolerance {suite} --out {suite}/probes/tolerance"
         in (suite / "claims" / "claims.md").read_text()

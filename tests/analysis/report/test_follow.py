@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -37,6 +39,27 @@ def test_a_page_follows_a_run_to_its_end(tmp_path: Path) -> None:
     assert '<meta http-equiv="refresh"' not in last
     assert "ran to its end, step 80" in last
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_that_makes_its_tokens_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Another process has its lock, and has logged nothing yet."""
+    run, out = tmp_path / "run", tmp_path / "page.html"
+    written = write_run(tmp_path / "written", training_rows(30))
+    script = (
+        "import sys, time; from pathlib import Path; from record.lock import run_lock\n"
+        "run, written = map(Path, sys.argv[1:])\n"
+        "with run_lock(run):\n"
+        "    print(flush=True)\n"
+        "    time.sleep(1)\n"
+        "    for name in ('config.yaml', 'events.jsonl', 'status.json', 'metrics.jsonl'):\n"
+        "        (written / name).rename(run / name)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(run), str(written)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert exit_status(lambda: main([str(run), "--out", str(out), "--follow", "--every", "1"])) == 0
+    assert f"{run} has no rows yet; waiting for the first" in capfd.readouterr().out
+    assert "ran to its end, step 30" in out.read_text(encoding="utf-8")
 
 
 def test_ctrl_c_leaves_a_page_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,15 @@ def test_a_log_of_another_tool_s_first_screen_says_what_it_has(tmp_path: Path) -
     assert "python -m analysis.spikes" in document.text
 
 
+def test_a_log_whose_loss_became_nan_says_so_first(tmp_path: Path) -> None:
+    log = tmp_path / "train.csv"
+    log.write_text("step,loss\n" + "".join(f"{step},{'nan' if step > 200 else 5 / step}\n" for step in range(1, 301)))
+    document = made(tmp_path, log)
+    assert "train is logged up to step 300; the loss became NaN or infinite" in document.text
+    assert "The loss became NaN or infinite, 100 values in all (steps 201 to 300)." in document.text
+    assert "Whether the loss still falls cannot be said: some of its values are NaN or infinite." in document.text
+
+
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
     """In names, configurations, events, reasons, results of others and columns of logs."""
     bad = list(HOSTILE)
