@@ -48,7 +48,6 @@ SLOW = (
     "tests/suite/test_cluster.py",
     "tests/suite/test_run_suite.py",
     "tests/suite/test_warm.py",
-    "tests/analysis/claims/test_claims.py",
     "tests/stability/intervene/test_remedies_in_runs.py",
     "tests/stability/monitor/test_commands.py",
     "tests/training/test_loss_kernel.py",
