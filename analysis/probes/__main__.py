@@ -25,6 +25,8 @@ from common.files import write_json, write_text
 from common.imports import importing
 
 if TYPE_CHECKING:
+    from analysis.compare.statistics import Effect
+
     from .base import Probe
     from .evaluate import Evaluation
 
@@ -143,7 +145,7 @@ def _measure(probe: Probe[Any], options: Any) -> None:
     with style.look():
         report = probe.report(evaluation.details)
         title = f"{probe.kind}: {_first_line(probe)}"
-        drawn = probe_figures(evaluation.table, evaluation.measures, title) | report.figures
+        drawn = probe_figures(evaluation.table, evaluation.measures, title, probe.places) | report.figures
         for name, figure in drawn.items():
             style.save_figure(figure, options.out / f"{name}.png")
     print("\n".join([*_printed(evaluation, found), *report.lines, *arms_differ_in(arms)]))
@@ -166,7 +168,15 @@ def _summary(probe: Probe[Any], evaluation: Evaluation, found: list[dict[str, An
         "options": asdict(probe.options),
         "seed": options.seed,
         "models": models.astype(object).where(models.notna(), None).to_dict(orient="records"),
-        "measures": {m.key: {"unit": m.unit, "meaning": m.meaning, "along": m.along} for m in evaluation.measures},
+        "measures": {
+            m.key: {
+                "unit": m.unit,
+                "meaning": m.meaning,
+                "along": m.along,
+                "places": [*probe.places(m.along)] if m.along else [],
+            }
+            for m in evaluation.measures
+        },
         "arms": [one | {key: one[key] and asdict(one[key]) for key in effects} for one in found],
         "details": evaluation.details,
     }
@@ -182,14 +192,18 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
     first = table["arm"].iloc[0]
     grows = any(one["growth"] for one in found)
     known = {one["measure"] for one in found if one["mean"].n}
-    rows = [_row(one, first, grows) for one in found if one["index"] < 0 and one["measure"] in known]
-    heading = ["measure", "arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
+    heading = ["measure, arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
     heading += ["growth [95%]"] * grows
-    lines = [terminal_table(heading, rows, names=2), ""] if rows else []
+    rows = []
+    for one in (one for one in found if one["index"] < 0 and one["measure"] in known):
+        if one["arm"] == first:
+            rows.append([one["measure"], *[""] * (len(heading) - 1)])
+        rows.append(_row(one, grows))
+    lines = [terminal_table(heading, rows), ""] if rows else []
     lines += [f"{measure.key} ({measure.unit}): {measure.meaning}" for measure in singles]
     lines += [
         "Intervals: Student's t over seeds; none from one seed, or where all seeds agree.",
-        f"pairs: seeds shared with {first}, from which the difference is taken; 0: difference of the means, without interval.",
+        f"pairs: seeds shared with {first}, from which the difference is taken; none: difference of the means, without interval.",
         "smallest: the smallest true difference that would be shown with 80% power.",
     ]
     lines += [
@@ -199,15 +213,21 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
     return lines + [diverged_line(row.run, row.step, row.tokens) for row in diverged]
 
 
-def _row(one: dict[str, Any], first: str, grows: bool) -> list[str]:
+def _row(one: dict[str, Any], grows: bool) -> list[str]:
     mean, difference, growth = one["mean"], one["difference"], one["growth"]
-    cells = [one["measure"] if one["arm"] == first else "", one["arm"], str(mean.n), mean.format(".5g")]
+    cells = [f"  {one['arm']}", _cell(mean, str(mean.n)), _cell(mean, mean.format(".5g"))]
     if difference is None:
         cells += ["", "", ""]
     else:
         smallest = "" if difference.smallest is None else f"{difference.smallest:.5g}"
-        cells += [difference.format("+.5g"), str(difference.n if one["paired"] else 0), smallest]
+        pairs = str(difference.n) if one["paired"] else ""
+        cells += [_cell(difference, text) for text in (difference.format("+.5g"), pairs, smallest)]
     return cells + [growth.format("+.3f") if growth else ""] * grows
+
+
+def _cell(effect: Effect, text: str) -> str:
+    """Empty where nothing could be measured."""
+    return text if effect.n else ""
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -33,6 +33,10 @@ class Measure:
     """What the values of an array are numbered by (layer, bin, ...); None for a single number."""
     positive: bool = False
     """Above 0 whatever the model: its growth over training is told, and a wide range is drawn on a log axis."""
+    panel: tuple[str, str] | None = None
+    """The title of a panel of the figure that it shares with others, and its name in there; None: one of its own."""
+    chance: float | None = None
+    """The value that speaks for nothing: a dashed line in the figure."""
     between: bool = False
     """Of two models: what :meth:`Probe.against` returns, and not :meth:`Probe.measure`."""
 
@@ -80,6 +84,10 @@ class Probe(ABC, Generic[Prepared]):
         """A value for each measure that is ``between`` models, from what :meth:`keep` returned for two of them. ``other`` is the
         first arm's model of the same seed or the last one of the same run; each is a measure of its own."""
         return {}
+
+    def places(self, along: str) -> Sequence[str]:
+        """Names of what arrays along this are numbered by, for the figure's axis; empty if the numbers say enough."""
+        return ()
 
     def details(self, model: Any, prepared: Prepared) -> Any:
         """What is no measure, as plain JSON values, for summary.json and :meth:`report`: asked of each arm's first run at its

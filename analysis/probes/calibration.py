@@ -50,7 +50,9 @@ class Calibration(Probe[Prepared]):
         Measure("ece", "1", "expected calibration error: |accuracy - confidence|, averaged over bins of equal size"),
         Measure("ece_if_calibrated", "1", "what ece would be on average if the model were right as often as it says: noise"),
         Measure("brier", "1", "sum over tokens of (probability - 1 if it is the next one)^2; 0 to 2"),
-        Measure("temperature", "1", "by which logits are to be divided for the lowest NLL on half of the windows"),
+        Measure(
+            "temperature", "1", "by which logits are to be divided for the lowest NLL on half of the windows", positive=True
+        ),
         Measure("nll_held", "nats/token", "nll on the other half"),
         Measure("nll_tempered", "nats/token", "nll on the other half at that temperature"),
         Measure("ece_held", "1", "ece on the other half"),

@@ -58,7 +58,8 @@ class Geometry(Probe[Prepared]):
         Measure("in_cell", "1", "share of positions at which the next token's row is the nearest to the hidden state"),
         Measure("cell_ratio", "1", "distance to the next token's row over that to the nearest other, median; below 1: its cell"),
         Measure("cell_distance", "1", "distance to the next token's row, mean", positive=True),
-        Measure("synonym_ratio", "1", "distance of synonyms' rows over that of words as frequent; 1: no nearer than others"),
+        Measure("synonym_ratio", "1", "distance of synonyms' rows over that of words as frequent; 1: no nearer than others",
+                chance=1.0),
         *(Measure(key, "1", meaning, between=True) for key, meaning in _MEANING.items()),
         *(Measure(f"{key}_by_layer", "1", meaning.replace("last hidden states", "states of two layers in a row"), along="layer")
           for key, meaning in _MEANING.items()),

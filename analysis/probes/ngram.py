@@ -25,7 +25,12 @@ from .base import PROBES, Measure, Probe
 from .ngram_counts import ORDERS, NGramModel, contexts_of
 
 LAMBDAS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_ALONG = f"place in lambda = {', '.join(f'{value:g}' for value in LAMBDAS)}"
+_ALONG = "lambda"
+_MEANING = {
+    "kl": ("nats", "KL(q_{n} || P), mean over positions"),
+    "tv": ("1", "total variation between q_{n} and P, mean over positions"),
+    "nll": ("nats/token", "NLL of q_{n} itself at the same positions"),
+}
 CONTINUATIONS = 8
 """Windows that are continued at each lambda."""
 LONGEST = 32
@@ -46,9 +51,11 @@ class NGram(Probe[Held]):
     """Distance to the training text's 1-, 2- and 3-gram distributions q_n, and what adding log q_n to the logits does."""
 
     measures = (
-        *(Measure(f"kl_{n}", "nats", f"KL(q_{n} || P), mean over positions") for n in ORDERS),
-        *(Measure(f"tv_{n}", "1", f"total variation between q_{n} and P, mean over positions") for n in ORDERS),
-        *(Measure(f"nll_{n}", "nats/token", f"NLL of q_{n} itself at the same positions") for n in ORDERS),
+        *(
+            Measure(f"{key}_{n}", unit, meaning.format(n=n), panel=(f"{key}_*", f"{n}"))
+            for key, (unit, meaning) in _MEANING.items()
+            for n in ORDERS
+        ),
         Measure("best_lambda", "1", "lambda of the grid with the lowest NLL of z + lambda log q_n"),
         Measure("gain_injected", "nats/token", "how much lower that NLL is than the one at lambda = 0"),
         Measure("nll_injected", "nats/token", "NLL of z + lambda log q_n", along=_ALONG),
@@ -69,6 +76,9 @@ class NGram(Probe[Held]):
     def prepare(self, text: RunText, *, seed: int) -> Held:
         grams = NGramModel(np.asarray(text.store.train.ids[: self.options.counted]), text.store.vocab_size)
         return Held(*text.windows(self.options.windows, seed=seed), grams)
+
+    def places(self, along: str) -> list[str]:
+        return [f"{value:g}" for value in LAMBDAS]
 
     def measure(self, model: Any, prepared: Held, *, seed: int) -> dict[str, float | Floats]:
         parts = [

@@ -43,6 +43,12 @@ GROUPS = {
 }
 TENTHS = 10
 _ALONG = "tenths of the second word's embedding"
+_MEANING = {
+    "single": ("1", "0: mixture of the outputs, 1: one of the two"),
+    "geometric": ("1", "single of the geometric mean of the outputs"),
+    "off_path": ("nats", "KL from the nearest mixture of the outputs"),
+    "js": ("nats", "Jensen-Shannon divergence of the two outputs"),
+}
 _HALVINGS = 16
 """Of the interval in which b is looked for."""
 _SMALLEST = 1e-300
@@ -63,16 +69,11 @@ class SoftInputs(Probe[dict[str, Places]]):
     """Whether a mixture of two words' embeddings as input gives the mixture of their outputs, or one of the two."""
 
     measures = (
-        *(Measure(f"single_{g}", "1", f"0: mixture of the outputs, 1: one of the two; {w}") for g, w in GROUPS.items()),
         *(
-            Measure(f"geometric_{g}", "1", f"single of the geometric mean of the outputs; {w}")
-            for g, w in GROUPS.items()
+            Measure(f"{key}_{group}", unit, f"{meaning}; {words}", panel=(f"{key}_*", group))
+            for key, (unit, meaning) in _MEANING.items()
+            for group, words in GROUPS.items()
         ),
-        *(
-            Measure(f"off_path_{g}", "nats", f"KL from the nearest mixture of the outputs; {w}")
-            for g, w in GROUPS.items()
-        ),
-        *(Measure(f"js_{g}", "nats", f"Jensen-Shannon divergence of the two outputs; {w}") for g, w in GROUPS.items()),
         *(Measure(f"taken_{g}", "1", f"share of the second output; {w}", along=_ALONG) for g, w in GROUPS.items()),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -38,10 +39,13 @@ SCORES = {
 _OF = {"shuffled": "shuffled text", "random": "random tokens"}
 
 _STATISTICS = {
-    "auroc": "{what} against text by {score}: area under the ROC curve, 0.5 by chance",
-    "auroc_sequence": "windows of {what} against windows of text by their mean {score}: area under the ROC curve",
-    "aupr": "{what} against text by {score}: average precision, 0.5 by chance",
-    "fpr95": "share of the text flagged by the threshold on {score} that flags 95% of {what}; 0.95 by chance",
+    "auroc": ("{what} against text by {score}: area under the ROC curve, 0.5 by chance", 0.5),
+    "auroc_sequence": (
+        "windows of {what} against windows of text by their mean {score}: area under the ROC curve",
+        0.5,
+    ),
+    "aupr": ("{what} against text by {score}: average precision, 0.5 by chance", 0.5),
+    "fpr95": ("share of the text flagged by the threshold on {score} that flags 95% of {what}; 0.95 by chance", 0.95),
 }
 
 
@@ -58,19 +62,25 @@ class Uncertainty(Probe[Prepared]):
 
     measures = (
         *(
-            Measure(f"{statistic}_{score}_{name}", "1", meaning.format(what=_OF[name], score=SCORES[score]))
-            for statistic, meaning in _STATISTICS.items()
+            Measure(
+                f"{statistic}_{score}_{name}", "1", meaning.format(what=_OF[name], score=SCORES[score]),
+                panel=(f"{statistic}_*_{name}", score), chance=chance,
+            )
+            for statistic, (meaning, chance) in _STATISTICS.items()
             for name in FOREIGN
             for score in SCORES
         ),
         Measure("tau", "1", "distance that the share fpr of other windows of the text exceeds"),
-        *(Measure(f"flagged_{name}", "1", f"share of {what} farther than tau") for name, what in ((TEXT, "text"), *_OF.items())),
+        *(
+            Measure(f"flagged_{name}", "1", f"share of {what} farther than tau", panel=("flagged_*", name))
+            for name, what in ((TEXT, "text"), *_OF.items())
+        ),
         Measure(
             "distance_entropy_rank", "1", "Spearman's correlation of distance and entropy, over positions of text, shuffled and "
-            "random together; positive: what is far is flat",
+            "random together; positive: what is far is flat", chance=0.0,
         ),
         *(
-            Measure(f"auroc_{score}_by_corpus", "1", f"each of corpora against text by {score}", along="corpus")
+            Measure(f"auroc_{score}_by_corpus", "1", f"each of corpora against text by {score}", along="corpus", chance=0.5)
             for score in SCORES
         ),
     )  # fmt: skip
@@ -85,6 +95,9 @@ class Uncertainty(Probe[Prepared]):
         """The column or key that holds their text, for .json, .jsonl and .parquet."""
         fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05
         """Share of the text that tau may flag."""
+
+    def places(self, along: str) -> list[str]:
+        return [Path(corpus).name for corpus in self.options.corpora]
 
     def prepare(self, text: RunText, *, seed: int) -> Prepared:
         o, keys = self.options, ("--set corpora", "--set text_field")

@@ -10,6 +10,8 @@ import base64
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,13 @@ def page(material: Material, command: str, refresh: int | None = None) -> str:
         made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         refresh=refresh,
         forest=forest,
-        hero=_image(picture(drawn[0], only=1)) if drawn and forest is None else None,
+        stills=_stills(drawn, apart=forest is None),
         happened=happened[: tables.EVENTS],
         events=len(happened),
         opened=tables.OPEN_EVENTS,
         counted=counts(happened),
         by_run=tables.of_events(happened),
-        sections=[(one, _image(picture(one))) for one in drawn],
+        sections=drawn,
         arms=[] if found is None else [*tables.of_arms(found), tables.presence_table(found)],
         runs=tables.of_runs(material.runs),
         claims=tables.of_claims(material),
@@ -85,6 +87,19 @@ def _plotly() -> str:
 def _hash(script: str) -> str:
     """A script's hash, as a content security policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _stills(drawn: Sequence[Section], *, apart: bool) -> list[tuple[str, str]]:
+    """For each section its picture and what this shows. With ``apart`` the first panel of all is a picture of its own, the
+    first; one that shows nothing is empty."""
+    parts = list(drawn)
+    if parts and apart:
+        charts = parts[0].charts
+        parts = [replace(parts[0], charts=charts[:1]), replace(parts[0], charts=charts[1:]), *parts[1:]]
+    return [
+        (_image(picture(part)), ", ".join(chart.quantity.title for chart in part.charts)) if part.charts else ("", "")
+        for part in parts
+    ]
 
 
 def _image(png: bytes) -> str:

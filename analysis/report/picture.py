@@ -21,12 +21,12 @@ _DPI = 110
 """Enough for paper at this size; a page has several pictures."""
 
 
-def picture(section: Section, only: int | None = None) -> bytes:
-    """A PNG with all panels of a section, or the first ``only``."""
+def picture(section: Section) -> bytes:
+    """A PNG with all panels of a section."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    charts = section.charts[:only]
+    charts = section.charts
     columns = min(_COLUMNS, len(charts))
     rows = math.ceil(len(charts) / columns)
     with style.look():
@@ -42,7 +42,7 @@ def picture(section: Section, only: int | None = None) -> bytes:
         if len(handles) > 1:
             style.legend_outside(figure, handles, most=4, fontsize=8)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        style.write_png(figure, file, _DPI)
     return file.getvalue()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#6A3D9A", "#8A5A2B", "#8DB600", "#FF1493",
     "#8C8C8C", "#7A0019", "#14346B", "#00B3B3", "#B89B00",
 )  # fmt: skip
-_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 1.5, 1, 1.5)), (0, (1.5, 1.2)), (0, (8, 2, 1, 2, 1, 2)))
+LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 1.5, 1, 1.5)), (0, (1.5, 1.2)), (0, (8, 2, 1, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -43,6 +43,7 @@ _RC: dict[Any, Any] = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # fixed: no search for a place above all tick labels, which stand below in these figures
     "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -59,7 +60,7 @@ DPI = 180
 GREY = "#444444"
 """Notes, reference lines, and legend entries that belong to no arm."""
 CROSSES = "crosses: NaN or infinite"
-LINE_STYLES = len(_LINES)
+LINE_STYLES = len(LINES)
 SPREAD = 5.0
 """Ratio of the largest to the smallest value above which an axis or a colour scale is logarithmic."""
 _PALEST = 0.9
@@ -93,7 +94,7 @@ def arm_styles(labels: Sequence[str]) -> dict[str, ArmStyle]:
     return {
         label: ArmStyle(
             _from_map("turbo", 0.04 + 0.92 * (i / last)) if many else _COLOURS[i],
-            _LINES[i % len(_LINES)],
+            LINES[i % len(LINES)],
             _MARKERS[i % len(_MARKERS)],
         )
         for i, label in enumerate(labels)
@@ -136,8 +137,21 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write the figure atomically as .png or .svg, by suffix; parent folders are created."""
     path = check_figure_path(path)
     kind = path.suffix.lower()[1:]
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=DPI, metadata=metadata))
+    if kind == "svg":
+        write_atomically(path, lambda file: figure.savefig(file, format=kind, metadata={"Date": None}))
+    else:
+        write_atomically(path, lambda file: write_png(figure, file))
+
+
+def write_png(figure: Figure, file: IO[bytes], dpi: int = DPI) -> None:
+    """Write the figure, laid out first: savefig would draw it as a whole for that, and then once more."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        figure.set_dpi(dpi)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    figure.set_layout_engine(engine)
 
 
 def legend_outside(

@@ -8,14 +8,12 @@ WIDTH = 120
 """Characters per line of a printed table; a wider one is cut into blocks that repeat the first column."""
 
 
-def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH, names: int = 1) -> str:
-    """Right-aligned columns (the first left-aligned), in as many blocks, one below the other, as ``width`` requires. Each repeats
-    the first ``names`` columns, which say what a row is of."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    first = sum(widths[:names]) + 2 * (names - 1)
+def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """Right-aligned columns (the first left-aligned), in as many blocks, one below the other, as ``width`` requires."""
+    first, *widths = (max(map(len, column)) for column in zip(header, *rows, strict=True))
     blocks: list[list[int]] = [[]]
     used = first
-    for column, needed in enumerate(widths[names:], start=names):
+    for column, needed in enumerate(widths, start=1):
         if blocks[-1] and used + 2 + needed > width:
             blocks.append([])
             used = first
@@ -23,8 +21,7 @@ def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: 
         used += 2 + needed
 
     def line(row: Sequence[str], block: list[int]) -> str:
-        cells = (row[i].rjust(widths[i]) for i in [*range(1, names), *block])
-        return "  ".join([row[0].ljust(widths[0]), *cells]).rstrip()
+        return "  ".join([row[0].ljust(first), *(row[i].rjust(widths[i - 1]) for i in block)]).rstrip()
 
     return "\n\n".join("\n".join(line(row, block) for row in (header, *rows)) for block in blocks)
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.state import AcceleratorState
 
-import run_suite
 from analysis.claims.__main__ import all_claims, main
 from analysis.claims.base import Evidence, Judged, judge, verdict_of
 from analysis.claims.bounded_logits import growth, largest
@@ -16,10 +16,14 @@ from analysis.claims.vanishing_gradient import correlation
 from analysis.compare.seeds import paired
 from analysis.stability.compare import study
 from analysis.stability.runs import find_runs
+from common.command import exit_status
+from configs.load import load_config
 from record.finished import Run
 from record.suite import PlannedRun, SuitePlan, write_plan
+from run_suite import read_job
+from train_lm import train
 
-from ...conftest import ROOT, called, python
+from ...conftest import ROOT
 from ..stability.made import config, curve
 from ..written import write_run
 
@@ -149,40 +153,56 @@ recipe: {workspace}/tiny.yaml
 out: out
 seeds: [0, 1]
 control: []
+overrides: [train.steps=18, train.eval_every=18]
 arms:
   linear: [head.kind=linear, objective.kind=ce]
   half: []
   article: [head.scale=article]
 scenarios:
   calm: {{}}
-  noise: {{overrides: ['stress=[{{kind: label_noise, step: 25, steps: 2, share: 0.9}}]'], branch_from: calm@20}}
+  noise:
+    arms: [linear, article]
+    branch_from: calm@10
+    overrides: ['stress=[{{kind: label_noise, step: 15, steps: 2, share: 0.9}}]']
 """
 
 
-def test_the_command_tells_every_claims_verdict_from_run_directories(workspace, tmp_path):
-    (tmp_path / "suite.yaml").write_text(SUITE.format(workspace=workspace))
-    ran = called(run_suite.main, "suite.yaml", "--jobs", "2", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    result = python("-m", "analysis.claims", tmp_path / "out", "--out", tmp_path / "claims")
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "claims" / "claims.json").read_text())
+@pytest.fixture(scope="module")
+def suite(workspace, tmp_path_factory):
+    """The runs of SUITE, trained in this process."""
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "suite.yaml").write_text(SUITE.format(workspace=workspace))
+    job = read_job(folder / "suite.yaml", str(folder / "out"))
+    for run in job.runs:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert train(load_config(job.recipe, run.overrides)) == 0
+    write_plan(job.out, job.plan)
+    return job.out
+
+
+def test_the_command_tells_every_claims_verdict_from_run_directories(suite, tmp_path, capsys):
+    capsys.readouterr()
+    main([str(suite), "--out", str(tmp_path)])
+    printed, page = capsys.readouterr().out, (tmp_path / "claims.md").read_text()
+    found = json.loads((tmp_path / "claims.json").read_text())
     assert {each["claim"] for each in found["claims"]} == all_claims().keys()
     for claim in found["claims"]:
-        assert f"\n{claim['claim']}: {claim['verdict']}\n" in result.stdout
-        assert f"## {claim['claim']}: {claim['verdict']}\n" in (tmp_path / "claims" / "claims.md").read_text()
+        assert f"\n{claim['claim']}: {claim['verdict']}\n" in printed
+        assert f"## {claim['claim']}: {claim['verdict']}\n" in page
         deciding = {each["arm"] for each in claim["evidence"] if each["decides"]}
         assert deciding <= {"article"}  # the article's own scale decides where there is one
     by_name = {each["claim"]: each for each in found["claims"]}
     assert by_name["bounded_logits"]["verdict"] == "supported"
-    largest = [each["told"] for each in by_name["bounded_logits"]["evidence"] if each["what"] == "largest logit"]
-    assert all(told.startswith("0 of 4 runs have a logit above 0") for told in largest)
+    largest = {
+        each["arm"]: each["told"] for each in by_name["bounded_logits"]["evidence"] if each["what"] == "largest logit"
+    }
+    assert {arm: told.partition(" have a logit above 0")[0] for arm, told in largest.items()} == {
+        "half": "0 of 2 runs", "article": "0 of 4 runs",
+    }  # fmt: skip
     assert {each["where"].partition(",")[0] for each in by_name["capped_outliers"]["evidence"]} == {"noise"}
 
 
-def test_a_suite_without_tfsd_is_refused(workspace, tmp_path):
-    plain = SUITE.format(workspace=workspace).partition("  half")[0] + "scenarios: {}\n"
-    (tmp_path / "suite.yaml").write_text(plain)
-    assert called(run_suite.main, "suite.yaml", cwd=tmp_path).returncode == 0
-    result = called(main, tmp_path / "out")
-    assert result.returncode == 2
-    assert "error: no arm has a metric head and TFSD" in result.stderr
+def test_a_suite_without_tfsd_is_refused(suite, capsys):
+    linear = [str(suite / f"linear_calm_seed{seed}") for seed in (0, 1)]
+    assert exit_status(lambda: main(linear)) == 2
+    assert "error: no arm has a metric head and TFSD" in capsys.readouterr().err

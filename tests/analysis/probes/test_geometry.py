@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +138,10 @@ def test_many_measures_have_their_arrays_in_a_figure_of_their_own():
     known = {"arm": "plain", "run": "plain_seed0", "seed": 0, "step": 1, "tokens": 16, "diverged": False, "value": 0.5}
     table = pd.DataFrame([known | {"measure": m.key, "index": 0 if m.along else -1} for m in measures])
     with style.look():
-        assert probe_figures(table, measures, "title").keys() == {"probe"}
-        figures = probe_figures(table, measures * 2, "title")
+        assert probe_figures(table, measures, "title", lambda along: ()).keys() == {"probe"}
+        more = [replace(measure, key=f"{measure.key}_{k}") for measure in measures for k in range(2)]
+        copies = [table.assign(measure=table["measure"] + f"_{k}") for k in range(2)]
+        figures = probe_figures(pd.concat(copies), more, "title", lambda along: ())
     assert {name: len(figure.axes) for name, figure in figures.items()} == {"probe": 8, "probe_arrays": 6}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from analysis.compare.arms import find_arms, load_member
+from analysis.compare.arms import Arm, find_arms, load_member
 from analysis.compare.reliability import calibration_error, error_if_calibrated
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
 from analysis.probes.calibration import FITTED, Calibration, _Sample
+from analysis.probes.compare import comparisons
 from analysis.probes.evaluate import evaluate, last_points
 from analysis.probes.kinds import PROBES
+from analysis.probes.over_training import Point, points_of
 from analysis.show import style
 from common.errors import InputError
 from common.registry import checked_options
@@ -28,7 +31,8 @@ from tests.analysis.guests import other_bpe
 from tests.analysis.trained import write_training
 from tests.conftest import ROOT
 
-COPYING = str(ROOT / "tests" / "plugins" / "copying.py")
+COPY = ("copying", "--plugins", str(ROOT / "tests" / "plugins" / "copying.py"), "--set", "sequences=3")
+"""A probe with few measures."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +60,12 @@ def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def values(runs: list[str], **options: int) -> pd.DataFrame:
+def values(
+    runs: list[str], points: Callable[[Sequence[Arm]], list[Point]] = last_points, **options: int
+) -> pd.DataFrame:
     """What the command measures, without its files."""
     arms = find_arms(runs)
-    return evaluate(
-        Calibration(checked_options(Calibration, options)), last_points(arms), open_text(arms), seed=0
-    ).table
+    return evaluate(Calibration(checked_options(Calibration, options)), points(arms), open_text(arms), seed=0).table
 
 
 def test_every_value_is_that_of_the_definition_in_float64(runs, out):
@@ -189,25 +193,23 @@ def test_the_interval_over_seeds_is_students(values):
     assert (effect.low, effect.high) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-9)
 
 
-def test_over_training_every_checkpoint_has_its_values(runs, tmp_path):
-    main(["calibration", *runs, "--out", str(tmp_path), "--over-training", "--set", "windows=2"])
-    table = pd.read_csv(tmp_path / "values.csv")
+def test_over_training_every_checkpoint_has_its_values(runs):
+    table = values(runs[:3], points_of, windows=2)
     points = table[table["measure"] == "nll"]
-    assert [list(own["tokens"]) for _, own in points.groupby("run")] == [[0, 160, 320]] * 5
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [list(own["tokens"]) for _, own in points.groupby("run")] == [[0, 160, 320]] * 3
     last = points[(points["arm"] == "plain") & (points["step"] == 20)]["value"].mean()
-    assert next(one for one in summary["arms"] if one["measure"] == "nll")["mean"]["mean"] == pytest.approx(last)
+    assert next(iter(comparisons(table, Calibration.measures)))["mean"].mean == pytest.approx(last)
 
 
 def test_the_figure_has_a_panel_a_measure_and_a_line_an_arm(runs, out):
-    from analysis.probes.figure import draw_probe
+    from analysis.probes.figure import probe_figures
 
     with style.look():
-        figure = draw_probe(pd.read_csv(out / "values.csv"), Calibration.measures, "title")
-    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == [
-        m.key for m in Calibration.measures
-    ]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "bent", "untrained"]
+        figures = probe_figures(pd.read_csv(out / "values.csv"), Calibration.measures, "title", lambda along: ())
+    panels = {axes.get_title(loc="left"): axes for figure in figures.values() for axes in figure.axes}
+    assert list(panels) == [m.key for m in Calibration.measures]
+    for figure in figures.values():
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "bent", "untrained"]
 
 
 def test_a_diverged_model_is_named_and_has_no_values(runs, tmp_path, capsys):
@@ -216,19 +218,19 @@ def test_a_diverged_model_is_named_and_has_no_values(runs, tmp_path, capsys):
     weights = run / "checkpoints" / "step_00000020" / "model.safetensors"
     tensors = load_file(weights)
     save_file({key: torch.full_like(t, torch.nan) for key, t in tensors.items()}, weights, metadata={"format": "pt"})
-    main(["calibration", str(run), "--out", str(tmp_path / "out"), "--set", "windows=2"])
+    main([*COPY, str(run), "--out", str(tmp_path / "out")])
     assert "plain_seed0 step 20 (320 tokens) has diverged" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "out" / "values.csv")
     assert table["value"].isna().equals(table["diverged"])
 
 
 def test_a_plug_in_probe_is_one_short_file(runs, tmp_path, capsys):
-    main(["copying", *runs, "--out", str(tmp_path), "--plugins", COPYING, "--set", "sequences=3"])
+    main([*COPY, *runs[:2], "--out", str(tmp_path)])
     assert "gain (nats/token)" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "values.csv").query("arm == 'plain' and seed == 1").set_index("measure")["value"]
     assert table["gain"] == pytest.approx(table["first"] - table["second"])
     assert len(table["by_position"]) == 15
-    main(["--list", "--plugins", COPYING])
+    main(["--list", *COPY[1:3]])
     assert "by_position" in capsys.readouterr().out
 
 
@@ -248,13 +250,16 @@ def test_one_that_returns_what_it_does_not_declare_is_refused(runs, tmp_path):
 
 
 def test_arms_without_a_common_seed_have_a_difference_and_no_interval(runs, tmp_path, capsys):
-    main(["calibration", runs[0], runs[1], runs[4], "--out", str(tmp_path), "--set", "windows=2", "--no-untrained"])
+    main([*COPY, runs[0], runs[1], runs[4], "--out", str(tmp_path), "--no-untrained"])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    plain, bent = (one for one in summary["arms"] if one["measure"] == "nll")
-    values = pd.read_csv(tmp_path / "values.csv").query("measure == 'nll'").groupby("arm")["value"].mean()
+    plain, bent = (one for one in summary["arms"] if one["measure"] == "gain")
+    values = pd.read_csv(tmp_path / "values.csv").query("measure == 'gain'").groupby("arm")["value"].mean()
     assert (plain["paired"], bent["paired"]) == (None, False)
     assert bent["difference"]["mean"] == pytest.approx(values["bent_seed2"] - values["plain"])
     assert (plain["mean"]["n"], bent["difference"]["low"]) == (2, None)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (cells,) = (line for line in lines[lines.index(["gain"]) :][:3] if line[0] == "bent_seed2")
+    assert cells[1:] == ["1", f"{values['bent_seed2']:.5g}", f"{bent['difference']['mean']:+.5g}"], "no pairs"
 
 
 def test_rows_that_pad_the_vocabulary_are_no_divergence(corpus, tmp_path):
@@ -277,8 +282,8 @@ def test_rows_that_pad_the_vocabulary_are_no_divergence(corpus, tmp_path):
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-6)
 
 
-def test_more_windows_than_there_are_is_said(runs, tmp_path, capsys):
-    main(["calibration", "--out", str(tmp_path), "--set", "windows=100000", runs[0]])
+def test_more_windows_than_there_are_is_said(runs, capsys):
+    Calibration(Calibration.Options(windows=100_000)).prepare(open_text(find_arms(runs[:1])), seed=0)
     assert "note: 100000 windows were requested; the validation split has" in capsys.readouterr().err
 
 

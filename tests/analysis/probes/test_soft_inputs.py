@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from analysis.compare.arms import find_arms
 from analysis.compare.text import open_text
-from analysis.probes.__main__ import main
 from analysis.probes.evaluate import evaluate
 from analysis.probes.over_training import points_of
 from analysis.probes.soft_inputs import Places, SoftInputs, log_predictions, nearest_share, of_group, of_place
@@ -119,9 +118,7 @@ def test_both_heads_over_training(two_heads, capsys):
     assert table.loc["single_antonyms", "value"].isna().all()
 
 
-def test_the_command(two_heads, tmp_path, capsys):
-    main(
-        ["soft_inputs", *two_heads, "--out", str(tmp_path), "--set", "places=1", "--set", "context=3", "--no-untrained"]
-    )
-    assert "single_synonyms (1): 0: mixture of the outputs" in capsys.readouterr().out
-    assert (tmp_path / "probe.png").is_file()
+def test_a_context_is_as_long_as_was_asked(two_heads):
+    probe = SoftInputs(SoftInputs.Options(places=1, context=3))
+    found = probe.prepare(open_text(find_arms(two_heads)), seed=0)
+    assert found["synonyms"].context_GS.shape == (3, 3)

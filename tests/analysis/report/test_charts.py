@@ -11,7 +11,7 @@ from analysis.report.page import _json, _section
 from record.finished import Run
 from tests.analysis.stability.made import write_suite
 
-STEPS, RUNS = 10_000, 20
+STEPS, RUNS = 4000, 20
 
 
 def test_long_runs_are_thinned_to_a_size_that_can_be_sent_and_keep_their_extremes() -> None:
@@ -20,12 +20,12 @@ def test_long_runs_are_thinned_to_a_size_that_can_be_sent_and_keep_their_extreme
     runs = {}
     for number in range(RUNS):
         table = pd.DataFrame({key: 3 + draw.random(STEPS) for key in keys}, pd.RangeIndex(1, STEPS + 1, name="step"))
-        table.loc[7000 + number, "loss/nll"] = 50.0 + number
+        table.loc[3000 + number, "loss/nll"] = 50.0 + number
         runs[f"run{number}"] = Run(Path("nowhere"), f"run{number}", {"name": number, "lr": number}, table, {}, [], {})
     (section,) = sections(Material(tuple(runs), runs))
     for line in section.charts[0].lines:
         if line.kind == "run":
-            assert (line.x[line.y.argmax()], line.y.max()) == (7000 + int(line.name[3:]), 50.0 + int(line.name[3:]))
+            assert (line.x[line.y.argmax()], line.y.max()) == (3000 + int(line.name[3:]), 50.0 + int(line.name[3:]))
     assert sum(line.kind == "run" for line in section.charts[0].lines) == RUNS
     assert len(_json([_section(section)])) < 9e6 * len(keys) / 8
 
