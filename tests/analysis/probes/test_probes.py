@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from analysis.compare.arms import Arm, find_arms, load_member
+from analysis.compare.arms import Arm, find_arms, load_member, untrained_arm
 from analysis.compare.reliability import calibration_error, error_if_calibrated
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
@@ -53,11 +55,20 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def out(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("out")
-    options = [part for option in ("windows=6", "bins=4", "frequency_bins=3") for part in ("--set", option)]
-    main(["calibration", *runs, "--out", str(folder), *options])
-    return folder
+def table(runs: list[str]) -> pd.DataFrame:
+    """The values of all runs at their last checkpoints, and of the first before training."""
+    return values(
+        runs, lambda arms: last_points([*arms, untrained_arm(arms[0], arms)]), windows=6, bins=4, frequency_bins=3
+    )
+
+
+@pytest.fixture(scope="module")
+def copied(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the command writes and prints, of a plug-in."""
+    folder = tmp_path_factory.mktemp("copied")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([*COPY, *runs, "--out", str(folder)])
+    return folder, printed.getvalue()
 
 
 def values(
@@ -68,8 +79,7 @@ def values(
     return evaluate(Calibration(checked_options(Calibration, options)), points(arms), open_text(arms), seed=0).table
 
 
-def test_every_value_is_that_of_the_definition_in_float64(runs, out):
-    table = pd.read_csv(out / "values.csv")
+def test_every_value_is_that_of_the_definition_in_float64(runs, table):
     arms = find_arms(runs)
     x_BT, y_BT = open_text(arms).windows(6, seed=0)
     for member in (member for arm in arms for member in arm.members):
@@ -96,10 +106,9 @@ def test_every_value_is_that_of_the_definition_in_float64(runs, out):
         np.testing.assert_allclose(by_bin["value"], [right_N[b].mean() for b in order], rtol=1e-5)
 
 
-def test_the_temperature_is_the_best_of_one_half_and_measured_on_the_other(runs, out):
+def test_the_temperature_is_the_best_of_one_half_and_measured_on_the_other(runs, table):
     from scipy.optimize import minimize_scalar
 
-    table = pd.read_csv(out / "values.csv")
     arms = find_arms(runs)
     x_BT, y_BT = open_text(arms).windows(6, seed=0)
     for member in (member for arm in arms for member in arm.members):
@@ -123,8 +132,8 @@ def test_the_temperature_is_the_best_of_one_half_and_measured_on_the_other(runs,
         assert own["ece_if_calibrated"] == pytest.approx(error_if_calibrated(top_N, 4, seed=0), rel=1e-4)
 
 
-def test_bins_by_frequency_hold_what_is_rare_first(runs, out):
-    table, arms = pd.read_csv(out / "values.csv"), find_arms(runs)
+def test_bins_by_frequency_hold_what_is_rare_first(runs, table):
+    arms = find_arms(runs)
     text = open_text(arms)
     x_BT, y_BT = text.windows(6, seed=0)
     count_V = np.array([(np.asarray(text.store.train.ids) == k).sum() for k in range(text.store.vocab_size)])
@@ -164,23 +173,23 @@ def test_a_single_window_leaves_none_to_measure_the_temperature_on(runs):
     assert np.isfinite(own[["temperature", "nll", "ece", "ece_if_calibrated"]]).all()
 
 
-def test_means_and_paired_differences_are_those_of_the_seeds(runs, out):
+def test_means_and_paired_differences_are_those_of_the_seeds(copied):
     from scipy.stats import ttest_rel
 
-    table = pd.read_csv(out / "values.csv")
-    summary = json.loads((out / "summary.json").read_text())
-    nll = {arm: rows.set_index("seed")["value"] for arm, rows in table[table["measure"] == "nll"].groupby("arm")}
-    found = {one["arm"]: one for one in summary["arms"] if one["measure"] == "nll"}
+    table = pd.read_csv(copied[0] / "values.csv")
+    summary = json.loads((copied[0] / "summary.json").read_text())
+    gain = {arm: rows.set_index("seed")["value"] for arm, rows in table[table["measure"] == "gain"].groupby("arm")}
+    found = {one["arm"]: one for one in summary["arms"] if one["measure"] == "gain"}
     assert found["plain"]["difference"] is None
-    assert found["bent"]["mean"]["mean"] == pytest.approx(nll["bent"].mean())
+    assert found["bent"]["mean"]["mean"] == pytest.approx(gain["bent"].mean())
     assert found["bent"]["mean"]["n"] == 3
     difference = found["bent"]["difference"]
-    test = ttest_rel(nll["bent"][[0, 1]], nll["plain"][[0, 1]]).confidence_interval()
+    test = ttest_rel(gain["bent"][[0, 1]], gain["plain"][[0, 1]]).confidence_interval()
     assert difference["n"] == 2, "seed 2 has no partner"
     assert (difference["low"], difference["high"]) == pytest.approx((test.low, test.high))
     assert found["untrained"]["mean"]["low"] is None
-    assert summary["options"] == {"windows": 6, "bins": 4, "frequency_bins": 3}
-    assert summary["measures"]["nll"]["unit"] == "nats/token"
+    assert summary["options"] == {"sequences": 3}
+    assert summary["measures"]["gain"]["unit"] == "nats/token"
 
 
 @given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=12, unique=True))
@@ -201,11 +210,11 @@ def test_over_training_every_checkpoint_has_its_values(runs):
     assert next(iter(comparisons(table, Calibration.measures)))["mean"].mean == pytest.approx(last)
 
 
-def test_the_figure_has_a_panel_a_measure_and_a_line_an_arm(runs, out):
+def test_the_figure_has_a_panel_a_measure_and_a_line_an_arm(table):
     from analysis.probes.figure import probe_figures
 
     with style.look():
-        figures = probe_figures(pd.read_csv(out / "values.csv"), Calibration.measures, "title", lambda along: ())
+        figures = probe_figures(table, Calibration.measures, "title", lambda along: ())
     panels = {axes.get_title(loc="left"): axes for figure in figures.values() for axes in figure.axes}
     assert list(panels) == [m.key for m in Calibration.measures]
     for figure in figures.values():
@@ -224,10 +233,11 @@ def test_a_diverged_model_is_named_and_has_no_values(runs, tmp_path, capsys):
     assert table["value"].isna().equals(table["diverged"])
 
 
-def test_a_plug_in_probe_is_one_short_file(runs, tmp_path, capsys):
-    main([*COPY, *runs[:2], "--out", str(tmp_path)])
-    assert "gain (nats/token)" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "values.csv").query("arm == 'plain' and seed == 1").set_index("measure")["value"]
+def test_a_plug_in_probe_is_one_short_file(copied, capsys):
+    folder, printed = copied
+    assert "gain (nats/token)" in printed
+    assert (folder / "probe.png").stat().st_size > 0
+    table = pd.read_csv(folder / "values.csv").query("arm == 'plain' and seed == 1").set_index("measure")["value"]
     assert table["gain"] == pytest.approx(table["first"] - table["second"])
     assert len(table["by_position"]) == 15
     main(["--list", *COPY[1:3]])

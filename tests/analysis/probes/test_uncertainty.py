@@ -1,6 +1,5 @@
 """What a model does not know: the command on runs with and without distances and on a guest, against naive scores in float64."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,10 @@ from analysis.compare.foreign import known_and_foreign
 from analysis.compare.text import open_text
 from analysis.probes.__main__ import main
 from analysis.probes.evaluate import evaluate, last_points
+from analysis.probes.figure import probe_figures
+from analysis.probes.over_training import points_of
 from analysis.probes.uncertainty import SCORES, Uncertainty, _of_window
+from analysis.show import style
 from common.errors import InputError
 from common.registry import checked_options
 from model import SwapHeadConfig, new_model
@@ -111,15 +113,17 @@ def test_distances_are_those_of_heads_that_have_some_and_the_rest_is_there_for_a
     assert shares["value"].between(0, 1).all()
 
 
-def test_the_command_over_training_and_without_other_corpora(runs, tmp_path, capsys):
-    main(["uncertainty", runs[0], "--out", str(tmp_path), "--over-training", "--set", "windows=2"])
-    table = pd.read_csv(tmp_path / "values.csv")
+def test_over_training_and_without_other_corpora(runs):
+    arms = find_arms(runs[:1])
+    table = evaluate(Uncertainty(Uncertainty.Options(windows=2)), points_of(arms), open_text(arms), seed=0).table
     assert list(dict.fromkeys(table["measure"])) == [measure.key for measure in Uncertainty.measures]
     assert list(table[table["measure"] == "tau"]["step"]) == [0, 10, 20]
     assert table[table["measure"].str.endswith("_by_corpus")]["value"].isna().all()
-    assert json.loads((tmp_path / "summary.json").read_text())["options"]["corpora"] == []
-    assert "flagged_random (1): share of random tokens farther than tau" in capsys.readouterr().out
-    assert (tmp_path / "probe.png").is_file()
+    with style.look():
+        (figure,) = probe_figures(table, Uncertainty.measures, "title", lambda along: ()).values()
+    assert len(figure.axes) == 11, (
+        "four scores, or three texts, share a panel, and without corpora there is none of them"
+    )
 
 
 def test_what_is_unknown_has_the_same_shape_and_shuffled_text_the_same_tokens(runs):

@@ -89,6 +89,10 @@ def test_a_single_run_s_first_screen_says_how_it_went(tmp_path: Path) -> None:
         f"python -m analysis.autopsy {run} --step 40", "NaN or infinite from step 100",
     ):  # fmt: skip
         assert words in document.text + str(document.data), words
+    titles = [alt.removesuffix(", over the steps").split(", ") for alt in document.attributes("alt")]
+    assert (titles[0], len(titles)) == (["Training loss"], 2), "on the first screen alone"
+    assert "Validation loss" in titles[1]
+    assert "Training loss" not in titles[1]
 
 
 def test_a_log_of_another_tool_s_first_screen_says_what_it_has(tmp_path: Path) -> None:
