@@ -382,11 +382,9 @@ def _run_facts(label: str, run: Run, *, alone: bool) -> list[str]:
     parts = [f"{_counted(len(run.metrics), 'logged step')}"]
     tokens = run.series("tokens")
     parts += [f"{int(tokens.iloc[-1]):,} tokens"] if len(tokens) else []
-    settings = {
-        "head": ("head", "kind"), "objective": ("objective", "kind"), "peak learning rate": ("optimizer", "lr"),
-        "branch of": ("branch_from",),
-    }  # fmt: skip
+    settings = {"head": ("head", "kind"), "objective": ("objective", "kind"), "peak learning rate": ("optimizer", "lr")}
     parts += [f"{what} {visible(str(v))}" for what, keys in settings.items() if (v := run.setting(*keys)) is not None]
+    parts += [f"branch of {visible(str(place))}"] if (place := run.config.get("branch_from")) else []
     loop = "a training loop of its own, watched by the monitor: " if "monitor" in run.config else ""
     return [f"{begin}{loop}{', '.join(parts)}."]
 

@@ -157,8 +157,4 @@ def test_a_wide_table_is_cut_into_blocks_that_repeat_the_first_column() -> None:
     blocks = text.split("\n\n")
     assert [block.splitlines()[1][:3] for block in blocks] == ["one"] * len(blocks)
     assert " ".join(text.split()).count("column") == 10
-    text = terminal_table(["key", *header], [["k", "one", *"0123456789"]], width=40, names=2)
-    assert max(map(len, text.splitlines())) <= 40
-    assert [block.splitlines()[1].split()[:2] for block in text.split("\n\n")] == [["k", "one"]] * text.count("key")
-    assert " ".join(text.split()).count("column") == 10
     assert markdown_table(["a|b"], [["c"]]) == "| a\\|b |\n| --- |\n| c |\n"

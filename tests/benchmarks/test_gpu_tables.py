@@ -16,7 +16,7 @@ from benchmarks.loss import chunked, three_matmuls
 from benchmarks.throughput import LINEAR, METRIC
 from common.command import exit_status
 
-from ..conftest import ROOT, called, python
+from ..conftest import ROOT, python
 
 CPU = torch.device("cpu")
 SHAPE = (40, 8, 30)
@@ -120,7 +120,7 @@ def test_the_benchmarks_products_are_those_of_the_loss():
 def test_the_training_part_measures_a_group(tmp_path):
     file = tmp_path / "lines.jsonl"
     options = ["--lines", file, "--seconds", 300, "--device", "cpu", "--groups", "eager", "--blocks", 2]
-    done = called(training_table.main, *options)
+    done = python("-m", training_table.__name__, *options)
     assert done.returncode == 0, done.stderr
     found = by_table(read_lines(file))
     (peak,) = found["peak"]

@@ -139,7 +139,7 @@ def test_runs_outlive_what_they_are_forks_of_and_end_with_their_suite(workspace,
     assert "first: finished: validation NLL" in output
 
     result = called(main, *command[2:], cwd=tmp_path)
-    assert not run.is_running()
+    assert not run.is_running() or run.status() == psutil.STATUS_ZOMBIE  # it was forked by this process
     assert result.returncode == 0, result.stdout + result.stderr
     assert table_of(result.stdout) == {"first": "finished", "second": "finished"}
     assert "1 of 2 runs have ended already\n" in result.stdout

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.claims.dark_knowledge import ROUNDING
 from analysis.compare.arms import find_arms, load_member
 from analysis.compare.text import open_text
 from analysis.probes.adaptive import Adaptive, _dark_share, rank_correlation, token_values
@@ -52,7 +53,7 @@ def test_any_logits_have_values_and_tfsd_no_dark_knowledge(z, at):
     found = token_values(torch.tensor([z], dtype=torch.float64), torch.tensor([at % len(z)]))
     assert all(value.isfinite() for key, value in found.items() if key not in {"weight", "dark"})
     assert float(found["weight"]) <= 1
-    assert not float(found["dark"]) > 1e-8
+    assert not float(found["dark"]) > ROUNDING
     assert float(found["negatives_gap"]) == pytest.approx(float(found["target_gap"]), abs=1e-12)
 
 
