@@ -145,7 +145,13 @@ def page(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequenc
 
 
 def _measured_by(found: Study, claim: Claim) -> str:
-    return f" Measured by `{Probed(found, claim.probe).command}`." if claim.probe else ""
+    return f" Measured by `{command}`." if (command := _command(found, claim)) else ""
+
+
+def _command(found: Study, claim: Claim) -> str | None:
+    """What measures the suite's checkpoints for a claim; None where nothing does."""
+    probed = Probed(found, claim.probe)
+    return probed.command if claim.probe and probed.of_suite else None
 
 
 def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequ
         "claims": [
             {
                 "claim": name, "says": claim.says, "test": claim.test, "verdict": verdict_of(judged[name]),
-                "command": Probed(found, claim.probe).command if claim.probe else None,
+                "command": _command(found, claim),
                 "evidence": [
                     asdict(one.evidence)
                     | {"adjusted_p": one.adjusted_p, "smallest": one.smallest, "verdict": one.verdict}

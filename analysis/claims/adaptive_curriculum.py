@@ -30,7 +30,7 @@ class AdaptiveCurriculum(ProbedClaim):
             what, decides = "rank correlation of H(Q) and NLL", deciding(study, arm)
             if (partner := with_objective(study, arm, "ce")) is not None:
                 yield probed.against_arm(
-                    f"{what}, against cross-entropy's", RANK, arm, partner, "higher", decides=decides
+                    f"{what}, against cross-entropy's", (RANK, RANK), arm, partner, "higher", decides=decides
                 )
             yield probed.against_number(what, RANK, 0.0, arm, "higher", decides=decides and partner is None)
             what = "share of cross-entropy's gradient that is kept"

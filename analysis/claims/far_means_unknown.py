@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from analysis.stability.compare import Study
 
-from .base import CLAIMS, Evidence, against_baseline, against_number, deciding, tested_arms
+from .base import CLAIMS, Evidence, deciding, tested_arms
 from .probed import Probed, ProbedClaim
 
 CHANCE = 0.5
@@ -29,11 +29,10 @@ class FarMeansUnknown(ProbedClaim):
         base = study.comparison.baseline
         for arm in tested_arms(study):
             for key, text in UNKNOWN.items():
-                own = probed.finite(f"auroc_distance_{key}", arm)
-                values = {arm: own, base: probed.finite(f"auroc_probability_{key}", base)}
+                keys = (f"auroc_distance_{key}", f"auroc_probability_{key}")
                 what, decides = f"AUROC, {text}: distance against the baseline's probability", deciding(study, arm)
-                yield against_baseline(study, what, values, arm, probed.where, "higher", decides=decides)
+                yield probed.against_arm(what, keys, arm, base, "higher", decides=decides)
                 what = f"AUROC of the distance, {text}, against chance"
-                yield against_number(what, own, CHANCE, arm, probed.where, "higher", decides=False)
+                yield probed.against_number(what, keys[0], CHANCE, arm, "higher", decides=False)
             what = "rank correlation of distance and entropy"
             yield probed.against_number(what, "distance_entropy_rank", 0.0, arm, "higher", decides=False)

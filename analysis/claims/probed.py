@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
@@ -32,7 +33,7 @@ class ProbedClaim(Claim):
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
         probed = Probed(study, self.probe)
-        if not is_file(probed.suite / PLAN_FILE):
+        if not probed.of_suite:
             yield unmeasured(self.probe, "checkpoints are judged in a suite's directory alone")
             return
         if not probed.file.is_file():
@@ -69,11 +70,16 @@ class Probed:
         return self.suite / FOLDER / self.probe / name
 
     @property
+    def of_suite(self) -> bool:
+        """Whether the runs are a suite's, in whose directory results can lie."""
+        return is_file(self.suite / PLAN_FILE)
+
+    @property
     def command(self) -> str:
         """What measures them."""
-        what = "tolerance" if self.probe == TOLERANCE else f"probes {self.probe}"
+        what, last = ("tolerance", ["--last"]) if self.probe == TOLERANCE else (f"probes {self.probe}", [])
         return shlex.join(
-            ["python", "-m", *f"analysis.{what}".split(), f"{self.suite}", "--out", f"{self.file.parent}"]
+            ["python", "-m", *f"analysis.{what}".split(), f"{self.suite}", *last, "--out", f"{self.file.parent}"]
         )
 
     @property
@@ -91,12 +97,14 @@ class Probed:
             return self._undefined(what, arm)
         return against_baseline(self.study, what, values, arm, self.where, good, decides=decides, form=form)
 
-    def against_arm(self, what: str, key: str, arm: str, other: str, good: Side, *, decides: bool) -> Evidence:
-        """A test of a measure of an arm against another arm's, paired by seed."""
-        own, base = (self.finite(key, each) for each in (arm, other))
+    def against_arm(
+        self, what: str, keys: tuple[str, str], arm: str, other: str, good: Side, *, decides: bool
+    ) -> Evidence:
+        """A test of a measure of an arm against one of another arm, paired by seed."""
+        own, base = (self.finite(key, each) for key, each in zip(keys, (arm, other), strict=True))
         if not own or not base:
             return self._undefined(what, arm if not own else other)
-        told = ", ".join(f"{each} {self.mean(key, each):.3f}" for each in (arm, other))
+        told = f"{arm} {fmean(own.values()):.3f}, {other} {fmean(base.values()):.3f}"
         return Evidence(what, arm, other, self.where, told, decides, paired(own, base), good)
 
     def against_number(self, what: str, key: str, number: float, arm: str, good: Side, *, decides: bool) -> Evidence:
@@ -112,11 +120,6 @@ class Probed:
             f"{arm}: no run that trained to its end has a value of it from the {self.probe} probe; docs/probes.md says when "
             "there is none",
         )
-
-    def mean(self, key: str, arm: str) -> float:
-        """The mean over seeds; NaN without a value."""
-        values = self.finite(key, arm).values()
-        return sum(values) / len(values) if values else math.nan
 
     def finite(self, key: str, arm: str) -> dict[int, float]:
         """A measure that is one number, by seed, where it is finite. Raises InputError for values that are not of the runs as

@@ -33,7 +33,7 @@ class PushAway(ProbedClaim):
             yield unmeasured("cells", "no arm has negatives with the hinge beside one that is the same without them")
         for arm, partner in pairs.items():
             what = "distance to the target's embedding over that to the nearest other"
-            yield probed.against_arm(what, "cell_ratio", arm, partner, "lower", decides=True)
+            yield probed.against_arm(what, ("cell_ratio", "cell_ratio"), arm, partner, "lower", decides=True)
 
 
 def without_negatives(study: Study, arm: str) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from analysis.compare.ranking import rank_correlation
 from analysis.stability.compare import COMMON, Study
 from record.finished import Run
 
@@ -50,12 +52,11 @@ class VanishingGradient(Claim):
 
 def correlation(run: Run) -> float | None:
     """The rank correlation of c with the NLL over the steps of a run; None if c does not vary or is not on record."""
-    from scipy.stats import spearmanr
-
     weight, nll = run.series(WEIGHT), run.series(NLL)
     steps = weight.index.intersection(nll.index)
     pair_S2 = np.stack([weight[steps].to_numpy(), nll[steps].to_numpy()], axis=1)
     pair_S2 = pair_S2[np.isfinite(pair_S2).all(axis=1)]
-    if len(pair_S2) < 3 or np.ptp(pair_S2[:, 0]) < CONSTANT:
+    if len(pair_S2) < 3:
         return None
-    return float(spearmanr(pair_S2[:, 0], pair_S2[:, 1]).statistic)
+    found = rank_correlation(pair_S2[:, 0], pair_S2[:, 1], CONSTANT)
+    return None if math.isnan(found) else found

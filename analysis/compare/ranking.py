@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
-from .statistics import Floats
+from .statistics import Floats, Ids
 
 
 def auroc(known_N: Floats, unknown_M: Floats) -> float:
@@ -35,12 +35,12 @@ def false_positive_rate(known_N: Floats, unknown_M: Floats, found: float = 0.95)
     return float(known_S[np.argmax(unknown_S >= found * len(unknown_M))] / len(known_N))
 
 
-def rank_correlation(a_N: Floats, b_N: Floats) -> float:
-    """Spearman's rank correlation, ties having their mean rank. NaN where one of the two does not vary."""
-    ranks_N, others_N = rankdata(a_N), rankdata(b_N)
-    if ranks_N.min() == ranks_N.max() or others_N.min() == others_N.max():
+def rank_correlation(a_N: Floats, b_N: Floats | Ids, constant: float = 0.0) -> float:
+    """Spearman's rank correlation, ties having their mean rank. NaN where ``b_N`` does not vary, or ``a_N`` by no more than
+    ``constant``: the order of values that are all the same says nothing."""
+    if not (np.ptp(a_N) > constant and np.ptp(b_N) > 0):
         return math.nan
-    return float(np.corrcoef(ranks_N, others_N)[0, 1])
+    return float(spearmanr(a_N, b_N).statistic)
 
 
 def _flagged(known_N: Floats, unknown_M: Floats) -> tuple[Floats, Floats]:

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from analysis.compare.ranking import rank_correlation
 from analysis.compare.statistics import Floats, Ids
 from analysis.compare.text import RunText
-from analysis.words.vocabulary import CORPUS_TOKENS
 from model.objectives import negative_log_likelihood, of_rows, softplus
 
 from .base import PROBES, Measure, Probe
@@ -79,9 +79,7 @@ class Adaptive(Probe[Held]):
         """Windows of the training length, drawn from the validation split."""
 
     def prepare(self, text: RunText, *, seed: int) -> Held:
-        ids = np.asarray(text.store.train.ids[:CORPUS_TOKENS])
-        count_V = np.bincount(ids, minlength=text.store.vocab_size)
-        return Held(*text.windows(self.options.windows, seed=seed), count_V)
+        return Held(*text.windows(self.options.windows, seed=seed), text.training_counts())
 
     def measure(self, model: Any, prepared: Held, *, seed: int) -> dict[str, float | Floats]:
         found = [
@@ -94,11 +92,11 @@ class Adaptive(Probe[Held]):
         position_N = np.tile(np.arange(prepared.y_BT.shape[1]), len(prepared.y_BT))
         return {
             "weight": float(of["weight"].mean()),
-            "weight_difficulty_rank": rank_correlation(of["weight"], of["nll"]),
-            "entropy_difficulty_rank": rank_correlation(of["entropy"], of["nll"]),
-            "weight_frequency_rank": rank_correlation(of["weight"], count_N),
-            "entropy_frequency_rank": rank_correlation(of["entropy"], count_N),
-            "weight_position_rank": rank_correlation(of["weight"], position_N),
+            "weight_difficulty_rank": rank_correlation(of["weight"], of["nll"], CONSTANT),
+            "entropy_difficulty_rank": rank_correlation(of["entropy"], of["nll"], CONSTANT),
+            "weight_frequency_rank": rank_correlation(of["weight"], count_N, CONSTANT),
+            "entropy_frequency_rank": rank_correlation(of["entropy"], count_N, CONSTANT),
+            "weight_position_rank": rank_correlation(of["weight"], position_N, CONSTANT),
             "gradient_kept": _share(of["kept"], of["gradient"]),
             **{key: float(of[key].mean()) for key in ("target_gap", "negatives_gap", "ce_gap")},
             "dark_knowledge": float(np.fmax.reduce(of["dark"])),
@@ -150,15 +148,6 @@ def gap(true_N: Tensor, negatives_N: Tensor) -> Tensor:
     below = -(-negatives_N).sigmoid() * (negatives_N - true_N).sigmoid() * torch.expm1(true_N.clamp(max=0))
     above = negatives_N.sigmoid() * (true_N - negatives_N).sigmoid() * torch.expm1(-true_N.clamp(min=0))
     return torch.where(true_N <= 0, below, above)
-
-
-def rank_correlation(value_N: Floats, by_N: Floats | Ids) -> float:
-    """Spearman's, of c or H(Q) with something else; NaN where one of the two does not vary."""
-    from scipy.stats import spearmanr
-
-    if np.ptp(value_N) < CONSTANT or np.ptp(by_N) == 0:
-        return float("nan")
-    return float(spearmanr(value_N, by_N).statistic)
 
 
 def _binary_entropy(log_odds_N: Tensor) -> Tensor:

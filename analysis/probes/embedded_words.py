@@ -51,7 +51,7 @@ def single_token(word: str, vocabulary: Vocabulary) -> int | None:
 
 
 def find_synonyms(text: RunText, vocabulary: Vocabulary) -> Synonyms:
-    """The built-in synonym pairs that are single tokens and occur in the training text."""
+    """The built-in synonym pairs that are single tokens, occur in the training text, and have controls on both sides."""
     words = corpus_words(text.store.train.ids, vocabulary)
     pairs = load_pairs("builtin")
     controls = Controls(words, lambda word: frozenset())
@@ -66,11 +66,14 @@ def find_synonyms(text: RunText, vocabulary: Vocabulary) -> Synonyms:
         first, second = (single_token(word, vocabulary) for word in both)
         if first is None or second is None or not all(word in words.count for word in both):
             continue
-        found.append((first, second))
         excluded = related[both[0]] | related[both[1]]
+        own = []
         for token, synonym in ((first, both[1]), (second, both[0])):
             chosen = [single_token(word, vocabulary) for word in controls.choose(synonym, 1, excluded)]
-            others.append((token, np.array([other for other in chosen if other is not None], dtype=np.int64)))
+            own.append((token, np.array([other for other in chosen if other is not None], dtype=np.int64)))
+        if all(len(chosen_C) for _, chosen_C in own):
+            found.append((first, second))
+            others += own
     return Synonyms(np.array(found, dtype=np.int64).reshape(-1, 2), others)
 
 

@@ -129,7 +129,9 @@ def _distance(key: str, a_ND: Tensor, b_ND: Tensor) -> float:
 
 def cells(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> dict[str, float]:
     """How the states lie in the Voronoi cells of the rows: whether in that of their target, and how near to it."""
-    distance_NV = torch.cdist(h_ND, w_VD)
+    distance_NV = torch.cdist(
+        h_ND, w_VD, compute_mode="donot_use_mm_for_euclid_dist"
+    )  # exact near 0, as a product is not
     own_N = distance_NV.gather(1, y_N[:, None])[:, 0]
     other_N = distance_NV.scatter(1, y_N[:, None], torch.inf).amin(1)
     return {

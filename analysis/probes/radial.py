@@ -61,7 +61,9 @@ class Radial(Probe[tuple[Ids, int]]):
             spreads.append(logits_TV[:, :vocabulary].double().std(1, correction=0).mean())
             h_ND.append(h_TD)
         by_layer = torch.stack(norms).double().mean(0).cpu().numpy()
-        ranks = [stable_rank(p) for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
+        by_token = {id(head.weight), id(model.get_input_embeddings().weight)}  # further rows only pad these
+        matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
+        ranks = [stable_rank(p[:vocabulary] if id(p) in by_token else p) for p in matrices]
         return {
             "residual": float(by_layer[-1]),
             "gain": _gain(model),

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from analysis.show.html import templates
 from analysis.show.text import change, clip, first_of, number, on_a_base, percent, token_text, visible
 
 from . import words
@@ -82,28 +82,14 @@ def page(e: Explanation, figure: bytes, commands: Sequence[str]) -> str:
         },
         metrics=_metric_table(e),
         commands=commands,
-        line_end=Markup("\n"),  # as plain text it would be made visible
     )
 
 
 def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_visible,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.globals |= {"number": number, "predictions": predictions, "token_text": token_text}
-    templates.globals["running_text"] = lambda text: on_a_base(visible(text)) or "∅"
-    return templates
-
-
-def _visible(value: Any) -> Any:
-    """What the template writes for a value: text made visible, HTML of this page as it is."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    found = templates(Path(__file__).parent)
+    found.globals |= {"number": number, "predictions": predictions, "token_text": token_text}
+    found.globals["running_text"] = lambda text: on_a_base(visible(text)) or "∅"
+    return found
 
 
 def predictions(token: Token) -> str:

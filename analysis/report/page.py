@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
+from analysis.show.html import templates
 from analysis.show.style import ArmStyle, Floats
 from analysis.show.text import visible
 
@@ -107,22 +108,9 @@ def _image(png: bytes) -> str:
 
 
 def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        finalize=_visible,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.globals |= {"dashes": dashes, "line_end": Markup("\n")}  # as plain text a line end would be made visible
-    return templates
-
-
-def _visible(value: Any) -> Any:
-    """What the template writes for a value: text made visible, HTML of this page as it is."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    found = templates(HERE)
+    found.globals["dashes"] = dashes
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ for the scripts

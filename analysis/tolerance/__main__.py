@@ -2,12 +2,12 @@
 
     python -m analysis.tolerance RUN|SUITE_DIR... --out DIR
         [--pairs builtin|wordnet|wordnet:FOLDER|FILE] [--match-pos wordnet|wordnet:FOLDER] [--min-similarity S]
-        [--contexts-per-word N] [--min-contexts N] [--seed N]
+        [--contexts-per-word N] [--min-contexts N] [--seed N] [--last]
 
 Runs that differ only in the seed form one arm; a suite's directory stands for the calm runs of all of its arms. If a run is
 named by a checkpoint, only the checkpoints up to it are evaluated. A run's initial model, with the fresh weights of its seed,
 stands at 0 tokens, unless the run began from another model's weights. A checkpoint that has diverged is named and has no values.
-docs/synonyms.md says how to read the numbers.
+--last evaluates the last checkpoints alone. docs/synonyms.md says how to read the numbers.
 
 Writes summary.json, tolerance.csv (a row for each run and checkpoint) and tolerance.png.
 """
@@ -81,11 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m analysis.tolerance", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN|SUITE_DIR", help="run, a checkpoint in one, or suite")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--last", action="store_true", help="evaluate the last checkpoint of each run alone")
     add_settings(parser, CONTEXTS_PER_WORD)
     options = parser.parse_args(arguments)
     settings = settings_of(options)
     arms = arms_at(options.runs)
     points = points_of(arms)
+    if options.last:
+        points = list({point.run: point for point in points}.values())
     data = open_data(arms)
     study = build_study(data, settings)
     table = over_training(points, data, study, seed=settings.seed)

@@ -177,6 +177,15 @@ def with_diverged(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     return folder, printed_to.getvalue()
 
 
+def test_the_last_checkpoints_alone_have_the_same_values(runs, out, table, tmp_path) -> None:
+    settings = ["--pairs", str(out / "pairs.csv"), "--contexts-per-word", CONTEXTS]
+    main([str(runs[0]), "--last", "--out", str(tmp_path), *settings])
+    expected = table[(table["run"] == "plain_seed0") & (table["step"] == 30)].reset_index(drop=True)
+    found = pd.read_csv(tmp_path / "tolerance.csv")
+    assert list(found["step"]) == [30]
+    pd.testing.assert_frame_equal(found.drop(columns="arm"), expected.drop(columns="arm"), check_dtype=False)
+
+
 def test_a_checkpoint_that_has_diverged_is_named_and_the_others_are_unchanged(
     with_diverged: tuple[Path, str], table: pd.DataFrame
 ) -> None:

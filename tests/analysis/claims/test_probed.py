@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_a_claim_without_its_probe_is_not_testable_and_says_what_to_run(found, s
         in printed
     )
     assert (
-        f"python -m analysis.tolerance {suite} --out {suite}/probes/tolerance"
+        f"python -m analysis.tolerance {suite} --last --out {suite}/probes/tolerance"
         in (suite / "claims" / "claims.md").read_text()
     )
 
@@ -209,3 +210,20 @@ def test_arms_with_and_without_negatives_may_have_rates_of_their_own_and_are_ali
         write_run(tmp_path / plan[-1].name, curve(0), config=own)
     write_plan(tmp_path, SuitePlan("pushed", None, tuple(plan)))
     assert without_negatives(study(find_runs([str(tmp_path)])), "pushed") == "plain"
+
+
+def test_a_distance_that_no_model_has_is_not_testable(found, suite):
+    keys = [f"auroc_{score}_{text}" for score in ("distance", "probability") for text in ("random", "shuffled")]
+    nothing = dict.fromkeys(ARMS, float("nan"))
+    measured(suite, "uncertainty", **dict.fromkeys((*keys, "distance_entropy_rank"), nothing))
+    assert verdicts(found, "far_means_unknown")[0] == "not testable here"
+
+
+def test_runs_outside_of_a_suite_have_no_command_that_would_measure_them(suite, tmp_path):
+    for run in ("base_seed0", "base_seed1", "article_seed0", "article_seed1"):
+        shutil.copytree(suite / run, tmp_path / run)
+    paths = [str(tmp_path / run) for run in ("base_seed0", "base_seed1", "article_seed0", "article_seed1")]
+    main([*paths, "--out", str(tmp_path / "claims")])
+    claims = json.loads((tmp_path / "claims" / "claims.json").read_text())["claims"]
+    assert {claim["command"] for claim in claims} == {None}
+    assert "checkpoints are judged in a suite's directory alone" in (tmp_path / "claims" / "claims.md").read_text()

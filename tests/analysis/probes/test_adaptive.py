@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from analysis.claims.dark_knowledge import ROUNDING
 from analysis.compare.arms import find_arms, load_member
+from analysis.compare.ranking import rank_correlation
 from analysis.compare.text import open_text
-from analysis.probes.adaptive import Adaptive, _dark_share, rank_correlation, token_values
+from analysis.probes.adaptive import CONSTANT, Adaptive, _dark_share, token_values
 from analysis.probes.evaluate import evaluate
 from analysis.probes.over_training import points_of
 
@@ -71,7 +72,7 @@ def test_another_target_than_tfsds_is_dark_knowledge():
 
 
 def test_a_rank_correlation_without_variation_is_undefined():
-    assert np.isnan(rank_correlation(np.array([1 - 1e-4, 1 - 1e-9, 1.0]), np.arange(3)))
+    assert np.isnan(rank_correlation(np.array([1 - 1e-4, 1 - 1e-9, 1.0]), np.arange(3), CONSTANT))
     assert np.isnan(rank_correlation(np.arange(3) / 3, np.ones(3)))
     assert rank_correlation(np.array([0.1, 0.2, 0.4]), np.array([5, 6, 6])) == pytest.approx(3**0.5 / 2)
 
