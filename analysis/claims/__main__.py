@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", metavar="ARM", help="the arm to compare with (default: the plan's, or the first)")
     parser.add_argument("--out", type=Path, help="folder for claims.md and claims.json")
     options = parser.parse_args(arguments)
-    found = study(find_runs(options.runs, options.baseline))
+    found = study(find_runs(options.runs, options.baseline), rules=())
     if not tested_arms(found):
         raise InputError(
             "no arm has a metric head and TFSD, of which the claims are, and the baseline's train.batch_size and negatives: give "

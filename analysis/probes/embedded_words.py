@@ -15,7 +15,7 @@ import numpy.typing as npt
 from analysis.compare.statistics import Floats, Ids
 from analysis.compare.text import RunText
 from analysis.show.style import legend_outside
-from analysis.synonyms.build_study import Controls
+from analysis.synonyms.build_study import Controls, relations
 from analysis.words.pair_lists import load_pairs
 from analysis.words.vocabulary import Vocabulary, corpus_words
 from common.errors import InputError
@@ -44,32 +44,23 @@ class Synonyms:
     """A word of a pair, and control words of its synonym."""
 
 
-def single_token(word: str, vocabulary: Vocabulary) -> int | None:
-    """The token of a word after a space, if it is one."""
-    tokens = vocabulary.tokens(f" {word}")
-    return tokens[0] if tokens is not None and len(tokens) == 1 else None
-
-
 def find_synonyms(text: RunText, vocabulary: Vocabulary) -> Synonyms:
     """The built-in synonym pairs that are single tokens, occur in the training text, and have controls on both sides."""
     words = corpus_words(text.store.train.ids, vocabulary)
     pairs = load_pairs("builtin")
     controls = Controls(words, lambda word: frozenset())
-    related: dict[str, set[str]] = {}
-    for pair in (*pairs.synonyms, *pairs.antonyms):
-        for word, other in ((pair.word_a, pair.word_b), (pair.word_b, pair.word_a)):
-            related.setdefault(word, {word}).add(other)
+    related = relations(pairs)[0]
     found: list[tuple[int, int]] = []
     others: list[tuple[int, Ids]] = []
     for pair in pairs.synonyms:
         both = (pair.word_a, pair.word_b)
-        first, second = (single_token(word, vocabulary) for word in both)
+        first, second = (vocabulary.single_token(word) for word in both)
         if first is None or second is None or not all(word in words.count for word in both):
             continue
         excluded = related[both[0]] | related[both[1]]
         own = []
         for token, synonym in ((first, both[1]), (second, both[0])):
-            chosen = [single_token(word, vocabulary) for word in controls.choose(synonym, 1, excluded)]
+            chosen = [vocabulary.single_token(word) for word in controls.choose(synonym, 1, excluded)]
             own.append((token, np.array([other for other in chosen if other is not None], dtype=np.int64)))
         if all(len(chosen_C) for _, chosen_C in own):
             found.append((first, second))
@@ -88,7 +79,7 @@ def synonym_ratio(w_VD: Floats, synonyms: Synonyms) -> float:
 
 def chosen_tokens(words: Sequence[str], vocabulary: Vocabulary) -> dict[str, int]:
     """The tokens of chosen words. Raises :class:`InputError` naming those that are not single tokens."""
-    found = {word: single_token(word, vocabulary) for word in words}
+    found = {word: vocabulary.single_token(word) for word in words}
     if wrong := [word for word, token in found.items() if token is None]:
         raise InputError(f"--set words: {', '.join(wrong)}: not one token after a space; leave them out")
     if 0 < len(found) < 3:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from analysis.compare.statistics import Floats, Ids
 from analysis.compare.text import RunText
-from analysis.synonyms.build_study import Controls, HeldOut, write
+from analysis.synonyms.build_study import Controls, HeldOut, relations
 from analysis.words.pair_lists import load_pairs
 from analysis.words.pairs import Pair
 from analysis.words.vocabulary import Vocabulary, corpus_words
@@ -223,15 +223,12 @@ def _token_pairs(text: RunText, vocabulary: Vocabulary, seed: int) -> dict[str, 
     rng = np.random.default_rng(seed)
 
     def tokens(pair: Pair) -> tuple[int, int] | None:
-        found = [vocabulary.tokens(write(word, True, False)) for word in (pair.word_a, pair.word_b)]
-        return (found[0][0], found[1][0]) if found[0] and found[1] and len(found[0]) == len(found[1]) == 1 else None
+        first, second = (vocabulary.single_token(word) for word in (pair.word_a, pair.word_b))
+        return None if first is None or second is None else (first, second)
 
     groups = {"synonyms": pairs.synonyms, "antonyms": pairs.antonyms}
     known = {name: [pair for pair in group if tokens(pair)] for name, group in groups.items()}
-    related: dict[str, set[str]] = {}
-    for pair in (*pairs.synonyms, *pairs.antonyms):
-        for word in (pair.word_a, pair.word_b):
-            related.setdefault(word, set()).update((pair.word_a, pair.word_b))
+    related = relations(pairs)[0]
     known["controls"] = []
     for pair in known["synonyms"]:
         others = controls.choose(pair.word_b, 1, related[pair.word_a] | related[pair.word_b])

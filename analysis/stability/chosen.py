@@ -41,7 +41,7 @@ def _arms_of(comparison: Comparison, path: str) -> list[Arm]:
     calm = {cell: run for cell, run in comparison.runs.items() if cell.scenario == comparison.calm}
     rates = {arm: comparison.rates(arm, comparison.calm) for arm in comparison.arms}
     if any(len(own) > 1 for own in rates.values()):
-        found = study(replace(comparison, runs=calm, unbegun={}))
+        found = study(replace(comparison, runs=calm, unbegun={}), rules=())
         rates = {arm: [found.rate_of(arm, comparison.calm, None)] for arm in comparison.arms}
     arms = []
     for arm in comparison.arms:

@@ -171,7 +171,7 @@ def study_of_pairs(
     A pair is kept if both words take at most MAX_WORD_TOKENS tokens after a space, one of them occurs ``min_contexts``
     times in the held-out text, and both have :data:`CONTROLS` control words. Raises :class:`InputError` if none is.
     """
-    related, antonyms, rejected = _relations(pairs)
+    related, antonyms, rejected = relations(pairs)
     found: dict[str, dict[Spelling, Ids]] = {}
     items: list[Item] = []
     left_out: list[LeftOut] = []
@@ -270,7 +270,7 @@ def _size(word: str, vocabulary: Vocabulary) -> int:
     return len(vocabulary.tokens(write(word, True, False)) or ())
 
 
-def _relations(pairs: PairList) -> tuple[dict[str, set[str]], dict[str, list[str]], dict[str, list[str]]]:
+def relations(pairs: PairList) -> tuple[dict[str, set[str]], dict[str, list[str]], dict[str, list[str]]]:
     """For each word all words it is listed with and itself; its antonyms; the words judged dissimilar."""
     related: dict[str, set[str]] = defaultdict(set)
     contrasts: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(3)]

@@ -59,6 +59,11 @@ class Vocabulary:
             return None
         return tuple(word)
 
+    def single_token(self, word: str) -> int | None:
+        """The token of a word after a space, if it is one."""
+        tokens = self.tokens(f" {word}")
+        return tokens[0] if tokens is not None and len(tokens) == 1 else None
+
     def decode(self, ids: list[int]) -> str:
         """The text of tokens in the middle of a text."""
         ids = self._encoded[True] + ids
