@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 .PHONY: demo test test-faults lint audit bench gpu-check gpu-check-wheels clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python run_suite.py configs/suites/demo.yaml
+	$(BIN)/python run_suite.py configs/suites/demo.yaml --jobs 2
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
