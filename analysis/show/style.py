@@ -296,13 +296,10 @@ def mark_beyond(axes: Axes, x: float, colour: str, size: float = 7, label: str =
     axes.plot(x, 0.985, marker="^", markersize=size, **edge)
     if label:
         right = x > np.mean(axes.get_xlim())
-        place = {
-            "xytext": (-size if right else size, 0),
-            "textcoords": "offset points",
-            "ha": "right" if right else "left",
-        }
-        shown = {"fontsize": 7.5, "va": "center", "color": colour, "annotation_clip": False, "zorder": 6}
-        axes.annotate(label, (x, 0.985), xycoords=edge["transform"], **place, **shown)
+        axes.annotate(
+            label, (x, 0.985), (-size if right else size, 0), xycoords=edge["transform"], textcoords="offset points",
+            ha="right" if right else "left", va="center", fontsize=7.5, color=colour, annotation_clip=False, zorder=6,
+        )  # fmt: skip
 
 
 def note(axes: Axes, text: str) -> None:
