@@ -40,12 +40,17 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
+_MEANT = {"out": "output_dir", "dir": "output_dir", "output_dir": "out", "learning_rate": "optimizer.lr"}
+"""Of keys that suites, other commands or other tools have, the one that is meant, whose name is not near."""
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """A hint for a misspelt word: '; did you mean x?', or nothing when nothing is near."""
     candidates = [c for c in candidates if c != word]
     leaf = word.rpartition(".")[2]
     same_leaf = [c for c in candidates if "." in c and c.rpartition(".")[2] == leaf]
-    close = same_leaf[:1] or difflib.get_close_matches(word, candidates, n=1, cutoff=0.7)
+    meant = [c for c in candidates if c == _MEANT.get(word)]
+    close = meant or same_leaf[:1] or difflib.get_close_matches(word, candidates, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -101,7 +101,14 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
     for remark in corpus.remarks if progress else ():
         note(remark)
     if not path.exists():
-        _create(path, lambda folder: build_store(folder, data, corpus, identity, progress=progress))
+
+        def build(folder: Path) -> None:
+            if progress:
+                told = f"making the tokens of the {data.kind} corpus, once for all runs and probes of it, in {path}"
+                print(told, file=sys.stderr)
+            build_store(folder, data, corpus, identity, progress=progress)
+
+        _create(path, build)
     store = read_store(path)
     if progress:
         _note_share(store, data.validation_fraction)

@@ -4,7 +4,8 @@
 
 Prints a table: each claim, how it was tested, and its verdict: supported, refuted or not shown. With --out writes claims.md and
 claims.json (strict). Everything is computed from run directories and from what probes have found in the suite's checkpoints, in
-SUITE_DIR/probes/PROBE; the table says which command writes what is missing. analysis.stability has the comparisons of all arms.
+SUITE_DIR/probes/PROBE; at the end stand the commands that write there what is missing. analysis.stability has the comparisons of
+all arms.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_json, write_text
 
-from .base import CLAIMS, Claim, Judged, interval, judge, tested_arms, verdict_of
+from .base import CLAIMS, Claim, Judged, interval, judge, verdict_of, worth_of
 from .probed import Probed
 
 HEADER = ["arm", "against", "where", "difference [95%]", "n", "p (Holm)", "would show", "verdict"]
+READING = (
+    "Intervals are of 95%, each of one test by itself; p is adjusted by Holm's method over the tests with two seeds or more that "
+    "decide a verdict. A difference is claimed only if its interval excludes 0 and its p is at most 0.05. Would show: the "
+    "smallest that would be claimed with 80% power. Tests beside the verdicts decide nothing: their p is their own, not adjusted."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,27 +47,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for claims.md and claims.json")
     options = parser.parse_args(arguments)
     found = study(find_runs(options.runs, options.baseline), rules=())
-    if not tested_arms(found):
-        raise InputError(
-            "no arm has a metric head and TFSD, of which the claims are, and the baseline's train.batch_size and negatives: give "
-            "a suite that has one"
-        )
     claims = all_claims()
-    judged = judge({name: list(claim.evidence(found)) for name, claim in claims.items()})
+    if not any(claim.arms(found) for claim in claims.values()):
+        lacks = "; ".join(dict.fromkeys(claim.lacks for claim in claims.values()))
+        raise InputError(f"{lacks}: give a suite that has one, as the claims are of such arms")
+    judged = judge({name: claim.found(found) for name, claim in claims.items()})
     if options.out:  # first: a reader of what is printed may close the pipe
         write_text(options.out / "claims.md", page(found, claims, judged))
         write_json(options.out / "claims.json", as_json(found, claims, judged))
+    _print(found, claims, judged)
+    if options.out:
+        print(f"\nwritten to {options.out}: claims.md, claims.json")
+
+
+def _print(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> None:
+    """The verdicts, what decides them, and the commands that measure what is missing."""
     if (line := unbegun_line(found.comparison)) is not None:
         print(f"{line}\n")
     print(terminal_table(["claim", "verdict", "tests that decide"], _overview(judged)))
+    print(f"\n{textwrap.fill(READING, WIDTH)}")
     for name, claim in claims.items():
-        print(f"\n{name}: {verdict_of(judged[name])}")
+        print(f"\n{name}: {_verdict(judged[name])}")
         print(_wrapped(f"{claim.says} Test: {claim.test}.", "  "))
         for one in judged[name]:
             if one.evidence.decides or one.verdict == "not testable here":
                 print(_wrapped(_line(one), "  - "))
-    if options.out:
-        print(f"\nwritten to {options.out}: claims.md, claims.json")
+    missing = {p.command: p for c in claims.values() if (p := _probed(found, c)) is not None and not p.file.is_file()}
+    if missing:
+        print(f"\nNot measured yet; these write into the suite's directory, in {next(iter(missing.values())).folder}:")
+        print(*(f"  {command}" for command in missing), sep="\n")
 
 
 def _wrapped(text: str, before: str) -> str:
@@ -84,9 +98,15 @@ def all_claims() -> dict[str, Claim]:
     return {name: kind() for name, kind in CLAIMS.items()}
 
 
+def _verdict(judged: Sequence[Judged]) -> str:
+    """A claim's verdict, and what has to be known of it."""
+    worth = worth_of(judged)
+    return verdict_of(judged) + (f" ({worth})" if worth else "")
+
+
 def _overview(judged: Mapping[str, Sequence[Judged]]) -> list[list[str]]:
     return [
-        [name, verdict_of(each), f"{sum(one.evidence.decides for one in each)} of {len(each)}"]
+        [name, _verdict(each), f"{sum(one.evidence.decides for one in each)} of {len(each)}"]
         for name, each in judged.items()
     ]
 
@@ -99,12 +119,14 @@ def _line(one: Judged) -> str:
     told = f"{where}: {arm}{of.told}"
     if not effect or not of.good:
         return f"{told}: {one.verdict}"
-    return f"{told}; difference {effect}{', p = ' + _p(one) + ' by Holm' if _p(one) else ''}: {one.verdict}"
+    return f"{told}; difference {effect}, unadjusted{'; p = ' + _p(one) + ' by Holm' if _p(one) else ''}: {one.verdict}"
 
 
 def _p(one: Judged) -> str:
-    """The adjusted p-value; empty without one."""
-    return "" if one.adjusted_p is None or math.isnan(one.adjusted_p) else f"{one.adjusted_p:.2g}"
+    """The p-value, and whether it is not adjusted; empty without one."""
+    if one.p is None or math.isnan(one.p):
+        return ""
+    return f"{one.p:.2g}{'' if one.evidence.decides else ' unadjusted'}"
 
 
 def _row(one: Judged) -> list[str]:
@@ -130,28 +152,30 @@ def page(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequenc
     unbegun = "" if (line := unbegun_line(one)) is None else f"{line[0].upper()}{line[1:]}. "
     parts = [
         f"# The article's claims\n\n{len(one.runs)} of {len(one.planned)} planned runs; baseline {one.baseline}. {unbegun}"
-        "p-values are adjusted by Holm's method over all tests of this page; would show: the smallest difference that would be "
-        "claimed with 80% power. Tests beside the verdict do not decide it.\n",
+        f"{READING}\n",
         markdown_table(["claim", "verdict", "tests that decide"], _overview(judged)),
     ]
     for name, claim in claims.items():
         parts.append(
-            f"## {name}: {verdict_of(judged[name])}\n\n{claim.says}\n\nTest: {claim.test}.{_measured_by(found, claim)}\n"
+            f"## {name}: {_verdict(judged[name])}\n\n{claim.says}\n\nTest: {claim.test}.{_measured_by(found, claim)}\n"
         )
         for what in dict.fromkeys(each.evidence.what for each in judged[name]):
             rows = [_row(each) for each in judged[name] if each.evidence.what == what]
             parts.append(f"{what[0].upper()}{what[1:]}:\n\n{markdown_table(HEADER, rows)}")
+    if commands := dict.fromkeys(p.command for c in claims.values() if (p := _probed(found, c)) is not None):
+        lines = "".join(f"    {command}\n" for command in commands)
+        parts.append(f"## Commands of the probes\n\nThey write into the suite's directory.\n\n{lines}")
     return "\n".join(parts)
 
 
 def _measured_by(found: Study, claim: Claim) -> str:
-    return f" Measured by `{command}`." if (command := _command(found, claim)) else ""
+    return f" Measured by {claim.probe}; its command stands at the end." if _probed(found, claim) is not None else ""
 
 
-def _command(found: Study, claim: Claim) -> str | None:
+def _probed(found: Study, claim: Claim) -> Probed | None:
     """What measures the suite's checkpoints for a claim; None where nothing does."""
     probed = Probed(found, claim.probe)
-    return probed.command if claim.probe and probed.of_suite else None
+    return probed if claim.probe and probed.of_suite else None
 
 
 def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
@@ -164,7 +188,8 @@ def as_json(found: Study, claims: Mapping[str, Claim], judged: Mapping[str, Sequ
         "claims": [
             {
                 "claim": name, "says": claim.says, "test": claim.test, "verdict": verdict_of(judged[name]),
-                "command": _command(found, claim),
+                "worth": worth_of(judged[name]), "probe": claim.probe,
+                "command": None if (probed := _probed(found, claim)) is None else probed.command,
                 "evidence": [
                     asdict(one.evidence)
                     | {"adjusted_p": one.adjusted_p, "smallest": one.smallest, "verdict": one.verdict}

@@ -49,6 +49,8 @@ class Evidence:
     fixed: Verdict | None = None
     """The verdict of what is no test over seeds."""
     form: str = "+.3f"
+    worth: str = ""
+    """What has to be known of a verdict "supported" that rests on it, and stands beside that wherever it is told."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,17 @@ class Judged:
 
     evidence: Evidence
     adjusted_p: float | None
-    """By Holm over all tests of the table; NaN or None without one."""
+    """By Holm over the tests that decide; None beside the verdict, where the test stands by itself; NaN or None without one."""
     smallest: float | None
     """The smallest true difference that would be claimed with 80% power among that many tests."""
     verdict: Verdict
+
+    @property
+    def p(self) -> float | None:
+        """The p-value that the verdict goes by: adjusted where the test decides, its own beside the verdict."""
+        return (
+            self.adjusted_p if self.evidence.decides or self.evidence.difference is None else self.evidence.difference.p
+        )
 
 
 class Claim(ABC):
@@ -74,9 +83,25 @@ class Claim(ABC):
     probe: ClassVar[str] = ""
     """What measures the checkpoints that it is judged by; empty where the runs' own records do."""
 
+    lacks: ClassVar[str] = "no arm has a metric head and TFSD, and the baseline's train.batch_size and negatives"
+    """Why it cannot be tested where there are no :meth:`arms`."""
+
+    def arms(self, study: Study) -> list[str]:
+        """The arms that it is tested on."""
+        return tested_arms(study)
+
+    def found(self, study: Study) -> list[Evidence]:
+        """Its evidence, or that there is no arm to test it on."""
+        return list(self.evidence(study)) if self.arms(study) else [unmeasured("arms", self.lacks)]
+
     @abstractmethod
     def evidence(self, study: Study) -> Iterator[Evidence]:
         """What the suite's runs say of it."""
+
+
+def unmeasured(what: str, why: str) -> Evidence:
+    """Evidence that there is none."""
+    return Evidence(what, "", "", "", why, decides=False, fixed="not testable here")
 
 
 CLAIMS = Registry("claim")
@@ -84,26 +109,35 @@ CLAIMS = Registry("claim")
 
 
 def judge(evidence: Mapping[str, Sequence[Evidence]]) -> dict[str, list[Judged]]:
-    """The verdict of all evidence of all claims, adjusted by Holm's method for the number of tests among it.
+    """The verdict of all evidence of all claims. Tests that decide are adjusted by Holm's method for how many these are; what is
+    told beside the verdicts is judged by itself.
 
-    Supported or refuted is what an interval that excludes zero and an adjusted p-value of at most 0.05 say.
+    Supported or refuted is what an interval that excludes zero and a p-value of at most 0.05, adjusted or its own, say.
     """
-    found = [one for each in evidence.values() for one in each if one.fixed is None]
-    tested = {id(one): one.difference for one in found if one.difference is not None}
-    p_values, tests = adjusted(tested), number_of_tests(tested.values())
+    found = [one for each in evidence.values() for one in each if one.fixed is None and one.decides]
+    family = {id(one): one.difference for one in found if one.difference is not None}
+    p_values, tests = adjusted(family), number_of_tests(family.values())
     return {
         name: [_judged(one, p_values.get(id(one), math.nan), tests) for one in each] for name, each in evidence.items()
     }
 
 
-def _judged(one: Evidence, p: float, tests: int) -> Judged:
+def _judged(one: Evidence, adjusted_p: float, tests: int) -> Judged:
     if one.fixed is not None or one.difference is None:
         return Judged(one, None, None, one.fixed or "not shown")
-    effect, smallest = one.difference.effect, smallest_shown(one.difference, tests)
-    if not p <= 1 - CONFIDENCE or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
-        return Judged(one, p, smallest, "not shown")
+    smallest = smallest_shown(one.difference, tests if one.decides else 1)
+    judged = Judged(one, adjusted_p if one.decides else None, smallest, "not shown")
+    effect, p = one.difference.effect, judged.p
+    if (
+        p is None
+        or not p <= 1 - CONFIDENCE
+        or effect.low is None
+        or effect.high is None
+        or effect.low <= 0 <= effect.high
+    ):
+        return judged
     side: Side = "higher" if effect.mean > 0 else "lower"
-    return Judged(one, p, smallest, "supported" if side == one.good else "refuted")
+    return replace(judged, verdict="supported" if side == one.good else "refuted")
 
 
 def verdict_of(evidence: Sequence[Judged]) -> Verdict:
@@ -114,6 +148,12 @@ def verdict_of(evidence: Sequence[Judged]) -> Verdict:
     if "refuted" in deciding:
         return "refuted"
     return "supported" if set(deciding) == {"supported"} else "not shown"
+
+
+def worth_of(evidence: Sequence[Judged]) -> str:
+    """What has to be known of a verdict "supported"; empty for other verdicts, and where nothing has to."""
+    said = [one.evidence.worth for one in evidence if one.evidence.decides and verdict_of(evidence) == "supported"]
+    return "; ".join(dict.fromkeys(filter(None, said)))
 
 
 # ----------------------------------------------------------------------------------------------------- what claims are tested on
@@ -227,5 +267,5 @@ def place(scenario: str, basis: str) -> str:
 
 
 def interval(effect: Effect | None, form: str) -> str:
-    """An effect with its interval; empty without one."""
-    return "" if effect is None else effect.format(form)
+    """An effect with its interval; empty if nothing was measured."""
+    return "" if effect is None or math.isnan(effect.mean) else effect.format(form)

@@ -35,7 +35,8 @@ class BoundedLogits(Claim):
             above = sum(value > ROUNDING for value in highest)
             told = f"{above} of {len(highest)} runs have a logit above 0; the largest is {max(highest, default=np.nan):.3g}"
             fixed: Verdict = "not testable here" if not highest else "refuted" if above else "supported"
-            yield Evidence("largest logit", arm, "0", "all runs", told, deciding(study, arm), fixed=fixed)
+            decides, worth = deciding(study, arm), "true by construction"
+            yield Evidence("largest logit", arm, "0", "all runs", told, decides, fixed=fixed, worth=worth)
             scenario = study.comparison.calm
             values = {
                 each: {

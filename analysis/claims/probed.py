@@ -20,7 +20,7 @@ from common.errors import InputError
 from record.finished import Run, checkpoints_of, is_file
 from record.suite import PLAN_FILE
 
-from .base import Claim, Evidence, Side, Verdict, against_baseline, against_number, place
+from .base import Claim, Evidence, Side, against_baseline, against_number, place, unmeasured
 
 FOLDER = "probes"
 """Within a suite's directory, where its probes' results lie, each in a folder of its name."""
@@ -37,18 +37,13 @@ class ProbedClaim(Claim):
             yield unmeasured(self.probe, "checkpoints are judged in a suite's directory alone")
             return
         if not probed.file.is_file():
-            yield unmeasured(self.probe, f"not measured; first run: {probed.command}")
+            yield unmeasured(self.probe, "not measured yet; a command at the end does that")
             return
         yield from self.judged(study, probed)
 
     def judged(self, study: Study, probed: Probed) -> Iterator[Evidence]:
         """The evidence, where the probe has measured the suite."""
         raise NotImplementedError
-
-
-def unmeasured(what: str, why: str, verdict: Verdict = "not testable here") -> Evidence:
-    """Evidence that there is none."""
-    return Evidence(what, "", "", "", why, decides=False, fixed=verdict)
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,12 @@ class Probed:
     @property
     def file(self) -> Path:
         """Where the values are."""
-        name = "tolerance.csv" if self.probe == TOLERANCE else "values.csv"
-        return self.suite / FOLDER / self.probe / name
+        return self.folder / self.probe / ("tolerance.csv" if self.probe == TOLERANCE else "values.csv")
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of all probes lie."""
+        return self.suite / FOLDER
 
     @property
     def of_suite(self) -> bool:

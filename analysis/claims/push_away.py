@@ -10,7 +10,7 @@ from analysis.stability.compare import Study
 from analysis.stability.fairness import compared_configs
 
 from .base import CLAIMS, Evidence
-from .probed import Probed, ProbedClaim, unmeasured
+from .probed import Probed, ProbedClaim
 
 OTHER = ("train.batch_size", "train.micro_batch_size")
 """Keys in which, beside the negatives and the learning rate, the arm without them may be another."""
@@ -26,11 +26,13 @@ class PushAway(ProbedClaim):
         "with the hinge on negatives, minus the same arm's without negatives: supported if lower, refuted if higher"
     )
     probe = "geometry"
+    lacks = "no arm has negatives with the hinge beside one that is the same without them"
+
+    def arms(self, study: Study) -> list[str]:
+        return [arm for arm in study.comparison.compared if without_negatives(study, arm)]
 
     def judged(self, study: Study, probed: Probed) -> Iterator[Evidence]:
-        pairs = {arm: partner for arm in study.comparison.compared if (partner := without_negatives(study, arm))}
-        if not pairs:
-            yield unmeasured("cells", "no arm has negatives with the hinge beside one that is the same without them")
+        pairs = {arm: partner for arm in self.arms(study) if (partner := without_negatives(study, arm))}
         for arm, partner in pairs.items():
             what = "distance to the target's embedding over that to the nearest other"
             yield probed.against_arm(what, ("cell_ratio", "cell_ratio"), arm, partner, "lower", decides=True)

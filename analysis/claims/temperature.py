@@ -34,7 +34,8 @@ class NoTemperature(Claim):
     test = (
         "entropy of P minus NLL over the last 5% of the steps: supported if its interval lies within ±0.05 nats, refuted if it "
         "lies outside; and the scale must not cost anything: the final NLL, each arm at its own best rate, minus the baseline's "
-        "is supported if its interval ends below +0.05 nats, refuted if it begins above"
+        "is supported if its interval ends below +0.05 nats, refuted if it begins above. Both intervals are of 95% and not "
+        "adjusted for other tests"
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:

@@ -23,8 +23,8 @@ class ZeroLoss(Claim):
     says = "TFSD's loss can reach 0, as cross-entropy's cannot, so training has an end to come to."
     test = (
         "supported if in every run at the baseline's best rate some step has an objective below 0.01 nats; what that is "
-        "worth, the NLL of P at that step says, which is told and not judged: far above the run's lowest NLL, zero loss is not "
-        "the end of learning"
+        "worth, the NLL of P at that step says, which is told beside the verdict and not judged: far above the run's lowest NLL, "
+        "zero loss is not the end of learning"
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
@@ -45,7 +45,8 @@ class ZeroLoss(Claim):
                 "not testable here" if not lowest else "supported" if reached == len(lowest) else "not shown"
             )
             where, decides = place(scenario, COMMON), deciding(study, arm)
-            yield Evidence("lowest objective of a step", arm, "0", where, told, decides, fixed=fixed)
+            above = mean_over_seeds(list(behind.values()))
+            worth = f"NLL there {above.mean:.2f} nats above the lowest"
+            yield Evidence("lowest objective of a step", arm, "0", where, told, decides, fixed=fixed, worth=worth)
             what = "NLL at that step above the run's lowest NLL, nats per token"
-            mean = mean_over_seeds(list(behind.values())).format(".3f")
-            yield Evidence(what, arm, "", where, f"{arm} {mean}", decides=False, fixed="told")
+            yield Evidence(what, arm, "", where, f"{arm} {above.format('.3f')}", decides=False, fixed="told")

@@ -41,7 +41,7 @@ TRAINING, VALIDATION = "loss/nll", "validation/nll"
 MOST_ALONE = 9
 """Runs that are drawn individually."""
 _COLUMNS = 3
-_OPENING = 0.1
+OPENING = 0.1
 """The first part of training, in which the loss falls steeply; it does not determine the loss axis."""
 
 
@@ -278,7 +278,7 @@ def _draw_abandoned(axes: Axes, run: Run, key: str, arm: ArmStyle, drawing: _Dra
         at = np.flatnonzero(np.isin(steps, peaks))
         style.mark_peaks(axes, drawing.x(run, steps[at]), values[at], arm.colour, drawing.mark)
         if key == TRAINING:
-            late = steps > _OPENING * run.metrics.index[-1]
+            late = steps > OPENING * run.metrics.index[-1]
             above += _mark_excursions(axes, drawing.x(run, steps[late]), values[late], arm, drawing)
     return above
 
@@ -295,7 +295,7 @@ def nll_limits(runs: dict[str, Run]) -> tuple[float, float]:
             series = run.series(key)
             series = series[np.isfinite(series)]
             lowest.append(series.min())
-            late.append(series[series.index > _OPENING * run.metrics.index[-1]].to_numpy())
+            late.append(series[series.index > OPENING * run.metrics.index[-1]].to_numpy())
     values = np.concatenate(late)
     if not values.size:
         return 0.0, 1.0
@@ -316,20 +316,20 @@ def _mark_spikes(axes: Axes, run: Run, signal: str, arm: ArmStyle, drawing: _Dra
 def _mark_excursions(axes: Axes, x: Floats, y: Floats, arm: ArmStyle, drawing: _Drawing) -> list[float]:
     """Mark each stretch above the axis with a filled triangle on the edge; returns the highest value of each.
 
-    The initial descent gets no triangle. Stretches closer than 1% of the run count as one, so that a diverged run gets a row
-    of triangles instead of a bar.
+    The initial descent gets no triangle. Stretches that are close count as one, so that a diverged run gets a row of triangles
+    instead of a bar.
     """
-    above = np.flatnonzero(np.isfinite(y) & (y > drawing.limits[1]))
-    if not above.size:
-        return []
-    stretches = np.split(above, np.flatnonzero(np.diff(above) > len(y) // 100 + 1) + 1)
+    stretches = stretches_above(y, drawing.limits[1])
     for stretch in stretches:
-        if x[stretch[-1]] > _OPENING * x[-1]:
-            axes.plot(
-                x[stretch[np.argmax(y[stretch])]], 0.985, transform=axes.get_xaxis_transform(), marker="^",
-                markersize=drawing.mark, color=arm.colour, clip_on=False, zorder=5,
-            )  # fmt: skip
+        if x[stretch[-1]] > OPENING * x[-1]:
+            style.mark_beyond(axes, x[stretch[np.argmax(y[stretch])]], arm.colour, drawing.mark)
     return [float(y[stretch].max()) for stretch in stretches]
+
+
+def stretches_above(y: Floats, limit: float) -> list[npt.NDArray[np.int64]]:
+    """Places of the finite values above a limit, in stretches; those closer than 1% of all values count as one."""
+    above = np.flatnonzero(np.isfinite(y) & (y > limit))
+    return np.split(above, np.flatnonzero(np.diff(above) > len(y) // 100 + 1) + 1) if above.size else []
 
 
 def _draw_panel(axes: Axes, panel: Panel, drawing: _Drawing) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.show.text import estimate, number
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from common.files import write_json, write_text
@@ -145,7 +146,7 @@ def _measure(probe: Probe[Any], options: Any) -> None:
     with style.look():
         report = probe.report(evaluation.details)
         title = f"{probe.kind}: {_first_line(probe)}"
-        drawn = probe_figures(evaluation.table, evaluation.measures, title, probe.places) | report.figures
+        drawn = probe_figures(evaluation.table, evaluation.measures, title, evaluation.names) | report.figures
         for name, figure in drawn.items():
             style.save_figure(figure, options.out / f"{name}.png")
     print("\n".join([*_printed(evaluation, found), *report.lines, *arms_differ_in(arms)]))
@@ -173,7 +174,7 @@ def _summary(probe: Probe[Any], evaluation: Evaluation, found: list[dict[str, An
                 "unit": m.unit,
                 "meaning": m.meaning,
                 "along": m.along,
-                "places": [*probe.places(m.along)] if m.along else [],
+                "places": [*evaluation.names(m.along)] if m.along else [],
             }
             for m in evaluation.measures
         },
@@ -187,13 +188,15 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
     from analysis.compare.arms import diverged_line
     from analysis.show.tables import terminal_table
 
+    from .growth import FEWEST
+
     table = evaluation.table
     singles = [measure for measure in evaluation.measures if measure.along is None]
     first = table["arm"].iloc[0]
-    grows = any(one["growth"] for one in found)
+    grows = any(max(one["checkpoints"], default=0) > 1 for one in found)
     known = {one["measure"] for one in found if one["mean"].n}
     heading = ["measure, arm", "seeds", "mean [95%]", f"minus {first} [95%]", "pairs", "smallest"]
-    heading += ["growth [95%]"] * grows
+    heading += ["growth [95%]", "checkpoints"] * grows
     rows = []
     for one in (one for one in found if one["index"] < 0 and one["measure"] in known):
         if one["arm"] == first:
@@ -207,7 +210,8 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
         "smallest: the smallest true difference that would be shown with 80% power.",
     ]
     lines += [
-        "growth: b of value ~ tokens^b, by least squares over the logarithms of each run's checkpoints but the one at 0 tokens."
+        "growth: b of value ~ tokens^b, by least squares over the logarithms of each run's checkpoints but the one at 0 tokens; "
+        f"checkpoints: how many of a run that is; -: fewer than {FEWEST}, from which no rate is given."
     ] * grows
     diverged = table[table["diverged"]].drop_duplicates(["run", "step"]).itertuples()
     return lines + [diverged_line(row.run, row.step, row.tokens) for row in diverged]
@@ -215,14 +219,23 @@ def _printed(evaluation: Evaluation, found: list[dict[str, Any]]) -> list[str]:
 
 def _row(one: dict[str, Any], grows: bool) -> list[str]:
     mean, difference, growth = one["mean"], one["difference"], one["growth"]
-    cells = [f"  {one['arm']}", _cell(mean, str(mean.n)), _cell(mean, mean.format(".5g"))]
+    cells = [f"  {one['arm']}", _cell(mean, str(mean.n)), _estimate(mean)]
     if difference is None:
         cells += ["", "", ""]
     else:
-        smallest = "" if difference.smallest is None else f"{difference.smallest:.5g}"
+        smallest = "" if difference.smallest is None else number(difference.smallest, 2)
         pairs = str(difference.n) if one["paired"] else ""
-        cells += [_cell(difference, text) for text in (difference.format("+.5g"), pairs, smallest)]
-    return cells + [growth.format("+.3f") if growth else ""] * grows
+        cells += [_estimate(difference, signed=True), *(_cell(difference, text) for text in (pairs, smallest))]
+    if grows:
+        counts = one["checkpoints"]
+        cells += ["-" if growth is None and counts else "" if growth is None else _estimate(growth, signed=True)]
+        cells += [" to ".join(str(count) for count in dict.fromkeys([min(counts), max(counts)])) if counts else ""]
+    return cells
+
+
+def _estimate(effect: Effect, *, signed: bool = False) -> str:
+    """An effect to the precision of its interval; empty where nothing could be measured."""
+    return _cell(effect, estimate(effect.mean, effect.low, effect.high, signed=signed))
 
 
 def _cell(effect: Effect, text: str) -> str:

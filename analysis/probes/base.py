@@ -89,6 +89,10 @@ class Probe(ABC, Generic[Prepared]):
         """Names of what arrays along this are numbered by, for the figure's axis; empty if the numbers say enough."""
         return ()
 
+    def places_of(self, model: Any, along: str) -> Sequence[str]:
+        """The same where the names are a model's own; arms that do not agree on them have numbers."""
+        return self.places(along)
+
     def details(self, model: Any, prepared: Prepared) -> Any:
         """What is no measure, as plain JSON values, for summary.json and :meth:`report`: asked of each arm's first run at its
         last checkpoint. None if there is nothing."""

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.compare.statistics import mean_over_seeds
 
 from .base import Measure
-from .growth import growth
+from .growth import Growth, growth
 
 
 def last_of_each_run(table: pd.DataFrame) -> pd.DataFrame:
@@ -27,7 +27,8 @@ def comparisons(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[di
     """For each arm, measure and index at the last checkpoint: the mean over seeds and, but for the first arm, the difference.
 
     ``table`` is that of :mod:`.evaluate`. ``paired``: the difference is of seeds that the arm shares with the first; without any
-    it is that of the two means, for which there is no interval. ``growth``: of a single number that is declared positive.
+    it is that of the two means, for which there is no interval. ``growth``: of a single number that is declared positive, from so
+    many ``checkpoints`` of each run.
     """
     last = last_of_each_run(table)
     first, *others = dict.fromkeys(last["arm"])
@@ -45,5 +46,6 @@ def comparisons(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[di
                         difference = np.array([values[arm].mean() - values[first].mean()])
                     one |= {"difference": mean_over_seeds(difference), "paired": bool(shared[arm])}
                 all_rows = table[(table["measure"] == measure.key) & (table["arm"] == arm)]
-                one["growth"] = growth(all_rows) if measure.positive and measure.along is None else None
+                grown = growth(all_rows) if measure.positive and measure.along is None else Growth(None, [])
+                one |= {"growth": grown.rate, "checkpoints": grown.checkpoints}
                 yield one

@@ -39,6 +39,12 @@ class Evaluation:
     """Those of the table: the ones between models once for each partner."""
     details: dict[str, Any]
     """By arm, of its first run's last checkpoint: what the probe has to say beside its measures."""
+    places: dict[str, list[str]]
+    """By what arrays lie along: the names on which all models agree; empty where they do not, or numbers say enough."""
+
+    def names(self, along: str) -> list[str]:
+        """The names along this, for a figure's axis."""
+        return self.places.get(along, [])
 
 
 def last_points(arms: Sequence[Arm]) -> list[Point]:
@@ -69,6 +75,7 @@ def evaluate(probe: Probe[Any], points: Sequence[Point], text: RunText, *, seed:
     values: dict[Point, dict[str, Floats] | None] = {}
     kept: dict[Point, Any] = {}
     details: dict[str, Any] = {}
+    places: dict[str, set[tuple[str, ...]]] = {measure.along: set() for measure in probe.measures if measure.along}
     with torch.no_grad():
         for point in tqdm(points, desc=probe.kind, unit="model"):
             if not point.member.untrained and load_tokenizer(point.member).get_vocab() != vocabulary:
@@ -81,6 +88,8 @@ def evaluate(probe: Probe[Any], points: Sequence[Point], text: RunText, *, seed:
             if _has_diverged(model, x_BT, size):
                 continue
             values[point] = _checked(probe, "measure", probe.measure(model, prepared, seed=seed))
+            for along, named in places.items():
+                named.add(tuple(probe.places_of(model, along)))
             if compares:
                 kept[point] = probe.keep(model, prepared)
             if point == _detailed(points, point.arm):
@@ -88,7 +97,9 @@ def evaluate(probe: Probe[Any], points: Sequence[Point], text: RunText, *, seed:
         if compares:
             _compare(probe, points, values, kept)
     measures = expanded(probe, points)
-    return Evaluation(_table(values, measures), measures, {arm: one for arm, one in details.items() if one is not None})
+    told = {arm: one for arm, one in details.items() if one is not None}
+    agreed = {along: [*next(iter(named))] for along, named in places.items() if len(named) == 1}
+    return Evaluation(_table(values, measures), measures, told, agreed)
 
 
 def _detailed(points: Sequence[Point], arm: str) -> Point:

@@ -38,8 +38,10 @@ _REACH = 1.0
 """How far beyond the values the axis follows their intervals, in spans of the values."""
 _MARGIN = 0.06
 """Above and below what the axis shows, as a share of it."""
-_NAME = 12
-"""Characters of a name on the horizontal axis."""
+_NAME, _LONG_NAME = 12, 24
+"""Characters of a name on the horizontal axis, and of one that is turned."""
+_ROOM, _MOST_NAMES = 40, 24
+"""Characters of all names beyond which they are turned, and names beyond which some are left out."""
 
 
 def probe_figures(table: pd.DataFrame, measures: Sequence[Measure], title: str, places: Places) -> dict[str, Figure]:
@@ -167,5 +169,8 @@ def _draw_arrays(axes: Axes, rows: pd.DataFrame, styles: dict[str, ArmStyle], na
         axes.fill_between(mean.index, by_index.min(), by_index.max(), color=style.colour, alpha=0.15, linewidth=0)
         axes.plot(mean.index, mean, color=style.colour, linestyle=style.line, label=arm)
     whole_ticks(axes)
-    if names:
+    if sum(min(len(name), _NAME) + 1 for name in names) > _ROOM:
+        shown = range(0, len(names), math.ceil(len(names) / _MOST_NAMES))
+        axes.set_xticks(shown, [clip(visible(names[at]), _LONG_NAME) for at in shown], fontsize=6, rotation=90)
+    elif names:
         axes.set_xticks(range(len(names)), [clip(visible(name), _NAME) for name in names], fontsize=8)

@@ -62,8 +62,7 @@ class Radial(Probe[tuple[Ids, int]]):
             h_ND.append(h_TD)
         by_layer = torch.stack(norms).double().mean(0).cpu().numpy()
         by_token = {id(head.weight), id(model.get_input_embeddings().weight)}  # further rows only pad these
-        matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
-        ranks = [stable_rank(p[:vocabulary] if id(p) in by_token else p) for p in matrices]
+        ranks = [stable_rank(p[:vocabulary] if id(p) in by_token else p) for p in _matrices(model).values()]
         return {
             "residual": float(by_layer[-1]),
             "gain": _gain(model),
@@ -74,6 +73,22 @@ class Radial(Probe[tuple[Ids, int]]):
             "residual_by_layer": by_layer,
             "stable_rank_by_matrix": ranks,
         }
+
+    def places_of(self, model: Any, along: str) -> list[str]:
+        return [_short(name) for name in _matrices(model)] if along == "matrix" else []
+
+
+def _matrices(model: Any) -> dict[str, Tensor]:
+    """The weight matrices by name, in their order in the model."""
+    return {name: p for name, p in model.named_parameters() if p.ndim == 2 and min(p.shape) > 1}
+
+
+def _short(name: str) -> str:
+    """The number of a parameter's block, if it is in one, and the two modules that it is in."""
+    *modules, _ = name.split(".")
+    block = next((module for module in modules if module.isdigit()), None)
+    last = modules[modules.index(block) + 1 :] if block else modules
+    return ".".join([block, *last[-2:]] if block else last[-1:]) or name
 
 
 def _gain(model: Any) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from analysis.curves.__main__ import MOST_ALONE, TRAINING, VALIDATION, nll_limits
+from analysis.curves.__main__ import MOST_ALONE, OPENING, TRAINING, VALIDATION, nll_limits, stretches_above
 from analysis.curves.palette import Palette, median_curve
 from analysis.show import style
 from analysis.show.stresses import ACTING, spans
@@ -31,6 +31,8 @@ _MOST, _FEWEST = 2400, 150
 """Points of a curve."""
 _MARKS = 60
 """Most spikes marked in a panel, and most values that are not finite."""
+_ROOM = 0.2
+"""Share of a panel's width that the value of a mark beyond the axis takes."""
 _BANDS = 12
 """Most stretches of planted disturbances that are shaded."""
 
@@ -95,6 +97,10 @@ class Mark:
     text: str
     broken: bool = False
     """Whether it stands for values that are not finite."""
+    beyond: bool = False
+    """Whether it lies above the axis, at whose edge it is marked."""
+    label: str = ""
+    """What stands beside it: the value of a high one beyond the axis."""
 
 
 @dataclass(frozen=True)
@@ -187,16 +193,18 @@ def _chart(quantity: Quantity, runs: Mapping[str, Run], groups: Sequence[Group],
     positive = every[np.isfinite(every) & (every > 0)]
     log = quantity.log and bool(positive.size) and bool(positive.max() > style.SPREAD * positive.min())
     lines = [line for place, group in enumerate(groups) for line in _lines(quantity, group, place, runs, log, most)]
-    marks = [mark for place, group in enumerate(groups) for mark in _marks(quantity, group, place, runs)]
+    losses = {label: run for label, run in runs.items() if not run.series(quantity.key).empty}
+    limits = nll_limits(losses) if quantity.key == TRAINING and _has_losses(losses) else None
+    edge = np.inf if limits is None else limits[1]
+    marks = [mark for place, group in enumerate(groups) for mark in _marks(quantity, group, place, runs, edge)]
     bands = {
         span
         for run in runs.values()
         for series in [run.series(ACTING)]
         for span in spans(series.index.to_numpy(), series.to_numpy())
     }
-    losses = {label: run for label, run in runs.items() if not run.series(quantity.key).empty}
-    limits = nll_limits(losses) if quantity.key == TRAINING and _has_losses(losses) else None
-    return Chart(quantity, log, lines, _gravest(marks), sorted(bands)[:_BANDS], limits)
+    width = max((line.x[-1] for line in lines), default=0.0) - min((line.x[0] for line in lines), default=0.0)
+    return Chart(quantity, log, lines, _labelled(_gravest(marks), _ROOM * width), sorted(bands)[:_BANDS], limits)
 
 
 def _has_losses(runs: Mapping[str, Run]) -> bool:
@@ -206,8 +214,21 @@ def _has_losses(runs: Mapping[str, Run]) -> bool:
 
 
 def _gravest(marks: Sequence[Mark]) -> list[Mark]:
-    broken, spikes = [m for m in marks if m.broken], [m for m in marks if not m.broken]
-    return [*broken[:_MARKS], *spikes[:_MARKS]]
+    """Of each kind as many as a panel can show, and of those beyond the axis the highest."""
+    broken, spikes = [m for m in marks if m.broken], [m for m in marks if not m.broken and not m.beyond]
+    beyond = sorted((m for m in marks if m.beyond and not m.broken), key=lambda m: -m.y)
+    return [*broken[:_MARKS], *spikes[:_MARKS], *beyond[:_MARKS]]
+
+
+def _labelled(marks: Sequence[Mark], room: float) -> list[Mark]:
+    """The marks, with the values of those beyond the axis that are ``room`` apart: of closer ones the highest has it."""
+    taken: list[float] = []
+    told = []
+    for mark in marks:
+        fits = mark.beyond and not mark.broken and all(abs(mark.x - x) >= room for x in taken)
+        taken += [mark.x] if fits else []
+        told.append(replace(mark, label=number(mark.y)) if fits else mark)
+    return told
 
 
 def _lines(
@@ -239,7 +260,8 @@ def _values(run: Run, key: str, log: bool) -> tuple[Floats, Floats]:
     return series.index.to_numpy(dtype=np.float64), np.where(values > 0, values, np.nan) if log else values
 
 
-def _marks(quantity: Quantity, group: Group, place: int, runs: Mapping[str, Run]) -> Iterator[Mark]:
+def _marks(quantity: Quantity, group: Group, place: int, runs: Mapping[str, Run], edge: float) -> Iterator[Mark]:
+    """Of each run: where its values are not finite, its spikes, and where else it is above the ``edge`` of the axis."""
     for label in group.runs:
         series = runs[label].series(quantity.key)
         steps, values = series.index.to_numpy(), series.to_numpy()
@@ -248,12 +270,24 @@ def _marks(quantity: Quantity, group: Group, place: int, runs: Mapping[str, Run]
             before = np.flatnonzero(finite[:at])
             if before.size:
                 text = f"{label}: {name_of(quantity.key)} is NaN or infinite from step {steps[at]}"
-                yield Mark(place, float(steps[at]), float(values[before[-1]]), text, broken=True)
+                last = float(values[before[-1]])
+                yield Mark(place, float(steps[at]), last, text, broken=True, beyond=last > edge)
+        peaks = []
         for spike in runs[label].spikes(quantity.key):
             value = runs[label].value(quantity.key, spike["peak_step"])
             if "abandoned" not in spike and value is not None and np.isfinite(value):
                 text = f"{label}: spike, step {spike['peak_step']}, {_sigmas(spike)}"
-                yield Mark(place, float(spike["peak_step"]), value, text)
+                peaks.append(spike["peak_step"])
+                yield Mark(place, float(spike["peak_step"]), value, text + _beyond(value, edge), beyond=value > edge)
+        for stretch in stretches_above(values, edge):
+            at = stretch[np.argmax(values[stretch])]
+            if steps[stretch[-1]] > OPENING * steps[-1] and not np.isin(steps[stretch], peaks).any():
+                text = f"{label}: step {steps[at]}{_beyond(values[at], edge)}"
+                yield Mark(place, float(steps[at]), float(values[at]), text, beyond=True)
+
+
+def _beyond(value: float, edge: float) -> str:
+    return f": {number(value)}, above the axis" if value > edge else ""
 
 
 def _sigmas(spike: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ PLURALS = {
     "non_finite": "NaN or infinite", "spike": "spikes", "spike_opened": "spikes still open", "rise": "rises of the level",
     "stall": "stalls", "saturated": "saturated softmaxes", "rewind": "rewinds", "monitor_failed": "failed monitors",
 }  # fmt: skip
+LASTING = ("rise", "stall", "saturated")
+"""Kinds of events that say how a run is from a step on, and may come again and again."""
+_ALIKE = 3
+"""Most of them that are told one by one."""
 _EXCERPT = 60
 """Characters shown of a sequence."""
 _SHORTLY = 8
@@ -48,6 +52,10 @@ class Happened:
     signal: str
     what: str
     where: str
+    span: tuple[int, int]
+    """Its first and its last step."""
+    height: float
+    """As the event has it; NaN if it has none."""
     sigmas: float
     """How far it stands out; NaN if that is not measured."""
     known: list[str]
@@ -86,6 +94,30 @@ def _broken(run: Run) -> Iterator[dict[str, Any]]:
             yield {"event": "non_finite", "signal": signal, "values": len(steps)} | ends
 
 
+def summed_up(found: Sequence[Happened]) -> list[Happened]:
+    """The events, with more than _ALIKE lasting ones of one run, kind and signal as one: how many, the largest, and where."""
+    alike: dict[tuple[str, str, str], list[Happened]] = {}
+    for one in found:
+        if one.kind in LASTING:
+            alike.setdefault((one.run, one.kind, one.signal), []).append(one)
+    many = {place: own for place, own in alike.items() if len(own) > _ALIKE}
+    told = []
+    for one in found:
+        own = many.get((one.run, one.kind, one.signal))
+        if own is None:
+            told.append(one)
+        elif one is own[0]:
+            told.append(_in_one(own))
+    return told
+
+
+def _in_one(alike: Sequence[Happened]) -> Happened:
+    largest = max(alike, key=lambda one: -math.inf if math.isnan(one.height) else one.height)
+    first, last = min(one.span[0] for one in alike), max(one.span[1] for one in alike)
+    what = f"{len(alike)} {PLURALS[largest.kind]}, the largest {largest.where}: {largest.what}"
+    return replace(largest, what=what, where=f"steps {first:,} to {last:,}", span=(first, last))
+
+
 def counts(found: Sequence[Happened]) -> str:
     """How many events of each kind there are, in words."""
     number_of = Counter(one.kind for one in found)
@@ -116,6 +148,8 @@ def _happened(
         str(event.get("signal")),
         _what(kind, event),
         where,
+        (first, max(first, last)),
+        _float(event, "height"),
         value,
         known,
         _planted(run, first, last),

@@ -53,7 +53,20 @@
     return [...lines, ...marks];
   }
 
-  function layout(chart) {
+  // What lies above the axis is marked at its edge.
+  function beyond(section, chart, place) {
+    const last = Math.max(...chart.lines.map((line) => line.x[line.x.length - 1]));
+    return chart.marks.filter((mark) => mark.beyond && !off[place].has(mark.group)).map((mark) => {
+      const right = mark.x > last / 2, sign = mark.broken ? "✕" : "▲";
+      return {
+        x: mark.x, y: 1, yref: "paper", yanchor: "top", xanchor: right ? "right" : "left", xshift: right ? 6 : -6, showarrow: false,
+        text: !mark.label ? sign : right ? `${mark.label} ${sign}` : `${sign} ${mark.label}`, hovertext: mark.text,
+        font: { size: 11, color: tint(section.groups[mark.group].colour) },
+      };
+    });
+  }
+
+  function layout(section, chart, place) {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     const axis = { gridcolor: colour("--line"), zeroline: false, linecolor: colour("--line"), automargin: true };
@@ -68,6 +81,7 @@
         ...(chart.limits ? { range: chart.limits } : {}) },
       shapes: chart.bands.map(([first, last]) => ({ type: "rect", yref: "paper", x0: first - 0.5, x1: last + 0.5, y0: 0, y1: 1,
         line: { width: 0 }, fillcolor: colour("--faint"), opacity: 0.25, layer: "below" })),
+      annotations: beyond(section, chart, place),
     };
   }
 
@@ -75,7 +89,7 @@
     const place = Number(plot.dataset.section);
     const section = sections[place];
     const chart = section.charts[Number(plot.dataset.chart)];
-    Plotly.react(plot, traces(section, chart, place), layout(chart),
+    Plotly.react(plot, traces(section, chart, place), layout(section, chart, place),
       { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     drawn.add(plot);
   }

@@ -26,7 +26,7 @@ from analysis.show.text import visible
 
 from . import tables
 from .charts import Chart, Group, Section, sections
-from .happened import counts, what_happened
+from .happened import counts, summed_up, what_happened
 from .material import Material
 from .picture import picture
 from .verdicts import first_screen
@@ -39,6 +39,7 @@ _DIGITS = 5
 def page(material: Material, command: str, refresh: int | None = None) -> str:
     """The document. ``command``: the command line that made it. ``refresh``: after how many seconds it loads itself again."""
     happened = what_happened(material)
+    told = summed_up(happened)
     found, drawn = material.study, sections(material)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     words = first_screen(material, happened)
@@ -50,8 +51,8 @@ def page(material: Material, command: str, refresh: int | None = None) -> str:
         refresh=refresh,
         forest=forest,
         stills=_stills(drawn, apart=forest is None),
-        happened=happened[: tables.EVENTS],
-        events=len(happened),
+        happened=told[: tables.EVENTS],
+        events=len(told),
         opened=tables.OPEN_EVENTS,
         counted=counts(happened),
         by_run=tables.of_events(happened),
@@ -150,6 +151,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
         ],
         "marks": [
             {"group": m.group, "x": m.x, "y": _numbers(np.array([m.y]))[0], "text": _shown(m.text), "broken": m.broken}
+            | ({"beyond": True, "label": m.label} if m.beyond else {})
             for m in chart.marks
         ],
     }

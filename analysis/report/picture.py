@@ -11,7 +11,7 @@ import numpy as np
 from analysis.show import style
 from analysis.show.style import ArmStyle
 
-from .charts import Chart, Section
+from .charts import Chart, Mark, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +36,9 @@ def picture(section: Section) -> bytes:
         shown = [group for group in section.groups if not group.hidden]
         handles = [Line2D([], [], color=g.look.colour, linestyle=g.look.line, label=g.name) for g in shown]
         handles += style.mark_handles(
-            peaks="peak of a spike" if any(not m.broken for c in charts for m in c.marks) else None,
+            peaks="peak of a spike" if any(not (m.broken or m.beyond) for c in charts for m in c.marks) else None,
             non_finite=any(m.broken for c in charts for m in c.marks),
+            beyond=any(m.beyond and not m.broken for c in charts for m in c.marks),
         )
         if len(handles) > 1:
             style.legend_outside(figure, handles, most=4, fontsize=8)
@@ -62,14 +63,21 @@ def _draw(axes: Axes, chart: Chart, section: Section) -> None:
         if not group.hidden:
             faint = line.kind == "run" and line.group in alone
             _curve(axes, line.x, line.y, group.look, faint=faint, dots=line.kind == "evaluated")
+    if chart.limits is not None:
+        axes.set_ylim(*chart.limits)
     for mark in chart.marks:
         group = section.groups[mark.group]
         if not group.hidden:
-            axes.plot(
-                [mark.x], [mark.y], "x" if mark.broken else "v", color=group.look.colour, markersize=6, mfc="none"
-            )
-    if chart.limits is not None:
-        axes.set_ylim(*chart.limits)
+            _mark(axes, mark, group.look)
+
+
+def _mark(axes: Axes, mark: Mark, look: ArmStyle) -> None:
+    if mark.broken and mark.beyond:
+        style.mark_non_finite(axes, np.array([mark.x]), look)
+    elif mark.beyond:
+        style.mark_beyond(axes, mark.x, look.colour, 6, mark.label)
+    else:
+        axes.plot([mark.x], [mark.y], "x" if mark.broken else "v", color=look.colour, markersize=6, mfc="none")
 
 
 def _curve(axes: Axes, x: style.Floats, y: style.Floats, look: ArmStyle, *, faint: bool, dots: bool) -> None:

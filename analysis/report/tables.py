@@ -13,7 +13,7 @@ import yaml
 from analysis.compare.differing import differing
 from analysis.compare.statistics import Effect
 from analysis.logs import LogRun
-from analysis.show.text import clip, first_of, skipped_lines, visible
+from analysis.show.text import clip, estimate, first_of, skipped_lines, visible
 from analysis.stability.compare import PRIMARY, Row, Study
 from analysis.stability.conclusion import short_table
 from analysis.stability.fairness import (
@@ -156,14 +156,21 @@ def of_claims(material: Material) -> list[Table]:
     """The verdicts of each claims.json in the suite's folder."""
     tables = []
     for found in claims_of(material):
-        rows = [[str(c.get(key, "")) for key in ("claim", "verdict", "says", "test")] for c in found.claims]
+        rows = [[*_claim(c), *(str(c.get(key) or "") for key in ("probe", "says", "test"))] for c in found.claims]
         title = f"Claims, {found.folder}: {found.runs} of {found.planned} runs"
-        tables.append(Table(title, ["claim", "verdict", "what is claimed", "what decides"], rows, text=_CLAIM_TEXT))
+        notes = "Probe: what measures the checkpoints that the claim is judged by; its command stands at the end of this page."
+        tables.append(Table(title, _CLAIM, rows, notes, text=_CLAIM))
         tables.append(_evidence(found.claims))
     return tables
 
 
-_CLAIM_TEXT = ("claim", "verdict", "what is claimed", "what decides")
+_CLAIM = ("claim", "verdict", "probe", "what is claimed", "what decides")
+
+
+def _claim(one: Mapping[str, Any]) -> tuple[str, str]:
+    """A claim's name, and its verdict with what has to be known of it."""
+    verdict, worth = str(one.get("verdict", "")), one.get("worth")
+    return str(one.get("claim", "")), f"{verdict} ({worth})" if worth else verdict
 
 
 def _evidence(claims: Sequence[Mapping[str, Any]]) -> Table:
@@ -175,9 +182,12 @@ def _evidence(claims: Sequence[Mapping[str, Any]]) -> Table:
     ]
     header = list(told[0][1]) if told else []
     rows = [[name, *(str(row.get(key, "")) for key in header)] for name, row in told]
-    return Table(
-        "Every test of every claim", ["claim", *header], rows, text=("arm", "against", "where", "verdict"), folded=True
+    notes = (
+        "Intervals are of 95%, each of one test by itself. p is adjusted by Holm's method, but where it says unadjusted. "
+        "(beside): decides nothing."
     )
+    text = ("arm", "against", "where", "verdict")
+    return Table("Every test of every claim", ["claim", *header], rows, notes, text, folded=True)
 
 
 def of_probes(material: Material) -> list[Table]:
@@ -197,9 +207,9 @@ def _probe(found: Mapping[str, Any]) -> Table:
             first = first or str(one.get("arm"))
             mean, difference = _effect(one.get("mean")), _effect(one.get("difference"))
             cells = [str(one.get("measure")), str(one.get("arm")), "" if mean is None else f"{mean.n}"]
+            cells += ["" if mean is None else estimate(mean.mean, mean.low, mean.high)]
             cells += [
-                "" if mean is None else mean.format(".4f"),
-                "" if difference is None else difference.format("+.4f"),
+                "" if difference is None else estimate(difference.mean, difference.low, difference.high, signed=True)
             ]
             rows.append(cells)
     measures = found.get("measures")
@@ -209,7 +219,9 @@ def _probe(found: Mapping[str, Any]) -> Table:
         if isinstance(one, dict) and one.get("along") is None
     ]
     header = ["measure", "arm", "seeds", "mean [95%]", f"minus {visible(first)} [95%]"]
-    return Table(f"Probe {found['probe']}: {found.get('meaning')}", header, rows, ". ".join(meanings), ("arm",))
+    undefined = ["-: not defined for this arm's models, or not measured"] if any("-" in row[3:] for row in rows) else []
+    notes = ". ".join([*meanings, "Intervals: of each arm by itself", *undefined]) + "."
+    return Table(f"Probe {found['probe']}: {found.get('meaning')}", header, rows, notes, ("arm",))
 
 
 def _effect(value: Any) -> Effect | None:
@@ -316,16 +328,27 @@ def commands(material: Material, own: str) -> list[Command]:
     """What made the page, what makes what is missing in it, and what repeats the runs."""
     found = [Command("This page", own)]
     paths = [*material.paths]
+    into = ", written into the suite's folder" if material.suite else ""
     if material.study is not None:
-        where = str(material.suite) if material.suite else "stability"
-        out = f"{where}/stability" if material.suite else where
-        found.append(Command("All tables and figures of the comparison", _line("analysis.stability", paths, out)))
+        out = f"{material.suite}/stability" if material.suite else "stability"
+        what = f"All tables and figures of the comparison{into}"
+        found.append(Command(what, _line("analysis.stability", paths, out)))
     if material.suite is not None:
-        found.append(
-            Command("The article's claims, for suites with TFSD", _line("analysis.claims", paths, f"{paths[0]}/claims"))
-        )
+        found += list(_of_probes(material, into))
+        what = f"The article's claims, for suites with TFSD{into}"
+        found.append(Command(what, _line("analysis.claims", paths, f"{paths[0]}/claims")))
     found += list(_again(material))
     return found
+
+
+def _of_probes(material: Material, into: str) -> Iterator[Command]:
+    """What measures checkpoints for the claims, each once, with the claims that it is for."""
+    served: dict[tuple[str, str], list[str]] = {}
+    for claim in (claim for found in claims_of(material) for claim in found.claims):
+        if claim.get("command"):
+            served.setdefault((str(claim["command"]), str(claim.get("probe"))), []).append(str(claim.get("claim")))
+    for (line, probe), claims in served.items():
+        yield Command(f"The probe {probe}, for {', '.join(dict.fromkeys(claims))}{into}", line)
 
 
 def _line(module: str, paths: Sequence[str], out: str) -> str:

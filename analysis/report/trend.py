@@ -25,6 +25,8 @@ class Trend(NamedTuple):
     """Mean of the last stretch minus that of the one before; NaN where it is unknown."""
     values: int
     """Of a stretch."""
+    above: float = 0.0
+    """How far the last stretch lies above the lowest of those before it, as long and side by side; 0 if it may be noise."""
 
 
 def trend(values: Floats) -> Trend:
@@ -36,6 +38,17 @@ def trend(values: Floats) -> Trend:
         return Trend("unknown", math.nan, count)
     change = float(last.mean() - before.mean())
     error = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / count)
+    above = _above(values[len(values) % count :].reshape(-1, count))
     if abs(change) <= SURE * error:
-        return Trend("level", change, count)
-    return Trend("falling" if change < 0 else "rising", change, count)
+        return Trend("level", change, count, above)
+    return Trend("falling" if change < 0 else "rising", change, count, above)
+
+
+def _above(stretches: Floats) -> float:
+    """The last mean minus the lowest, of the stretches that are finite; 0 unless that exceeds three standard errors."""
+    known = stretches[np.isfinite(stretches).all(axis=1)]
+    mean, variance = known.mean(axis=1), known.var(axis=1, ddof=1)
+    lowest = int(mean.argmin())
+    above = float(mean[-1] - mean[lowest])
+    error = math.sqrt((variance[-1] + variance[lowest]) / stretches.shape[1])
+    return above if above > SURE * error else 0.0

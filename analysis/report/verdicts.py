@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from analysis.stability.conclusion import Column, conclusions
 from analysis.stability.fairness import compared_configs, warnings
 from record.finished import Run
 
-from .happened import NAMES, Happened, name_of
+from .happened import LASTING, NAMES, Happened, name_of, summed_up
 from .material import Material, claims_of, is_running
 from .trend import trend
 
@@ -218,9 +218,15 @@ def _about_claims(material: Material) -> Iterator[Said]:
     for found in claims_of(material):
         told = []
         for verdict in ("refuted", "supported", "not shown", "not testable here"):
-            names = [visible(str(one.get("claim"))) for one in found.claims if one.get("verdict") == verdict]
+            names = [_claim(one) for one in found.claims if one.get("verdict") == verdict]
             told += [f"{len(names)} {verdict} ({', '.join(names)})"] if names else []
         yield Said("plain", f"Of {_counted(len(found.claims), 'claim')} of the article: {'; '.join(told)}.")
+
+
+def _claim(one: Mapping[str, Any]) -> str:
+    """A claim's name, with what has to be known of its verdict."""
+    name, worth = visible(str(one.get("claim"))), one.get("worth")
+    return f"{name} [{visible(str(worth))}]" if worth else name
 
 
 def _named(key: str) -> tuple[str, str, str]:
@@ -279,9 +285,16 @@ def _run_headline(runs: dict[str, Run], found: Sequence[Happened]) -> str:
             told += [f"{' and '.join(list(dict.fromkeys(of))[:3])} {what}"] if of else []
         return f"{visible(label)} {_state(run)[1]}; {', '.join(told) or 'no spike was found'}"
     spiked = len({one.run for one in found if one.kind in ("spike", "spike_opened")})
-    broken = sum(run.status.get("status") == "diverged" for run in runs.values())
-    ended = f", {broken} diverged" if broken else ""
-    return f"{len(runs)} runs side by side: spikes were found in {spiked}{ended}"
+    diverged = sum(run.status.get("status") == "diverged" for run in runs.values())
+    ended = f", {diverged} diverged" if diverged else ""
+    broken = [count for run in runs.values() if (count := _broken_rows(run))]
+    rows = f", NaN or infinite values in {len(broken)} ({_counted(sum(broken), 'step')})" if broken else ""
+    return f"{len(runs)} runs side by side: spikes were found in {spiked}{rows}{ended}"
+
+
+def _broken_rows(run: Run) -> int:
+    """At how many steps a signal that is told by name is not finite."""
+    return len(set().union(*(run.non_finite.get(signal, ()) for signal in NAMES)))
 
 
 def _state(run: Run) -> tuple[Tone, str]:
@@ -321,8 +334,8 @@ def _about_run(name: str, label: str, run: Run, found: Sequence[Happened]) -> It
     elif any(not run.series(key).empty for key in ("loss/nll", "grad_norm/total")):
         broken = any(one.kind == "non_finite" for one in own)
         yield Said("open" if broken else "good", f"No spike was found in {_watched(run)}.")
-    for kind in ("non_finite", "rise", "stall", "saturated", "monitor_failed"):
-        if alike := [one for one in own if one.kind == kind]:
+    for kind in ("non_finite", *LASTING, "monitor_failed"):
+        if alike := [one for one in summed_up(own) if one.kind == kind]:
             more = f"; {len(alike) - 1} more like it" if len(alike) > 1 else ""
             yield Said("bad", f"{_capital(alike[0].what)} ({alike[0].where}{more}).")
     series = run.series(ACTING)
@@ -372,7 +385,8 @@ def _about_level(run: Run) -> Iterator[Said]:
     finite = losses[np.isfinite(losses)]
     ends = (number(float(finite[-1])), number(float(finite.min()))) if finite.size else ("-", "-")
     level = f" Last training loss: {ends[0]}, lowest: {ends[1]}."
-    yield Said(tone, text + level + last)
+    above = f" On average over such a stretch it is {number(found.above, 2)} above its lowest." if found.above else ""
+    yield Said(tone if tone != "good" or not above else "open", text + above + level + last)
 
 
 def _run_facts(label: str, run: Run, *, alone: bool) -> list[str]:

@@ -180,13 +180,23 @@ def legend_outside(
     return figure.legend(handles, shown, loc=loc, ncols=columns, fontsize=fontsize, **more)
 
 
-def mark_handles(*, peaks: str | None = None, non_finite: bool = False, size: float = 7) -> list[Line2D]:
-    """Legend entries for marks: the triangles at peaks, named ``peaks``, and the crosses at values that are not finite."""
+def mark_handles(
+    *, peaks: str | None = None, non_finite: bool = False, beyond: bool = False, size: float = 7
+) -> list[Line2D]:
+    """Legend entries for marks: the triangles at peaks, named ``peaks``, the crosses at values that are not finite, and the
+    filled triangles where a curve is ``beyond`` the axis."""
     from matplotlib.lines import Line2D
 
     grey: dict[str, Any] = {"color": GREY, "markerfacecolor": "none", "linestyle": ""}
     marks = [("v", peaks, size), ("x", "NaN or infinite" if non_finite else None, 6)]
-    return [Line2D([], [], marker=mark, label=label, markersize=s, **grey) for mark, label, s in marks if label]
+    handles = [Line2D([], [], marker=mark, label=label, markersize=s, **grey) for mark, label, s in marks if label]
+    filled = grey | {
+        "marker": "^",
+        "markersize": size,
+        "markerfacecolor": GREY,
+        "label": "beyond the axis, with its value",
+    }
+    return [*handles, Line2D([], [], **filled)] if beyond else handles
 
 
 # ------------------------------------------------------------------------------------------------------------ smoothing
@@ -278,6 +288,18 @@ def mark_peaks(axes: Axes, x: Any, y: Any, colour: str, size: float = 7, edge: f
         x, y, linestyle="", marker="v", markersize=size, markerfacecolor="none", markeredgecolor=colour,
         markeredgewidth=edge, zorder=5,
     )  # fmt: skip
+
+
+def mark_beyond(axes: Axes, x: float, colour: str, size: float = 7, label: str = "") -> None:
+    """A filled triangle on the upper edge where a curve leaves the axis, with a label towards the middle of the panel."""
+    edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": colour, "zorder": 5, "clip_on": False}
+    axes.plot(x, 0.985, marker="^", markersize=size, **edge)
+    if label:
+        right = x > np.mean(axes.get_xlim())
+        axes.annotate(
+            label, (x, 0.985), (-size if right else size, 0), xycoords=edge["transform"], textcoords="offset points",
+            ha="right" if right else "left", va="center", fontsize=7.5, color=colour, annotation_clip=False, zorder=6,
+        )  # fmt: skip
 
 
 def note(axes: Axes, text: str) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+_DECIMALS = 6
+"""Decimals beyond which a number is written with an exponent."""
+
 
 def number(value: float | None, digits: int = 4) -> str:
     """The value to ``digits`` significant digits; "-" for None."""
@@ -24,6 +27,27 @@ def number(value: float | None, digits: int = 4) -> str:
     if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
+
+
+def estimate(mean: float, low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """The mean and, in brackets, its interval to two significant digits of its half width, as further ones say nothing, and at
+    most six of the largest. Without an interval four digits of the mean; "-" for NaN."""
+    if math.isnan(mean):
+        return "-"
+    sign = "+" if signed else ""
+    half = math.nan if low is None or high is None else (high - low) / 2
+    if low is None or high is None or not 0 < half < math.inf:
+        return ("+" if signed and mean > 0 else "") + number(mean)
+    largest = max(abs(mean), abs(low), abs(high))
+    decimals = min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(largest)))
+
+    def shown(value: float) -> str:
+        if decimals <= _DECIMALS:
+            return f"{round(value, decimals) + 0.0:{sign},.{max(decimals, 0)}f}"  # + 0.0: no minus before a zero
+        digits = 0 if value == 0 else max(math.floor(math.log10(abs(value))) + decimals, 0)
+        return f"{value:{sign}.{digits}e}"
+
+    return f"{shown(mean)} [{shown(low)}, {shown(high)}]"
 
 
 def first_of(items: Sequence[str], count: int) -> str:

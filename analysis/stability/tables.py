@@ -21,6 +21,7 @@ _OF_A_RUN = ("ended", "final_nll", "stalls", "saturated", "spikes_nll", "spikes_
 
 _AT_A_GLANCE = ("final_nll", "accuracy", "ece", "weight", "residual_growth", "logits_growth")
 """Measures in the table of what the arms have come to."""
+INTERVALS = "Intervals: of each arm by itself, not adjusted; p: adjusted by Holm over the arms."
 
 
 class Shown(NamedTuple):
@@ -57,7 +58,7 @@ def difference_table(found: Study, scenario: str, basis: str, key: str = PRIMARY
         cells = [name_of(found, row.arm), str(row.difference.n), _rates(found, row.arm, scenario, basis)]
         shown.append([*cells, mean_text(values, entry.form), *_against(row), short_verdict(row)])
     unit = f", {entry.unit}" if entry.unit else ""
-    return Shown(f"{entry.heading}{unit}, {scenario}, {found.basis_text(scenario, basis)}", header, shown)
+    return Shown(f"{entry.heading}{unit}, {scenario}, {found.basis_text(scenario, basis)}", header, shown, INTERVALS)
 
 
 def difference_text(row: Row) -> str:
@@ -109,7 +110,7 @@ def sweep_table(found: Study, scenario: str) -> Shown | None:
         f"Rates: {grid}; seeds: those with a run at each, which the sensitivity is of. \N{LESS-THAN OR EQUAL TO}, "
         "\N{GREATER-THAN OR EQUAL TO}: best at an end of the grid. Between: by a parabola, if inside for every seed. Within .05: "
         f"mean final NLL at most {NEAR_BEST} nats above the lowest. Stable to: up to this rate no seed diverged or "
-        f"stalled, and the mean is within {STABLE} nats of the lowest. Sensitivity: {SENSITIVITY.meaning}."
+        f"stalled, and the mean is within {STABLE} nats of the lowest. Sensitivity: {SENSITIVITY.meaning}. {INTERVALS}"
     )
     return Shown(f"Over the rates, {scenario}", header, rows, notes, ("between [95%]", "p (Holm)"))
 
@@ -183,7 +184,8 @@ def stress_tables(found: Study) -> list[Shown]:
         "Survived: finished, without a stall and "
         "not above the initial NLL. Back: at the calm "
         "run's NLL again, for good, before the end; a run that diverged is not. Steps: until then, Kaplan-Meier median; > end: "
-        "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress."
+        "over half were not back. Nat-steps: sum of the NLL minus the calm run's; none if that had diverged before the stress. "
+        + INTERVALS
     )
     return [*tables[:-1], *(table._replace(notes=notes) for table in tables[-1:])]
 

@@ -94,7 +94,11 @@ def test_the_same_source_gives_the_same_bytes_anywhere(tmp_path: Path) -> None:
 def test_an_unchanged_source_is_not_tokenised_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = text_data(tmp_path / "cache", write_jsonl(tmp_path / "a.jsonl", sentences(100)))
     first = open_store(data)
-    assert "encoding" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert told.startswith(
+        f"making the tokens of the text corpus, once for all runs and probes of it, in {first.path}\n"
+    )
+    assert "encoding" in told
     before = state(tmp_path / "cache")
     longer = data.model_copy(update={"sequence_length": 32})
     assert open_store(longer).path == first.path

@@ -197,6 +197,7 @@ def test_overrides_of_all_runs_come_before_those_of_arm_and_scenario(read):
             "scenarios.x.branches_from: unknown key; did you mean branch_from?",
         ),
         ("arms: {a: []}\nscenario: {}", "scenario: unknown key; did you mean scenarios?"),
+        ("arms: {a: []}\noutput_dir: x", "output_dir: unknown key; did you mean out?"),
         ("arms: {a: []}\nbanana: 1", "banana: unknown key"),
         ("seeds: [0]", "arms: is required and has no default"),
         ("arms: {a: train.steps=6}", 'arms.a: input should be a valid list, but is "train.steps=6"'),

@@ -2,14 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from accelerate.state import AcceleratorState
 
-from analysis.claims.__main__ import all_claims, main
-from analysis.claims.base import Evidence, Judged, judge, verdict_of
+from analysis.claims.__main__ import _row, all_claims, main
+from analysis.claims.base import Evidence, Judged, judge, verdict_of, worth_of
 from analysis.claims.bounded_logits import growth, largest
 from analysis.claims.capped_outliers import not_finite, outlier
 from analysis.claims.vanishing_gradient import correlation
@@ -78,7 +79,7 @@ def over_seeds(values, good, decides=True):
 
 
 def test_a_verdict_needs_the_interval_and_the_adjusted_p():
-    """One p of 0.02 is enough alone, and not among three tests."""
+    """One p of 0.02 is enough alone, and not among three tests that decide."""
     clear, weak = [1.0, 1.1, 0.9, 1.05], [1.0, 0.4, 1.8, 1.2]
     assert 0.017 < over_seeds(weak, "higher").difference.p < 0.05
     alone = judge({"a": [over_seeds(weak, "higher")]})["a"][0]
@@ -90,6 +91,22 @@ def test_a_verdict_needs_the_interval_and_the_adjusted_p():
     assert among["a"][0].adjusted_p == pytest.approx(2 * over_seeds(weak, "higher").difference.p)
     assert [each.verdict for each in (*among["a"], *among["b"])] == ["not shown", "supported", "not shown"]
     assert among["a"][0].smallest > alone.smallest  # among more tests only a larger one would be claimed
+
+
+def test_what_stands_beside_the_verdicts_is_no_test_among_those_that_decide():
+    weak, clear = [1.0, 0.4, 1.8, 1.2], [1.0, 1.1, 0.9, 1.05]
+    beside = [over_seeds(each, "higher", decides=False) for each in (clear, weak)]
+    decides, *others = judge({"a": [over_seeds(weak, "higher"), *beside]})["a"]
+    assert decides == judge({"a": [over_seeds(weak, "higher")]})["a"][0]
+    assert [(each.adjusted_p, each.p) for each in others] == [(None, each.difference.p) for each in beside]
+    assert [each.verdict for each in others] == ["supported", "supported"]
+    assert _row(decides)[5] == f"{decides.evidence.difference.p:.2g}"
+    assert [each[5] for each in map(_row, others)] == [f"{each.difference.p:.2g} unadjusted" for each in beside]
+
+
+def test_a_difference_of_nothing_measured_is_told_in_words():
+    row = _row(judge({"a": [replace(over_seeds([], "higher"), told="arm unknown")]})["a"][0])
+    assert (row[3], row[5]) == ("arm unknown", "")
 
 
 def test_what_is_no_test_over_seeds_has_its_own_verdict_and_is_not_counted():
@@ -146,6 +163,8 @@ def test_what_zero_loss_is_worth_is_told_and_not_judged(tmp_path):
     mean = np.mean([own[0] - min(own) for own in nll])
     assert worth.evidence.told.startswith(f"article {mean:.3f} [")
     assert verdict_of([reached, worth]) == "supported"
+    assert worth_of([reached, worth]) == f"NLL there {mean:.2f} nats above the lowest"
+    assert worth_of([replace(reached, verdict="not shown"), worth]) == ""
 
 
 SUITE = """
@@ -184,15 +203,20 @@ def test_the_command_tells_every_claims_verdict_from_run_directories(suite, tmp_
     capsys.readouterr()
     main([str(suite), "--out", str(tmp_path)])
     printed, page = capsys.readouterr().out, (tmp_path / "claims.md").read_text()
+    assert "p is adjusted by Holm's method over the tests with two seeds or more that decide a verdict" in page
     found = json.loads((tmp_path / "claims.json").read_text())
     assert {each["claim"] for each in found["claims"]} == all_claims().keys()
     for claim in found["claims"]:
-        assert f"\n{claim['claim']}: {claim['verdict']}\n" in printed
-        assert f"## {claim['claim']}: {claim['verdict']}\n" in page
+        verdict = claim["verdict"] + (f" ({claim['worth']})" if claim["worth"] else "")
+        assert f"\n{claim['claim']}: {verdict}\n" in printed
+        assert f"## {claim['claim']}: {verdict}\n" in page
         deciding = {each["arm"] for each in claim["evidence"] if each["decides"]}
         assert deciding <= {"article"}  # the article's own scale decides where there is one
     by_name = {each["claim"]: each for each in found["claims"]}
-    assert by_name["bounded_logits"]["verdict"] == "supported"
+    assert (by_name["bounded_logits"]["verdict"], by_name["bounded_logits"]["worth"]) == (
+        "supported",
+        "true by construction",
+    )
     largest = {
         each["arm"]: each["told"] for each in by_name["bounded_logits"]["evidence"] if each["what"] == "largest logit"
     }
@@ -205,4 +229,5 @@ def test_the_command_tells_every_claims_verdict_from_run_directories(suite, tmp_
 def test_a_suite_without_tfsd_is_refused(suite, capsys):
     linear = [str(suite / f"linear_calm_seed{seed}") for seed in (0, 1)]
     assert exit_status(lambda: main(linear)) == 2
-    assert "error: no arm has a metric head and TFSD" in capsys.readouterr().err
+    assert "error: no arm has a metric head and TFSD" in (told := capsys.readouterr().err)
+    assert "; no arm has negatives with the hinge" in told

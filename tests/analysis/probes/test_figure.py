@@ -58,6 +58,19 @@ def test_measures_share_a_panel_and_what_has_no_value_has_none():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "bent"]
 
 
+def test_many_names_are_turned_and_of_very_many_some_are_left_out():
+    for count, shown in ((15, 15), (100, 20)):
+        rows = pd.concat(
+            [table({"by_corpus": ([0.1], [0.2])}).query("index == 0").assign(index=at) for at in range(count)]
+        )
+        names = [f"{at}.self_attn.q_proj" for at in range(count)]
+        with style.look():
+            (figure,) = probe_figures(rows, MEASURES[-1:], "title", lambda along, names=names: names).values()
+        labels = figure.axes[0].get_xticklabels()
+        assert [label.get_text() for label in labels] == names[:: count // shown]
+        assert {label.get_rotation() for label in labels} == {90.0}
+
+
 def test_over_training_the_measures_of_a_panel_are_kinds_of_lines():
     figure, drawn = panels(table({key: VALUES[key] for key in ("auc_entropy", "auc_energy")}, steps=(10, 20)), SHARED)
     assert list(drawn) == ["auc_*"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.probes.__main__ import main
 from analysis.probes.growth import exponent, growth
-from analysis.probes.radial import Radial, directions_of, stable_rank
+from analysis.probes.radial import Radial, _short, directions_of, stable_rank
 from model import final_norm
 from tests.analysis.models import make_model
 
@@ -61,12 +64,51 @@ def test_the_four_places_of_a_model_are_those_of_its_parts(family):
 def test_a_power_law_grows_by_its_exponent(b, factor):
     tokens = np.array([0.0, 10.0, 40.0, 90.0, np.nan])
     values = factor * np.array([5.0, 10.0**b, 40.0**b, 90.0**b, 1.0])
-    assert exponent(tokens, values) == pytest.approx(b, abs=1e-9)
+    rate, checkpoints = exponent(tokens, values)
+    assert (rate, checkpoints) == (pytest.approx(b, abs=1e-9), 3)
 
 
-def test_growth_is_averaged_over_runs_and_none_from_single_checkpoints():
-    rows = pd.DataFrame({"run": ["a", "a", "b", "b"], "tokens": [1, 10, 1, 10], "value": [1.0, 10.0, 1.0, 1000.0]})
-    found = growth(rows.astype({"tokens": "Int64"}))
-    assert found is not None
-    assert (found.mean, found.n) == (pytest.approx(2), 2)
-    assert growth(rows[rows["tokens"] == 1].astype({"tokens": "Int64"})) is None
+@given(values=st.lists(st.tuples(st.sampled_from([0.0, 1.0, 4.0]), st.floats(0.1, 10)), max_size=9))
+def test_through_two_places_every_line_passes_so_they_have_no_rate(values):
+    """Those at 0 tokens have no place."""
+    tokens, value = np.reshape(values, (-1, 2)).T
+    rate, checkpoints = exponent(tokens, value)
+    assert checkpoints == len(set(tokens) - {0.0}) < 3
+    assert np.isnan(rate)
+
+
+def test_growth_is_averaged_over_runs_and_none_from_few_checkpoints():
+    by_run = {"a": [1.0, 10.0, 100.0], "b": [1.0, 1e3, 1e6]}
+    rows = pd.DataFrame([(run, 10**at, value) for run, own in by_run.items() for at, value in enumerate(own)])
+    rows = rows.set_axis(["run", "tokens", "value"], axis=1).astype({"tokens": "Int64"})
+    rate, checkpoints = growth(rows)
+    assert rate is not None
+    assert (rate.mean, rate.n, checkpoints) == (pytest.approx(2), 2, [3, 3])
+    assert growth(rows[rows["tokens"] < 100]) == (None, [2, 2])
+
+
+def test_the_table_says_from_how_many_checkpoints_and_the_figure_which_matrices(two_heads, tmp_path, capsys):
+    main(["radial", *two_heads, "--over-training", "--set", "windows=1", "--out", str(tmp_path)])
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[-3:] == ["growth", "[95%]", "checkpoints"]
+    assert next(line.split()[-2:] for line in lines if line.startswith("  flat")) == ["-", "2"]
+    assert any("-: fewer than 3, from which no rate is given" in line for line in lines)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [one["growth"] for one in summary["arms"]] == [None] * len(summary["arms"])
+    names = summary["measures"]["stable_rank_by_matrix"]["places"]
+    assert len(names) == len({one["index"] for one in summary["arms"] if one["measure"] == "stable_rank_by_matrix"})
+    assert len(set(names)) == len(names)
+    assert "0.attn.c_attn" in names
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("body.model.layers.12.self_attn.q_proj.weight", "12.self_attn.q_proj"),
+        ("transformer.h.0.mlp.c_fc.weight", "0.mlp.c_fc"),
+        ("model.embed_tokens.weight", "embed_tokens"),
+        ("weight", "weight"),
+    ],
+)
+def test_a_matrix_is_named_by_its_block_and_modules(name, short):
+    assert _short(name) == short

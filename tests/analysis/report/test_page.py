@@ -38,14 +38,23 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "says": "It has none.",
         "test": "fewer",
         "verdict": "supported",
+        "worth": "by construction",
+        "probe": "calibration",
+        "command": "python -m analysis.probes calibration heads",
         "evidence": [{"row": row}],
     }
+    other = claim | {"claim": "sure", "verdict": "not shown", "worth": ""}
     (folder / "claims").mkdir()
-    (folder / "claims" / "claims.json").write_text(json.dumps({"runs": 12, "planned": 12, "claims": [claim, 3]}))
+    (folder / "claims" / "claims.json").write_text(json.dumps({"runs": 12, "planned": 12, "claims": [claim, other, 3]}))
     effect = {"mean": 0.25, "low": "NaN", "high": 0.5, "n": 4}
+    wide, nothing = (
+        {"mean": 1.23456, "low": 0.7, "high": 1.8, "n": 4},
+        {"mean": "NaN", "low": None, "high": None, "n": 0},
+    )
     probe = {
         "probe": "calibration", "meaning": "How sure.", "measures": {"ece": {"unit": "1", "meaning": "error", "along": None}},
-        "arms": [{"arm": "base", "measure": "ece", "index": -1, "mean": effect, "difference": None}, None],
+        "arms": [{"arm": "base", "measure": "ece", "index": -1, "mean": effect, "difference": None}, None,
+                 {"arm": "lower", "measure": "ece", "index": -1, "mean": wide, "difference": nothing}],
     }  # fmt: skip
     (folder / "probes" / "calibration").mkdir(parents=True)
     (folder / "probes" / "calibration" / "summary.json").write_text(json.dumps(probe))
@@ -56,13 +65,17 @@ def test_a_suite_s_first_screen_says_what_is_shown_and_what_is_not(suite: Path, 
     document = made(tmp_path, suite)
     for words in (
         "Compared with base, a lower loss is shown for 1 of 2 arms and a higher one for none",
-        "Of 1 claim of the article: 1 supported (no_spikes).",
+        "Of 2 claims of the article: 1 supported (no_spikes [by construction]); 1 not shown (sure).",
+        "supported (by construction)", "The probe calibration, for no_spikes, sure, written into the suite's folder",
+        "1.23 [0.70, 1.80]", "0.2500", "-: not defined for this arm's models, or not measured",
         "Lower final loss than base: lower (-0.5", "No difference in final loss from base is shown for alike",
         "3 arms (ways to train that are compared): base, lower, alike. The baseline is base.",
         "4 seeds each", "12 of 12 planned runs have ended.", "differ in head.kind; every other key is the same",
         "It has none.", "Probe calibration: How sure.", "no A/A control", "python -m analysis.stability",
     ):  # fmt: skip
         assert words in document.text, words
+    assert document.text.count("python -m analysis.probes calibration heads") == 1
+    assert "nan" not in document.text
     assert document.text.index("Lower final loss") < document.text.index("What was run")
     (section,) = document.data
     assert [group["name"] for group in section["groups"]] == ["base", "lower", "alike"]
@@ -114,6 +127,14 @@ def test_a_log_whose_loss_became_nan_says_so_first(tmp_path: Path) -> None:
     assert "train is logged up to step 300; the loss became NaN or infinite" in document.text
     assert "The loss became NaN or infinite, 100 values in all (steps 201 to 300)." in document.text
     assert "Whether the loss still falls cannot be said: some of its values are NaN or infinite." in document.text
+
+
+def test_several_logs_are_counted_by_what_broke_in_them(tmp_path: Path) -> None:
+    for name, broken in (("whole", ()), ("short", (90,)), ("long", (70, 71, 95))):
+        values = [f"{step},{'inf' if step in broken else 5 / step}\n" for step in range(1, 101)]
+        (tmp_path / f"{name}.csv").write_text("step,loss\n" + "".join(values))
+    document = made(tmp_path, *(tmp_path / f"{name}.csv" for name in ("whole", "short", "long")))
+    assert "3 runs side by side: spikes were found in 0, NaN or infinite values in 2 (4 steps)" in document.text
 
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
