@@ -28,6 +28,7 @@ from . import tables
 from .charts import Chart, Group, Section, sections
 from .happened import counts, summed_up, what_happened
 from .material import Material
+from .one_seed import gravest_first, has_one_seed
 from .picture import picture
 from .verdicts import first_screen
 
@@ -41,9 +42,12 @@ def page(material: Material, command: str, refresh: int | None = None) -> str:
     happened = what_happened(material)
     told = summed_up(happened)
     found, drawn = material.study, sections(material)
+    one_seed = found is not None and has_one_seed(found)
+    if one_seed:
+        drawn = gravest_first(drawn, happened)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     words = first_screen(material, happened)
-    forest = None if found is None else tables.forest(found)
+    forest = None if found is None or one_seed else tables.forest(found)
     return _templates().get_template("page.html.j2").render(
         words=words,
         title=_title(material),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,32 +19,14 @@ from record.finished import Run
 
 from .happened import LASTING, NAMES, Happened, name_of, summed_up
 from .material import Material, claims_of, is_running
+from .one_seed import has_one_seed, one_seed_headline, one_seed_said
+from .said import Said, Tone, Words
 from .trend import trend
 
-Tone = Literal["good", "bad", "plain", "open"]
 _NAMED = 8
 """Most arms that a sentence names."""
 _RUNS_TOLD = 6
 """Most runs of which the first screen tells by themselves."""
-
-
-class Said(NamedTuple):
-    """A sentence, and whether it is good news, bad news, neither, or that nothing is shown."""
-
-    tone: Tone
-    text: str
-
-
-class Words(NamedTuple):
-    """The first screen."""
-
-    headline: str
-    facts: list[str]
-    """What was run."""
-    said: list[Said]
-    """What came out of it."""
-    matched: list[str]
-    """What was compared, and what was the same."""
 
 
 MEASURES = {
@@ -62,14 +44,18 @@ MEASURES = {
 def first_screen(material: Material, found: Sequence[Happened]) -> Words:
     """The words for arms, where there are any to compare, otherwise for runs and logs."""
     if material.study is not None and material.study.comparison.compared:
-        return _of_arms(material, material.study)
+        return _of_arms(material, material.study, found)
     return _of_runs(material, found)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- arms
 
 
-def _of_arms(material: Material, found: Study) -> Words:
+def _of_arms(material: Material, found: Study, happened: Sequence[Happened]) -> Words:
+    if has_one_seed(found):
+        said = [*one_seed_said(material, found, happened), *_about_claims(material)]
+        headline = one_seed_headline(material, found, happened)
+        return Words(headline, _arm_facts(material, found), said, _matched(found))
     columns = {column.key: column for column in conclusions(found)}
     said = [*_about_loss(found, columns.get("final_nll")), *_about_stability(found, columns), *_about_claims(material)]
     return Words(_headline(found, columns), _arm_facts(material, found), said, _matched(found))

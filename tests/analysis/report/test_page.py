@@ -12,8 +12,9 @@ import yaml
 from analysis.report.__main__ import main
 from analysis.show.text import visible
 from common.command import exit_status
+from record.suite import PlannedRun, SuitePlan, write_plan
 from tests.analysis.replay.test_page import HOSTILE
-from tests.analysis.stability.made import write_suite
+from tests.analysis.stability.made import config, curve, write_suite
 from tests.analysis.written import spike, training_rows, write_run
 from tests.conftest import ROOT
 
@@ -80,6 +81,29 @@ def test_a_suite_s_first_screen_says_what_is_shown_and_what_is_not(suite: Path, 
     (section,) = document.data
     assert [group["name"] for group in section["groups"]] == ["base", "lower", "alike"]
     assert [line["kind"] for line in section["charts"][0]["lines"]] == (["run"] * 4 + ["strong"]) * 3
+
+
+def test_arms_of_one_seed_are_told_by_what_happened_in_them(tmp_path: Path) -> None:
+    plan = []
+    for arm, scenario in product(("base", "limited"), ("calm", "jump")):
+        bump = 2.0 * (arm == "base" and scenario == "jump")
+        events = [spike("loss/nll", 40)] if bump else []
+        name = f"{arm}_{scenario}"
+        write_run(tmp_path / "heads" / name, curve(0, bump=bump), events=events, config=config(0, head={"kind": arm}))
+        plan.append(PlannedRun(name, arm, scenario, 0.01, 0))
+    write_plan(tmp_path / "heads", SuitePlan("base", None, tuple(plan)))
+    document = made(tmp_path, tmp_path / "heads")
+    for words in (
+        "One seed each: under jump the loss of base spiked, that of limited did not",
+        "calm: no spike of the loss. Validation loss at the end: base 4.000, limited 4.000.",
+        "jump, base: spike of the loss: 2.00 above what was expected (9.00 times the noise), recovered, steps 40 to 44.",
+        "jump, limited: no spike of the loss. Validation loss at the end: 4.000.",
+        "Every arm has one seed",
+    ):
+        assert words in document.text, words
+    assert "too few seeds" not in document.text[: document.text.index("Events")]
+    first = document.data[0]["charts"][0]
+    assert [mark["x"] for mark in first["marks"]] == [40], "the curves on the first screen are those with the spike"
 
 
 def test_a_single_run_s_first_screen_says_how_it_went(tmp_path: Path) -> None:
