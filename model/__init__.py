@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .attention import attend_causally, attention_probe
@@ -22,22 +23,33 @@ SwapHeadConfig.register_for_auto_class()
 SwapHeadForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 
-def load_model(checkpoint: str | Path, *, local_files_only: bool = True, body_only: bool = False) -> PreTrainedModel:
+def load_model(
+    checkpoint: str | Path,
+    *,
+    local_files_only: bool = True,
+    body_only: bool = False,
+    weights: dict[str, Tensor] | None = None,
+) -> PreTrainedModel:
     """Load this project's model, or any transformers causal LM, from a checkpoint: float32, evaluation mode.
 
     Never runs code from the checkpoint. Raises ValueError naming weights that are missing or have another shape
     (``body_only``: only those of the body), which transformers would leave random with a warning. A checkpoint of this
-    project must not hold other weights either; for other models a warning names them.
+    project must not hold other weights either; for other models a warning names them. ``weights``: those of this project's model,
+    of whose checkpoint then only the configuration is read.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(checkpoint),
-        dtype="float32",
-        local_files_only=local_files_only,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported below
-        output_loading_info=True,
-    )
+    options: dict[str, Any] = {"dtype": "float32", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    loaded: Any
+    if weights is None:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(checkpoint),
+            local_files_only=local_files_only,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    else:
+        config = SwapHeadConfig.from_pretrained(str(checkpoint), local_files_only=True)
+        loaded = SwapHeadForCausalLM.from_pretrained(None, config=config, state_dict=weights, **options)
     model, info = loaded
     needed = f"{model.base_model_prefix}." if body_only else ""
     missing = [key for key in info["missing_keys"] if key.startswith(needed)]

@@ -60,19 +60,22 @@ def from_main(find: Callable[[], Any], device: torch.device) -> Any:
         if rank() == 0:
             answer = {"found": find(), "failed": False}
     finally:  # the others learn of a failure before it ends the main process
-        answer = _broadcast(answer, device)
+        answer = from_rank(0, lambda: answer, device)
     if answer["failed"]:
         raise InputError()
     return answer["found"]
 
 
-def _broadcast(value: Any, device: torch.device) -> Any:
-    """The main process's ``value``, as JSON: what comes over the network is never unpickled."""
-    text = json.dumps(value).encode()
+def from_rank(source: int, find: Callable[[], Any], device: torch.device) -> Any:
+    """The (JSON) result of ``find`` on one rank, on all of them: what comes over the network is never unpickled. All ranks call
+    it; ``find`` must not raise."""
+    if world_size() == 1:
+        return find()
+    text = json.dumps(find()).encode() if rank() == source else b""
     size = torch.tensor([len(text)], device=device)
-    dist.broadcast(size, src=0)
+    dist.broadcast(size, src=source)
     data = torch.zeros(int(size), dtype=torch.uint8, device=device)
-    if rank() == 0:
+    if rank() == source:
         data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(data, src=0)
+    dist.broadcast(data, src=source)
     return json.loads(bytes(data.tolist()))

@@ -1,4 +1,4 @@
-"""Stop a run on request at a step boundary, the same one on all ranks."""
+"""Stop a run on request at a step boundary, the same one on all ranks; what else they agree on at every step."""
 
 import contextlib
 import signal
@@ -48,11 +48,11 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-class StopVote:
-    """Agreement of all ranks on whether to stop, at every step, without waiting for it.
+class Vote:
+    """Agreement of all ranks on a few numbers, whether to stop among them, at every step, without waiting for it.
 
     Each step starts a tiny reduction on the CPU and reads the result of the one before, so several ranks stop one step
-    after the signal; a single process stops at once. All ranks must call it equally often.
+    after the signal; a single process stops at once. All ranks must call it equally often, with equally many numbers.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -60,20 +60,20 @@ class StopVote:
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self._cast: tuple[dist.Work, torch.Tensor] | None = None
 
-    def __call__(self, requested: bool) -> bool:
-        """Vote at the end of a step: whether this rank was signalled. Returns whether all ranks stop now."""
+    def __call__(self, *numbers: float) -> list[float]:
+        """Vote at the end of a step. Returns the greatest of each number over all ranks at the step before; at first zeros."""
         if self._group is None:
-            return requested
-        stops = False
+            return list(numbers)
+        greatest = [0.0] * len(numbers)
         if self._cast is not None:
-            work, value = self._cast
+            work, values = self._cast
             work.wait()
-            stops = bool(value.item())
-        value = torch.tensor(float(requested))
-        work = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            greatest = values.tolist()
+        values = torch.tensor(numbers, dtype=torch.float64)
+        work = dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         assert work is not None, "an asynchronous reduction returns a handle"
-        self._cast = (work, value)
-        return stops
+        self._cast = (work, values)
+        return greatest
 
     def close(self) -> None:
         """Wait for the last reduction, once all ranks have voted equally often."""

@@ -1,15 +1,18 @@
 """Checkpoints: complete or absent, never partial.
 
 A checkpoint is a transformers model directory (safetensors, tokenizer, the model's code) plus optimizer.safetensors,
-trainer_state.json, what interventions and reparametrised matrices need, and a manifest of checksums. It is written under a
-temporary name, flushed to disk and renamed. Random streams need no state: each is a function of the seed and the step.
+trainer_state.json, what interventions and reparametrised matrices need, and a manifest of checksums. Under FSDP2 the weights and
+the optimizer's state are in shards instead, one a rank (:mod:`record.shards`). It is written under a temporary name, flushed to
+disk and renamed. Random streams need no state: each is a function of the seed and the step.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +30,20 @@ from common.files import flush_to_disk
 
 from .integrity import MANIFEST_FILE, write_manifest
 from .rows import BRANCH_FOLDER
+from .shards import INDEX_FILE, Part, Shards, join_shards, write_shard
 
 STATE_FILE = "trainer_state.json"
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
 """A folder without any of them never was a checkpoint; one whose manifest lists missing weights is damaged."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
+MODEL, OPTIMIZER = "model.", "optimizer."
+"""What the names of tensors in shards begin with."""
 _INTERVENTIONS_FILE = "interventions.safetensors"
 """Written only if an intervention has state."""
 _REPARAMETRISED_FILE = "sigma_reparam.safetensors"
 """Written only for a body with ``sigma_reparam``: what its matrices in model.safetensors are made from."""
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
-_LEFTOVER = re.compile(r"\.step_\d{8,}\.(tmp|old)")
+_LEFTOVER = re.compile(r"\.step_\d{8,}(\.[0-9a-f]{8})?\.(tmp|old)")
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -51,17 +57,26 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(complete, key=step_of)
 
 
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether a checkpoint's tensors are in shards."""
+    return (checkpoint / INDEX_FILE).is_file()
+
+
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written, from its name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def model_tensors(model: nn.Module, bare: nn.Module) -> dict[str, Tensor]:
-    """The weights of ``model`` by their names in ``bare``, the model without wrappers. They are unsharded and on the CPU; a
-    tied weight appears once, under its first name. All ranks call it; only the main process gets the tensors."""
-    weights: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Tensors unsharded and on the CPU, for the main process alone."""
+OWN = StateDictOptions()
+"""Tensors as this rank has them: possibly shards, and the very ones that training changes."""
+
+
+def model_tensors(model: nn.Module, bare: nn.Module, options: StateDictOptions = WHOLE) -> dict[str, Tensor]:
+    """The weights of ``model`` by their names in ``bare``, the model without wrappers; a tied weight appears once, under its
+    first name. All ranks call it."""
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
     own = {name for name, _ in bare.named_parameters()}
     tied = {name for name, _ in bare.named_parameters(remove_duplicate=False)} - own
     if weights and weights.keys() != bare.state_dict().keys():
@@ -72,10 +87,10 @@ def model_tensors(model: nn.Module, bare: nn.Module) -> dict[str, Tensor]:
     return {name: weight for name, weight in weights.items() if name not in tied}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as ``<parameter>.<slot>``, unsharded and on the CPU. All ranks call it; only the main process
-    gets the tensors."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, options: StateDictOptions = WHOLE
+) -> dict[str, Tensor]:
+    """The optimizer's state as ``<parameter>.<slot>``. All ranks call it."""
     nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
     state: dict[str, dict[str, Tensor]] = nested.get("state", {})
     return {f"{name}.{slot}": value for name, slots in state.items() for slot, value in slots.items()}
@@ -128,36 +143,87 @@ def write_checkpoint(
     final.parent.mkdir(exist_ok=True)
     temporary.mkdir()
     try:
-        save_model(temporary)
-        save_file(optimizer, temporary / _OPTIMIZER_FILE)
-        if interventions:
-            save_file(interventions, temporary / _INTERVENTIONS_FILE)
-        if reparametrised:
-            save_file(reparametrised, temporary / _REPARAMETRISED_FILE)
-        text = json.dumps({"step": step, **state}, indent=1, allow_nan=False) + "\n"
-        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
-        _publish(temporary, final)
-    except Exception as error:
+        with _system_errors(temporary):
+            save_model(temporary)
+            save_file(optimizer, temporary / _OPTIMIZER_FILE)
+            save_rest(temporary, interventions, reparametrised, {"step": step, **state})
+            _publish(temporary, final)
+    except Exception:
         shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
-        # Libraries in Rust turn system errors into exceptions of their own, which quote the number.
-        if not isinstance(error, OSError) and (number := _SYSTEM_ERROR.search(str(error))):
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from error
         raise
     return final
 
 
-def _publish(temporary: Path, final: Path) -> None:
-    """Flush the folder to disk, then give it its final name."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in temporary.iterdir():
-        path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
-    write_manifest(temporary)
+def save_rest(
+    folder: Path, interventions: dict[str, Tensor], reparametrised: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Write what a checkpoint has besides model and optimizer."""
+    if interventions:
+        save_file(interventions, folder / _INTERVENTIONS_FILE)
+    if reparametrised:
+        save_file(reparametrised, folder / _REPARAMETRISED_FILE)
+    (folder / STATE_FILE).write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _system_errors(place: Path) -> Iterator[None]:
+    """Libraries in Rust turn system errors into exceptions of their own, which quote the number: here they are OSErrors again."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and (number := _SYSTEM_ERROR.search(str(error))):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(place)) from error
+        raise
+
+
+def _publish(temporary: Path, final: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Flush the folder to disk, then give it its final name. ``known``: entries of the manifest that need no reading."""
+    make_readable(temporary)
+    write_manifest(temporary, known)
     for path in temporary.iterdir():
         flush_to_disk(path)
     flush_to_disk(temporary)
     temporary.rename(final)
     flush_to_disk(final.parent)
+
+
+def make_readable(folder: Path) -> None:
+    """Give a folder's files the usual permissions: safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A checkpoint that all ranks write, each what it holds: first :meth:`write` on every rank, then :meth:`publish` on one. They
+    touch nothing that training changes, so that both may run beside it."""
+
+    run: Path
+    step: int
+    launch: str
+    """Eight hexadecimal digits that tell this launch from others: a rank of an earlier one, which has not yet noticed that the
+    others are gone, writes elsewhere."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is until it is complete."""
+        return checkpoint_at(self.run, self.step).with_name(f".step_{self.step:08d}.{self.launch}.tmp")
+
+    def write(self, rank: int, parts: Mapping[str, Part], save_model: Callable[[Path], None] = lambda _: None) -> None:
+        """Write this rank's shard, and what ``save_model`` writes."""
+        self.folder.parent.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
+        with _system_errors(self.folder):
+            save_model(self.folder)
+            write_shard(self.folder, rank, parts)
+
+    def publish(self, ranks: int) -> None:
+        """Complete it, once all ranks have written theirs."""
+        final, known = checkpoint_at(self.run, self.step), join_shards(self.folder, ranks)
+        shutil.rmtree(final, ignore_errors=True)
+        _publish(self.folder, final, known)
 
 
 def set_aside(checkpoint: Path) -> None:
@@ -230,11 +296,26 @@ def reparametrised_tensors(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(path) if path.exists() else {}
 
 
+def joined_optimizer(checkpoint: Path) -> dict[str, Tensor]:
+    """The optimizer's state as :func:`optimizer_tensors` gave it, unsharded."""
+    if not is_sharded(checkpoint):
+        return load_file(checkpoint / _OPTIMIZER_FILE)
+    shards = Shards(checkpoint)
+    return {name.removeprefix(OPTIMIZER): shards.whole(name) for name in shards.names(OPTIMIZER)}
+
+
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restore the optimizer's state for the model's current sharding. Hyperparameters stay as configured."""
     nested: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+    if is_sharded(checkpoint):
+        shards = Shards(checkpoint)
+        for key in shards.names(OPTIMIZER):
+            name, _, slot = key.removeprefix(OPTIMIZER).rpartition(".")
+            shards.fill(key, nested["state"][name][slot])
+        set_optimizer_state_dict(model, optimizer, nested)
+        return
     state: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(checkpoint / _OPTIMIZER_FILE).items():
+    for key, value in joined_optimizer(checkpoint).items():
         name, _, slot = key.rpartition(".")
         state.setdefault(name, {})[slot] = value
     nested["state"] = state

@@ -145,7 +145,7 @@ def run_directory(path: str | Path) -> Path:
 
 def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint ``path``, or the last complete checkpoint of the run directory ``path``. Complete means config.json
-    and weights in safetensors. Raises :class:`InputError` if there is none."""
+    and weights in safetensors, in shards or not. Raises :class:`InputError` if there is none."""
     path = _as_directory(path)
     if _is_checkpoint(path):
         return path
@@ -268,5 +268,5 @@ def _event(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    weights = ("model.safetensors", "model.safetensors.index.json")
+    weights = ("model.safetensors", "model.safetensors.index.json", "shards.json")
     return (path / "config.json").is_file() and any((path / name).is_file() for name in weights)

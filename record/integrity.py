@@ -1,22 +1,32 @@
 """Whether a checkpoint's files are as they were written, by a manifest of their sizes and SHA-256 sums."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import digest_of, sha256_of
+from common.files import digest_of, replace_file, sha256_of
 
 MANIFEST_FILE = "manifest.json"
 
 
-def write_manifest(folder: Path) -> None:
-    """Write manifest.json, which lists every file of ``folder``."""
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_FILE
-    }
-    (folder / MANIFEST_FILE).write_text(_text(files), encoding="utf-8")
+def write_manifest(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Write manifest.json, which lists every file of ``folder``. ``known``: entries of files that are not to be read again."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: (known or {}).get(name) or _facts(folder / name) for name in names if name != MANIFEST_FILE}
+    # Not in place: a branch may have it under another name.
+    text = _text(files).encode()
+    replace_file(folder / MANIFEST_FILE, folder / f".{MANIFEST_FILE}.tmp", lambda file: file.write(text))
+
+
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of manifest.json."""
+    files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+    return files
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _text(files: dict[str, Any]) -> str:
@@ -31,12 +41,12 @@ def damage(folder: Path) -> str | None:
         files: dict[str, Any] = json.loads(text)["files"]
         if text != _text(files):
             return f"{MANIFEST_FILE} is damaged"
-        listed = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in files.items()]
+        entries = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in files.items()]
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST_FILE} is damaged"
-    for name, size, sha256 in listed:
+    for name, size, sha256 in entries:
         path = folder / name
         try:
             if path.stat().st_size != size:

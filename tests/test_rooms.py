@@ -28,7 +28,10 @@ FLOORS = (
     ("benchmarks", "run_suite"),
 )
 """From the ground up. Rooms on one floor do not know each other."""
-COMMANDS = {"data/prepare.py": "python -m data.prepare reads a recipe, which the rest of data/ knows nothing of"}
+COMMANDS = {
+    "data/prepare.py": "python -m data.prepare reads a recipe, which the rest of data/ knows nothing of",
+    "record/export.py": "python -m record.export reads a run's configuration, which names the plug-ins of its model",
+}
 """Files that are run and never imported; they may look up."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -12,11 +12,12 @@ from common.errors import InputError
 from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
-from model import SwapHeadConfig, attend_causally, blocks, final_norm, load_model, new_model, sigma_reparam
+from model import SwapHeadConfig, attend_causally, blocks, final_norm, new_model, sigma_reparam
 from model.modeling import build
 from model.negatives import negative_loss
 from model.registry import OBJECTIVES
 from record.checkpoints import reparametrised_tensors
+from record.whole import load_checkpoint
 from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
 
@@ -81,7 +82,7 @@ def build_model(config: RunConfig, vocab_size: int, special_id: int) -> Any:
     model: Any = new_model(model_config(config, vocab_size, special_id), stream_seed(config.seed, "init"))
     if config.body.checkpoint is not None:
         try:
-            existing = load_model(config.body.checkpoint, local_files_only=False, body_only=True)
+            existing = load_checkpoint(config.body.checkpoint, local_files_only=False, body_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"body.checkpoint: {config.body.checkpoint}: {' '.join(str(error).split())}") from None
         model.model.load_state_dict(existing.base_model.state_dict())
@@ -97,7 +98,7 @@ def load_weights(checkpoint: Path, config: RunConfig) -> Any:
     """The model in a checkpoint, with the run's objective: a branch may have another one. Raises InputError if the weights are
     not exactly the model's."""
     try:
-        model: Any = load_model(checkpoint)
+        model: Any = load_checkpoint(checkpoint)
         if config.body.sigma_reparam:
             sigma_reparam.restore(model, reparametrised_tensors(checkpoint))
     except (OSError, ValueError, SafetensorError) as error:
@@ -136,7 +137,7 @@ def _load_teacher(model: Any, length: int) -> None:
     teacher = model.objective.teacher
     if teacher is not None:
         try:
-            found = load_model(teacher.checkpoint)
+            found = load_checkpoint(teacher.checkpoint)
             teacher.use(found, model.lm_head.n_classes)
             if found.config.get_text_config().max_position_embeddings < length:
                 raise ValueError(f"it has fewer positions than data.sequence_length={length}")

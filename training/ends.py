@@ -7,9 +7,10 @@ import sys
 
 from common.command import EXIT_DIVERGED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_STORAGE
 from configs.recipe import dump_config
-from ranks.stop import StopVote
-from record.checkpoints import list_checkpoints, set_aside, start_step, tidy_up
+from ranks.stop import Vote
+from record.checkpoints import checkpoint_at, list_checkpoints, set_aside, start_step, tidy_up
 from record.environment import environment
+from record.whole import add_weights
 
 from .resume import ResumePoint
 from .run import Run
@@ -61,9 +62,14 @@ def storage_failed(run: Run, error: OSError) -> int:
     return EXIT_STORAGE
 
 
-def finished(run: Run, vote: StopVote) -> int:
+def finished(run: Run, vote: Vote) -> int:
     """End a run whose steps are all taken."""
     steps = run.config.train.steps
+    if run.accelerator.is_fsdp2:
+        run.watchdog.moved(steps, "weights for transformers")
+        last = checkpoint_at(run.directory, steps)
+        run.background.begin([lambda: add_weights(last) if run.accelerator.is_main_process else None])
+        run.background.finish()
     run.watch.finish(steps, run.batch_number)
     run.recorder.status("finished", steps)
     _close(run, vote)
@@ -72,16 +78,18 @@ def finished(run: Run, vote: StopVote) -> int:
     return EXIT_FINISHED
 
 
-def diverged(run: Run, vote: StopVote) -> int:
+def diverged(run: Run, vote: Vote) -> int:
     """End a run in which something is not finite and no intervention is left to try."""
+    run.background.finish()
     run.watch.finish(run.rows[-1]["step"], run.batch_number)  # steps taken since then changed nothing
     run.watch.report_divergence(run.rows[-1], run.vitals.names(), run.vitals.ranks(), updated=run.spoilt)
     _close(run, vote)
     return EXIT_DIVERGED
 
 
-def preempted(run: Run, vote: StopVote, signal: str) -> int:
+def preempted(run: Run, vote: Vote, signal: str) -> int:
     """End a run that was asked to stop by a signal, given by name."""
+    run.background.finish()
     step = run.step
     run.recorder.event("preempted", step, step=step, signal=signal)
     run.recorder.status("preempted", step, f"stopped by {signal}; the same command goes on")
@@ -90,7 +98,7 @@ def preempted(run: Run, vote: StopVote, signal: str) -> int:
     return EXIT_PREEMPTED
 
 
-def _close(run: Run, vote: StopVote) -> None:
+def _close(run: Run, vote: Vote) -> None:
     """Close trackers and connections. All ranks call it."""
     vote.close()
     run.accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ from common.command import EXIT_FINISHED, EXIT_RANK_LOST
 from configs.schema import RunConfig
 from ranks.collectives import from_main
 from ranks.launch import connection_timeout, start_accelerator
-from ranks.stop import StopVote, stop_signals
+from ranks.stop import Vote, stop_signals
 from ranks.watchdog import RankLostError
 from record.checkpoints import start_of, starting_point
 from record.lock import run_lock
@@ -59,9 +59,11 @@ def _guarded(run: Run, point: ResumePoint) -> int:
                 run.watchdog.name_lost()  # a broken connection does not say who broke it
                 raise
     except RankLostError as error:
+        run.background.salvage()
         print(f"error: {error}", file=sys.stderr)
         return EXIT_RANK_LOST
     except Exception as error:
+        run.background.salvage()
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             return storage_failed(run, error)
         run.recorder.status("failed", run.step, f"{type(error).__name__}: {error}")
@@ -72,10 +74,12 @@ def loop(run: Run) -> int:
     """Take all remaining steps; returns the exit status."""
     run.began = time.perf_counter()
     with stop_signals() as stop, run.bar:
-        vote = StopVote(connection_timeout(run.config.train.stall_seconds))
+        vote = Vote(connection_timeout(run.config.train.stall_seconds))
         while run.step < run.config.train.steps:
             training_step(run, run.step + 1)
-            due = due_after(run.step, run.config, stop_requested=vote(stop.signal is not None))
+            stops, *written = vote(stop.signal is not None, *run.background.votes())
+            run.background.go_on(*written)
+            due = due_after(run.step, run.config, stop_requested=bool(stops))
             if not due.flush:
                 continue
             flush(run, due.evaluate)
@@ -90,4 +94,5 @@ def loop(run: Run) -> int:
             run.began = time.perf_counter()
             if due.stop:
                 return preempted(run, vote, stop.signal or "a signal to another rank")
+        run.background.finish()
     return finished(run, vote)

@@ -16,6 +16,8 @@ from .run import Run, go_to
 def rewind(run: Run) -> bool:
     """Go back to before what was just seen, if an intervention requests it; returns whether the run went back."""
     accelerator = run.accelerator
+    if run.background.pending and run.may_rewind and from_main(lambda: bool(run.watch.alarms), accelerator.device):
+        run.background.finish()  # the checkpoint being written may be the one to go back to
     # Decided on the main process: a network disk may show each rank different folders.
     found = from_main(lambda: asdict(back) if (back := _decided(run)) else None, accelerator.device)
     if found is None:

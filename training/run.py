@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from common.errors import note
+from common.files import digest_of
 from common.section import Choice, flat
 from common.seeds import stream_seed
 from configs.kinds import check_kinds
@@ -34,6 +35,7 @@ from record.lock import held_by
 from record.recorder import Recorder
 from record.rewinds import RewindEvent, last_rewind
 from record.rows import Row
+from record.shards import Staging
 from record.trackers import Title, Trackers
 from stability.intervene.base import Intervention, make_interventions
 from stability.intervene.stages import changes_updates, penalties
@@ -43,6 +45,7 @@ from stability.measure.vitals import Vitals
 from stability.stress.base import Stress, acting_kinds, check_stresses, make_stresses
 from stability.watch import Watch
 
+from .background import Background
 from .build import build_model, build_telemetry, load_weights, prepare_model
 from .checks import (
     check_body,
@@ -80,6 +83,10 @@ class Run:
     negatives: Negatives | None
     loss_kernel: dict[str, Any]
     """What evaluates the loss here, as environment.json has it."""
+    background: Background
+    """Where a checkpoint in shards is written."""
+    launch: str
+    """Eight digits that tell this launch from others."""
     # Set by go_to(), from here on:
     model: nn.Module
     """As prepared for the launch: possibly wrapped."""
@@ -110,6 +117,8 @@ class Run:
     """Of the last row, if it was evaluated."""
     reached: bool = False
     """Whether all parameters of the head are known to get gradients."""
+    staging: Staging = field(default_factory=Staging)
+    """Copies of this rank's shards while they are written."""
     began: float = 0.0
     """Clock time at which the steps since the last flush began; excludes evaluation and checkpoints."""
 
@@ -212,7 +221,8 @@ def build_run(
     title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
     trackers = Trackers(config.trackers, title, recorder, watch.say)
     parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, negatives, loss_kernel)
-    run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
+    beside = (Background(accelerator.device), digest_of(launch)[:8])
+    run = Run(config, directory, accelerator, *parts, *beside, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
     if not quiet:
         _print_notes(run)

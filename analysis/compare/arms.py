@@ -146,12 +146,13 @@ def load_member(member: Member) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    from model import SwapHeadConfig, load_model, new_model
+    from model import SwapHeadConfig, new_model
+    from record.whole import load_checkpoint
 
     logging.disable_progress_bar()  # it would interrupt the bar of the contexts
     try:
         if not member.untrained:
-            model: Any = load_model(member.checkpoint)
+            model: Any = load_checkpoint(member.checkpoint)
         else:
             config = AutoConfig.from_pretrained(member.checkpoint, local_files_only=True, trust_remote_code=False)
             if isinstance(config, SwapHeadConfig):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -20,8 +19,8 @@ from common.files import write_text
 from configs.load import load_config
 from configs.recipe import dump_config
 from configs.schema import RunConfig
-from model import load_model
-from record.checkpoints import checkpoint_at, read_state, write_checkpoint
+from record.checkpoints import checkpoint_at, joined_optimizer, read_state, write_checkpoint
+from record.whole import load_checkpoint
 from training.build import build_model
 
 NEW = ("q_norm.weight", "k_norm.weight")
@@ -38,7 +37,7 @@ def transplant(run: Path, step: int, place: Path) -> Path:
     if not checkpoint.is_dir():
         raise InputError(f"{run}: no checkpoint of step {step}")
     config = load_config(run / "config.yaml", overrides(config), recorded=True)
-    old = load_model(checkpoint)
+    old = load_checkpoint(checkpoint)
     model = build_model(config, old.config.n_classes, old.config.eos_token_id or 0)
     _take_over(model, old.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
@@ -47,7 +46,7 @@ def transplant(run: Path, step: int, place: Path) -> Path:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
-    moments = load_file(checkpoint / "optimizer.safetensors") | _no_moments(model)
+    moments = joined_optimizer(checkpoint) | _no_moments(model)
     state = read_state(checkpoint) | {"config": config.model_dump(mode="json")}
     place.mkdir(parents=True)
     write_checkpoint(place, step, save_model, moments, {}, {}, {k: v for k, v in state.items() if k != "step"})
