@@ -15,8 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard
 
 from common.files import flush_to_disk, replace_file, sha256_of
 
@@ -37,9 +36,12 @@ def part_of(tensor: Tensor) -> Part:
     """This rank's part of a tensor that may be sharded; of one that is not, all of it."""
     if not isinstance(tensor, DTensor):
         return Part(list(tensor.shape), 0, tensor)
-    shape, first = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    assert shape[1:] == tensor.shape[1:], "FSDP2 shards the first dimension"
-    return Part(list(tensor.shape), first[0], tensor.to_local())
+    rows, first = Shard.local_shard_size_and_offset(
+        len(tensor), tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
+    )
+    own = tensor.to_local()
+    assert own.shape == (rows, *tensor.shape[1:]), "FSDP2 shards the first dimension, over all ranks"
+    return Part(list(tensor.shape), first, own)
 
 
 class Staging:

@@ -15,6 +15,10 @@ import torch
 from ranks.collectives import all_reduce, from_rank, rank
 
 
+SALVAGE_SECONDS = 60
+"""Time to write what is under way when the run has failed: to a disk that may be what hangs."""
+
+
 class Background:
     """One piece of work after the other: a piece begins on every rank once all have done the one before."""
 
@@ -77,16 +81,16 @@ class Background:
     def salvage(self) -> None:
         """After a failure, when the ranks can no longer agree: wait for what is under way here, and try what comes after it. That
         succeeds if all ranks have done theirs."""
-        self._join()
+        self._join(SALVAGE_SECONDS)
         if self._error is None:
             with contextlib.suppress(Exception):
                 for piece in self._pieces[1:]:
                     piece()
         self._pieces = []
 
-    def _join(self) -> None:
+    def _join(self, most_seconds: float | None = None) -> None:
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(most_seconds)
 
     def _give_up(self, culprit: int) -> None:
         self._join()
@@ -102,5 +106,5 @@ class Background:
 
 def _words(error: Exception | None) -> tuple[int | None, str, str]:
     """An error as JSON: the system's number and file if it has them, and its text."""
-    system = isinstance(error, OSError)
-    return error.errno if system else None, str(error.filename) if system else "", f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
+    return (error.errno, str(error.filename), text) if isinstance(error, OSError) else (None, "", text)

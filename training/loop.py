@@ -59,8 +59,8 @@ def _guarded(run: Run, point: ResumePoint) -> int:
                 run.watchdog.name_lost()  # a broken connection does not say who broke it
                 raise
     except RankLostError as error:
-        run.background.salvage()
         print(f"error: {error}", file=sys.stderr)
+        run.background.salvage()
         return EXIT_RANK_LOST
     except Exception as error:
         run.background.salvage()

@@ -220,9 +220,9 @@ def build_run(
     )
     title = Title(config.tracking.project, config.tracking.run_name or config.name, flat(config.model_dump()))
     trackers = Trackers(config.trackers, title, recorder, watch.say)
-    parts = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, negatives, loss_kernel)
-    beside = (Background(accelerator.device), digest_of(launch)[:8])
-    run = Run(config, directory, accelerator, *parts, *beside, *trainable, edge_every=config.telemetry.edge_every)
+    seen = (store, batches, recorder, watch, bar, probe_BT, watchdog, trackers, stresses, negatives, loss_kernel)
+    parts = (*seen, Background(accelerator.device), digest_of(launch)[:8])
+    run = Run(config, directory, accelerator, *parts, *trainable, edge_every=config.telemetry.edge_every)
     _restore(run, checkpoint)
     if not quiet:
         _print_notes(run)

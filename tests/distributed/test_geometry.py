@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from safetensors.torch import load_file
 
 from common.command import EXIT_PREEMPTED
-from record.checkpoints import list_checkpoints
+from record.checkpoints import joined_optimizer, list_checkpoints
 from tests.conftest import rows_of
+from tests.faults.conftest import weights_of
 
 from .ranks import Ranks, rows_written, wait_until
 from .test_world_sizes import EDGE, assert_same_curves, assert_same_weights
@@ -62,8 +62,8 @@ def test_a_run_with_a_projection_goes_on_to_the_bit(sharded, taught, launch, tmp
     ended = launch("moved", *longer, sharded=sharded).wait()
     assert [status for status, _ in ended] == [0, 0], ended
     assert rows_of(tmp_path / "moved") == rows_of(tmp_path / "whole")
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        a, b = (load_file(list_checkpoints(tmp_path / name)[-1] / file) for name in ("whole", "moved"))
+    for state_of in (weights_of, joined_optimizer):
+        a, b = (state_of(list_checkpoints(tmp_path / name)[-1]) for name in ("whole", "moved"))
         assert any(key.startswith("projection.weight") for key in a)
         assert a.keys() == b.keys()
-        assert all(a[key].equal(b[key]) for key in a), file
+        assert all(a[key].equal(b[key]) for key in a), state_of

@@ -171,11 +171,18 @@ LATEST_KILL = 40
 """Rows at the latest kill: many steps before the end, which the run must not reach first."""
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["DDP", "FSDP2"])
+def sharded(request):
+    """Whether checkpoints are in shards that the ranks write beside training."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def unbroken(workspace, tmp_path_factory):
+def unbroken(sharded, workspace, tmp_path_factory):
     """The run of FINITE on two ranks as it goes when nothing happens to it."""
     folder = tmp_path_factory.mktemp("unbroken")
-    ranks = Ranks({"path": workspace / "tiny.yaml", "overrides": [f"output_dir={folder}"]}, "name=run", *FINITE)
+    recipe = {"path": workspace / "tiny.yaml", "overrides": [f"output_dir={folder}"]}
+    ranks = Ranks(recipe, "name=run", *FINITE, sharded=sharded)
     try:
         ended = ranks.wait()
     finally:
@@ -184,10 +191,10 @@ def unbroken(workspace, tmp_path_factory):
     return folder / "run"
 
 
-def assert_goes_on(launch, run, unbroken):
+def assert_goes_on(launch, run, unbroken, sharded):
     """The same command ends as if nothing had been, and some of it was there already."""
     kept = len(list_checkpoints(run))
-    ended = launch(*FINITE).wait()
+    ended = launch(*FINITE, sharded=sharded).wait()
     assert [status for status, _ in ended] == [0, 0], ended
     assert_as_unbroken(run, unbroken)
     assert bool([e for e in events_of(run) if e["event"] == "resume"]) == bool(kept)
@@ -195,25 +202,25 @@ def assert_goes_on(launch, run, unbroken):
 
 @MANY
 @pytest.mark.parametrize("seed", range(2))
-def test_two_ranks_killed_at_a_random_moment_go_on_as_if_nothing_had_been(seed, launch, unbroken, tmp_path):
+def test_two_ranks_killed_at_a_random_moment_go_on_as_if_nothing_had_been(seed, launch, unbroken, sharded, tmp_path):
     generator = np.random.default_rng(seed)
-    ranks, run = launch(*FINITE), tmp_path / "run"
+    ranks, run = launch(*FINITE, sharded=sharded), tmp_path / "run"
     rows = int(generator.integers(1, LATEST_KILL))
     wait_until(lambda: rows_written(run) >= rows, ranks)
     time.sleep(float(generator.uniform(0, 0.1)))  # not only where rows have just been written
     for number in generator.permutation(2):
         ranks.processes[number].kill()
     assert [status for status, _ in ranks.wait()] == [-signal.SIGKILL] * 2
-    assert_goes_on(launch, run, unbroken)
+    assert_goes_on(launch, run, unbroken, sharded)
 
 
 @MANY
 @pytest.mark.parametrize("lost", [0, 1])
-def test_after_status_69_the_same_command_goes_on_as_if_no_rank_had_died(lost, launch, unbroken, tmp_path):
-    ranks, run = launch(*FINITE), tmp_path / "run"
+def test_after_status_69_the_same_command_goes_on_as_if_no_rank_had_died(lost, launch, unbroken, sharded, tmp_path):
+    ranks, run = launch(*FINITE, sharded=sharded), tmp_path / "run"
     wait_until(lambda: rows_written(run) > LATEST_KILL // 2, ranks)
     ranks.processes[lost].kill()
     assert ranks.wait()[1 - lost][0] == EXIT_RANK_LOST
     assert len(list_checkpoints(run)) >= 1
-    assert_goes_on(launch, run, unbroken)
+    assert_goes_on(launch, run, unbroken, sharded)
     assert [e["missing"] for e in events_of(run) if e["event"] == "rank_lost"] == [[lost]], "it is not forgotten"

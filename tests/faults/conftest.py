@@ -13,8 +13,16 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
+from record.checkpoints import is_sharded, joined_optimizer, list_checkpoints
+from record.whole import has_weights, joined_weights
 from tests.conftest import ROOT, events_of, rows_of
+from tests.distributed.ranks import SHARDED, places
+
+FORMS = ("whole", "sharded")
+"""Checkpoints as one process writes them, and in shards (FSDP2), of which a launch of one rank has one."""
+MANY_FORMS = ("whole", pytest.param("sharded", marks=pytest.mark.faults))
 
 REWINDING = (
     "train.steps=60",
@@ -100,11 +108,51 @@ def unbroken(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Ended:
 @pytest.fixture(scope="session")
 def rewinding(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The run of REWINDING as it goes when nothing else happens to it."""
-    ended = start(tmp_path_factory.mktemp("rewinding") / "run", *REWINDING)
+    return rewound(start, tmp_path_factory.mktemp("rewinding") / "run")
+
+
+def rewound(start: Callable[..., Ended], directory: Path) -> Ended:
+    ended = start(directory, *REWINDING)
     assert ended.status == 0, ended.output
     (back,) = [e for e in events_of(ended.directory) if e["event"] == "rewind"]
     assert (back["from_step"], back["to_step"], back["skipped"]) == (49, 40, [[45, 46]])
     return ended
+
+
+@dataclass(frozen=True)
+class Form:
+    """How runs are started that write checkpoints of one form, and unbroken ones by the overrides that they were given."""
+
+    sharded: bool
+    starter: Starter
+    folder: Path
+    unbroken_runs: dict[tuple[str, ...], Ended]
+
+    def start(self, directory: Path, *overrides: str, **plan: Any) -> Ended:
+        """As the starter does."""
+        return self.starter(directory, *overrides, **plan, environment=(SHARDED | places(1)[0]) if self.sharded else {})
+
+    def unbroken(self, *overrides: str) -> Ended:
+        """A run as it goes when nothing happens to it."""
+        if overrides not in self.unbroken_runs:
+            ended = self.start(self.folder / f"run_{len(self.unbroken_runs)}", *overrides)
+            assert ended.status == 0, ended.output
+            assert is_sharded(list_checkpoints(ended.directory)[-1]) == self.sharded
+            self.unbroken_runs[overrides] = ended
+        return self.unbroken_runs[overrides]
+
+
+@pytest.fixture(scope="session")
+def forms(start: Starter, unbroken: Ended, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Form]:
+    whole = Form(False, start, tmp_path_factory.mktemp("whole"), {(): unbroken})
+    return {"whole": whole, "sharded": Form(True, start, tmp_path_factory.mktemp("sharded"), {})}
+
+
+@pytest.fixture
+def form(request: pytest.FixtureRequest, forms: dict[str, Form]) -> Form:
+    """The form that a test is given by name."""
+    found: Form = forms[request.param]
+    return found
 
 
 def assert_as_unbroken(directory: Path, unbroken: Path) -> None:
@@ -114,10 +162,22 @@ def assert_as_unbroken(directory: Path, unbroken: Path) -> None:
     assert spikes_of(directory) == spikes_of(unbroken)
     one, other = (sorted((run / "checkpoints").glob("step_????????"))[-1] for run in (directory, unbroken))
     assert one.name == other.name
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        left, right = load_file(one / file), load_file(other / file)
+    for state_of in (weights_of, joined_optimizer):
+        left, right = state_of(one), state_of(other)
         assert left.keys() == right.keys()
-        assert all(bool((left[name] == right[name]).all()) for name in left), file
+        assert all(bool((left[name] == right[name]).all()) for name in left), state_of
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint: where they are for transformers and in shards too, in both the same."""
+    if not is_sharded(checkpoint):
+        return load_file(checkpoint / "model.safetensors")
+    weights = joined_weights(checkpoint)
+    if has_weights(checkpoint):
+        consolidated = load_file(checkpoint / "model.safetensors")
+        assert consolidated.keys() == weights.keys()
+        assert all(consolidated[name].equal(weights[name]) for name in weights)
+    return weights
 
 
 def spikes_of(run: Path) -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ def run(overrides: list[str], recipe: str, folder: str, plan: dict[str, Any]) ->
             moments = Moments(folder, plan)
             faulthandler.register(WHERE_ARE_YOU, file=output.fileno(), all_threads=True)
             status = 1
+            os.environ.update(plan.get("environment", {}))
             try:
                 for name in plan.get("ignored", ()):
                     signal.signal(signal.Signals[name], signal.SIG_IGN)

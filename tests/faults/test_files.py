@@ -17,7 +17,7 @@ from record.integrity import damage
 from tests.conftest import events_of
 from training.resume import find_resume_point
 
-from .conftest import assert_as_unbroken
+from .conftest import MANY_FORMS, assert_as_unbroken
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,29 @@ DAMAGES = [truncate, flip_a_bit, lengthen, os.remove]
 
 @pytest.mark.parametrize("harm", DAMAGES, ids=lambda harm: harm.__name__)
 def test_every_damaged_file_of_a_checkpoint_is_found_and_the_one_before_is_used(harm, copy):
-    """Every file in turn; the manifest itself too."""
+    damage_in_turn(harm, copy, {"model.safetensors", "optimizer.safetensors", "trainer_state.json", "manifest.json"})
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("form", ["sharded"], indirect=True)
+def test_every_damaged_file_of_a_checkpoint_in_shards_is_found_and_the_one_before_is_used(form, tmp_path):
+    stopped = form.start(tmp_path / "run", at=int(form.unbroken().moments * 0.6), signals=["SIGTERM"])
+    assert stopped.status == EXIT_PREEMPTED, stopped.output
+    for harm in DAMAGES:
+        names = {"shard_00000.safetensors", "shards.json", "trainer_state.json", "manifest.json"}
+        damage_in_turn(harm, stopped.directory, names)
+    flip_a_bit(list_checkpoints(stopped.directory)[-1] / "shard_00000.safetensors")
+    ended = form.start(stopped.directory)
+    assert ended.status == 0, ended.output
+    assert "cannot be used: shard_00000.safetensors is not what was written" in ended.output
+    assert_as_unbroken(stopped.directory, form.unbroken().directory)
+
+
+def damage_in_turn(harm, copy, needed):
+    """Every file of the last checkpoint, the manifest itself too."""
     config, (before, last) = configuration(copy), list_checkpoints(copy)[-2:]
     names = sorted(p.name for p in last.iterdir())
-    assert {"model.safetensors", "optimizer.safetensors", "trainer_state.json", "manifest.json"} <= set(names)
+    assert needed <= set(names)
     for name in names:
         whole = (last / name).read_bytes()
         harm(last / name)
@@ -188,38 +207,51 @@ def test_a_text_that_changed_under_the_run_is_refused(start, unbroken, workspace
 # ----------------------------------------------------------------------------------------------- a disk that refuses
 
 
-def refused_then_finished(start, unbroken, directory, **plan):
+def refused_then_finished(form, directory, **plan):
     """A run that the disk stopped with one line; then the same command without the fault. Returns that line."""
-    ended = start(directory, **plan)
+    ended = form.start(directory, **plan)
     assert ended.status == EXIT_STORAGE, ended.output
     (line,) = [line for line in ended.output.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in ended.output
     for checkpoint in list_checkpoints(directory):
         assert damage(checkpoint) is None
     assert not list(directory.rglob("*.tmp")), "what could not be finished is gone"
-    again = start(directory)
+    again = form.start(directory)
     assert again.status == 0, again.output
-    assert_as_unbroken(directory, unbroken.directory)
+    assert_as_unbroken(directory, form.unbroken().directory)
     return line
 
 
-def test_a_file_that_may_not_grow_stops_the_run_with_one_line(start, unbroken, tmp_path):
+@pytest.mark.parametrize("form", ["whole"], indirect=True)
+def test_a_file_that_may_not_grow_stops_the_run_with_one_line(form, unbroken, tmp_path):
     """The first file to meet the limit is the optimizer's, or the log: both are tried."""
     sizes = {p.name: p.stat().st_size for p in list_checkpoints(unbroken.directory)[-1].iterdir()}
     log = (unbroken.directory / "metrics.jsonl").stat().st_size
     assert log < sizes["model.safetensors"] < sizes["optimizer.safetensors"]
     between = (sizes["model.safetensors"] + sizes["optimizer.safetensors"]) // 2
-    line = refused_then_finished(start, unbroken, tmp_path / "state", largest_file=between)
+    line = refused_then_finished(form, tmp_path / "state", largest_file=between)
     assert "go" in line
     assert "from the start" in line
-    line = refused_then_finished(start, unbroken, tmp_path / "log", largest_file=log // 2)
+    line = refused_then_finished(form, tmp_path / "log", largest_file=log // 2)
     assert "File too large" in line
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("form", ["sharded"], indirect=True)
+def test_a_shard_that_may_not_grow_stops_the_run_with_one_line(form, tmp_path):
+    last = list_checkpoints(form.unbroken().directory)[-1]
+    shard, weights = (last / name for name in ("shard_00000.safetensors", "model.safetensors"))
+    line = refused_then_finished(form, tmp_path / "run", largest_file=shard.stat().st_size - 1)
+    assert line.endswith("the same command goes on from the start")
+    assert weights.stat().st_size < shard.stat().st_size
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can be mounted by root alone")
-def test_a_full_disk_stops_the_run_with_one_line(start, unbroken, tmp_path):
+@pytest.mark.parametrize("form", MANY_FORMS, indirect=True)
+def test_a_full_disk_stops_the_run_with_one_line(form, tmp_path):
     import subprocess
 
+    unbroken, start = form.unbroken(), form.start
     one = sum(p.stat().st_size for p in list_checkpoints(unbroken.directory)[-1].iterdir())
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -251,7 +283,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(start, tmp_path):
         assert "cannot be written" in line
 
 
-def test_checkpoints_deleted_under_the_run_are_written_anew(start, unbroken, tmp_path):
+@pytest.mark.parametrize("form", MANY_FORMS, indirect=True)
+def test_checkpoints_deleted_under_the_run_are_written_anew(form, tmp_path):
+    unbroken, start = form.unbroken(), form.start
     folder = tmp_path / "run" / "checkpoints"
     ended = start(tmp_path / "run", at=int(unbroken.moments * 0.5), delete=[str(folder)])
     assert ended.status in (0, EXIT_STORAGE), ended.output

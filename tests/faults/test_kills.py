@@ -8,7 +8,7 @@ import pytest
 from record.checkpoints import list_checkpoints
 from record.integrity import damage
 
-from .conftest import REWINDING, assert_as_unbroken
+from .conftest import FORMS, MANY_FORMS, REWINDING, assert_as_unbroken, rewound
 
 OFTEN = ("train.steps=12", "checkpoint.every=2", "body.n_embd=128")
 """Much of this run's time goes into its checkpoints, of six megabytes each."""
@@ -35,28 +35,33 @@ def kill_until_finished(start, directory, seed, kills, moments, *overrides):
     return met
 
 
-def killed_once_each(start, tmp_path, unbroken, seed, kills):
+def killed_once_each(form, tmp_path, seed, kills):
+    unbroken = form.unbroken()
     for number, at in enumerate(np.random.default_rng(seed).integers(1, unbroken.moments, size=kills)):
         directory = tmp_path / f"killed_{number}"
-        ended = start(directory, at=int(at), signals=["SIGKILL"])
+        ended = form.start(directory, at=int(at), signals=["SIGKILL"])
         assert ended.signal == "SIGKILL", ended.output
-        again = start(directory)
+        again = form.start(directory)
         assert again.status == 0, again.output
         assert_as_unbroken(directory, unbroken.directory)
 
 
-def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path):
-    killed_once_each(start, tmp_path, unbroken, seed=0, kills=4)
+@pytest.mark.parametrize(("form", "kills"), [("whole", 4), ("sharded", 1)], indirect=["form"])
+def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_been(form, kills, tmp_path):
+    killed_once_each(form, tmp_path, seed=0, kills=kills)
 
 
 @pytest.mark.faults
-def test_a_run_killed_at_any_of_many_moments_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path):
-    killed_once_each(start, tmp_path, unbroken, seed=1, kills=30)
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_a_run_killed_at_any_of_many_moments_goes_on_as_if_nothing_had_been(form, tmp_path):
+    killed_once_each(form, tmp_path, seed=1, kills=30)
 
 
 @pytest.mark.faults
-def test_a_run_killed_over_and_over_ends_as_if_it_had_not_been(start, unbroken, tmp_path):
-    assert kill_until_finished(start, tmp_path / "run", 2, 20, unbroken.moments // 2) >= 5
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_a_run_killed_over_and_over_ends_as_if_it_had_not_been(form, tmp_path):
+    unbroken = form.unbroken()
+    assert kill_until_finished(form.start, tmp_path / "run", 2, 20, unbroken.moments // 2) >= 5
     assert_as_unbroken(tmp_path / "run", unbroken.directory)
 
 
@@ -85,25 +90,30 @@ def killed_from_outside(start, tmp_path, unbroken, seed, kills, *overrides, insi
     pytest.fail(f"of {MOST_TRIES * kills} kills only {met} met a run alive at the right moment")
 
 
-def test_a_run_killed_from_outside_at_any_time_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path):
-    killed_from_outside(start, tmp_path, unbroken, seed=3, kills=1)
-
-
-@pytest.fixture(scope="module")
-def often(start, tmp_path_factory):
-    ended = start(tmp_path_factory.mktemp("often") / "run", *OFTEN)
-    assert ended.status == 0, ended.output
-    return ended
+@pytest.mark.parametrize("form", MANY_FORMS, indirect=True)
+def test_a_run_killed_from_outside_at_any_time_goes_on_as_if_nothing_had_been(form, tmp_path):
+    killed_from_outside(form.start, tmp_path, form.unbroken(), seed=3, kills=1)
 
 
 @pytest.mark.faults
-def test_a_run_killed_from_outside_at_any_of_many_times_goes_on_as_if_nothing_had_been(start, often, tmp_path):
-    killed_from_outside(start, tmp_path, often, 4, 10, *OFTEN)
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_a_run_killed_from_outside_at_any_of_many_times_goes_on_as_if_nothing_had_been(form, tmp_path):
+    killed_from_outside(form.start, tmp_path, form.unbroken(*OFTEN), 4, 10, *OFTEN)
 
 
 @pytest.mark.faults
-def test_a_run_killed_while_tensors_are_being_written_goes_on_as_if_nothing_had_been(start, often, tmp_path):
-    killed_from_outside(start, tmp_path, often, 5, 5, *OFTEN, inside=HALF_WRITTEN)
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_a_run_killed_while_tensors_are_being_written_goes_on_as_if_nothing_had_been(form, tmp_path):
+    killed_from_outside(form.start, tmp_path, form.unbroken(*OFTEN), 5, 5, *OFTEN, inside=HALF_WRITTEN)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("form", ["sharded"], indirect=True)
+def test_a_run_with_shards_rewinds_as_one_without_and_may_be_killed_while_it_does(form, tmp_path):
+    """A rewind waits for the checkpoint that is being written."""
+    rewinding = rewound(form.start, tmp_path / "rewinding")
+    assert kill_until_finished(form.start, tmp_path / "killed", 0, 10, rewinding.moments // 2, *REWINDING) >= 2
+    assert_as_unbroken(tmp_path / "killed", rewinding.directory)
 
 
 @pytest.mark.faults

@@ -12,7 +12,7 @@ from record.checkpoints import list_checkpoints, step_of
 from record.integrity import damage
 from tests.conftest import events_of
 
-from .conftest import REWINDING, assert_as_unbroken
+from .conftest import MANY_FORMS, REWINDING, assert_as_unbroken
 
 ENDS = {
     "SIGTERM": ("SIGTERM", None),
@@ -27,8 +27,10 @@ def middle_of(unbroken):
     return int(unbroken.moments * 0.6)
 
 
+@pytest.mark.parametrize("form", MANY_FORMS, indirect=True)
 @pytest.mark.parametrize("name", ENDS)
-def test_a_signal_ends_the_run_at_a_step_with_a_checkpoint_and_status_75(name, start, unbroken, tmp_path):
+def test_a_signal_ends_the_run_at_a_step_with_a_checkpoint_and_status_75(name, form, tmp_path):
+    unbroken, start = form.unbroken(), form.start
     ended = start(tmp_path / "run", at=middle_of(unbroken), signals=[name])
     assert ended.status == EXIT_PREEMPTED, ended.output
     state = json.loads((ended.directory / "status.json").read_text())
@@ -47,8 +49,10 @@ def test_a_signal_ends_the_run_at_a_step_with_a_checkpoint_and_status_75(name, s
     ]
 
 
+@pytest.mark.parametrize("form", MANY_FORMS, indirect=True)
 @pytest.mark.parametrize("name", ENDS)
-def test_a_second_signal_ends_the_run_at_once_and_harms_nothing(name, start, unbroken, tmp_path):
+def test_a_second_signal_ends_the_run_at_once_and_harms_nothing(name, form, tmp_path):
+    unbroken, start = form.unbroken(), form.start
     ended = start(tmp_path / "run", at=middle_of(unbroken), signals=[name, name])
     assert (ended.signal, ended.status) == ENDS[name], ended.output
     assert "Traceback" not in ended.output
