@@ -58,3 +58,7 @@ class Costs:
     def checkpoint_bytes(self) -> int:
         """The tensors of a checkpoint: weights, both moments, and each parameter's step count."""
         return 3 * FLOAT32 * self.shapes.parameters + FLOAT32 * len(self.shapes.all)
+
+    def shard_bytes(self, ranks: int) -> int:
+        """Of those, what the first of ``ranks`` writes under FSDP2, which has the most: its copy is what training waits for."""
+        return 3 * FLOAT32 * self.shapes.shard(ranks) + FLOAT32 * len(self.shapes.all)

@@ -78,7 +78,8 @@ def main() -> None:
     costs = {c.name: Costs(c, vocabulary_of(c, arguments.vocabulary)) for c in configs}
     header = ["recipe", "parameters", "tokens/step", "GFLOP/token", "FLOP/step", "checkpoint GB"]
     header += [f"s at {disk / 1e6:,.0f} MB/s" for disk in DISKS]
-    print_table("Size, operations (forward and backward) and checkpoint", header, sizes(costs))
+    header.append(f"GB a rank of {max(ranks)}, FSDP2")
+    print_table("Size, operations (forward and backward) and checkpoint", header, sizes(costs, max(ranks)))
     header = ["recipe", "ranks", "", "sequences x parts", "weights", "gradients", "moments", "telemetry", "DDP buckets"]
     header += ["gathered", "working", "total GB"]
     print_table("Memory of one rank at the worst moment of a step, GB", header, memory(costs, ranks))
@@ -121,13 +122,14 @@ def print_table(title: str, header: list[str], rows: Iterable[list[str]]) -> Non
 # --------------------------------------------------------------------------------------------------- by the model of cost
 
 
-def sizes(costs: dict[str, Costs]) -> Rows:
-    """Parameters, operations and checkpoint of each run."""
+def sizes(costs: dict[str, Costs], ranks: int) -> Rows:
+    """Parameters, operations and checkpoint of each run, the last also for one of so many ranks that write shards."""
     for name, cost in costs.items():
         tokens = cost.config.train.batch_size * cost.config.data.sequence_length
         flops, written = cost.shapes.flops_per_token(), cost.checkpoint_bytes
         cells = [name, f"{cost.shapes.parameters:,}", f"{tokens:,}", f"{flops / 1e9:.3g}", f"{flops * tokens:.2g}"]
-        yield [*cells, gigabytes(written), *(f"{written / disk:.3g}" for disk in DISKS)]
+        seconds = (f"{written / disk:.3g}" for disk in DISKS)
+        yield [*cells, gigabytes(written), *seconds, gigabytes(cost.shard_bytes(ranks))]
 
 
 def memory(costs: dict[str, Costs], ranks: Sequence[int]) -> Rows:

@@ -14,7 +14,6 @@ import torch
 
 from ranks.collectives import all_reduce, from_rank, rank
 
-
 SALVAGE_SECONDS = 60
 """Time to write what is under way when the run has failed: to a disk that may be what hangs."""
 

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -26,6 +27,7 @@ from configs.load import load_config
 from optim.optimizers import build_optimizer
 from ranks.launch import autocast_sharded
 from record.checkpoints import list_checkpoints
+from record.shards import Staging
 from training.build import build_model, build_telemetry, prepare_model
 from training.memory import shapes_of
 from training.saving import save_checkpoint
@@ -229,6 +231,16 @@ def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe,
     costs = Costs(run.config, run.store.vocab_size)
     entry = 256  # bytes of a tensor's entry in the header of a safetensors file, and its alignment: at most
     assert 0 < written - costs.checkpoint_bytes <= entry * 4 * len(costs.shapes.all)
+
+
+def test_the_first_rank_writes_the_predicted_bytes_of_a_checkpoint_in_shards(configured, ranks):
+    costs = Costs(configured("body.n_embd=30"), VOCABULARY)  # which four ranks do not divide
+    mesh = init_device_mesh("cpu", (RANKS,))
+    weights = {str(n): torch.zeros(shape) for n, shape in enumerate(costs.shapes.all)}
+    sharded = {n: distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None) for n, weight in weights.items()}
+    parts = Staging().copy(sharded, main=True).values()
+    assert costs.shard_bytes(RANKS) == 3 * bytes_of(part.rows for part in parts) + 4 * len(weights)
+    assert costs.shard_bytes(1) == costs.checkpoint_bytes
 
 
 def test_rows_of_a_deeper_model_have_the_predicted_bytes(recipe):
