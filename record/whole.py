@@ -58,14 +58,15 @@ def export(checkpoint: Path, place: Path) -> None:
 def add_weights(checkpoint: Path) -> None:
     """Add the weights as transformers reads them to a checkpoint in shards. If the process is killed meanwhile, the checkpoint is
     as it was, or has files that its manifest does not list."""
-    if has_weights(checkpoint):
+    known = listed(checkpoint)
+    if any(name in known for name in WEIGHTS):
         return
     temporary = checkpoint.with_name(f".{checkpoint.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         export(checkpoint, temporary)
-        known = listed(checkpoint)
-        for path in temporary.glob("model*.safetensors*"):
+        # The index of several files, if there is one, comes last.
+        for path in sorted(temporary.glob("model*.safetensors*"), key=lambda path: path.name in WEIGHTS):
             flush_to_disk(path)
             path.replace(checkpoint / path.name)
         write_manifest(checkpoint, known)

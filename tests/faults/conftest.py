@@ -141,6 +141,10 @@ class Form:
             self.unbroken_runs[overrides] = ended
         return self.unbroken_runs[overrides]
 
+    def middle(self) -> int:
+        """A moment at which the unbroken run is between its first and its last checkpoint; with shards much comes after that."""
+        return int(self.unbroken().moments * (0.4 if self.sharded else 0.6))
+
 
 @pytest.fixture(scope="session")
 def forms(start: Starter, unbroken: Ended, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Form]:

@@ -63,7 +63,7 @@ def test_every_damaged_file_of_a_checkpoint_is_found_and_the_one_before_is_used(
 @pytest.mark.faults
 @pytest.mark.parametrize("form", ["sharded"], indirect=True)
 def test_every_damaged_file_of_a_checkpoint_in_shards_is_found_and_the_one_before_is_used(form, tmp_path):
-    stopped = form.start(tmp_path / "run", at=int(form.unbroken().moments * 0.6), signals=["SIGTERM"])
+    stopped = form.start(tmp_path / "run", step=25, signals=["SIGTERM"])
     assert stopped.status == EXIT_PREEMPTED, stopped.output
     for harm in DAMAGES:
         names = {"shard_00000.safetensors", "shards.json", "trainer_state.json", "manifest.json"}

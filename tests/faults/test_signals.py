@@ -31,7 +31,7 @@ def middle_of(unbroken):
 @pytest.mark.parametrize("name", ENDS)
 def test_a_signal_ends_the_run_at_a_step_with_a_checkpoint_and_status_75(name, form, tmp_path):
     unbroken, start = form.unbroken(), form.start
-    ended = start(tmp_path / "run", at=middle_of(unbroken), signals=[name])
+    ended = start(tmp_path / "run", at=form.middle(), signals=[name])
     assert ended.status == EXIT_PREEMPTED, ended.output
     state = json.loads((ended.directory / "status.json").read_text())
     last = list_checkpoints(ended.directory)[-1]
@@ -53,7 +53,7 @@ def test_a_signal_ends_the_run_at_a_step_with_a_checkpoint_and_status_75(name, f
 @pytest.mark.parametrize("name", ENDS)
 def test_a_second_signal_ends_the_run_at_once_and_harms_nothing(name, form, tmp_path):
     unbroken, start = form.unbroken(), form.start
-    ended = start(tmp_path / "run", at=middle_of(unbroken), signals=[name, name])
+    ended = start(tmp_path / "run", at=form.middle(), signals=[name, name])
     assert (ended.signal, ended.status) == ENDS[name], ended.output
     assert "Traceback" not in ended.output
     again = start(ended.directory)
