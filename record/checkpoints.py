@@ -211,12 +211,12 @@ class Sharded:
         """Where it is until it is complete."""
         return checkpoint_at(self.run, self.step).with_name(f".step_{self.step:08d}.{self.launch}.tmp")
 
-    def write(self, rank: int, parts: Mapping[str, Part], save_model: Callable[[Path], None] = lambda _: None) -> None:
-        """Write this rank's shard, and what ``save_model`` writes."""
+    def write(self, rank: int, parts: Mapping[str, Part], save: Callable[[Path], None] = lambda _: None) -> None:
+        """Write this rank's shard, and what ``save`` writes."""
         self.folder.parent.mkdir(exist_ok=True)
         self.folder.mkdir(exist_ok=True)
         with _system_errors(self.folder):
-            save_model(self.folder)
+            save(self.folder)
             write_shard(self.folder, rank, parts)
 
     def publish(self, ranks: int) -> None:

@@ -90,15 +90,16 @@ def _save_shards(run: Run, interventions: dict[str, Tensor], state: dict[str, An
     save_model, tidy = _saver(run, {}), _pruning(run)
     state = copy.deepcopy({"step": run.step, **state})
 
-    def write() -> None:
-        checkpoint.write(accelerator.process_index, parts, save_model)
-        save_rest(checkpoint.folder, interventions, {}, state)
+    def save(folder: Path) -> None:
+        save_model(folder)
+        save_rest(folder, interventions, {}, state)
 
     def publish() -> None:
         run.recorder.sync()  # the rows before a checkpoint are on disk before it is
         checkpoint.publish(accelerator.num_processes)
         tidy()
 
+    write = functools.partial(checkpoint.write, accelerator.process_index, parts, save)
     run.background.begin([write, publish], abandon=lambda: shutil.rmtree(checkpoint.folder, ignore_errors=True))
 
 
