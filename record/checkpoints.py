@@ -33,7 +33,7 @@ from .rows import BRANCH_FOLDER
 from .shards import INDEX_FILE, Part, Shards, join_shards, write_shard
 
 STATE_FILE = "trainer_state.json"
-_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", MANIFEST_FILE)
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", INDEX_FILE, MANIFEST_FILE)
 """A folder without any of them never was a checkpoint; one whose manifest lists missing weights is damaged."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
 MODEL, OPTIMIZER = "model.", "optimizer."
