@@ -40,8 +40,8 @@ class DataConfig(Choice):
     sequence_length: int = Field(ge=2, le=1 << 20)
     """Tokens of a sequence fed to the model; each predicts the next one."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share held out for validation: of the tokens for text, hub and tokens, where a document may be cut; of the
-    documents, which stay whole, for pydoc and grammar (data/split.py). A share that misses this by a quarter or more is reported."""
+    """Share held out for validation: of the tokens for text, hub and tokens, where a document may be cut; of the documents,
+    which stay whole, for pydoc and grammar (data/split.py). A share that misses this by a quarter or more is reported."""
     cache_dir: Place = "data_cache"
     """Where token stores are kept, one subdirectory for each (corpus, tokenizer) pair."""
     skip_steps: list[Annotated[list[int], AfterValidator(_ordered)]] = Field(default=[])

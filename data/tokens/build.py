@@ -69,6 +69,8 @@ def read_stream(
     """Read all ids once. Raises InputError for an id that is not in the vocabulary, and for a separator that does not occur."""
     spans, starts, first = [], [np.zeros(1, np.int64)], 0
     total = sum(source.file.tokens for source in sources)
+    if total == 0:
+        raise InputError(f"{sources[0].path}: holds no tokens, nor does any other file; leave the dataset out")
     with tqdm(total=total, desc="checking", unit="token", unit_scale=True, disable=not progress) as bar:
         for source in sources:
             if separator is None:

@@ -88,6 +88,8 @@ def token_file(path: Path) -> TokenFile:
             head = handle.read(4 * HEADER)
         if size == 0:
             raise InputError(f"{path}: is empty; leave it out")
+        if path.suffix == ".arrow":
+            return _arrow(path)
         magic, version, count = np.frombuffer(head.ljust(12, b"\0"), "<i4", 3).tolist()
         if head.startswith(_NPY):
             found = _array(path)
@@ -95,11 +97,9 @@ def token_file(path: Path) -> TokenFile:
             found = _shard(path, size, SHARDS[magic], version, count)
         elif magic == _QUESTIONS:
             raise InputError(f"{path}: holds multiple-choice questions of llm.c, no text; leave it out")
-        elif path.suffix == ".arrow":
-            found = _arrow(path)
         else:
             found = _headless(path, size)
-    if found.tokens == 0:
+    if found.tokens == 0:  # of a dataset, one file may hold only empty rows
         raise InputError(f"{path}: holds no tokens; leave it out")
     return found
 
