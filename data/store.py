@@ -69,12 +69,13 @@ class TokenStore:
 
     def verify(self) -> None:
         """Raise InputError naming a file whose content has changed since it was written. Reads all tokens once."""
-        refers = "dtypes" in self.manifest
-        if refers:
-            for record in self.manifest["source"]["files"]:
-                _place_of(SourceFile(**record), (), hashed=True)
+        written = "{}.bin"
+        if isinstance(self.train.ids, SpannedIds):
+            written = SPANS
+            for place, record in zip(self.train.ids.paths, self.manifest["source"]["files"], strict=True):
+                _check_content(place, record["sha256"])
         for name in SPLITS:
-            file = self.path / (SPANS.format(name) if refers else f"{name}.bin")
+            file = self.path / written.format(name)
             if sha256_of(file) != self.manifest["splits"][name]["sha256"]:
                 raise InputError(
                     f"{file}: not what was written (its SHA-256 differs); delete {self.path} to build it again"
@@ -177,7 +178,9 @@ def _spans_reader(
     path: Path, manifest: dict[str, Any], files: Sequence[SourceFile]
 ) -> Callable[[Path, str, dict[str, Any]], SpannedIds]:
     """What reads a split of a store that refers to the source's files. Raises InputError for a file that has changed."""
-    places = [_place_of(SourceFile(**record), files) for record in manifest["source"]["files"]]
+    now = {file.sha256: Path(file.path) for file in files}
+    recorded = [SourceFile(**record) for record in manifest["source"]["files"]]
+    places = [now.get(file.sha256) or _unchanged(file) for file in recorded]
     dtypes = [np.dtype(dtype) for dtype in manifest["dtypes"]]
 
     def read(path: Path, name: str, manifest: dict[str, Any]) -> SpannedIds:
@@ -191,22 +194,23 @@ def _spans_reader(
     return read
 
 
-def _place_of(recorded: SourceFile, files: Sequence[SourceFile], *, hashed: bool = False) -> Path:
-    """Where a file that a store refers to is: among ``files``, whose content is known, or where it was. There it must have its
-    size and time, or, if it was written just before the store was made, or ``hashed``, its content."""
-    for file in files:
-        if file.sha256 == recorded.sha256:
-            return Path(file.path)
-    place = Path(recorded.real_path)
+def _unchanged(file: SourceFile) -> Path:
+    """Where a file is that a store refers to. Raises InputError if it is not as it was: in size and time, or, if the time proves
+    nothing, in content."""
+    place = Path(file.real_path)
     if not place.is_file():
         raise InputError(
             f"{place}: is gone, and a token store refers to it; restore it, or open the store by its configuration"
         )
     status = place.stat()
-    same = (status.st_size, status.st_mtime_ns) == (recorded.size, recorded.mtime_ns) and recorded.settled
-    if (hashed or not same) and sha256_of(place) != recorded.sha256:
-        raise InputError(f"{place}: has changed since a token store was made that refers to it; restore it")
+    if (status.st_size, status.st_mtime_ns, True) != (file.size, file.mtime_ns, file.settled):
+        _check_content(place, file.sha256)
     return place
+
+
+def _check_content(place: Path, sha256: str) -> None:
+    if sha256_of(place) != sha256:
+        raise InputError(f"{place}: has changed since a token store was made that refers to it; restore it")
 
 
 def _create(path: Path, build: Callable[[Path], None]) -> None:

@@ -20,6 +20,7 @@ class SpannedIds:
 
     def __init__(self, paths: Sequence[Path], dtypes: Sequence[np.dtype], span_S3: np.ndarray, dtype: np.dtype) -> None:
         """``dtypes``: of each file; ``dtype``: of what is read."""
+        self.paths = paths
         self._bytes = [np.asarray(np.memmap(path, np.uint8, "r")) for path in paths]
         self._dtypes = dtypes
         self._span_S3 = span_S3

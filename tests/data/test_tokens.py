@@ -214,6 +214,7 @@ def test_a_moved_source_is_the_same_store_and_a_changed_one_is_refused(text: Tok
     second = opened(tmp_path / "cache", text, moved, **fields)
     assert second.manifest_hash() == first.manifest_hash()
     assert np.array_equal(second.train.ids, ids)
+    second.verify()
     with pytest.raises(InputError, match=rf"^{path}: is gone, and a token store refers to it; restore it"):
         read_store(first.path)
 
