@@ -218,7 +218,10 @@ MISTAKES = [
     (["objective.label_smoothing=0.1"], "objective.label_smoothing: no option of the kind tfsd, it has no options"),
     (["data.paths=[x]"], "data.paths: has no effect with data.kind=pydoc"),
     (["data.kind=text"], "data.paths: is required and has no default"),
-    (["data.kind=texts"], "data.kind: unknown kind 'texts'; registered: grammar, hub, pydoc, text; did you mean text?"),
+    (
+        ["data.kind=texts"],
+        "data.kind: unknown kind 'texts'; registered: grammar, hub, pydoc, text, tokens; did you mean text?",
+    ),
     (["data.tokenizer=gpt2"], "data: give exactly one of vocab_size"),
     (["body.n_layers=2"], "body.n_layers: no field of a gpt2 configuration; did you mean n_layer?"),
     (["body.n_layer=two"], "body: transformers cannot build this gpt2"),
