@@ -24,7 +24,7 @@ def has_one_seed(found: Study) -> bool:
 def one_seed_headline(material: Material, found: Study, happened: Sequence[Happened]) -> str:
     """In which arms the loss spiked, and in which it did not."""
     worst = {scenario: _worst(material, scenario, happened) for scenario in found.comparison.scenarios}
-    spiked = list(dict.fromkeys(arm for arms in worst.values() for arm in arms))
+    spiked = [arm for arm in found.comparison.arms if any(arm in arms for arms in worst.values())]
     if not spiked:
         return "One seed each: in no arm did the loss spike"
     where = [scenario for scenario, arms in worst.items() if arms]
