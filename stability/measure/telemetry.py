@@ -20,7 +20,7 @@ from ranks.collectives import all_reduce, world_size
 from record.metrics import describe
 
 from .edge import noise_scale
-from .norms import GroupNorms, full, portions_of, tensor_norms, total_norm, whole
+from .norms import GroupNorms, full, norms_of, portions_of, tensor_norms, total_norm, whole
 
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
@@ -150,7 +150,7 @@ class Telemetry:
             for portion in self.portions:
                 for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=True):
                     copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
-                norms += torch._foreach_norm(self.parameters[portion])
+                norms += norms_of(self.parameters[portion])
             self.parameter_norm_P = whole(norms)
             self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
             norms_V = full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
@@ -169,7 +169,7 @@ class Telemetry:
             norms: list[Tensor] = []
             for portion in self.portions:
                 torch._foreach_sub_(self.before[portion], self.parameters[portion])
-                norms += torch._foreach_norm(self.before[portion])
+                norms += norms_of(self.before[portion])
             norms_G = self.group_norms(whole(norms))[0]
             self._store("update_rms", norms_G / self.group_norms.root_count_G)
             self._store("update_ratio", norms_G / self.group_norms(self.parameter_norm_P)[0])
