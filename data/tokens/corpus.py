@@ -74,13 +74,15 @@ class TokensCorpus(TokenisedCorpus):
         known = known_files(Path(data.cache_dir))
         self._paths = paths
         if not all(str(path.resolve()) in known for path in paths):
-            _ = self._sources  # so that a file that cannot be read is told before all are hashed
+            for path in paths:
+                token_file(path)  # so that a file that cannot be read is told before all are hashed
         self.files = [identify(path, known) for path in paths]
         if options.separator is None:
             self.remarks = ["data.separator is null: a file is one document, in a dataset a row"]
 
     @cached_property
     def _sources(self) -> list[Source]:
+        """Read once the files are identified, so that one which changes afterwards is noticed."""
         return [Source(number, path, token_file(path)) for number, path in enumerate(self._paths)]
 
     @property

@@ -53,8 +53,9 @@ class TokenFile(NamedTuple):
 
 
 def natural(path: Path) -> list[tuple[str, int]]:
-    """Key that sorts shard_2 before shard_10."""
-    return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
+    """Key that sorts shard_2 before shard_10; no two paths have the same."""
+    name = str(path)
+    return [*((text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)), (name, -1)]
 
 
 def files_of_dataset(folder: Path) -> list[Path]:

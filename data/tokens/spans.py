@@ -6,13 +6,18 @@ Shapes: S spans, each (file, first byte, number of ids).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from common.errors import InputError
+
 CHUNK = 1 << 22
 """Ids that are read at once."""
+_MOST_OPEN = 64
+"""Files that are kept mapped: each takes one of the descriptors of the process, of which there may be only 256."""
 
 
 class SpannedIds:
@@ -21,7 +26,7 @@ class SpannedIds:
     def __init__(self, paths: Sequence[Path], dtypes: Sequence[np.dtype], span_S3: np.ndarray, dtype: np.dtype) -> None:
         """``dtypes``: of each file; ``dtype``: of what is read."""
         self.paths = paths
-        self._bytes = [np.asarray(np.memmap(path, np.uint8, "r")) for path in paths]
+        self._mapped = lru_cache(_MOST_OPEN)(lambda file: np.asarray(np.memmap(paths[file], np.uint8, "r")))
         self._dtypes = dtypes
         self._span_S3 = span_S3
         self._end_S = np.cumsum(span_S3[:, 2])
@@ -41,7 +46,9 @@ class SpannedIds:
             begin = start - (int(self._end_S[span]) - count)
             end = min(count, begin + stop - start)
             size = self._dtypes[file].itemsize
-            raw = self._bytes[file][first_byte + begin * size : first_byte + end * size]
+            raw = self._mapped(file)[first_byte + begin * size : first_byte + end * size]
+            if len(raw) < (end - begin) * size:
+                raise InputError(f"{self.paths[file]}: is shorter than when its tokens were counted; restore it")
             parts.append(raw.view(self._dtypes[file]).astype(self.dtype))
             start, span = start + end - begin, span + 1
         return np.concatenate(parts)

@@ -28,6 +28,7 @@ from data.corpora import DataConfig
 from data.prepare import summary
 from data.split import FAR, is_near
 from data.store import TokenStore, open_store, read_store
+from data.text import SourceFile, identify
 from data.tokens.build import Separator, Source, hold_out, read_stream
 from data.tokens.files import natural, token_file
 from data.tokens.spans import SpannedIds, cut_spans
@@ -200,6 +201,33 @@ def test_without_a_separator_a_file_is_a_document_and_the_last_one_is_cut(text: 
 def test_shards_are_in_natural_order() -> None:
     names = [Path(f"a_{number}/x{number}y.bin") for number in (10, 9, 2, 100)]
     assert [path.parent.name for path in sorted(names, key=natural)] == ["a_2", "a_9", "a_10", "a_100"]
+    assert natural(Path("a_1.bin")) != natural(Path("a_01.bin")), "their order is that of the file system"
+
+
+def test_more_files_than_may_be_open_are_read(tmp_path: Path) -> None:
+    paths = [array(tmp_path / str(number), np.full(3, number)) for number in range(200)]
+    span_S3 = np.array([[number, 128, 3] for number in range(200)])
+    before = len([*Path("/dev/fd").iterdir()])
+    found = SpannedIds(paths, [np.dtype("<i8")] * 200, span_S3, np.dtype("<u2"))
+    assert np.array_equal(found, np.repeat(np.arange(200), 3))
+    assert len([*Path("/dev/fd").iterdir()]) - before <= 64
+    os.truncate(paths[0], 136)
+    with pytest.raises(InputError, match="0: is shorter than when its tokens were counted; restore it"):
+        _ = found[:3]
+
+
+def test_a_file_that_grows_before_it_is_identified_is_read_to_its_end(
+    text: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.asarray(text.train.ids)
+    path = headless(tmp_path / "a.bin", ids[:99])
+
+    def grown(path: Path, known: dict[str, SourceFile]) -> SourceFile:
+        return identify(headless(path, ids), known)
+
+    monkeypatch.setattr("data.tokens.corpus.identify", grown)
+    store = opened(tmp_path / "cache", text, path, validation_fraction=0.1)
+    assert len(store.train.ids) + len(store.validation.ids) == len(ids)
 
 
 def test_a_moved_source_is_the_same_store_and_a_changed_one_is_refused(text: TokenStore, tmp_path: Path) -> None:
