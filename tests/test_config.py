@@ -186,6 +186,7 @@ MISTAKES = [
     (["train.lr=1"], "train.lr: unknown key; did you mean optimizer.lr?"),
     (["out=runs/mine"], "out: unknown key; did you mean output_dir?"),
     (["learning_rate=0.1"], "learning_rate: unknown key; did you mean optimizer.lr?"),
+    (["train.learning_rate=0.1"], "train.learning_rate: unknown key; did you mean optimizer.lr?"),
     (["train.steps=many"], 'train.steps: input should be a valid integer, but is "many"'),
     (["train.steps=true"], "train.steps: input should be a valid integer, but is true"),
     (['train.steps="5"'], "leave the quotes out"),

@@ -35,7 +35,7 @@ class CappedOutliers(Claim):
             yield unmeasured("stress", f"no run has a stress that spoils a batch: {', '.join(BAD_BATCHES)}")
         for scenario in study.comparison.scenarios:
             for arm in tested_arms(study):
-                runs = {each: runs_at(study, each, scenario, COMMON) for each in (arm, study.comparison.baseline)}
+                runs = {each: measured(study, each, scenario) for each in (arm, study.comparison.baseline)}
                 if not any(map(is_spoilt, runs[arm].values())):
                     continue
                 values = {each: {seed: outlier(run) for seed, run in own.items()} for each, own in runs.items()}
@@ -49,6 +49,12 @@ class CappedOutliers(Claim):
                 yield Evidence(
                     what, arm, study.comparison.baseline, place(scenario, COMMON), told, decides, fixed=fixed
                 )
+
+
+def measured(study: Study, arm: str, scenario: str) -> dict[int, Run]:
+    """The runs of an arm that log their gradient norm, by seed."""
+    runs = runs_at(study, arm, scenario, COMMON)
+    return {seed: run for seed, run in runs.items() if len(run.series(GRADIENT))}
 
 
 def is_spoilt(run: Run) -> bool:

@@ -20,8 +20,11 @@ _NAMED = 8
 
 
 def has_one_seed(found: Study) -> bool:
-    """Whether no arm has a second seed."""
-    return all(len(found.comparison.seeds(arm)) == 1 for arm in found.comparison.arms)
+    """Whether no arm has runs of a second seed."""
+    seeds: dict[str, set[int | None]] = {}
+    for cell in found.comparison.runs:
+        seeds.setdefault(cell.arm, set()).add(cell.seed)
+    return all(len(own) == 1 for own in seeds.values())
 
 
 class Outcome(NamedTuple):
@@ -49,17 +52,20 @@ def one_seed_headline(material: Material, found: Study, happened: Sequence[Happe
     spiked = {s: [arm for arm, one in own.items() if one.spike is not None] for s, own in outcomes.items()}
     lost, high = ([arm for arm in ran if any(arm in own for own in places.values())] for places in (diverged, spiked))
     rest = [arm for arm in ran if arm not in lost and arm not in high]
-    told = [f"{_under(diverged)}{_named(lost)} diverged"] if lost else []
+    told = [f"{_under(diverged)}{_named(lost, diverged)} diverged"] if lost else []
     if high:
-        others = f", that of {_named(rest)} did not" if rest else ""
-        told.append(f"{_under(spiked)}the loss of {_named(high)} spiked{others}")
+        others = f", that of {_named(rest, {})} did not" if rest else ""
+        told.append(f"{_under(spiked)}the loss of {_named(high, spiked)} spiked{others}")
     elif rest:
         told.append(f"in no {'other ' if lost else ''}arm did the loss spike")
     return f"One seed each: {'; '.join(told)}"
 
 
-def _named(arms: Sequence[str]) -> str:
-    return first_of([visible(arm) for arm in arms], _NAMED)
+def _named(arms: Sequence[str], places: Mapping[str, Sequence[str]]) -> str:
+    """The arms; each with the scenarios in which something happened to it, if there are several of these."""
+    several = sum(bool(own) for own in places.values()) > 1
+    where = {arm: ", ".join(visible(scenario) for scenario, own in places.items() if arm in own) for arm in arms}
+    return first_of([f"{visible(arm)} ({where[arm]})" if several else visible(arm) for arm in arms], _NAMED)
 
 
 def _under(places: Mapping[str, Sequence[str]]) -> str:

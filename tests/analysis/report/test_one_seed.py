@@ -60,13 +60,26 @@ def test_a_loss_that_rose_and_stayed_up_is_told_where_nothing_spiked(tmp_path: P
     assert rose.startswith("bad: high: no spike of the loss, but the loss rose by 2.00 and stayed up, from step 40")
 
 
+def test_spikes_in_several_scenarios_are_told_with_theirs(tmp_path: Path) -> None:
+    high = [spike(LOSS, 40)]
+    events = {
+        ("base", "calm"): [],
+        ("odd", "calm"): high,
+        ("base", "jump"): high,
+        ("odd", "jump"): high,
+        ("fit", "jump"): [],
+    }
+    headline = said(suite(tmp_path, events))[0]
+    assert headline == "One seed each: the loss of base (jump), odd (calm, jump) spiked, that of fit did not"
+
+
 def test_arms_without_a_run_are_not_named_and_unknown_heights_are_below_others(tmp_path: Path) -> None:
     unknown = {**spike(LOSS, 20), "height": "NaN"}
     places = [("base", "calm"), ("base", "jump"), ("only", "calm"), ("waits", "jump")]
     events = [[unknown], [unknown, spike(LOSS, 40)], [], None]
     material = suite(tmp_path, dict(zip(places, events, strict=True)))
     headline, *sentences = said(material)
-    assert headline == "One seed each: the loss of base spiked, that of only did not"
+    assert headline == "One seed each: the loss of base (calm, jump) spiked, that of only did not"
     assert [one[: one.index(":", 6)] for one in sentences] == ["bad: calm, base", "good: calm, only", "bad: jump, base"]
     assert "2.00 above what was expected" in sentences[2]
     first = gravest_first(sections(material), what_happened(material))[0]
