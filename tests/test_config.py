@@ -181,6 +181,11 @@ MISTAKES = [
     ),
     (["interventions=[{kind: rewind, signal: logit/max}]"], "logit/max is not among detection.signals"),
     (["detection.detector=median_max"], "did you mean median_mad?"),
+    (
+        ["telemetry.families=[norms]", "detection.signals=[logit/max]"],
+        "detection.signals: logit/max is not measured without logits in telemetry.families",
+    ),
+    (["telemetry.families=[]"], "telemetry.families: "),
     (["detection.signals=[loss/nl]"], "detection.signals: no metric 'loss/nl'"),
     (["optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
     (["train.lr=1"], "train.lr: unknown key; did you mean optimizer.lr?"),
