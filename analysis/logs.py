@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import pandas as pd
 from analysis.spikes.find import Series, find_all, find_watched
 from common.command import ArgumentParser
 from common.errors import InputError, one_line
-from record.finished import Run, load_run, parent_rows, read_config, run_directory, run_file, unique_labels
+from record.finished import Run, Wanted, load_run, parent_rows, read_config, run_directory, run_file, unique_labels
 from record.logs.base import Log
 from record.logs.columns import BY_KEY, parse_columns, parse_kinds
 from record.logs.folders import logs_in
@@ -45,13 +46,16 @@ def add_columns_option(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def load_runs_and_logs(paths: Sequence[str], columns: Sequence[str] = ()) -> dict[str, Run]:
-    """Read run directories (or checkpoints in them) and logs, keyed by unique label in the order given.
+def load_runs_and_logs(
+    paths: Sequence[str], columns: Sequence[str] = (), wanted: Wanted | None = None
+) -> dict[str, Run]:
+    """Read run directories (or checkpoints in them) and logs, keyed by unique label in the order given. ``wanted``: the metrics
+    of run directories to keep.
 
     Prints what was taken for what, a line a log. Raises :class:`InputError` with every problem.
     """
     named: list[tuple[str, str, Run | Log]] = []
-    for path, found in _read(paths, columns, load_run):
+    for path, found in _read(paths, columns, partial(load_run, wanted=wanted)):
         if isinstance(found, Source):
             named += [(log.label, path, log) for log in found.logs]
         else:

@@ -175,7 +175,10 @@ def pick(value: Any, path: Sequence[str]) -> Any:
     if isinstance(value, list):
         key, chosen, wanted = path[0].partition("=")
         if chosen:
-            return pick([entry for entry in value if str(entry[key]) == wanted], path[1:])
+            having = [entry for entry in value if key in entry]
+            if not having:
+                raise KeyError(key)
+            return pick([entry for entry in having if str(entry[key]) == wanted], path[1:])
         return [pick(entry, path) for entry in value]
     return pick(value[path[0]], path[1:])
 

@@ -73,6 +73,12 @@ COLUMNS = (
     Column("tokens_per_second", "tokens/s", ",.0f", "throughput, median over the steps"),
 )
 
+METRICS = (
+    *("loss/nll", "validation/nll", "hidden_norm/pre_final/mean", "embedding_norm/mean", "objective/weight"),
+    *("tfsd/weight_mean", "tokens", "throughput/tokens_per_second", ACTING),
+)
+"""What the columns are made of."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
@@ -81,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_columns_option(parser)
     parser.add_argument("--out", type=Path, help="folder for summary.json, summary.csv and summary.md")
     options = parser.parse_args(arguments)
-    runs = load_runs_and_logs(options.runs, options.columns)
+    runs = load_runs_and_logs(options.runs, options.columns, METRICS.__contains__)
     summaries, configs = summarise(runs), [run.config for run in runs.values() if not isinstance(run, LogRun)]
     header, rows = formatted(summaries)
     legend = (

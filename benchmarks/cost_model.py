@@ -41,7 +41,9 @@ class Costs:
         key = (micro_batches(self.config, ranks)[0], sharded and self.config.train.precision != "fp32")
         if key not in self._simulated:
             self._simulated[key] = micro_batch(self.config, self.vocabulary, key[0], sharded=key[1])
-        return state_memory(self.shapes, ranks, sharded, self.config.telemetry.enabled, self._simulated[key].peak)
+        return state_memory(
+            self.shapes, ranks, sharded, self.config.telemetry.measures("updates"), self._simulated[key].peak
+        )
 
     def traffic(self, ranks: int, sharded: bool) -> Traffic:
         """What one rank of ``ranks`` sends in a step; ``sharded``: FSDP2 instead of DDP."""
@@ -51,7 +53,7 @@ class Costs:
             return Traffic(0.0, 2 * share * FLOAT32 * shapes.parameters, parts * share * shapes.buffers)
         # Blocks are gathered for the forward pass and again for the backward pass.
         gathered = FLOAT32 * (2 * shapes.parameters - shapes.staying)
-        norms = FLOAT32 * shapes.vocabulary[0] if self.config.telemetry.enabled else 0
+        norms = FLOAT32 * shapes.vocabulary[0] if self.config.telemetry.measures("norms") else 0
         return Traffic(parts * share * gathered, parts * share * FLOAT32 * shapes.parameters, share * norms)
 
     @property

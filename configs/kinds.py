@@ -18,7 +18,7 @@ from data.kinds import CORPORA
 from model import HEADS, OBJECTIVES, Objective
 from optim.optimizers import OPTIMIZERS, OptimizerConfig
 from optim.schedules import SCHEDULES
-from record.metrics import describe
+from record.metrics import describe, family_of
 from stability.detect.catalogue import DETECTORS
 from stability.intervene.kinds import INTERVENTIONS
 from stability.stress.base import Setup, Stress
@@ -104,6 +104,9 @@ def _detection_problems(config: RunConfig) -> list[str]:
             describe(signal)
             if signal.startswith("intervention/") and signal.split("/")[1].partition("-")[0] not in acting:
                 raise KeyError(signal)
+            family = family_of(signal)
+            if family is not None and not config.telemetry.measures(family):
+                problems.append(f"detection.signals: {signal} is not measured without {family} in telemetry.families")
         except KeyError:
             problems.append(f"detection.signals: no metric {signal!r}; docs/metrics.md lists them")
     return problems
@@ -118,8 +121,8 @@ def _problems_of_objective(config: RunConfig, *, recorded: bool) -> Iterator[str
         yield f"objective.kind: {kind} reads all logits, to which head.abstain adds one; leave head.abstain out"
     if config.head.options.get("abstain") and objective.uses_batch:
         yield f"objective.kind: {kind} reads no logit that head.abstain adds; leave head.abstain out"
-    if objective.state is not None and not config.telemetry.enabled:
-        yield f"objective.kind: {kind} learns from what is measured; leave telemetry.enabled=true"
+    if objective.state is not None and not config.telemetry.measures("logits"):
+        yield f"objective.kind: {kind} learns from the statistics of the logits; measure logits (telemetry)"
     if objective.uses_auxiliary and not has:
         yield f"objective.kind: {kind} trains an auxiliary head, which {head} lacks; use head.kind=dual"
     if has and not objective.uses_auxiliary:

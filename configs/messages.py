@@ -49,7 +49,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     candidates = [c for c in candidates if c != word]
     leaf = word.rpartition(".")[2]
     same_leaf = [c for c in candidates if "." in c and c.rpartition(".")[2] == leaf]
-    meant = [c for c in candidates if c == _MEANT.get(word)]
+    meant = [c for c in candidates if c == _MEANT.get(leaf)]
     close = meant or same_leaf[:1] or difflib.get_close_matches(word, candidates, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -7,7 +7,7 @@ key too.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,7 @@ from common.section import MOST, Choice, Place, Section, Text
 from data.corpora import DataConfig
 from data.negatives import NegativeKind, negative_count
 from optim.optimizers import OptimizerConfig
+from record.metrics import Family
 
 MOST_TOKENS_PER_STEP = 1 << 30
 """Ten times the largest batches in use. The token ids of a whole batch are held in memory."""
@@ -156,6 +157,10 @@ class TelemetryConfig(Section):
 
     enabled: bool = True
     """false: log only loss, learning rate and total gradient norm (to time the telemetry itself)."""
+    families: list[Family] = Field(default=list(get_args(Family)), min_length=1)
+    """What is measured at every step. norms: gradients, parameters and output embeddings, by group; updates: how far they moved
+    (without it, edge/ is not measured either); hidden: hidden states; logits: statistics of the logits, of the objective's
+    weights and of penalties. What each costs: docs/metrics.md."""
     flush_every: int = Field(default=20, ge=1, le=MOST)
     """Steps between transfers from the device to metrics.jsonl, which has a row for every step regardless."""
     attention_every: int | None = Field(default=20, ge=1, le=MOST)
@@ -165,6 +170,15 @@ class TelemetryConfig(Section):
     another forward pass of its batch; null: never."""
     attention_sequences: int = Field(default=2, ge=1, le=MOST)
     """Validation sequences that this measurement uses; always the same ones, on every rank."""
+
+    def measures(self, family: Family) -> bool:
+        """Whether a family is measured."""
+        return self.enabled and family in self.families
+
+    @property
+    def measured(self) -> frozenset[Family]:
+        """All families that are."""
+        return frozenset(self.families if self.enabled else ())
 
 
 class DetectionConfig(Section):

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from common.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from .tokens.spans import TokenIds
 
 IGNORED = -100
 """Target of a position that does not count."""
@@ -41,7 +42,7 @@ class Batches:
 
     def __init__(
         self,
-        split_ids: np.ndarray,
+        split_ids: TokenIds,
         sequence_length: int,
         batch_size: int,
         seed: int,
@@ -53,8 +54,9 @@ class Batches:
             raise InputError(
                 f"train.batch_size={batch_size}: must be a multiple of the number of processes, {world_size}"
             )
-        self._windows_ST = _windows(split_ids, sequence_length)
-        if len(self._windows_ST) == 0:
+        self._ids = split_ids
+        self._length = sequence_length
+        if window_count(split_ids, sequence_length) == 0:
             raise InputError(
                 f"data.sequence_length={sequence_length}: the training split has only {len(split_ids)} tokens, "
                 "too few for one sequence; shorten it or add text"
@@ -68,7 +70,7 @@ class Batches:
     @property
     def sequences_per_epoch(self) -> int:
         """Number of sequences in the split; an epoch visits each once."""
-        return len(self._windows_ST)
+        return window_count(self._ids, self._length)
 
     def sequences(self, batch: int) -> np.ndarray:
         """Indices (R,), int64, of this rank's sequences in a batch; batches count from 1."""
@@ -84,11 +86,11 @@ class Batches:
 
     def at(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(x_RT, y_RT), int64, of a batch (counted from 1): inputs of this rank, and the next tokens."""
-        return _inputs_and_targets(self._windows_ST[self.sequences(batch)])
+        return _inputs_and_targets(windows(self._ids, self._length, self.sequences(batch)))
 
 
 def evaluation_batches(
-    split_ids: np.ndarray,
+    split_ids: TokenIds,
     sequence_length: int,
     sequences: int,
     rows_per_batch: int,
@@ -102,29 +104,35 @@ def evaluation_batches(
     repeats the last one with all targets -100. A split with fewer windows is taken whole. Raises InputError, at the call, for a
     split without a window.
     """
-    windows_ST = _windows(split_ids, sequence_length)[:sequences]
-    if len(windows_ST) == 0:
+    count = min(window_count(split_ids, sequence_length), sequences)
+    if count == 0:
         raise InputError(
             f"data.validation_fraction: the validation split has only {len(split_ids)} tokens, too few for one "
             f"sequence of data.sequence_length={sequence_length}; hold out more"
         )
-    share = -(-len(windows_ST) // world_size)
+    share = -(-count // world_size)
     starts = range(rank * share, (rank + 1) * share, rows_per_batch)
     own = (np.arange(start, min(start + rows_per_batch, (rank + 1) * share)) for start in starts)
-    return (_evaluation_rows(windows_ST, index_R) for index_R in own)
+    return (_evaluation_rows(split_ids, sequence_length, index_R, count) for index_R in own)
 
 
-def _evaluation_rows(windows_ST: np.ndarray, index_R: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    x_RT, y_RT = _inputs_and_targets(windows_ST[np.minimum(index_R, len(windows_ST) - 1)])
-    y_RT[index_R >= len(windows_ST)] = IGNORED
+def _evaluation_rows(
+    split_ids: TokenIds, sequence_length: int, index_R: np.ndarray, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x_RT, y_RT = _inputs_and_targets(windows(split_ids, sequence_length, np.minimum(index_R, count - 1)))
+    y_RT[index_R >= count] = IGNORED
     return x_RT, y_RT
 
 
-def _windows(split_ids: np.ndarray, sequence_length: int) -> np.ndarray:
-    """View (S, T + 1) of the windows of T + 1 tokens at multiples of T."""
-    if len(split_ids) <= sequence_length:
-        return np.empty((0, sequence_length + 1), split_ids.dtype)
-    return sliding_window_view(split_ids, sequence_length + 1)[::sequence_length]
+def window_count(split_ids: TokenIds, sequence_length: int) -> int:
+    """How many windows of T + 1 tokens at multiples of T a split has."""
+    return max(0, (len(split_ids) - 1) // sequence_length)
+
+
+def windows(split_ids: TokenIds, sequence_length: int, index_R: np.ndarray) -> np.ndarray:
+    """These windows (R, T + 1) of a split, counted from 0."""
+    starts = (index_R * sequence_length).tolist()
+    return np.stack([split_ids[start : start + sequence_length + 1] for start in starts])
 
 
 def _inputs_and_targets(windows_RT: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

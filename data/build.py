@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import sha256_of
 
-from .corpora import Corpus, DataConfig, batched
+from .corpora import Corpus, DataConfig, TokenisedCorpus, batched
 from .split import Document, by_hash, by_weight
 from .tokenizer import encoder_of, fingerprint, train_bpe, vocabulary_size
 
@@ -32,9 +32,62 @@ _BATCH_CHARACTERS = 4 << 20
 """Characters encoded at once: enough documents for every core, some tens of megabytes of memory."""
 
 
+class Filled(NamedTuple):
+    """What a store has been filled with: tokenizer, documents, tokens and hash of each split, hash of the text if there is one,
+    and the id that stands between documents."""
+
+    tokenizer: PreTrainedTokenizerFast
+    splits: dict[str, dict[str, Any]]
+    text_sha256: str | None
+    eos_id: int
+
+
 def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[str, Any], *, progress: bool) -> None:
     """Fill ``folder`` with a configuration's store; the manifest is written last. Documents of only white space are
     skipped. Raises InputError for a corpus that cannot be read or is too small."""
+    if isinstance(corpus, TokenisedCorpus):
+        filled = _refer(folder, corpus, progress=progress)
+        sources = {"dtypes": [dtype.str for dtype in corpus.dtypes]}
+    else:
+        filled, sources = _encode(folder, corpus, data.validation_fraction, progress=progress), {}
+    filled.tokenizer.save_pretrained(folder / "tokenizer")
+    sizes = [split["bytes"] for split in filled.splits.values()]
+    vocab_size = vocabulary_size(filled.tokenizer)
+    manifest = {
+        "identity": identity,
+        "source": corpus.describe(),
+        **sources,
+        "data": data.model_dump(exclude={"cache_dir", "sequence_length"}),
+        "documents": sum(split["documents"] for split in filled.splits.values()),
+        "bytes": None if None in sizes else sum(sizes),
+        "text_sha256": filled.text_sha256,
+        "splits": filled.splits,
+        "dtype": _dtype_for(vocab_size).str,
+        "vocab_size": vocab_size,
+        "eos_id": filled.eos_id,
+        "tokenizer_sha256": fingerprint(filled.tokenizer),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "tokenizers", "transformers")},
+        },
+    }
+    text = json.dumps(manifest, indent=1)  # in ASCII, since file names need not be Unicode
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _dtype_for(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _refer(folder: Path, corpus: TokenisedCorpus, *, progress: bool) -> Filled:
+    tokenizer = corpus.tokenizer()
+    assert tokenizer is not None, "tokens were made by one"
+    dtype = _dtype_for(vocabulary_size(tokenizer))
+    splits = corpus.write_splits(folder, tokenizer, dtype, progress=progress)
+    return Filled(tokenizer, splits, None, corpus.eos_id(tokenizer))
+
+
+def _encode(folder: Path, corpus: Corpus, fraction: float, *, progress: bool) -> Filled:
     stream: Iterator[str] = (text for text in corpus.documents(progress=progress) if text.strip())
     spool = folder / "documents.jsonl"
     tokenizer = corpus.tokenizer()
@@ -44,35 +97,13 @@ def build_store(folder: Path, data: DataConfig, corpus: Corpus, identity: dict[s
         spooled = tqdm(_read_spool(spool), desc="encoding", total=count, unit="doc", disable=not progress)
         stream = itertools.chain(spooled, stream)
     documents = encoded(tokenizer, stream, corpus.max_tokens)
-    vocab_size = vocabulary_size(tokenizer)
-    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    fraction = data.validation_fraction
     if corpus.may_be_cut:
         assigned = by_weight(documents, fraction, lambda text: next(encoded(tokenizer, [text], None)))
     else:
         assigned = by_hash(documents, fraction)
-    splits, text_sha256 = _write_splits(folder, assigned, dtype, fraction)
+    splits, text_sha256 = _write_splits(folder, assigned, _dtype_for(vocabulary_size(tokenizer)), fraction)
     spool.unlink(missing_ok=True)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    manifest = {
-        "identity": identity,
-        "source": corpus.describe(),
-        "data": data.model_dump(exclude={"cache_dir", "sequence_length"}),
-        "documents": sum(split["documents"] for split in splits.values()),
-        "bytes": sum(split["bytes"] for split in splits.values()),
-        "text_sha256": text_sha256,
-        "splits": splits,
-        "dtype": dtype.str,
-        "vocab_size": vocab_size,
-        "eos_id": tokenizer.eos_token_id,
-        "tokenizer_sha256": fingerprint(tokenizer),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "tokenizers", "transformers")},
-        },
-    }
-    text = json.dumps(manifest, indent=1)  # in ASCII, since file names need not be Unicode
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return Filled(tokenizer, splits, text_sha256, tokenizer.eos_token_id)
 
 
 def _write_spool(spool: Path, documents: Iterable[str]) -> int:

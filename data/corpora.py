@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
+import numpy as np
 from pydantic import AfterValidator, Field
 
 from common.registry import Registry
@@ -19,6 +21,8 @@ from .tokenizer import load_tokenizer, tokenizer_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from .text import SourceFile
 
 CORPORA = Registry("data")
 T = TypeVar("T")
@@ -36,8 +40,8 @@ class DataConfig(Choice):
     sequence_length: int = Field(ge=2, le=1 << 20)
     """Tokens of a sequence fed to the model; each predicts the next one."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share held out for validation: of the tokens for text and hub, where a document may be cut; of the documents, which
-    stay whole, for pydoc and grammar (data/split.py). A share that misses this by a quarter or more is reported."""
+    """Share held out for validation: of the tokens for text, hub and tokens, where a document may be cut; of the documents,
+    which stay whole, for pydoc and grammar (data/split.py). A share that misses this by a quarter or more is reported."""
     cache_dir: Place = "data_cache"
     """Where token stores are kept, one subdirectory for each (corpus, tokenizer) pair."""
     skip_steps: list[Annotated[list[int], AfterValidator(_ordered)]] = Field(default=[])
@@ -65,6 +69,11 @@ class Corpus:
 
     def __init__(self, options: Any, data: DataConfig) -> None:
         self.options, self.data = options, data
+
+    @property
+    def validation_fraction(self) -> float | None:
+        """Share to be held out; None if the source has a validation text of its own."""
+        return self.data.validation_fraction
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the text, as JSON; changes when the source does. Quick to call."""
@@ -113,6 +122,27 @@ class ProseCorpus(Corpus):
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The tokenizer that the configuration names, if any. Raises InputError as ``load_tokenizer`` does."""
         return None if self.options.tokenizer is None else load_tokenizer(self.options.tokenizer)
+
+
+class TokenisedCorpus(Corpus):
+    """A source of tokens. Its store has no copy of them, but refers to the source's files (data/tokens/)."""
+
+    files: Sequence[SourceFile]
+
+    @property
+    def dtypes(self) -> Sequence[np.dtype]:
+        """Of each file's ids."""
+        raise NotImplementedError
+
+    def eos_id(self, tokenizer: PreTrainedTokenizerFast) -> int:
+        """The id that stands between documents."""
+        raise NotImplementedError
+
+    def write_splits(
+        self, folder: Path, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype, *, progress: bool
+    ) -> dict[str, dict[str, Any]]:
+        """Write which ids are in which split; returns what the manifest says of each. ``dtype`` holds the vocabulary."""
+        raise NotImplementedError
 
 
 def batched(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Iterator[list[T]]:

@@ -7,8 +7,9 @@ from .grammar.corpus import GrammarCorpus
 from .hub import HubCorpus
 from .pydoc import PydocCorpus
 from .text import TextCorpus
+from .tokens.corpus import TokensCorpus
 
-__all__ = ["CORPORA", "GrammarCorpus", "HubCorpus", "PydocCorpus", "TextCorpus", "make_corpus"]
+__all__ = ["CORPORA", "GrammarCorpus", "HubCorpus", "PydocCorpus", "TextCorpus", "TokensCorpus", "make_corpus"]
 
 
 def make_corpus(data: DataConfig) -> Corpus:

@@ -11,11 +11,16 @@ def summary(store: TokenStore) -> str:
     """A few lines: where the store is, and what is in it."""
     manifest = store.manifest
     tokens = len(store.train.ids) + len(store.validation.ids)
+    if manifest["bytes"] is None:  # tokenised elsewhere
+        corpus, size, rate = "the ids are in the files below", "", ""
+    else:
+        corpus = f"text sha256 {manifest['text_sha256'][:16]}"
+        size, rate = f"{manifest['bytes'] / 1e6:.2f} MB in ", f", {manifest['bytes'] / tokens:.2f} bytes per token"
     lines = [
         f"store       {store.path}",
-        f"corpus      {manifest['data']['kind']}, text sha256 {manifest['text_sha256'][:16]}",
-        f"text        {manifest['bytes'] / 1e6:.2f} MB in {manifest['documents']:,} documents",
-        f"vocabulary  {store.vocab_size:,} tokens, {manifest['bytes'] / tokens:.2f} bytes per token",
+        f"corpus      {manifest['data']['kind']}, {corpus}",
+        f"text        {size}{manifest['documents']:,} documents",
+        f"vocabulary  {store.vocab_size:,} tokens{rate}",
     ]
     for name, counts in manifest["splits"].items():
         share = counts["tokens"] / tokens

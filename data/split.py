@@ -11,7 +11,7 @@ import bisect
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,30 @@ def by_weight(
     return _fitted(weighed, fraction, encode) if weighed else iter(())
 
 
+class Border(NamedTuple):
+    """Documents with a place below ``below`` are held out; if ``share`` is not 0, so is that share at the end of those at it.
+    ``whole`` is the border if these cannot be cut."""
+
+    below: float
+    share: float
+    whole: float
+
+
+def border_of(places: Sequence[float], weights: Sequence[int], fraction: float) -> Border:
+    """The border for documents of these weights in tokens at these places, which ascend; see the module's docstring."""
+    held_out = [0, *itertools.accumulate(weights)]  # held_out[n]: by the first n places
+    wanted = fraction * held_out[-1]
+    borders = range(1, len(places))  # none that leaves a split empty
+    usual = bisect.bisect_left(places, fraction)
+    if usual in borders and is_near(held_out[usual], wanted):
+        return Border(fraction, 0.0, fraction)
+    best = min(borders, key=lambda border: abs(held_out[border] - wanted), default=0)
+    if best in borders and is_near(held_out[best], wanted, FAR):
+        return Border(places[best], 0.0, places[best])
+    whole = bisect.bisect_right(held_out, wanted) - 1  # number of whole places that fit; the next one is cut
+    return Border(places[whole], (wanted - held_out[whole]) / weights[whole], places[best])
+
+
 def _fitted(
     documents: list[Document], fraction: float, encode: Callable[[str], Document]
 ) -> Iterator[tuple[Document, bool]]:
@@ -75,24 +99,17 @@ def _fitted(
     for document in documents:
         weights[document.place] += len(document.ids)
     places = sorted(weights)
-    held_out = [0, *itertools.accumulate(weights[place] for place in places)]  # held_out[n]: by the first n places
-    wanted = fraction * held_out[-1]
-    borders = range(1, len(places))  # none that leaves a split empty
-    usual = bisect.bisect_left(places, fraction)
-    if usual in borders and is_near(held_out[usual], wanted):
-        return by_hash(documents, fraction)
-    best = min(borders, key=lambda border: abs(held_out[border] - wanted), default=0)
-    if best in borders and is_near(held_out[best], wanted, FAR):
-        return by_hash(documents, places[best])
-    whole = bisect.bisect_right(held_out, wanted) - 1  # number of whole places that fit; the next one is cut
-    cut = places[whole]
-    text = next(document.text for document in documents if document.place == cut)
-    parts = _cut(text, (wanted - held_out[whole]) / weights[cut])
+    border = border_of(places, [weights[place] for place in places], fraction)
+    if border.share == 0:
+        return by_hash(documents, border.below)
+    text = next(document.text for document in documents if document.place == border.below)
+    parts = _cut(text, border.share)
     if parts is None:
-        return by_hash(documents, places[best])
+        return by_hash(documents, border.whole)
     ends = [(encode(part), held) for part, held in zip(parts, (False, True), strict=True)]
     return itertools.chain.from_iterable(
-        ends if document.place == cut else [(document, document.place < cut)] for document in documents
+        ends if document.place == border.below else [(document, document.place < border.below)]
+        for document in documents
     )
 
 

@@ -1,6 +1,7 @@
 """The token store: a corpus, tokenised once, as memory-mapped files with a manifest.
 
-    <cache_dir>/<key>/train.bin, validation.bin       token ids, uint16 or uint32, little-endian
+    <cache_dir>/<key>/train.bin, validation.bin       token ids, uint16 or uint32, little-endian; or, of data.kind=tokens,
+                      train_spans.npy, ...            int64: where in the source's files they are (data/tokens/spans.py)
                       train_documents.npy, ...        int64: where each document starts
                       tokenizer/                      in the transformers format
                       manifest.json                   what it was made from, and hashes of its contents
@@ -15,7 +16,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,13 @@ from common.errors import InputError, note
 from common.files import digest_of, flush_to_disk, sha256_of
 
 from .build import MANIFEST, SPLITS, build_store
-from .corpora import DataConfig
+from .corpora import DataConfig, TokenisedCorpus
 from .kinds import make_corpus
 from .split import is_near
+from .text import SourceFile
 from .tokenizer import fingerprint
+from .tokens.build import SPANS
+from .tokens.spans import SpannedIds, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,13 +47,14 @@ FORMAT_VERSION = 1
 class Split:
     """The tokens of one split, 1-D and memory-mapped, and the int64 index of each document's first token."""
 
-    ids: np.memmap
+    ids: TokenIds
     document_starts: np.ndarray
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """An open token store. Every document ends with ``eos_id``; every id is below ``vocab_size``."""
+    """An open token store. Every document ends with ``eos_id``, unless the text was tokenised elsewhere (data.kind=tokens);
+    every id is below ``vocab_size``."""
 
     path: Path
     manifest: dict[str, Any]
@@ -64,8 +69,13 @@ class TokenStore:
 
     def verify(self) -> None:
         """Raise InputError naming a file whose content has changed since it was written. Reads all tokens once."""
+        written = "{}.bin"
+        if isinstance(self.train.ids, SpannedIds):
+            written = SPANS
+            for place, record in zip(self.train.ids.paths, self.manifest["source"]["files"], strict=True):
+                _check_content(place, record["sha256"])
         for name in SPLITS:
-            file = self.path / f"{name}.bin"
+            file = self.path / written.format(name)
             if sha256_of(file) != self.manifest["splits"][name]["sha256"]:
                 raise InputError(
                     f"{file}: not what was written (its SHA-256 differs); delete {self.path} to build it again"
@@ -95,7 +105,7 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
         "format": FORMAT_VERSION,
         "corpus": corpus.identity(),
         "tokenizer": corpus.tokenizer_identity(),
-        "validation_fraction": data.validation_fraction,
+        "validation_fraction": corpus.validation_fraction,
     }
     path = Path(data.cache_dir) / digest_of(identity)[:16]
     for remark in corpus.remarks if progress else ():
@@ -109,9 +119,9 @@ def open_store(data: DataConfig, *, progress: bool = True) -> TokenStore:
             build_store(folder, data, corpus, identity, progress=progress)
 
         _create(path, build)
-    store = read_store(path)
-    if progress:
-        _note_share(store, data.validation_fraction)
+    store = read_store(path, corpus.files if isinstance(corpus, TokenisedCorpus) else ())
+    if progress and corpus.validation_fraction is not None:
+        _note_share(store, corpus.validation_fraction)
     return store
 
 
@@ -126,35 +136,88 @@ def _note_share(store: TokenStore, fraction: float) -> None:
         )
 
 
-def read_store(path: Path) -> TokenStore:
-    """Open the store in a folder. Raises InputError naming a file that is missing or does not match the manifest."""
+def read_store(path: Path, files: Sequence[SourceFile] = ()) -> TokenStore:
+    """Open the store in a folder. ``files``: where files that it may refer to are now, if that is known. Raises InputError naming
+    a file that is missing or does not match the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path / MANIFEST}: not a store's manifest ({error}); delete the folder {path}") from None
     try:
-        train, validation = (_read_split(path, name, manifest) for name in SPLITS)
+        read = _spans_reader(path, manifest, files) if "dtypes" in manifest else _read_ids
+        train, validation = (_read_split(path, name, manifest, read) for name in SPLITS)
         return TokenStore(path, manifest, train, validation, manifest["vocab_size"], manifest["eos_id"])
     except (LookupError, TypeError, ValueError) as error:  # JSON, but not what a store's manifest says
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{path / MANIFEST}: not a store's manifest ({reason}); delete the folder {path}") from None
 
 
-def _read_split(path: Path, name: str, manifest: dict[str, Any]) -> Split:
-    counts, dtype = manifest["splits"][name], np.dtype(manifest["dtype"])
-    ids_file, starts_file = path / f"{name}.bin", path / f"{name}_documents.npy"
-    size = ids_file.stat().st_size if ids_file.is_file() else 0
-    if size != counts["tokens"] * dtype.itemsize:
-        raise InputError(f"{ids_file}: {size} bytes where the manifest counts {counts['tokens']} tokens; delete {path}")
-    try:
-        starts = np.load(starts_file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{starts_file}: cannot be read ({error}); delete {path}") from None
-    if len(starts) != counts["documents"]:
+def _read_split(
+    path: Path, name: str, manifest: dict[str, Any], read: Callable[[Path, str, dict[str, Any]], TokenIds]
+) -> Split:
+    ids, starts = read(path, name, manifest), _loaded(path / f"{name}_documents.npy")
+    documents = manifest["splits"][name]["documents"]
+    if len(starts) != documents:
         raise InputError(
-            f"{starts_file}: {len(starts)} documents where the manifest counts {counts['documents']}; delete {path}"
+            f"{path / name}_documents.npy: {len(starts)} documents where the manifest counts {documents}; delete {path}"
         )
-    return Split(np.memmap(ids_file, dtype=dtype, mode="r"), starts)
+    return Split(ids, starts)
+
+
+def _loaded(file: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); delete {file.parent}") from None
+    return array
+
+
+def _read_ids(path: Path, name: str, manifest: dict[str, Any]) -> np.memmap:
+    tokens, dtype = manifest["splits"][name]["tokens"], np.dtype(manifest["dtype"])
+    file = path / f"{name}.bin"
+    size = file.stat().st_size if file.is_file() else 0
+    if size != tokens * dtype.itemsize:
+        raise InputError(f"{file}: {size} bytes where the manifest counts {tokens} tokens; delete {path}")
+    return np.memmap(file, dtype=dtype, mode="r")
+
+
+def _spans_reader(
+    path: Path, manifest: dict[str, Any], files: Sequence[SourceFile]
+) -> Callable[[Path, str, dict[str, Any]], SpannedIds]:
+    """What reads a split of a store that refers to the source's files. Raises InputError for a file that has changed."""
+    now = {file.sha256: Path(file.path) for file in files}
+    recorded = [SourceFile(**record) for record in manifest["source"]["files"]]
+    places = [now.get(file.sha256) or _unchanged(file) for file in recorded]
+    dtypes = [np.dtype(dtype) for dtype in manifest["dtypes"]]
+
+    def read(path: Path, name: str, manifest: dict[str, Any]) -> SpannedIds:
+        file = path / SPANS.format(name)
+        ids = SpannedIds(places, dtypes, _loaded(file), np.dtype(manifest["dtype"]))
+        if len(ids) != manifest["splits"][name]["tokens"]:
+            tokens = manifest["splits"][name]["tokens"]
+            raise InputError(f"{file}: {len(ids)} tokens where the manifest counts {tokens}; delete {path}")
+        return ids
+
+    return read
+
+
+def _unchanged(file: SourceFile) -> Path:
+    """Where a file is that a store refers to. Raises InputError if it is not as it was: in size and time, or, if the time proves
+    nothing, in content."""
+    place = Path(file.real_path)
+    if not place.is_file():
+        raise InputError(
+            f"{place}: is gone, and a token store refers to it; restore it, or open the store by its configuration"
+        )
+    status = place.stat()
+    if (status.st_size, status.st_mtime_ns, True) != (file.size, file.mtime_ns, file.settled):
+        _check_content(place, file.sha256)
+    return place
+
+
+def _check_content(place: Path, sha256: str) -> None:
+    if sha256_of(place) != sha256:
+        raise InputError(f"{place}: has changed since a token store was made that refers to it; restore it")
 
 
 def _create(path: Path, build: Callable[[Path], None]) -> None:

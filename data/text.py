@@ -29,8 +29,8 @@ _SETTLED_SECONDS = 2
 _SUFFIXES_LISTED = 5
 
 
-class TextFile(NamedTuple):
-    """A file of the corpus, ``settled`` if its modification time was old enough when it was hashed to identify it."""
+class SourceFile(NamedTuple):
+    """A file of a corpus, ``settled`` if its modification time was old enough when it was hashed to identify it."""
 
     path: str
     real_path: str
@@ -39,6 +39,11 @@ class TextFile(NamedTuple):
     mtime_ns: int
     settled: bool
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """Without its folder."""
+        return Path(self.path).name
 
 
 @CORPORA.register("text")
@@ -62,18 +67,17 @@ class TextCorpus(ProseCorpus):
         self._field = options.text_field
         cache_dir = Path(data.cache_dir)
         paths, self.remarks = find_files(options.paths, cache_dir)
-        known = _known_files(cache_dir)
-        self._files = [_identify(path, known) for path in paths]
+        known = known_files(cache_dir)
+        self._files = [identify(path, known) for path in paths]
 
     def identity(self) -> dict[str, Any]:
         """Name, size and SHA-256 of each file (no folders: the same files elsewhere are the same corpus)."""
-        names = [Path(file.path).name for file in self._files]
-        structured = any(format_of(Path(name)) != ".txt" for name in names)
+        structured = any(format_of(Path(file.path)) != ".txt" for file in self._files)
         return {
             "kind": "text",
             "rules": RULES_VERSION,
             "text_field": self._field if structured else None,
-            "files": [[name, file.size, file.sha256] for name, file in zip(names, self._files, strict=True)],
+            "files": [[file.name, file.size, file.sha256] for file in self._files],
         }
 
     def describe(self) -> dict[str, Any]:
@@ -86,7 +90,7 @@ class TextCorpus(ProseCorpus):
         with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=not progress) as bar:
             for file in self._files:
                 yield from read_documents(Path(file.path), self._field)
-                _check_unchanged(file)
+                check_unchanged(file)
                 bar.update(file.size)
 
 
@@ -178,7 +182,7 @@ def _suffix_of(path: Path) -> str:
     return (format_of(path) if packed else "") + path.suffix or "without suffix"
 
 
-def _known_files(cache_dir: Path) -> dict[str, TextFile]:
+def known_files(cache_dir: Path) -> dict[str, SourceFile]:
     """Real path -> file as recorded by existing stores, so that unchanged files need no hashing. A file counts as unchanged
     if path, size and modification time are the same."""
     known = {}
@@ -186,11 +190,12 @@ def _known_files(cache_dir: Path) -> dict[str, TextFile]:
         # A damaged manifest spares nothing.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             for record in json.loads(manifest.read_text(encoding="utf-8"))["source"]["files"]:
-                known[record["real_path"]] = TextFile(**record)
+                known[record["real_path"]] = SourceFile(**record)
     return known
 
 
-def _identify(path: Path, known: dict[str, TextFile]) -> TextFile:
+def identify(path: Path, known: dict[str, SourceFile]) -> SourceFile:
+    """The file at ``path`` with its hash, which is taken only if the file is not among the ``known`` ones."""
     status = path.stat()
     real_path = os.path.realpath(path)
     before = known.get(real_path)
@@ -198,10 +203,11 @@ def _identify(path: Path, known: dict[str, TextFile]) -> TextFile:
         return before._replace(path=str(path))
     settled = time.time_ns() - status.st_mtime_ns > _SETTLED_SECONDS * 10**9
     with readable(path):
-        return TextFile(str(path), real_path, status.st_size, status.st_mtime_ns, settled, sha256_of(path))
+        return SourceFile(str(path), real_path, status.st_size, status.st_mtime_ns, settled, sha256_of(path))
 
 
-def _check_unchanged(file: TextFile) -> None:
+def check_unchanged(file: SourceFile) -> None:
+    """Raise InputError if a file is not what it was when it was identified."""
     status = Path(file.path).stat()
     if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
         raise InputError(f"{file.path}: changed while it was read; run again once it is complete")

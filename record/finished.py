@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SPIKE_STEPS = ("start_step", "peak_step", "end_step")
 _SPIKE_NUMBERS = ("height", "sigmas")
 _STEP_DIRECTORY = re.compile(r"step_(\d+)")
+Wanted = Callable[[str], bool]
+"""Says by a metric's name whether it is needed."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,19 @@ class Run:
         return values.get(key) if isinstance(values, dict) else None
 
 
-def load_run(path: str | Path, *, with_parent_rows: bool = False) -> Run:
+def load_run(path: str | Path, *, with_parent_rows: bool = False, wanted: Wanted | None = None) -> Run:
     """Read a run directory, or the run that a checkpoint directory belongs to.
 
     Requires config.yaml, status.json and metrics.jsonl with at least one complete row; events.jsonl is optional. Several
     rows of one step are merged (:func:`record.table.read_table`). ``with_parent_rows``: of a branch, put the last rows before
-    the step at which it begins, which it has copied from the run it comes from, before its own. Raises :class:`InputError`,
-    one line, if something cannot be read.
+    the step at which it begins, which it has copied from the run it comes from, before its own. ``wanted``: the metrics to
+    keep; all by default. Raises :class:`InputError`, one line, if something cannot be read.
     """
     directory = run_directory(path)
     config = read_config(directory)
-    metrics, non_finite = read_metrics(run_file(directory, "metrics.jsonl"))
+    metrics, non_finite = read_metrics(run_file(directory, "metrics.jsonl"), wanted)
     if with_parent_rows and (before := parent_rows(directory)) is not None:
-        earlier, odd = read_metrics(before)
+        earlier, odd = read_metrics(before, wanted)
         metrics, non_finite = pd.concat([earlier, metrics]), steps_joined(odd, non_finite)
     events_file = run_file(directory, "events.jsonl")
     return Run(
@@ -201,15 +203,17 @@ def load_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
     return dict(zip(unique_labels([run.name for run in runs], paths), runs, strict=True))
 
 
-def read_metrics(path: Path) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int64]]]:
-    """Read metrics.jsonl: (float64 columns indexed by step, steps with non-finite values for each metric).
+def read_metrics(path: Path, wanted: Wanted | None = None) -> tuple[pd.DataFrame, dict[str, npt.NDArray[np.int64]]]:
+    """Read metrics.jsonl: (float64 columns indexed by step, steps with non-finite values for each metric). ``wanted``: of which
+    metrics there are columns; those of a long run take time and memory.
 
     Raises :class:`InputError` naming file and line for a torn line that is not the last, a row without a step or a value
     that is not a number.
     """
     table = read_table(path)
     # No copy: consolidating the columns would need twice the memory.
-    return pd.DataFrame(table.columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
+    columns = {name: table.columns[name] for name in table.columns if wanted is None or wanted(name)}
+    return pd.DataFrame(columns, pd.Index(table.steps, name="step"), copy=False), table.non_finite
 
 
 def parent_rows(run: Path) -> Path | None:

@@ -18,6 +18,16 @@ multiplicative noise, so that its logarithm is judged. scale: any other measure 
 or timed; it says nothing of the model."""
 
 
+Family = Literal["norms", "updates", "hidden", "logits"]
+"""Metrics that are measured together, or not (telemetry.families); others always are, or have keys of their own."""
+_FAMILIES: dict[Family, tuple[str, ...]] = {
+    "norms": ("grad_norm/", "param_norm/", "embedding_norm/", "sigma_reparam/"),
+    "updates": ("update_rms/", "update_ratio/", "edge/", "adam/", "adam_rms/"),
+    "hidden": ("hidden_norm/",),
+    "logits": ("logit/", "entropy/", "tfsd/"),
+}
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric's entry in the list."""
@@ -123,6 +133,13 @@ def describe(name: str) -> Metric:
         if pattern.fullmatch(name):
             return metric
     raise KeyError(f"{name!r} is not in record/metrics.py")
+
+
+def family_of(name: str) -> Family | None:
+    """The family that a metric is of, if it is of one."""
+    if name == "grad_norm/total":
+        return None
+    return next((family for family, prefixes in _FAMILIES.items() if name.startswith(prefixes)), None)
 
 
 def is_known(name: str) -> bool:

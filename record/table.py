@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,8 +30,8 @@ LARGEST = 3.5e38
 """A little more than float32, in which metrics are measured, can hold. Differences of larger numbers overflow in figures."""
 KEYS_NAMED = 12
 """Most keys listed for a row without a step."""
-BLOCK_BYTES = 2**17
-"""Bytes read at once: hundreds of lines, whose objects fit a core's cache. Eight times as much takes 1.5 times as long."""
+BLOCK_BYTES = 2**16
+"""Bytes read at once: tens of lines, whose objects fit a core's cache. Eight times as much takes 1.6 times as long."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Table:
     """All rows of a file as columns over ascending steps, each step once."""
 
     steps: Steps
-    columns: dict[str, Floats]
+    columns: Mapping[str, Floats]
     """NaN where a step has no value; see ``non_finite``."""
     non_finite: dict[str, Steps]
     """For metrics that have some: the steps at which NaN or an infinity was written (rather than nothing)."""
@@ -71,7 +71,7 @@ def read_table(path: Path, *, foreign: bool = False) -> Table:
 def joined(first: Table, then: Table) -> Table:
     """The rows of two tables, of which the second begins after the first has ended."""
     columns = {}
-    for key in first.columns | then.columns:
+    for key in dict.fromkeys([*first.columns, *then.columns]):
         parts = [t.columns.get(key, np.full(len(t.steps), np.nan)) for t in (first, then)]
         columns[key] = np.concatenate(parts)
     steps = np.concatenate([first.steps, then.steps])
@@ -86,8 +86,10 @@ def steps_joined(first: dict[str, Steps], then: dict[str, Steps]) -> dict[str, S
 
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) for each line; an unparsable last line is torn and skipped."""
-    for numbers, objects in _objects(path, json.loads):  # orjson makes floats of integers beyond 64 bits
-        yield from zip(numbers, objects, strict=True)
+    first = 1
+    for text, ended in _blocks(path):  # Python's json, since orjson makes floats of integers beyond 64 bits
+        yield from _lines(path, text, ended, first).items()
+        first += text.count(b"\n") + 1
 
 
 def refuse_special(path: Path) -> None:
@@ -108,33 +110,56 @@ def number_of(value: Any) -> float | None:
         return None
 
 
-def _objects(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> Iterator[tuple[Sequence[int], list[Row]]]:
+def _objects(path: Path) -> Iterator[tuple[Sequence[int], list[Row]]]:
     """The lines of a file, block by block: their numbers and objects."""
     first = 1
-    for lines, ended in _blocks(path):
-        numbers: Sequence[int] = range(first, first + len(lines))
-        first += len(lines)
-        try:
-            rows = list(map(parse, lines))
-        except (ValueError, RecursionError):
-            rows = []
-        if set(map(type, rows)) != {dict}:
-            found = {number: _parsed(line) for number, line in zip(numbers, lines, strict=True) if line.strip()}
-            torn = [number for number, row in found.items() if not isinstance(row, dict)]
-            if torn and not (ended and torn == [numbers[-1]]):
-                raise InputError(f"{path} line {torn[0]} is torn or not a JSON object; remove that line")
-            numbers = [number for number in found if number not in torn]
-            rows = [found[number] for number in numbers]
+    for text, ended in _blocks(path):
+        rows = _at_once(text)
+        count = len(rows) or text.count(b"\n") + 1
+        numbers: Sequence[int] = range(first, first + count)
+        if not rows:
+            found = _lines(path, text, ended, first)
+            numbers, rows = list(found), list(found.values())
         yield numbers, rows
+        first += count
 
 
-def _blocks(path: Path) -> Iterator[tuple[list[bytes], bool]]:
-    """Blocks of lines of a file, and whether each is the last."""
+def _at_once(text: bytes) -> list[Row]:
+    """The objects of lines, parsed as one array; none unless it is certain that each line is an object of its own.
+
+    It is where every brace opens an object of the array, and every line end is followed by one.
+    """
+    if not text.startswith(b"{"):
+        return []
+    characters = np.frombuffer(text, dtype=np.uint8)
+    ends, braces = characters[:-1] == ord("\n"), characters[1:] == ord("{")
+    count = int(np.count_nonzero(ends))
+    if not np.count_nonzero(ends & braces) == np.count_nonzero(braces) == count:
+        return []
+    try:
+        rows: list[Row] = orjson.loads(b"[%b]" % text.replace(b"\n", b","))
+    except ValueError:
+        return []
+    return rows if len(rows) == count + 1 and set(map(type, rows)) == {dict} else []
+
+
+def _lines(path: Path, text: bytes, ended: bool, first: int) -> dict[int, Row]:
+    """The objects of lines by line number, each parsed by itself. Blank lines are left out, and a torn one at the end."""
+    lines = text.split(b"\n")
+    found = {number: _parsed(line) for number, line in enumerate(lines, first) if line.strip()}
+    torn = [number for number, row in found.items() if not isinstance(row, dict)]
+    if torn and not (ended and torn == [first + len(lines) - 1]):
+        raise InputError(f"{path} line {torn[0]} is torn or not a JSON object; remove that line")
+    return {number: row for number, row in found.items() if number not in torn}
+
+
+def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """Blocks of whole lines of a file, and whether each is the last."""
     refuse_special(path)
     try:
         with path.open("rb") as file:
             while text := file.read(BLOCK_BYTES) + file.readline():
-                yield text.removesuffix(b"\n").split(b"\n"), not file.peek(1)
+                yield text.removesuffix(b"\n"), not file.peek(1)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; the run is half-written: start it again, or name another run") from error
     except OSError as error:
@@ -149,15 +174,39 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
+class _Columns(Mapping[str, Floats]):
+    """Columns that are made when they are first asked for: a command needs few of them."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Floats]) -> None:
+        self._made: dict[str, Floats | None] = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> Floats:
+        column = self._made[name]
+        if column is None:
+            column = self._made[name] = self._make(name)
+        return column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
 class _Rows:
-    """The rows so far, grouped by keys: a run writes the same keys at nearly every step."""
+    """The rows so far."""
 
     def __init__(self, path: Path, foreign: bool) -> None:
         self.path = path
         self.foreign = foreign
         self.steps = array("q")
-        self.alike: dict[tuple[str, ...], tuple[array[int], bytearray]] = {}
-        """By keys: index of each row among all rows of the file, from 0; and the values, row by row, as float64."""
+        self.kinds: dict[tuple[str, ...], int] = {}
+        """A number for each sequence of keys: a run writes the same keys at nearly every step."""
+        self.kind_n = array("q")
+        """Of each row, of which there are N."""
+        self.values = bytearray()
+        """Of all rows, one after another, as float64."""
         self.names: dict[str, None] = {}
         """Of all columns, in order of appearance."""
 
@@ -165,16 +214,16 @@ class _Rows:
         """Add rows with their line numbers. Raises :class:`InputError` for a row that :func:`read_table` refuses."""
         start = len(self.steps)
         self.steps += self._steps_of(numbers, rows)
-        packed = _packed(rows, start)
+        packed = _packed(rows)
         if packed is None:
-            packed = _packed(list(map(self._numbers, rows, self.steps[start:])), start) or {}
-        for keys, (places, values) in packed.items():
-            if keys not in self.alike:
-                self.alike[keys] = array("q"), bytearray()
-                self.names |= dict.fromkeys(key for key in keys if key != "step")
-            known_places, known_values = self.alike[keys]
-            known_places.fromlist(places)
-            known_values += values
+            rows = list(map(self._numbers, rows, self.steps[start:]))
+            packed = _packed(rows) or b""
+        self.values += packed
+        keys = list(map(tuple, rows))
+        for new in [each for each in dict.fromkeys(keys) if each not in self.kinds]:
+            self.kinds[new] = len(self.kinds)
+            self.names |= dict.fromkeys(key for key in new if key != "step")
+        self.kind_n.fromlist(list(map(self.kinds.__getitem__, keys)))
 
     def _steps_of(self, numbers: Sequence[int], rows: Sequence[Row]) -> array[int]:
         steps: list[Any] = [row.get("step") for row in rows]
@@ -204,54 +253,66 @@ class _Rows:
         written = np.frombuffer(self.steps, dtype=np.int64)
         steps, place = np.unique(written, return_inverse=True)
         ascending = len(steps) == len(written) and np.array_equal(steps, written)
-        columns, non_finite = {}, {}
-        for name in self.names:
-            there, values = self._column(name)
-            infinite = ~np.isfinite(values)
-            huge = np.flatnonzero((np.abs(values) > LARGEST) & ~infinite)
-            if huge.size:
-                problem = f"{name} is {values[huge[0]]:g}, more than a float32 can hold"
-                raise InputError(f"{self.path} step {written[huge[0]]}: {problem}; correct or remove the row")
-            odd = infinite & there
-            if not ascending:  # of a step that was written twice, the last assignment stays
-                own, rows, odd_rows = place[there], values, odd
-                values, odd = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=bool)
-                values[own], odd[own] = rows[there], odd_rows[there]
-            columns[name] = values
-            if odd.any():
-                non_finite[name] = steps[odd]
-        return Table(steps, columns, non_finite)
+        values, kind_n = np.frombuffer(self.values), np.frombuffer(self.kind_n, dtype=np.int64)
+        lengths_n = np.array(list(map(len, self.kinds)))[kind_n]
+        starts_n = np.cumsum(lengths_n) - lengths_n
+        kinds = [(keys, np.flatnonzero(kind_n == kind)) for keys, kind in self.kinds.items()]
 
-    def _column(self, name: str) -> tuple[npt.NDArray[np.bool_], Floats]:
-        """Mask of the rows that have a value for ``name``, and the values."""
-        there, values = np.zeros(len(self.steps), dtype=bool), np.full(len(self.steps), np.nan)
-        for keys, (known_places, known_values) in self.alike.items():
-            if name in keys:
-                places = np.frombuffer(known_places, dtype=np.int64)
-                there[places] = True
-                values[places] = np.frombuffer(known_values)[keys.index(name) :: len(keys)]
-        return there, values
+        def column(name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
+            """The values of all steps, and at which of them one is written that is not finite."""
+            in_row, there = np.full(len(written), np.nan), np.zeros(len(written), dtype=bool)
+            for keys, rows in kinds:
+                if name in keys:
+                    in_row[rows], there[rows] = values[starts_n[rows] + keys.index(name)], True
+            self._refuse_huge(name, in_row)
+            odd_in_row = ~np.isfinite(in_row) & there
+            if ascending:
+                return in_row, odd_in_row
+            own = place[there]  # of a step that was written twice, the last assignment stays
+            merged, odd = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=bool)
+            merged[own], odd[own] = in_row[there], odd_in_row[there]
+            return merged, odd
+
+        suspects = self._odd(values, starts_n)
+        looked_at = {name: column(name)[1] for name in self.names if name in suspects}
+        non_finite = {name: steps[odd] for name, odd in looked_at.items() if odd.any()}
+        return Table(steps, _Columns(self.names, lambda name: column(name)[0]), non_finite)
+
+    def _odd(self, values: Floats, starts_n: Steps) -> set[str]:
+        """The columns with a value that is not finite or too large."""
+        parts = range(0, len(values), BLOCK_BYTES)
+        odd = [np.flatnonzero(~(np.abs(values[part : part + BLOCK_BYTES]) <= LARGEST)) + part for part in parts]
+        places = np.concatenate([np.empty(0, dtype=np.int64), *odd])
+        rows = np.searchsorted(starts_n, places, side="right") - 1
+        keys, kind_n = list(self.kinds), np.frombuffer(self.kind_n, dtype=np.int64)
+        pairs = set(zip(kind_n[rows].tolist(), (places - starts_n[rows]).tolist(), strict=True))
+        return {keys[kind][place] for kind, place in pairs}
+
+    def _refuse_huge(self, name: str, in_row: Floats) -> None:
+        huge = np.flatnonzero((np.abs(in_row) > LARGEST) & np.isfinite(in_row))
+        if huge.size:
+            problem = f"{name} is {in_row[huge[0]]:g}, more than a float32 can hold"
+            raise InputError(f"{self.path} step {self.steps[huge[0]]}: {problem}; correct or remove the row")
 
 
-def _packed(rows: Sequence[Row], start: int) -> dict[tuple[str, ...], tuple[list[int], bytes]] | None:
-    """Indices (from ``start``) and packed values of the rows, by their keys; None if a value is not a number a float can hold."""
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for place, row in enumerate(rows, start):
-        alike.setdefault(tuple(row), []).append(place)
-    packed = {}
-    for keys, places in alike.items():
-        values = list(chain.from_iterable([rows[place - start].values() for place in places]))
-        kinds = set(map(type, values))
-        if str in kinds:
-            values = [NON_FINITE.get(value.lower(), value) if type(value) is str else value for value in values]
-            kinds = set(map(type, values))
-        if not kinds <= {int, float}:
-            return None
-        try:
-            packed[keys] = places, struct.pack(f"{len(values)}d", *values)
-        except (struct.error, OverflowError):  # an integer of 400 digits
-            return None
+def _packed(rows: Sequence[Row]) -> bytes | None:
+    """The values of rows, packed as float64; None if one is not a number that a float can hold."""
+    values = list(chain.from_iterable([row.values() for row in rows]))
+    packed = _floats(values)
+    if packed is None:
+        packed = _floats([NON_FINITE.get(value.lower(), value) if type(value) is str else value for value in values])
     return packed
+
+
+def _floats(values: list[Any]) -> bytes | None:
+    """The values packed as float64; None unless all are numbers that a float can hold."""
+    try:
+        packed = struct.pack(f"{len(values)}d", *values)
+    except (struct.error, OverflowError):  # no number; an integer of 400 digits
+        return None
+    floats = np.frombuffer(packed)
+    perhaps = np.flatnonzero((floats == 0) | (floats == 1))  # false and true become these
+    return None if bool in map(type, map(values.__getitem__, perhaps.tolist())) else packed
 
 
 def _step(path: Path, number: int, row: Row, foreign: bool) -> int:

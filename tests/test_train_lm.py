@@ -20,7 +20,7 @@ from data.batches import evaluation_batches
 from data.store import open_store
 from model import load_model
 from record.checkpoints import list_checkpoints, read_state
-from record.metrics import describe
+from record.metrics import describe, family_of
 from train_lm import train
 
 from .conftest import ROOT, events_of, rows_of
@@ -185,12 +185,21 @@ def test_gradient_accumulation_changes_nothing_but_rounding(plain, start):
 
 
 @pytest.mark.parametrize(
-    "option", ["train.gradient_checkpointing=true", "telemetry.enabled=false", "telemetry.flush_every=1"]
+    "option",
+    [
+        *("train.gradient_checkpointing=true", "telemetry.enabled=false", "telemetry.flush_every=1"),
+        *(f"telemetry.families=[{family}]" for family in ("norms", "updates", "hidden", "logits")),
+    ],
 )
 def test_options_that_must_not_change_the_run(option, plain, start):
     other = start("name=other", option)[1]
     common = lambda row: {k: row[k] for k in ("step", "loss/nll", "grad_norm/total")}  # noqa: E731
     assert [common(r) for r in rows_of(plain)] == [common(r) for r in rows_of(other)]
+    if option.startswith("telemetry.families"):
+        families = {family_of(name) for row in rows_of(other) for name in row} - {None}
+        assert families == {option.partition("[")[2].strip("]")}
+        for whole, part in zip(rows_of(plain), rows_of(other), strict=True):
+            assert {k: whole[k] for k in part if family_of(k)} == {k: v for k, v in part.items() if family_of(k)}
     assert_same_weights(weights(plain), weights(other))
 
 

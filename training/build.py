@@ -153,4 +153,4 @@ def build_telemetry(model: Any, config: RunConfig) -> Telemetry:
     )
     parameters, groups = dict(model.named_parameters()), groups_of(model)
     stack, last = blocks(model.model), final_norm(model.model)
-    return Telemetry(stack, last, model.lm_head, parameters, groups, config.telemetry.enabled)
+    return Telemetry(stack, last, model.lm_head, parameters, groups, config.telemetry.measured)

@@ -27,7 +27,7 @@ TOKENS = 64
 def edge_due(run: Run, step: int) -> bool:
     """Whether ``step`` is one that is measured."""
     every = run.edge_every
-    return run.config.telemetry.enabled and every is not None and step % every == 0
+    return run.config.telemetry.measures("updates") and every is not None and step % every == 0
 
 
 def edge_of(run: Run, step: int, x_BT: Tensor, y_BT: Tensor, targets: Tensor, negative_K: Rows | None) -> Edge | None:

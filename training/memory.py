@@ -163,7 +163,7 @@ def update_memory(config: RunConfig, shapes: Shapes, ranks: int, sharded: bool) 
     interventions = make_interventions(config.interventions)
     held = FLOAT32 * (shapes.shard(ranks) if sharded else shapes.parameters)
     largest = FLOAT32 * max(map(math.prod, shapes.all)) // (ranks if sharded else 1)
-    measured = config.telemetry.enabled and config.telemetry.edge_every is not None
+    measured = config.telemetry.measures("updates") and config.telemetry.edge_every is not None
     changed = bool(config.stress) or any(i.has("on_tensors") for i in interventions.values())
     kept = held if changed and (measured or "losses" in edge_reads(interventions)) else 0
     temporary = [MEASURED_TENSORS * largest] if measured else [0]
@@ -245,7 +245,7 @@ def need_of(config: RunConfig, vocabulary: int, *, ranks: int, sharded: bool, de
         )
     shapes = shapes_of(model, config.data.sequence_length)
     working = activations(config, shapes, micro_batches(config, ranks)[0], device.type)
-    keeps = config.telemetry.enabled or changes_updates(make_interventions(config.interventions))
+    keeps = config.telemetry.measures("updates") or changes_updates(make_interventions(config.interventions))
     memory = state_memory(shapes, ranks, sharded, keeps, working)
     memory = replace(memory, update=update_memory(config, shapes, ranks, sharded))
     models = 1 if config.body.checkpoint is None else 2  # the new one, and the one that its body comes from

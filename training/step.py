@@ -48,7 +48,7 @@ def training_step(run: Run, step: int) -> None:
                 shift_labels=y_BT[start : start + rows].to(accelerator.device, non_blocking=True),
                 num_items_in_batch=targets,  # every token has the same weight, whichever rank or micro-batch holds it
                 skip_logits=True,
-                statistics=config.telemetry.enabled,
+                statistics=config.telemetry.measures("logits"),
                 use_cache=False,
                 **told(negative_K, start, rows, accelerator.device),
             )
@@ -205,7 +205,7 @@ def update(run: Run, step: int, edge: Edge | None) -> dict[str, Any]:
         optimizer.optimizer.found_inf = (~taken).float()
     if edge:
         edge.before_update(decisions.scale)
-    spectral = scales(run.model) if run.config.body.sigma_reparam and telemetry.enabled else {}
+    spectral = scales(run.model) if run.config.body.sigma_reparam and run.config.telemetry.measures("norms") else {}
     optimizer.step()
     on_update(run.interventions, seen, telemetry.before, taken, decisions, edge)
     telemetry.after_update()

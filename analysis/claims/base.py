@@ -152,8 +152,11 @@ def verdict_of(evidence: Sequence[Judged]) -> Verdict:
 
 def worth_of(evidence: Sequence[Judged]) -> str:
     """What has to be known of a verdict "supported"; empty for other verdicts, and where nothing has to."""
-    said = [one.evidence.worth for one in evidence if one.evidence.decides and verdict_of(evidence) == "supported"]
-    return "; ".join(dict.fromkeys(filter(None, said)))
+    told = [one.evidence for one in evidence if one.evidence.decides and one.evidence.worth]
+    if verdict_of(evidence) != "supported" or not told:
+        return ""
+    said = {one.worth: one.arm for one in told}
+    return "; ".join(f"{arm}: {worth}" if len(said) > 1 else worth for worth, arm in said.items())
 
 
 # ----------------------------------------------------------------------------------------------------- what claims are tested on

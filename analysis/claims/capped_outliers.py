@@ -11,7 +11,7 @@ from analysis.show.stresses import ACTING
 from analysis.stability.compare import COMMON, Study
 from record.finished import Run
 
-from .base import CLAIMS, Claim, Evidence, Verdict, against_baseline, deciding, place, runs_at, tested_arms
+from .base import CLAIMS, Claim, Evidence, Verdict, against_baseline, deciding, place, runs_at, tested_arms, unmeasured
 
 BAD_BATCHES = ("corrupt_sequences", "label_noise", "foreign_text")
 """Stresses that spoil the batch."""
@@ -31,13 +31,12 @@ class CappedOutliers(Claim):
     )
 
     def evidence(self, study: Study) -> Iterator[Evidence]:
+        if not any(map(is_spoilt, study.comparison.runs.values())):
+            yield unmeasured("stress", f"no run has a stress that spoils a batch: {', '.join(BAD_BATCHES)}")
         for scenario in study.comparison.scenarios:
             for arm in tested_arms(study):
-                runs = {each: runs_at(study, each, scenario, COMMON) for each in (arm, study.comparison.baseline)}
-                spoilt = [
-                    run for run in runs[arm].values() if any(s["kind"] in BAD_BATCHES for s in run.config["stress"])
-                ]
-                if not spoilt:
+                runs = {each: measured(study, each, scenario) for each in (arm, study.comparison.baseline)}
+                if not any(map(is_spoilt, runs[arm].values())):
                     continue
                 values = {each: {seed: outlier(run) for seed, run in own.items()} for each, own in runs.items()}
                 what = "gradient norm of the bad batches, log of a multiple of the usual"
@@ -50,6 +49,17 @@ class CappedOutliers(Claim):
                 yield Evidence(
                     what, arm, study.comparison.baseline, place(scenario, COMMON), told, decides, fixed=fixed
                 )
+
+
+def measured(study: Study, arm: str, scenario: str) -> dict[int, Run]:
+    """The runs of an arm that log their gradient norm, by seed."""
+    runs = runs_at(study, arm, scenario, COMMON)
+    return {seed: run for seed, run in runs.items() if len(run.series(GRADIENT))}
+
+
+def is_spoilt(run: Run) -> bool:
+    """Whether a stress spoils some of its batches."""
+    return any(stress["kind"] in BAD_BATCHES for stress in run.config["stress"])
 
 
 def not_finite(run: Run) -> bool:

@@ -20,6 +20,7 @@ from .base import (
     place,
     runs_at,
     tested_arms,
+    unmeasured,
 )
 
 CALIBRATED = 0.05
@@ -41,6 +42,8 @@ class NoTemperature(Claim):
     def evidence(self, study: Study) -> Iterator[Evidence]:
         scenario = study.comparison.calm
         where = place(scenario, OWN_BEST)
+        if not any(at_article_scale(study, arm) for arm in tested_arms(study)):
+            yield unmeasured("scale", "no arm has the article's scale")
         for arm in tested_arms(study):
             gap = {seed: _gap(run) for seed, run in runs_at(study, arm, scenario, OWN_BEST).items()}
             difference = paired(gap, dict.fromkeys(gap, 0.0))

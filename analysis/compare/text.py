@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import InputError, note
+from data.batches import window_count, windows
 from data.corpora import DataConfig
 from data.store import TokenStore
 
@@ -34,7 +35,7 @@ class RunText:
         They do not overlap, and are drawn with ``seed``. Raises :class:`InputError` if the split is shorter than one.
         """
         ids, length = self.store.validation.ids, self.data.sequence_length
-        there = (len(ids) - 1) // length
+        there = window_count(ids, length)
         if there < 1:
             raise InputError(
                 f"the validation split has {len(ids)} tokens, fewer than data.sequence_length + 1 = {length + 1}; hold out "
@@ -42,8 +43,8 @@ class RunText:
             )
         if there < count:
             note(f"{count} windows were requested; the validation split has {there} of {length} tokens")
-        start_B = length * np.sort(np.random.default_rng(seed).permutation(there)[:count])
-        tokens_BT = np.asarray(ids)[start_B[:, None] + np.arange(length + 1)].astype(np.int64)
+        chosen_B = np.sort(np.random.default_rng(seed).permutation(there)[:count])
+        tokens_BT = windows(ids, length, chosen_B).astype(np.int64)
         return tokens_BT[:, :-1], tokens_BT[:, 1:]
 
     def training_counts(self) -> Ids:

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from analysis.logs import RUN_OR_LOG, LogRun, add_columns_option, load_runs_and_logs
 from analysis.show import style
+from analysis.show.stresses import ACTING
 from analysis.show.style import ArmStyle, Floats
-from analysis.show.text import first_of, skipped_lines
+from analysis.show.text import first_of, skipped_lines, skips
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from record.finished import Run
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smooth is not None and options.smooth < 1:
         raise InputError(f"--smooth is {options.smooth}; give a whole number of steps from 1")
     path = style.check_figure_path(options.out)
-    runs = load_runs_and_logs(options.runs, options.columns)
+    runs = load_runs_and_logs(options.runs, options.columns, _drawn)
     with style.look():
         style.save_figure(draw_curves(runs, span=options.smooth, axis=options.x), path)
     print(f"{path}: {', '.join(runs) if len(runs) <= MOST_ALONE else f'{len(runs)} runs'}")
@@ -98,6 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for label, run in runs.items():
         for line in skipped_lines(run.metrics, run.metrics.index):
             print(f"{label}: {line}")
+
+
+def _drawn(metric: str) -> bool:
+    """Whether the figure or what is printed beside it needs a metric."""
+    of_panels = {key for panel in PANELS for key in (panel.key, *(panel.thin or ())[:1])}
+    return metric in {TRAINING, VALIDATION, "tokens", ACTING, *of_panels} or bool(skips({metric: None}))
 
 
 @dataclass(frozen=True)
@@ -136,8 +143,10 @@ class _Drawing:
         """Positions of ``steps`` on the horizontal axis, interpolated for a step without a row."""
         if self.axis == "steps":
             return steps.astype(np.float64)
-        known = run.metrics.index.to_numpy(dtype=np.float64)
-        return np.interp(steps.astype(np.float64), known, run.metrics["tokens"].to_numpy())
+        known, tokens = run.metrics.index.to_numpy(), run.metrics["tokens"].to_numpy()
+        if np.array_equal(steps, known):
+            return tokens
+        return np.interp(steps.astype(np.float64), known.astype(np.float64), tokens)
 
     def values(self, run: Run, key: str) -> tuple[Floats, Floats]:
         """Horizontal positions and values of everything that ``run`` has logged for ``key``."""

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from analysis.compare.arms import Arm, Diverged, Member, check_positions, load_member
-from analysis.compare.statistics import Bools, Floats, Ids, Labels
+from analysis.compare.statistics import Bools, Floats, Ids
 from common.errors import InputError
 from configs.load import load_recorded
 from data.corpora import DataConfig
 from data.grammar import Grammar
 from data.store import open_store
+from data.tokens.spans import TokenIds
 
 Predictor = Callable[[Ids], Floats]
 """x_BT -> ln q_BTV, normalised: the next token after each prefix of each row."""
@@ -60,7 +61,7 @@ class Contexts:
             start += len(row_B)
 
 
-def contexts_of(ids: Labels, starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
+def contexts_of(ids: TokenIds, starts: Ids, chosen: Ids, length: int, end_of_text: int) -> Contexts:
     """The documents ``chosen`` of a split with tokens ``ids`` and document starts ``starts``, cut to ``length`` positions."""
     ends = np.append(starts[1:], len(ids))
     documents = [np.asarray(ids[starts[d] : ends[d]], dtype=np.int64) for d in chosen]

@@ -55,9 +55,10 @@
 
   // What lies above the axis is marked at its edge.
   function beyond(section, chart, place) {
-    const last = Math.max(...chart.lines.map((line) => line.x[line.x.length - 1]));
+    const ends = chart.lines.flatMap((line) => [line.x[0], line.x[line.x.length - 1]]);
+    const middle = (Math.min(...ends) + Math.max(...ends)) / 2;
     return chart.marks.filter((mark) => mark.beyond && !off[place].has(mark.group)).map((mark) => {
-      const right = mark.x > last / 2, sign = mark.broken ? "✕" : "▲";
+      const right = mark.x > middle, sign = mark.broken ? "✕" : "▲";
       return {
         x: mark.x, y: 1, yref: "paper", yanchor: "top", xanchor: right ? "right" : "left", xshift: right ? 6 : -6, showarrow: false,
         text: !mark.label ? sign : right ? `${mark.label} ${sign}` : `${sign} ${mark.label}`, hovertext: mark.text,

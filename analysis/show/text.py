@@ -36,7 +36,7 @@ def estimate(mean: float, low: float | None, high: float | None, *, signed: bool
         return "-"
     sign = "+" if signed else ""
     half = math.nan if low is None or high is None else (high - low) / 2
-    if low is None or high is None or not 0 < half < math.inf:
+    if low is None or high is None or math.isinf(mean) or not 0 < half < math.inf:
         return ("+" if signed and mean > 0 else "") + number(mean)
     largest = max(abs(mean), abs(low), abs(high))
     decimals = min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(largest)))

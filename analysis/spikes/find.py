@@ -16,7 +16,7 @@ from record.metrics import SignalKind, kind_of
 from record.table import Table
 from stability.detect.base import Detector
 from stability.detect.baseline import FEWEST
-from stability.detect.catalogue import DEFAULT, DETECTORS, detect_rows, detect_series, judged_from, make_detector
+from stability.detect.catalogue import DEFAULT, DETECTORS, detect_columns, detect_series, judged_from, make_detector
 from stability.detect.events import Event, Spike, told_by
 from stability.detect.median_mad import MedianMad
 from stability.detect.outliers import FAR
@@ -43,15 +43,6 @@ class Series:
         """The run's own steps and values at which ``name`` was logged, NaN and infinities included."""
         written = self.table.written(name) & (self.table.steps > self.history_to)
         return self.table.steps[written].astype(np.float64), self.table.columns[name][written]
-
-    def rows(self, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """Each step with those of the named columns that were logged at it. ``names``: how each column is called there."""
-        columns = {
-            n: (self.table.columns[c], self.table.written(c)) for c, n in names.items() if c in self.table.columns
-        }
-        for place, step in enumerate(self.table.steps.tolist()):
-            logged = {n: values[place].item() for n, (values, written) in columns.items() if written[place]}
-            yield {"step": step} | logged
 
     @property
     def default_signals(self) -> list[str]:
@@ -153,7 +144,9 @@ def find_events(series: Series, column: str, detector: Detector) -> list[Found]:
     if column not in series.table.columns:
         return []
     if beside := detector.reads(series.table.columns):
-        events = detect_rows(detector, series.rows({column: detector.signal, **{name: name for name in beside}}))
+        names = {column: detector.signal, **{name: name for name in beside}}
+        columns = {n: (series.table.columns[c], series.table.written(c)) for c, n in names.items()}
+        events = detect_columns(detector, series.table.steps, columns)
     else:
         written = series.table.written(column)
         written &= series.table.steps >= judged_from(detector, series.warmup_steps)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.compare.statistics import Floats, Ids, Labels
+from analysis.compare.statistics import Floats, Ids
 from analysis.words.pair_lists import load_pairs
 from analysis.words.pairs import PairList
 from analysis.words.substitution_files import is_substitution_file, load_substitutions
 from analysis.words.substitutions import ACCEPTABLE, Substitution, SubstitutionList
 from analysis.words.vocabulary import MAX_WORD_TOKENS, CorpusWords, Vocabulary
 from common.errors import InputError
+from data.tokens.spans import TokenIds
 
 from .measure_models import Data
 from .options import Settings
@@ -109,7 +110,7 @@ class Controls:
 class HeldOut:
     """A validation split in consecutive windows of the training length, and where words occur in it."""
 
-    def __init__(self, ids: Labels, starts: Ids, sequence_length: int, vocabulary: Vocabulary) -> None:
+    def __init__(self, ids: TokenIds, starts: Ids, sequence_length: int, vocabulary: Vocabulary) -> None:
         """Sort the tokens once. Raises :class:`InputError` for a split shorter than a window or a window too short."""
         self.windows = (len(ids) - 1) // sequence_length
         if self.windows < 1:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare.statistics import Labels
+from data.tokens.spans import TokenIds
 
 MAX_WORD_TOKENS = 4
 """Words of more tokens are left out: this many positions at the end of a window stay free for a word."""
@@ -80,7 +80,7 @@ class CorpusWords:
     """How many tokens each takes there."""
 
 
-def corpus_words(ids: Labels, vocabulary: Vocabulary) -> CorpusWords:
+def corpus_words(ids: TokenIds, vocabulary: Vocabulary) -> CorpusWords:
     """Count the words in the first CORPUS_TOKENS tokens of ``ids`` (one dimension, may be memory-mapped)."""
     text = np.asarray(ids[:CORPUS_TOKENS], dtype=np.int64)
     starts = np.flatnonzero(vocabulary.opens[text])

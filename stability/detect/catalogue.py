@@ -11,18 +11,19 @@ from record.metrics import SignalKind, kind_of
 from .base import DETECTORS, Detector
 from .baseline import Floats
 from .events import Event
+from .finished_rows import Column, detect_levels, detect_saturation, detect_stalls, rows_between
 from .level import LevelRule
 from .median_mad import MedianMad
 from .non_finite import NonFiniteRule
 from .published import LlmC, LlmFoundry, LossRatio, Olmo2, OlmoCore
-from .saturation import SaturationRule
+from .saturation import LIMITS, SaturationRule
 from .stall import StallRule
 from .trainscope import Cusum, Kurtosis
 
 __all__ = [
     "DEFAULT", "DETECTORS", "Cusum", "Kurtosis", "LevelRule", "LlmC", "LlmFoundry", "LossRatio", "MedianMad", "NonFiniteRule",
-    "Olmo2", "OlmoCore", "SaturationRule", "StallRule", "detect_rows", "detect_series", "detector_from_state", "judged_from",
-    "make_detector",
+    "Olmo2", "OlmoCore", "SaturationRule", "StallRule", "detect_columns", "detect_rows", "detect_series", "detector_from_state",
+    "judged_from", "make_detector",
 ]  # fmt: skip
 
 
@@ -59,8 +60,18 @@ def detect_series(detector: Detector, steps: npt.NDArray[np.int64], values: Floa
         from .finished_series import detect_batches
 
         return detect_batches(detector, steps, values) + detector.finish()
-    points = zip(steps.tolist(), values.tolist(), strict=True)
-    return detect_rows(detector, ({"step": step, detector.signal: value} for step, value in points))
+    return detect_columns(detector, steps, {detector.signal: (values, np.ones(len(values), dtype=bool))})
+
+
+def detect_columns(detector: Detector, steps: npt.NDArray[np.int64], columns: Mapping[str, Column]) -> list[Event]:
+    """All events of a new ``detector`` in a finished run, of which ``columns`` has its signal and all that it reads besides."""
+    if type(detector) is LevelRule:
+        return detect_levels(detector, steps, columns[detector.signal][0])
+    if type(detector) is SaturationRule and detector.signal in LIMITS:
+        return detect_saturation(detector, steps, columns)
+    if type(detector) is StallRule:
+        return detect_stalls(detector, steps, columns)
+    return detect_rows(detector, rows_between(steps, columns, 0, len(steps)))
 
 
 def detect_rows(detector: Detector, rows: Iterable[Mapping[str, Any]]) -> list[Event]:

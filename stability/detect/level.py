@@ -73,6 +73,10 @@ class LevelRule(Detector):
             return []
         block = [self.values[0][0], step, median(value for _, value in self.values)]
         self.values = []
+        return self.take_block(block)
+
+    def take_block(self, block: Block) -> list[Event]:
+        """Take a full block of the shortest length."""
         return self._add(0, block)
 
     def _add(self, length: int, block: Block) -> list[Event]:

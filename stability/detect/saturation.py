@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from record.metrics import SignalKind
@@ -83,9 +84,14 @@ class SaturationRule(Detector):
 
     def reads(self, columns: Iterable[str]) -> list[str]:
         """The layers' columns of the metric."""
-        group, _, name = self.signal.partition("/")
-        layer = re.compile(rf"{re.escape(group)}/layer_\d+/{re.escape(name)}")
+        layer = _layers(self.signal)
         return [column for column in columns if layer.fullmatch(column)]
+
+    def mark(self, saturated: bool) -> float:
+        """The value beyond which the metric is saturated, or from which on it no longer is; known after the first value."""
+        limit, start = LIMITS[self.signal], self.start or 0.0
+        # A head of large scale starts with a large spread.
+        return max(1.0, limit.of_start * start / limit.value) * (limit.over if saturated else limit.value)
 
     def take(self, step: int, value: float) -> list[Event]:
         limit = LIMITS.get(self.signal)
@@ -95,9 +101,7 @@ class SaturationRule(Detector):
         worst = max(values, key=lambda name: limit.sign * values[name])
         if self.start is None:
             self.start = abs(values[worst])
-        # A head of large scale starts with a large spread.
-        factor = max(1.0, limit.of_start * self.start / limit.value)
-        mark = factor * (limit.over if self.saturated else limit.value)
+        mark = self.mark(self.saturated)
         if limit.beyond(values[worst], mark) == self.saturated:
             self.since, self.count = None, 0
             return []
@@ -109,3 +113,10 @@ class SaturationRule(Detector):
             return []
         layers = [name.split("/")[1] for name in sorted(self.layers) if limit.beyond(self.layers[name], mark)]
         return [Saturated(self.kind, worst, since, step, values[worst], mark, layers)]
+
+
+@cache
+def _layers(signal: str) -> re.Pattern[str]:
+    """Matches the layers' columns of a metric."""
+    group, _, name = signal.partition("/")
+    return re.compile(rf"{re.escape(group)}/layer_\d+/{re.escape(name)}")

@@ -7,6 +7,7 @@ what sets those runs apart is saturated attention. The rule is this project's ow
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
@@ -73,7 +74,8 @@ class StallRule(Detector):
             return []
         self.losses = [*self.losses[1 - SPAN :], [step, value]]
         first = self.losses[0][0]
-        self.logits = {name: [pair for pair in pairs if pair[0] >= first] for name, pairs in self.logits.items()}
+        for pairs in self.logits.values():
+            del pairs[: bisect_left(pairs, [first])]
         before, self.quiet = self.quiet, self.quiet + 1
         if len(self.losses) < SPAN:
             return []
@@ -108,5 +110,6 @@ class StallRule(Detector):
 
 def _ends(pairs: list[list[Any]], early: int, late: int) -> tuple[float, float]:
     """Medians of the values before step ``early`` and from step ``late`` on; 0 for both if either has none."""
-    begin, end = [value for step, value in pairs if step < early], [value for step, value in pairs if step >= late]
+    begin = [value for _, value in pairs[: bisect_left(pairs, [early])]]
+    end = [value for _, value in pairs[bisect_left(pairs, [late]) :]]
     return (median(begin), median(end)) if begin and end else (0.0, 0.0)

@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from model import blocks
 
+LARGE = 1 << 20
+"""Entries of a matrix from which its norm is measured by rows on CPU."""
 PORTION = 100_000
 """Parameters copied and measured together on CPU: two sets of them fit a core's second-level cache."""
 
@@ -83,9 +85,24 @@ def portions_of(parameters: Sequence[Tensor]) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(parameters)], strict=True)]
 
 
+def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The L2 norm () of each tensor, summed in ``dtype`` (None: that of the tensor).
+
+    On CPU torch adds the squares of a float32 tensor up in a few sums: at 50 million entries the norm is 0.4% too small. So
+    large matrices are measured row by row, which takes no longer.
+    """
+    large = [t.device.type == "cpu" and t.dim() > 1 and t.numel() > LARGE for t in tensors]
+    small = [t for t, by_row in zip(tensors, large, strict=True) if not by_row]
+    rest = iter(torch._foreach_norm(small, 2, dtype=dtype) if small else ())
+    return [
+        torch.linalg.vector_norm(torch.linalg.vector_norm(t, dim=-1, dtype=dtype)) if by_row else next(rest)
+        for t, by_row in zip(tensors, large, strict=True)
+    ]
+
+
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of each tensor (P,)."""
-    return whole(torch._foreach_norm(list(tensors)))
+    return whole(norms_of(tensors))
 
 
 def total_norm(norm_P: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Shapes: B batch, T positions, N tokens, V vocabulary, D width, G groups, P param
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from ranks.collectives import all_reduce, world_size
 from record.metrics import describe
 
 from .edge import noise_scale
-from .norms import GroupNorms, full, portions_of, tensor_norms, total_norm, whole
+from .norms import GroupNorms, full, norms_of, portions_of, tensor_norms, total_norm, whole
 
 WEIGHT_BINS = 16_000
 """Histogram bins of log10 c between 1e-16 and 1: a bin is 0.23% wide, so a quantile is within 0.12%."""
@@ -40,22 +40,23 @@ class Telemetry:
         head: nn.Module,
         named_parameters: dict[str, nn.Parameter],
         groups: dict[str, list[int]],
-        enabled: bool = True,
+        measured: Collection[str],
     ) -> None:
-        self.head, self.enabled = head, enabled
+        """``measured``: of norms, updates, hidden, logits, those to measure; without any, only the total gradient norm."""
+        self.head, self.measured = head, measured
         self.n_classes = getattr(head, "n_classes", None)
         self.parameters: list[Tensor] = list(named_parameters.values())
         self.groups = groups
         self.group_norms = GroupNorms(groups, self.parameters)
         self.before: list[Tensor] = []
         """The parameters before the optimizer's step, from :meth:`before_update` to :meth:`after_update`."""
-        if enabled:
+        if "updates" in measured:
             self.keep_before()
         self.portions = portions_of(self.parameters)
         self.probing = False
         """Within :meth:`probe`."""
         self._reset()
-        self._handles = self._add_hooks(blocks, final_norm) if enabled else []
+        self._handles = self._add_hooks(blocks, final_norm) if measured else []
 
     def keep_before(self) -> None:
         """Keep ``before`` from now on, even if nothing is measured."""
@@ -82,14 +83,14 @@ class Telemetry:
             def hook(module: nn.Module, arguments: Any, output: Any = None) -> None:
                 value = output if output is not None else arguments
                 h_BTD = value[0] if isinstance(value, tuple) else value
-                if module.training:  # evaluation leaves no trace
+                if module.training and "hidden" in self.measured:  # evaluation leaves no trace
                     # The last block's output is the final norm's input: measured only once (FSDP2 may make a copy).
                     if h_BTD is not self.last_hidden[0]:
                         with torch.no_grad():
                             norm_N = torch.linalg.vector_norm(h_BTD.float(), dim=-1).flatten()
                         self.last_hidden = (h_BTD, norm_N)
                     self.latest[name] = self.last_hidden[1]
-                elif self.probing and name.startswith(BLOCK):
+                elif self.probing and not module.training and name.startswith(BLOCK):
                     self.step_values[name.replace(BLOCK, KURTOSIS)] = excess_kurtosis(h_BTD)
 
             return hook
@@ -144,32 +145,28 @@ class Telemetry:
         if self.first_3 is not None:
             small_square, small, big = self.first_3.unbind()
             self.step_values |= noise_scale(small_square, total.square(), small, big)
-        if self.enabled:
+        norms: list[Tensor] = []
+        for portion in self.portions:
+            for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=False):  # none or all
+                copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
+            norms += norms_of(self.parameters[portion])
+        self.parameter_norm_P = whole(norms)
+        if "norms" in self.measured:
             self._store("grad_norm", groups)
-            norms: list[Tensor] = []
-            for portion in self.portions:
-                for copy, parameter in zip(self.before[portion], self.parameters[portion], strict=True):
-                    copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
-                norms += torch._foreach_norm(self.parameters[portion])
-            self.parameter_norm_P = whole(norms)
             self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
             norms_V = full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
             norms_V = norms_V[: self.n_classes]  # without the vocabulary's padding
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
-        else:
-            self.parameter_norm_P = tensor_norms(self.parameters)
-            for copy, parameter in zip(self.before, self.parameters, strict=False):  # none or all
-                copy.copy_(parameter)
         return total
 
     @torch.no_grad()
     def after_update(self) -> None:
         """Measure the change made by the optimizer's step."""
-        if self.enabled:
+        if "updates" in self.measured:
             norms: list[Tensor] = []
             for portion in self.portions:
                 torch._foreach_sub_(self.before[portion], self.parameters[portion])
-                norms += torch._foreach_norm(self.before[portion])
+                norms += norms_of(self.before[portion])
             norms_G = self.group_norms(whole(norms))[0]
             self._store("update_rms", norms_G / self.group_norms.root_count_G)
             self._store("update_ratio", norms_G / self.group_norms(self.parameter_norm_P)[0])
@@ -200,7 +197,7 @@ class Telemetry:
         means: Means = {}
         maxima: dict[str, Tensor] = {}
         histogram = None
-        if self.enabled:
+        if self.measured:
             for name, pieces in self.norms.items():
                 norms_N = torch.cat(pieces)
                 means[f"{name}/mean"] = (norms_N.mean(), torch.full((), float(len(norms_N)), device=norms_N.device))

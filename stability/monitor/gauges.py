@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from stability.measure.norms import GroupNorms, portions_of
+from stability.measure.norms import GroupNorms, norms_of, portions_of
 
 from .groups import find_parts, group_names
 
@@ -191,7 +191,7 @@ def parameters_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[nn.Parame
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
     """L2 norms (), in float32 for narrower types and as wide as the tensors otherwise."""
     wide = torch.float32 if tensors[0].itemsize < 4 else None
-    return list(torch._foreach_norm(list(tensors), 2, dtype=wide))
+    return norms_of(tensors, dtype=wide)
 
 
 def _check(parameters: Sequence[Tensor]) -> None:

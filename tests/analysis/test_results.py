@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis.results import load_studies, main, markdown_tables, number, out_of_date, rendered, row
+from analysis.results import load_studies, main, markdown_tables, number, out_of_date, pick, rendered, row
 from analysis.show.tables import markdown_table
 from common.errors import InputError
 from tests.conftest import ROOT
@@ -220,6 +220,13 @@ def test_what_cannot_be_collected_is_told(coins: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"run this in the root of the repository"):
         main([])
+
+
+def test_entries_are_chosen_by_a_key_that_some_lack_but_not_all() -> None:
+    events = [{"event": "begun"}, {"signal": "loss", "height": 2.0}, {"signal": "norm", "height": 3.0}]
+    assert pick(events, ["signal=loss", "height"]) == [2.0]
+    with pytest.raises(KeyError, match="sigal"):
+        pick(events, ["sigal=loss", "height"])
 
 
 def test_tables_are_read_as_they_were_printed() -> None:

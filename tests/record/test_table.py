@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -185,6 +186,24 @@ def test_the_first_of_two_wrong_lines_is_named(tmp_path: Path) -> None:
     rows[40], rows[200] = rows[40][:-1], rows[200][:-3]
     path.write_text("\n".join(rows))
     with pytest.raises(InputError, match="line 41 "):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"step": 1}, {"step": 2}\n{"step": 3\n"a": 1}',
+        '{"step": 1, "a": [{"b": 1}\n{"b": 2}]}\n{"step": 2}, {"step": 3}',
+        '{"step": 1, "a": "}\n{"}\n{"step": 2}, {"step": 3}',
+        '{"step": 1, "}\n{": 1}\n{"step": 2}, {"step": 3, "}": 1}',
+        '{"step": 1, "a": 1}, {"step": 2}\n{"step": 3}\n{"step": 4}',
+    ],
+)
+def test_lines_that_are_objects_only_when_they_are_joined_are_torn(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{text}\n")
+    assert orjson.loads("[" + text.replace("\n", ",") + "]")
+    with pytest.raises(InputError, match="line 1 is torn"):
         read_table(path)
 
 

@@ -142,6 +142,21 @@ def test_a_claim_is_refuted_by_one_and_supported_by_all():
     assert of("not testable here", "supported") == "not shown"
 
 
+def test_a_claim_that_the_suite_cannot_test_says_what_it_lacks(tmp_path):
+    plan = []
+    for arm, head, objective in (("base", "linear", "ce"), ("half", "metric", "tfsd")):
+        own = config(0, head={"kind": head, "scale": "linear"}, objective={"kind": objective}, stress=[])
+        plan.append(PlannedRun(arm, arm, None, 0.01, 0))
+        write_run(tmp_path / arm, curve(0), config=own)
+    write_plan(tmp_path, SuitePlan("base", None, tuple(plan)))
+    found = study(find_runs([str(tmp_path)]))
+    judged = judge({name: claim.found(found) for name, claim in all_claims().items()})
+    lacking = {name: [one for one in each if one.verdict == "not testable here"] for name, each in judged.items()}
+    assert all(lacking[name] for name, each in judged.items() if verdict_of(each) == "not testable here")
+    assert "no run has a stress that spoils a batch" in lacking["capped_outliers"][0].evidence.told
+    assert lacking["no_temperature"][0].evidence.told == "no arm has the article's scale"
+
+
 def test_what_zero_loss_is_worth_is_told_and_not_judged(tmp_path):
     """A distance from a minimum is never below 0: a test of it could only refute."""
     plan = []

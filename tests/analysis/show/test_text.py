@@ -53,3 +53,4 @@ def test_a_difference_has_its_sign() -> None:
     assert estimate(0.123456, -0.1, 0.35, signed=True) == "+0.12 [-0.10, +0.35]"
     assert estimate(0.123456, None, None, signed=True) == "+0.1235"
     assert estimate(0.0, None, None, signed=True) == "0"
+    assert estimate(math.inf, 1.0, 2.0) == "∞"
