@@ -37,7 +37,8 @@ _DECIDING = {"plugins", "body.checkpoint", *(f"{section}.{key}" for section, key
 def load_config(path: str | Path, overrides: Iterable[str] = (), *, recorded: bool = False) -> RunConfig:
     """The configuration in ``path``, on top of its ``base:`` recipe if it names one, with ``key.sub=value`` overrides.
 
-    An override that changes the kind of a section drops the recipe's options that the new kind does not have, and says so.
+    A recipe or an override that changes the kind of a section drops the options below it that the new kind does not have, and
+    says so.
     ``recorded``: the file is the config.yaml of a run, which may lack sizes of the body that are required today.
     Raises InputError with every mistake found.
     """
@@ -45,9 +46,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, recorded: bo
     keys = {key for key, _ in unread}
     problems = [line for _, line in unread]
     try:
-        merged = read_recipe(Path(path))
+        plain = read_recipe(Path(path), {})
         if keys.isdisjoint(_DECIDING):
-            config = _changed(merged, changes, recorded)
+            import_plugins(changes.get("plugins", plain.get("plugins")) or [])
+            config = _changed(read_recipe(Path(path), _KIND_KEYS), changes, recorded)
             if not problems:
                 return config
     except InputError as error:
@@ -63,7 +65,7 @@ def load_recorded(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Run directories may come from someone else, and must not bring code along: plugins inside of them are refused.
     """
     path = directory / "config.yaml"
-    for plugin in read_recipe(path).get("plugins") or []:
+    for plugin in read_recipe(path, {}).get("plugins") or []:
         if isinstance(plugin, str) and Path(at_home(plugin)).resolve().is_relative_to(directory.resolve()):
             raise InputError(f"{path}: plugins: {plugin} is in the run directory; move it out if you trust it")
     try:
@@ -75,7 +77,6 @@ def load_recorded(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 def _changed(merged: dict[str, Any], changes: dict[str, Any], recorded: bool) -> RunConfig:
     """The recipe ``merged`` with ``changes``, checked."""
-    import_plugins(changes.get("plugins", merged.get("plugins")) or [])
     drop_foreign_options(merged, changes, _KIND_KEYS)
     problems: list[str] = []
     raw = merge(merged, changes, problems=problems)

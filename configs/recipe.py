@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,11 @@ def dump_config(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
-def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe merged onto its base, if it names one; ``above``: the recipes that led here. Raises InputError naming the file."""
+def read_recipe(path: Path, kind_keys: Mapping[str, str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe merged onto its base, if it names one; ``above``: the recipes that led here. Raises InputError naming the file.
+
+    ``kind_keys``: the sections that lose the base's options where the recipe has another kind, with the key that names it.
+    Plugins must be imported before; without any sections, what they are can be read."""
     try:
         text = path.read_text(encoding="utf-8")
         # What a recipe takes from the environment may change while this process runs.
@@ -80,9 +83,8 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"--config {path}: base: {base}: no such file")
     if base_path.resolve() in (*above, path.resolve()):
         raise InputError(f"--config {path}: its base, {base}, leads back to itself")
-    below = read_recipe(base_path, (*above, path.resolve()))
-    # Only the body here: options of heads and other kinds are checked later, when plugins are known.
-    drop_foreign_options(below, recipe, {"body": "model_type"})
+    below = read_recipe(base_path, kind_keys, (*above, path.resolve()))
+    drop_foreign_options(below, recipe, kind_keys)
     return merge(below, recipe)
 
 

@@ -96,7 +96,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if not place.exists():
         from .reachable import check_hub_reachable
 
-        check_hub_reachable(f"data.tokenizer={name}", "use a local folder or tokenizer.json")
+        wanted = f"data.tokenizer={name}: no such file or folder, so a name on the hub"
+        check_hub_reachable(wanted, "use a local folder or tokenizer.json")
     tokenizer: Any
     try:
         if place.is_file():

@@ -137,7 +137,9 @@ def executor(cluster: str, folder: Path, jobs: int | None, given: Sequence[str])
     try:
         import submitit
     except ImportError:
-        raise InputError(f"--on {cluster} needs the package submitit: pip install submitit") from None
+        raise InputError(
+            f"--on {cluster} needs the package submitit: {sys.executable} -m pip install submitit"
+        ) from None
     parameters: dict[str, Any] = {"timeout_min": 60, "slurm_job_name": folder.parent.name}
     if jobs is not None:
         parameters["slurm_array_parallelism"] = jobs

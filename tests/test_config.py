@@ -493,6 +493,20 @@ def test_a_field_stated_under_its_common_name_replaces_the_recipes(capsys):
     assert (back.body.fields["hidden_size"], back.body.fields["n_layer"]) == (64, 4)
 
 
+def test_a_recipe_may_have_another_kind_than_its_base(tmp_path, capsys):
+    recipe = tmp_path / "own.yaml"
+    (tmp_path / "heads.py").write_text(
+        "from model import LinearHead, register_head\n@register_head('own_linear')\nclass Own(LinearHead): ..."
+    )
+    sections = (
+        "data: {kind: tokens, paths: [a.bin], tokenizer: gpt2}\nhead: {kind: own_linear}\nobjective: {kind: ce}\n"
+    )
+    recipe.write_text(f"base: {MICRO}\n{sections}plugins: [{tmp_path}/heads.py]\n")
+    config = load_config(recipe)
+    assert (config.data.kind, config.head.kind, config.data.sequence_length) == ("tokens", "own_linear", 128)
+    assert "data.kind=tokens has no vocab_size; the recipe's values are left out" in capsys.readouterr().err
+
+
 def test_options_that_another_head_has_not_are_named(tmp_path, capsys):
     recipe = tmp_path / "article.yaml"
     recipe.write_text(f"base: {MICRO}\nhead: {{kind: metric, scale: article, tied: true}}\n")

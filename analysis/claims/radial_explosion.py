@@ -27,12 +27,15 @@ class RadialExplosion(Claim):
     def evidence(self, study: Study) -> Iterator[Evidence]:
         scenario = study.comparison.calm
         for arm in tested_arms(study):
+            told: dict[str, object] = {}
             for basis in study.bases(scenario)[:2]:
                 for name, (_, what) in PLACES.items():
                     values = {
                         each: {s: _log(v) for s, v in study.on(basis, f"{name}_growth", each, scenario).items()}
                         for each in (arm, study.comparison.baseline)
                     }
+                    if told.setdefault(name, values) == values and basis != study.bases(scenario)[0]:
+                        continue  # its own best rate is the baseline's: one test, not two
                     decides = name == DECIDES and deciding(study, arm)
                     label = f"{what}: log of last over first"
                     yield against_baseline(study, label, values, arm, place(scenario, basis), "lower", decides=decides)

@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = read()
     print(*map(one_line, first.notes), sep="\n", end="\n" * bool(first.notes))
     if options.follow:
+        if first.goes_on:
+            print(f"writing {options.out} every {options.every} s; Ctrl-C ends this", flush=True)
         follow(first, read, write, options.every)
     else:
         write(first, None)

@@ -16,12 +16,14 @@ Write = Callable[[Material, int | None], None]
 
 
 def await_rows(paths: Sequence[str], every: int) -> None:
-    """Wait until each of the runs that are being trained has logged something: a run makes its tokens before its first row."""
+    """Wait until each path is there, and each of the runs that are being trained has logged something: a run makes its tokens
+    before its first row."""
     for path in map(Path, paths):
         told = False
-        while not (path / "metrics.jsonl").exists() and lock_holder(path) is not None:
+        while not path.exists() or (not (path / "metrics.jsonl").exists() and lock_holder(path) is not None):
             if not told:
-                print(f"{one_line(str(path))} has no rows yet; waiting for the first")
+                what = "has no rows yet; waiting for the first" if path.exists() else "is not there yet; waiting for it"
+                print(f"{one_line(str(path))} {what} (Ctrl-C ends this)", flush=True)
             told = True
             time.sleep(every)
 

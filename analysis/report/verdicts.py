@@ -125,12 +125,16 @@ def _stresses(found: Study) -> str:
     for scenario in one.scenarios:
         run = next((run for cell, run in one.runs.items() if cell.scenario == scenario), None)
         faults = run.config.get("stress") if run is not None else None
-        kinds = (
-            [str(fault.get("kind")) for fault in faults if isinstance(fault, dict)] if isinstance(faults, list) else []
-        )
-        if kinds:
-            told.append(f"{visible(scenario)}: {', '.join(map(visible, kinds))}")
+        each = [fault for fault in faults if isinstance(fault, dict)] if isinstance(faults, list) else []
+        if each:
+            told.append(f"{visible(scenario)}: {', '.join(map(_fault, each))}")
     return f" Disturbances planted on purpose: {'; '.join(told)}." if told else ""
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    """A planted disturbance: its kind and its settings."""
+    settings = ", ".join(f"{key} {value}" for key, value in fault.items() if key != "kind")
+    return visible(f"{fault.get('kind')} ({settings})" if settings else str(fault.get("kind")))
 
 
 def _about_loss(found: Study, column: Column | None) -> Iterator[Said]:
@@ -361,7 +365,7 @@ def _about_level(run: Run) -> Iterator[Said]:
         "rising": Said("bad", f"The loss is rising at the end: {size} higher {lately}."),
         "level": Said(
             "plain",
-            f"The loss no longer changes by more than its noise: {size} {'lower' if found.change < 0 else 'higher'} {lately}.",
+            f"Beyond its noise no change of the loss is shown: {size} {'lower' if found.change < 0 else 'higher'} {lately}.",
         ),
         "unknown": Said("open", f"Whether the loss still falls cannot be said: {why}."),
     }

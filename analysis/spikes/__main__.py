@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Written first: a reader of what is printed may close the pipe.
     _draw(series, signals, found, detectors, options.out / "spikes.png")
     write_json(options.out / "events.json", [b.row() for b in back] + [f.row() for f in found])
-    _print_not_finite(series, signals)
-    _print_table(series, back, found)
+    broken = _print_not_finite(series, signals)
+    _print_table(series, back, found, "no other events" if broken else "no events")
     print(*remarks, sep="\n", end="\n" * bool(remarks))
     print(f"written to {options.out}: events.json, spikes.png")
 
@@ -141,21 +141,25 @@ def _signals(series: Series, given: Sequence[str] | None) -> list[str]:
     return signals
 
 
-def _print_not_finite(series: Sequence[Series], signals: dict[str, list[str]]) -> None:
+def _print_not_finite(series: Sequence[Series], signals: dict[str, list[str]]) -> bool:
+    """Say which values are not finite; whether there are any."""
+    any_are = False
     for one in series:
         for signal in signals[one.label]:
             count = int((~np.isfinite(one.values(signal)[1])).sum())
             if count:
+                any_are = True
                 print(f"{one.label}, {signal}: {count} values are not finite (--detector non_finite lists them)")
         for line in skipped_lines(one.table.columns, one.table.steps):
             print(f"{one.label}: {line}")
+    return any_are
 
 
-def _print_table(series: Sequence[Series], back: Sequence[Rollback], found: Sequence[Found]) -> None:
+def _print_table(series: Sequence[Series], back: Sequence[Rollback], found: Sequence[Found], nothing: str) -> None:
     header = ["run", "signal", "detector", "event", "steps", "peak", "height", "sigmas", "recovered"]
     rows = [[b.run, "step", "", "rollback", f"{b.from_step} back to {b.to_step}", "", "", "", ""] for b in back]
     rows += [_cells(f) for f in found]
-    print(terminal_table(header, rows) if rows else "no events")
+    print(terminal_table(header, rows) if rows else nothing)
     for f in found:
         if f.precursors:
             named = [f"{p['signal']} ({p['lead_steps']} steps, {p['sigmas']:+.0f} sigma)" for p in f.precursors]

@@ -121,7 +121,7 @@ def test_a_single_run_s_first_screen_says_how_it_went(tmp_path: Path) -> None:
     for words in (
         "mine ran to its end, step 200; the loss and the gradient norm spiked",
         "The loss spiked once, the gradient norm once. The worst, steps 60 to 64: spike of the loss: 2.00 above",
-        "The loss no longer changes by more than its noise", "Cause, by experiment: data", "it goes with the batch",
+        "Beyond its noise no change of the loss is shown", "Cause, by experiment: data", "it goes with the batch",
         "Step 60, taken again (agrees with the log): the loss 7.000, usually 5.000.",
         f"python -m analysis.autopsy {run} --step 40", "NaN or infinite from step 100",
     ):  # fmt: skip
