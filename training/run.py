@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -164,18 +164,7 @@ def build_run(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     rank, main_process = accelerator.process_index, accelerator.is_main_process
-    from_main(lambda: refuse_sharded_reparam(config, accelerator), accelerator.device)
-    if checkpoint is None:
-        from_main(lambda: check_body(config), accelerator.device)
-    if store is None:
-        # A first check before the text is tokenised, when the size of a given tokenizer is not known yet.
-        least = config.data.options.get("vocab_size") or (1 if config.body.checkpoint else LEAST_VOCABULARY)
-        from_main(lambda: check_memory(config, least, accelerator), accelerator.device)
-        store = open_store(config.data, progress=main_process)
-    if checkpoint is None:
-        from_main(lambda: check_tokenizer(config, store), accelerator.device)
-    from_main(lambda: check_teacher(config, store, checkpoint), accelerator.device)
-    parameters, memory = from_main(lambda: check_memory(config, store.vocab_size, accelerator), accelerator.device)
+    store, said = _checked(config, accelerator, checkpoint, store)
     if writes:
         from_main(lambda: refuse_other_tokens(store, directory, checkpoint), accelerator.device)
     batches = Batches(
@@ -192,7 +181,7 @@ def build_run(
         step = config.train.batch_size * config.data.sequence_length
         epochs = config.train.steps * config.train.batch_size / batches.sequences_per_epoch
         tokens = f"{step:,} tokens a step, {step * config.train.steps:,} in all ({epochs:.2g} epochs)"
-        print(f"{config.name}: {parameters:,} parameters; {tokens}; {memory}", flush=True)
+        print(f"{config.name}: {said.parameters:,} parameters; {tokens}; {said.memory}", flush=True)
     trainable = _trainable(config, accelerator, store, checkpoint)
     bare = accelerator.unwrap_model(trainable[0], keep_torch_compile=False)
     loss_kernel = check_loss_kernel(config, bare.lm_head)
@@ -227,6 +216,33 @@ def build_run(
     if not quiet:
         _print_notes(run)
     return run
+
+
+class _Size(NamedTuple):
+    """How large a run is: its parameters, and its memory in words."""
+
+    parameters: int
+    memory: str
+
+
+def _checked(
+    config: RunConfig, accelerator: Accelerator, checkpoint: Path | None, store: TokenStore | None
+) -> tuple[TokenStore, _Size]:
+    """The tokens, and how large the run is, once everything that can be refused before the model is built has been checked."""
+    from_main(lambda: refuse_sharded_reparam(config, accelerator), accelerator.device)
+    if checkpoint is None:
+        from_main(lambda: check_body(config), accelerator.device)
+    if store is None:
+        # A first check before the text is tokenised, when the size of a given tokenizer is not known yet.
+        least = config.data.options.get("vocab_size") or (1 if config.body.checkpoint else LEAST_VOCABULARY)
+        from_main(lambda: check_memory(config, least, accelerator), accelerator.device)
+        store = open_store(config.data, progress=accelerator.is_main_process)
+    tokens = store
+    if checkpoint is None:
+        from_main(lambda: check_tokenizer(config, tokens), accelerator.device)
+    from_main(lambda: check_teacher(config, tokens, checkpoint), accelerator.device)
+    size = _Size(*from_main(lambda: check_memory(config, tokens.vocab_size, accelerator), accelerator.device))
+    return tokens, size
 
 
 def _negatives(config: RunConfig, store: TokenStore) -> Negatives | None:

@@ -108,7 +108,9 @@ def test_another_objective_begins_anew(recipe, runs, tmp_path):
 
 
 def test_without_telemetry_there_is_nothing_to_learn_from(recipe, tmp_path):
-    with pytest.raises(InputError, match=r"objective.kind: tfsd_held learns from the statistics of the logits; measure logits"):
+    with pytest.raises(
+        InputError, match=r"objective.kind: tfsd_held learns from the statistics of the logits; measure logits"
+    ):
         train(recipe, "objective.kind=tfsd_held", "telemetry.enabled=false")
     assert not (tmp_path / "tiny").exists()
 
