@@ -173,7 +173,7 @@ class TelemetryConfig(Section):
 
     def measures(self, family: Family) -> bool:
         """Whether a family is measured."""
-        return self.enabled and family in self.families
+        return family in self.measured
 
     @property
     def measured(self) -> frozenset[Family]:

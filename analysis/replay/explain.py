@@ -77,7 +77,7 @@ def explain(
         nll_before=nll_before,
         nll_after=nll_after,
         sequences=sequences,
-        groups=[_group(name, metrics) for name in run.telemetry.group_norms.names if f"grad_norm/{name}" in metrics],
+        groups=[_group(n, metrics) for n in run.telemetry.group_norms.names if metrics.keys() >= {*_of_group(n)}],
         embeddings=moved_embeddings(tokenizer, old_VD, embedding_VD, x_BT, y_BT, count=12),
         layers=[Layer(name, *norms_before[name], *norms_after[name]) for name in norms_before],
         history={name: [logged.value(name, s) for s in around] for name in HISTORY},
@@ -120,6 +120,11 @@ def _check(name: str, value: float, logged: LoggedRun, usual: pd.DataFrame, step
     )
 
 
+def _of_group(name: str) -> list[str]:
+    """The metrics that a group's line has, of which telemetry.families may leave some out."""
+    return [f"{kind}/{name}" for kind in ("grad_norm", "update_rms", "param_norm")]
+
+
 def _group(name: str, metrics: dict[str, MetricCheck]) -> Group:
-    gradient, update, norm = (metrics[f"{kind}/{name}"] for kind in ("grad_norm", "update_rms", "param_norm"))
+    gradient, update, norm = (metrics[key] for key in _of_group(name))
     return Group(name, gradient.replayed, gradient.usual, update.replayed, update.usual, norm.replayed)

@@ -43,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logged, out = load_run(options.run), Path(options.out)
     if "monitor" in logged.config:
         raise InputError(f"{logged.path}: rows of a loop that is not ours; exact replay needs a run of train_lm.py")
-    if logged.config.get("telemetry", {}).get("enabled") is False:
-        raise InputError(f"{logged.path}: telemetry.enabled=false; this needs a run that measures its steps")
+    telemetry = logged.config.get("telemetry", {})
+    if telemetry.get("enabled") is False or "updates" not in telemetry.get("families", ["updates"]):
+        raise InputError(f"{logged.path}: telemetry measures no updates there; this needs a run that does")
     if options.step not in logged.metrics.index:
         first, last = logged.metrics.index[[0, -1]]
         raise InputError(f"--step {options.step}: the run {logged.path} has logged steps {first} to {last}")

@@ -254,6 +254,7 @@ def trained(workspace, tmp_path):
     "options",
     [
         ["telemetry.enabled=false"],
+        ["telemetry.families=[norms]"],
         ["train.micro_batch_size=3", "train.gradient_checkpointing=true", "body.resid_pdrop=0.1"],
         ["data.skip_steps=[[4,6]]", "head.kind=linear", "objective.kind=ce"],
         ["train.precision=bf16", "train.batch_size=2"],

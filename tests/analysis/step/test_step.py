@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -90,6 +91,15 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, options, told):
     assert exit_status(lambda: command.main([str(run), "--out", str(tmp_path / "o"), *options])) == 2
     assert capsys.readouterr().err == f"error: {told.format(run=run)}\n"
     assert not (tmp_path / "o").exists()
+
+
+def test_a_run_that_did_not_measure_its_updates_is_refused(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("  - updates\n", ""))
+    assert exit_status(lambda: command.main([str(other), "--out", str(tmp_path / "o"), "--step", "5"])) == 2
+    told = "telemetry measures no updates there; this needs a run that does"
+    assert capsys.readouterr().err == f"error: {other}: {told}\n"
 
 
 def test_what_lies_below_the_multiples_tried_is_not_called_zero():
