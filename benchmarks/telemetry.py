@@ -35,7 +35,10 @@ def main() -> None:
     arguments = parse_arguments(parser)
     recipe, steps, modes = arguments.config, arguments.steps, MODES | (WITHOUT if arguments.families else {})
     with tempfile.TemporaryDirectory() as folder:
-        runs = {m: start_run(recipe, [*arguments.overrides, *own], folder, f"metrics_{m}") for m, own in modes.items()}
+        runs = {
+            m: start_run(recipe, [*arguments.overrides, *own], folder, f"metrics_{m}".replace(" ", "_"))
+            for m, own in modes.items()
+        }
         device, tokens = runs["on"].accelerator.device, runs["on"].tokens_per_step
         series = take_turns({mode: loop_step(run) for mode, run in runs.items()}, steps, device)
     print(machine(device))
