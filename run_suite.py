@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def main() -> int:
     places = options.jobs or 1
     _refuse_unwritable(job.out)
     of_analyses = environment()  # with all cores
-    context = fork_server(threads_each(places) if executor is None else None)
+    context = fork_server(threads_each(places) if executor is None else None, compiles=_may_compile(job))
     if not options.check:
         wait_until_free(job.out, [one.name for one in job.runs])
     print(f"checking the configurations of {len(job.runs)} runs", flush=True)
@@ -99,6 +100,12 @@ def main() -> int:
     if executor is not None:
         starter = Cluster(executor, job.recipe, job.logs, options.jobs)
     return run(job, found["prospects"], starter, of_analyses)
+
+
+def _may_compile(job: Job) -> bool:
+    """Whether a run of the suite seems to compile its body: only then is torch's compiler loaded beforehand."""
+    said = [job.recipe.read_text(encoding="utf-8"), *(override for run in job.runs for override in run.overrides)]
+    return any(re.search(r"\bcompile\s*[:=]\s*true", text, re.IGNORECASE) for text in said)
 
 
 def _parser() -> ArgumentParser:

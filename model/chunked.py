@@ -268,18 +268,18 @@ class _Chunk:
         return (z_CV + self.shift_C[:, None]).scatter_(1, self.y_C[:, None], true_C[:, None])
 
     def _sample(self, z_SV: Tensor, sampled: slice, true_C: Tensor, mean_C: Tensor) -> dict[str, Tensor]:
-        """Variance of the sampled tokens' logits ``z_SV``, which are overwritten, and entropy of their negatives. Logits
-        may drift far from 0 together and all but one may vanish, so nothing here is a difference of large numbers."""
+        """What the variance of the sampled tokens' logits ``z_SV``, which are overwritten, and the entropy of their negatives
+        are made of (:func:`_statistics`). Logits may drift far from 0 together and all but one may vanish, so nothing here is
+        a difference of large numbers."""
         y_S1, shift_S, max_S = self.y_C[sampled, None], self.shift_C[sampled], self.negatives.max_C[sampled]
         mean_S = mean_C[sampled] - shift_S
         z_SV.scatter_(1, y_S1, (true_C[sampled] - shift_S)[:, None]).sub_(mean_S[:, None])
-        variance_S = torch.linalg.vector_norm(z_SV, dim=1).square() / z_SV.shape[1] - z_SV.mean(1).square()
+        raw = {"spread": torch.linalg.vector_norm(z_SV, dim=1), "offset": z_SV.mean(1)}
         z_SV.add_((mean_S - max_S)[:, None]).scatter_(1, y_S1, float("-inf"))
         weights_SV = z_SV.exp()  # 1 for the largest, 0 for the target
-        total_S = weights_SV.sum(1, dtype=torch.float64)
-        below_max_S = z_SV.scatter_(1, y_S1, 0.0).mul_(weights_SV).sum(1)
-        entropy_S = torch.log1p(total_S - 1) - below_max_S / total_S
-        return {"variance": variance_S, "entropy_negatives": entropy_S.to(z_SV.dtype)}
+        raw["total"] = weights_SV.sum(1, dtype=torch.float64)
+        raw["below_max"] = z_SV.scatter_(1, y_S1, 0.0).mul_(weights_SV).sum(1)
+        return raw
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Gradients of the summed loss for features (C, D) and shift (C,); those of the classes are accumulated."""
@@ -347,9 +347,11 @@ def _statistics(
     }
     true_S, negatives_S = t.true[::SAMPLING], t.negatives[::SAMPLING]
     # P and Q share the renormalised negatives, so only their entropy takes a pass over the vocabulary.
-    entropy_negatives_S = raw["entropy_negatives"]
+    total_S, below_max_S = raw["total"], raw["below_max"]
+    entropy_negatives_S = (torch.log1p(total_S - 1) - below_max_S / total_S).to(below_max_S.dtype)
+    variance_S = raw["spread"].square() / (head.n_classes + head.extra_classes) - raw["offset"].square()
     sampled = {
-        "logit/std": raw["variance"].clamp(min=0).sqrt(),  # rounding may make it negative
+        "logit/std": variance_S.clamp(min=0).sqrt(),  # rounding may make it negative
         "entropy/p": _mixture_entropy(true_S - negatives_S, entropy_negatives_S),
     }
     if head.bounded or objective.uses_weight:

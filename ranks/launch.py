@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from common.allocation import keep_freed_memory
 from common.errors import InputError, note
 
 from .launch_variables import check_launch_variables
@@ -23,6 +24,7 @@ def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) 
     """Create the Accelerator for this launch. Raises InputError for launch variables that :mod:`ranks.launch_variables`
     refuses, ranks that do not find each other, unsupported sharding, a device that cannot be used, and fp16 on a CPU."""
     check_launch_variables()
+    keep_freed_memory()
     try:
         accelerator = accelerate.Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,

@@ -46,12 +46,12 @@ def environment(threads: int | None = None) -> dict[str, str]:
     return {**usual, **os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
 
 
-def fork_server(threads: int | None) -> ForkServerContext:
-    """Prepare the fork server. Changes the environment of this process, which it inherits: OpenMP reads it when torch is
-    imported."""
+def fork_server(threads: int | None, compiles: bool = False) -> ForkServerContext:
+    """Prepare the fork server, for runs that may compile their body if ``compiles``. Changes the environment of this process,
+    which it inherits: OpenMP reads it when torch is imported."""
     os.environ.update(environment(threads))
     context = ForkServerContext()
-    context.set_forkserver_preload(["suite.preload"])
+    context.set_forkserver_preload(["suite.preload", *(["suite.preload_compiler"] if compiles else [])])
     return context
 
 

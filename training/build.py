@@ -13,6 +13,7 @@ from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, new_model, sigma_reparam
+from model.compiled import compile_body
 from model.modeling import build
 from model.negatives import negative_loss
 from model.registry import OBJECTIVES
@@ -128,7 +129,7 @@ def prepare_model(config: RunConfig, model: Any) -> Any:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
     if config.train.compile:
-        model.model.compile()
+        compile_body(model.model)
     return model
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.command import EXIT_FINISHED, EXIT_RANK_LOST
 from configs.schema import RunConfig
+from model.compiled import compiling_alone
 from ranks.collectives import from_main
 from ranks.launch import connection_timeout, start_accelerator
 from ranks.stop import Vote, stop_signals
@@ -75,8 +76,11 @@ def loop(run: Run) -> int:
     run.began = time.perf_counter()
     with stop_signals() as stop, run.bar:
         vote = Vote(connection_timeout(run.config.train.stall_seconds))
+        alone = run.config.train.compile and run.accelerator.num_processes == 1
         while run.step < run.config.train.steps:
-            training_step(run, run.step + 1)
+            with compiling_alone() if alone else contextlib.nullcontext():
+                training_step(run, run.step + 1)
+            alone = False
             stops, *written = vote(stop.signal is not None, *run.background.votes())
             run.background.go_on(*written)
             due = due_after(run.step, run.config, stop_requested=bool(stops))

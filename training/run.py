@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -142,8 +143,8 @@ class Run:
         return batch_number(step, self.skipped)
 
     def bare_model(self) -> Any:
-        """The model without the launch's wrappers."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        """The model without the launch's wrapper. (Accelerate's own function looks for packages in the file system each time.)"""
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
 
 def build_run(

@@ -90,9 +90,19 @@ def prepare_step(run: Run, step: int) -> dict[str, Any]:
     every = config.telemetry.attention_every
     if config.telemetry.enabled and every is not None and step % every == 0:
         probe_attention(run)
-    torch.manual_seed(stream_seed(config.seed, "dropout", step, run.accelerator.process_index))
+    seed_dropout(run.accelerator.device, stream_seed(config.seed, "dropout", step, run.accelerator.process_index))
     row = {"step": step, "tokens": step * run.tokens_per_step, "lr": lr, "data/batch": batch}
     return row | ({"stress/acting": len(acting)} if run.stresses else {})
+
+
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Seed the generator that dropout draws from."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed looks for every other kind of device: a millisecond
+    else:
+        torch.manual_seed(seed)
 
 
 @torch.no_grad()

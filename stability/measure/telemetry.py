@@ -151,9 +151,11 @@ class Telemetry:
                 copy.copy_(parameter)  # foreach_copy_ cannot take sharded ones
             norms += norms_of(self.parameters[portion])
         self.parameter_norm_P = whole(norms)
+        if "norms" in self.measured or "updates" in self.measured:
+            self.parameter_norm_G, _ = self.group_norms(self.parameter_norm_P)
         if "norms" in self.measured:
             self._store("grad_norm", groups)
-            self._store("param_norm", self.group_norms(self.parameter_norm_P)[0])
+            self._store("param_norm", self.parameter_norm_G)
             norms_V = full(torch.linalg.vector_norm(self.head.get_parameter("weight"), dim=1))
             norms_V = norms_V[: self.n_classes]  # without the vocabulary's padding
             self.step_values |= {"embedding_norm/mean": norms_V.mean(), "embedding_norm/max": norms_V.max()}
@@ -167,9 +169,9 @@ class Telemetry:
             for portion in self.portions:
                 torch._foreach_sub_(self.before[portion], self.parameters[portion])
                 norms += norms_of(self.before[portion])
-            norms_G = self.group_norms(whole(norms))[0]
+            norms_G, _ = self.group_norms(whole(norms))
             self._store("update_rms", norms_G / self.group_norms.root_count_G)
-            self._store("update_ratio", norms_G / self.group_norms(self.parameter_norm_P)[0])
+            self._store("update_ratio", norms_G / self.parameter_norm_G)
 
     def _store(self, kind: str, values_G: Tensor) -> None:
         self.step_values |= {

@@ -109,11 +109,13 @@ def test_a_bad_step_leaves_parameters_and_moments_alone(recipe):
     assert run.vitals.names()[0] == "parameter of model.h.0.mlp.c_fc.bias"
 
 
-def test_a_compiled_body_is_compiled_once_however_many_micro_batches(recipe):
+def test_a_compiled_body_is_compiled_once_however_many_micro_batches_and_whatever_else_looks_at_it(recipe):
     """Beyond a limit of eight graphs torch gives up and runs the rest uncompiled."""
-    run, graphs = built(recipe, "name=counted", "train.micro_batch_size=1"), CompileCounter()
+    looking = ("telemetry.attention_every=2", "telemetry.edge_every=2")
+    run, graphs = built(recipe, "name=counted", "train.micro_batch_size=1", *looking), CompileCounter()
     run.bare_model().model.compile(backend=graphs)
     for step in (1, 2):
         training_step(run, step)
+        evaluate(run)
     assert graphs.frame_count == 1
     assert run.recorder.transfer().healthy == 2
