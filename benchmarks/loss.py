@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from common.allocation import keep_freed_memory
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from model import HEADS, OBJECTIVES
@@ -47,6 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shapes = [shape(text) for text in arguments.shapes]
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as in training
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = "time" if device.type == "cuda" else "CPU time" if arguments.threads == 1 else "wall time"
     print(f"{machine(device)}; median ratios of {clock} [quartiles] to the three matmuls, memory in N x V floats")
