@@ -78,7 +78,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of matrix products, by autocast; parameters and optimizer state stay float32."""
     compile: bool = False
-    """Compile the body with torch.compile."""
+    """Compile the body with torch.compile, for training's own passes. What it gains and costs: docs/running.md."""
     kernel: Literal["auto", "triton", "torch"] = "auto"
     """What evaluates the loss's softmax over the vocabulary on a GPU: triton, a kernel of this project; torch, its own
     operations; auto, the kernel if it compiles and agrees with float64 there, else torch, which the run then reports."""
