@@ -11,10 +11,13 @@ import sys
 from typing import NoReturn
 
 from common.command import EXIT_FINISHED, EXIT_RANK_LOST, EXIT_STORAGE, ArgumentParser, exit_status
-from configs.load import load_config
-from configs.recipe import dump_config
-from configs.schema import RunConfig
+from common.imports import importing
 from ranks.launch_variables import check_launch_variables
+
+with importing():  # pydantic, OmegaConf and NumPy
+    from configs.load import load_config
+    from configs.recipe import dump_config
+    from configs.schema import RunConfig
 
 # Waiting threads sleep instead of spinning: with one busy neighbour, spinning made a step on two cores several times slower
 # (RESULTS.md). Read once, when torch is imported.

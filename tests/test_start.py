@@ -68,6 +68,11 @@ print(gc.isenabled(), gc.get_freeze_count() <= count)
     assert finished.stdout.split() == ["True"] * 4, finished.stderr
 
 
+def test_the_collector_stays_off_what_the_command_itself_imports():
+    finished = python("-c", "import gc, train_lm; print(gc.isenabled(), gc.get_freeze_count() > 50_000)")
+    assert finished.stdout.split() == ["True", "True"], finished.stderr
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_block_that_imports_nothing_leaves_the_collector_as_it_was(enabled):
     frozen, before = gc.get_freeze_count(), gc.isenabled()
