@@ -23,17 +23,18 @@ DISK = 1e9
 """Bytes that the file system takes or gives in a second, to all ranks together."""
 HOP = 30e-6
 """Seconds of a collective, however small, for each doubling of the ranks."""
-STEP = ["memory GB", "TFLOP", "computing s", "sent GB", "sending s", "collectives", "latency s", "sending, share"]
-STORED = [
-    "built GB",
-    "copied GB",
-    "written GB",
-    "all written s",
-    "of the steps between",
-    "index MB",
-    "resumed from GB",
-    "s",
+STEP = [
+    "memory GB",
+    "TFLOP",
+    "computing s",
+    "sent GB",
+    "sending s",
+    "calls",
+    "latency s",
+    "not computing",
+    "run, hours",
 ]
+STORED = ["built GB", "copied GB", "all written s", "of the steps between", "index MB", "read to resume GB"]
 
 Rows = Iterator[list[str]]
 
@@ -64,12 +65,16 @@ def steps(costs: Mapping[str, Costs], ranks: Sequence[int]) -> Rows:
         computing, sending, latency = step_seconds(cost, number, sharded)
         sent, calls = sum(cost.traffic(number, sharded)), sum(cost.collectives(number, sharded)) if number > 1 else 0
         cells = [digits(memory, 1e9), digits(cost.operations(number), 1e12), digits(computing), digits(sent, 1e9)]
-        share = (sending + latency) / (computing + sending + latency)
-        yield [*begins, *cells, digits(sending), digits(calls), digits(latency), f"{share:.0%}"]
+        seconds = computing + sending + latency
+        hours = cost.config.train.steps * seconds / 3600
+        cells += [digits(sending), digits(calls), digits(latency), f"{1 - computing / seconds:.0%}", digits(hours)]
+        yield [*begins, *cells]
 
 
 def stored(costs: Mapping[str, Costs], ranks: Sequence[int]) -> Rows:
-    """What a checkpoint and a start cost: main memory of a rank, bytes, and seconds of the file system."""
+    """What a checkpoint and a start cost: main memory in which a rank builds the model, and to which it copies what it writes;
+    seconds of the file system until all of it is written, also in parts of the steps between two checkpoints; bytes that all
+    ranks read."""
     for name, cost, number, sharded, begins in _launches(costs, ranks):
         if begins is None:
             yield _refused(name, cost, number, len(STORED))
@@ -80,15 +85,9 @@ def stored(costs: Mapping[str, Costs], ranks: Sequence[int]) -> Rows:
         copied = staged(cost.shapes, number) if sharded else cost.checkpoint_bytes
         written = cost.checkpoint_bytes / DISK
         between = cost.config.checkpoint.every * sum(step_seconds(cost, number, sharded))
-        resumed = cost.resume_bytes(number, sharded)
-        cells = [
-            digits(FLOAT32 * cost.shapes.parameters, 1e9),
-            digits(copied, 1e9),
-            digits(copied, 1e9),
-            digits(written),
-        ]
+        cells = [digits(FLOAT32 * cost.shapes.parameters, 1e9), digits(copied, 1e9), digits(written)]
         index = digits(cost.index_bytes(number), 1e6) if sharded else "-"
-        yield [*begins, *cells, f"{written / between:.1%}", index, digits(resumed, 1e9), digits(resumed / DISK)]
+        yield [*begins, *cells, f"{written / between:.1%}", index, digits(cost.resume_bytes(number, sharded), 1e9)]
 
 
 def _launches(

@@ -10,7 +10,7 @@ an all-reduce. Shapes: W ranks, V vocabulary, D width, T positions, L layers.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configs.schema import RunConfig
 from model import blocks, final_norm
@@ -127,7 +127,7 @@ class Costs:
     def index_bytes(self, ranks: int) -> int:
         """shards.json of ``ranks``: which rows of which tensor are in which shard, read by every rank of a resumed run."""
         moments = make_optimizer(self.config.optimizer).moments
-        index = {}
+        index: dict[str, Any] = {}
         for name, shape in self.names.items():
             rows = -(-shape[0] // ranks)
             parts = [[n, n * rows, min(rows, shape[0] - n * rows)] for n in range(ranks) if n * rows < shape[0]]

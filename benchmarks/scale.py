@@ -85,7 +85,7 @@ def main() -> None:
     costs = {c.name: Costs(c, vocabulary_of(c, arguments.vocabulary)) for c in configs}
     header = ["recipe", "parameters", "tokens/step", "GFLOP/token", "FLOP/step", "checkpoint GB"]
     header += [f"s at {disk / 1e6:,.0f} MB/s" for disk in DISKS]
-    header.append(f"GB a rank of {max(ranks)}, FSDP2")
+    header.append(f"GB a rank of {max(ranks):,}, FSDP2")
     print_table("Size, operations (forward and backward) and checkpoint", header, sizes(costs, max(ranks)))
     header = ["recipe", "ranks", "", "sequences x parts", "weights", "gradients", "moments", "telemetry", "DDP buckets"]
     header += ["gathered", "working", "total GB"]
@@ -150,14 +150,14 @@ def memory(costs: dict[str, Costs], ranks: Sequence[int]) -> Rows:
     for name, cost, number, sharded in _launches(costs, ranks):
         m, (sequences, parts) = cost.memory(number, sharded), micro_batches(cost.config, number)
         held = (m.weights, m.gradients, m.moments, m.telemetry, m.buckets, m.gathered, m.working, m.total)
-        yield [name, str(number), "FSDP2" if sharded else "DDP", f"{sequences} x {parts}", *map(gigabytes, held)]
+        yield [name, f"{number:,}", "FSDP2" if sharded else "DDP", f"{sequences} x {parts}", *map(gigabytes, held)]
 
 
 def traffic(costs: dict[str, Costs], ranks: Sequence[int]) -> Rows:
     """Bytes that a rank sends, for each launch."""
     for name, cost, number, sharded in _launches(costs, ranks):
         sent = cost.traffic(number, sharded)
-        yield [name, str(number), "FSDP2" if sharded else "DDP", *map(gigabytes, (*sent, sum(sent)))]
+        yield [name, f"{number:,}", "FSDP2" if sharded else "DDP", *map(gigabytes, (*sent, sum(sent)))]
 
 
 def _launches(costs: dict[str, Costs], ranks: Sequence[int]) -> Iterator[tuple[str, Costs, int, bool]]:
