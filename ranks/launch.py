@@ -69,7 +69,9 @@ def allow_files(ranks: int) -> None:
     if ranks == 1 or soft >= needed or soft == resource.RLIM_INFINITY:
         return
     if hard < needed and hard != resource.RLIM_INFINITY:
-        raise InputError(f"launch: {ranks} processes need {needed} open files each, and {hard} are allowed; ulimit -Hn")
+        raise InputError(
+            f"launch: {ranks} processes need {needed} open files each, and {hard} are allowed; raise that (ulimit -Hn)"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

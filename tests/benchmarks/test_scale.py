@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import scale
+from benchmarks import bill, scale
 from benchmarks.cost_model import Costs
 from benchmarks.paired import loop_step, start_run
 from benchmarks.scale import measure_exchange, measure_files, measure_step
@@ -314,19 +314,38 @@ def test_real_ranks_make_the_predicted_calls_and_connections(recipe, tmp_path):
     assert sockets[3] - sockets[2] == FILES_PER_RANK
 
 
-def test_an_index_of_shards_has_the_predicted_bytes(configured, tmp_path):
-    costs = Costs(configured("body.n_embd=30"), VOCABULARY)  # which four ranks do not divide
-    for number in range(RANKS):
-        parts = {}
+@pytest.mark.parametrize("number", [1, 4, 7, 40])
+def test_an_index_of_shards_has_the_predicted_bytes(configured, tmp_path, number):
+    """Of ranks that do not divide the width of 30, and of more ranks than rows."""
+    costs = Costs(configured("body.n_embd=30"), VOCABULARY)
+    for rank in range(number):
+        parts = {f"optimizer.{name}.step": Part([], 0, torch.zeros(())) for name in costs.names if rank == 0}
         for name, shape in costs.names.items():
-            rows, first = Shard.local_shard_size_and_offset(shape[0], RANKS, number)
-            part = Part([*shape], first, torch.zeros(rows, *shape[1:]))
-            named = [f"model.{name}", *(f"optimizer.{name}.{moment}" for moment in ("exp_avg", "exp_avg_sq"))]
-            parts |= dict.fromkeys(named, part) if rows else {}
-            parts |= {f"optimizer.{name}.step": Part([], 0, torch.zeros(()))} if number == 0 else {}
-        write_shard(tmp_path, number, {n: Part(p.shape, p.first, p.rows.clone()) for n, p in parts.items()})
-    join_shards(tmp_path, RANKS)
-    assert costs.index_bytes(RANKS) == (tmp_path / INDEX_FILE).stat().st_size
+            rows, first = Shard.local_shard_size_and_offset(shape[0], number, rank)
+            for stored in (
+                (f"model.{name}", f"optimizer.{name}.exp_avg", f"optimizer.{name}.exp_avg_sq") if rows else ()
+            ):
+                parts[stored] = Part([*shape], first, torch.zeros(rows, *shape[1:]))
+        write_shard(tmp_path, rank, parts)
+    join_shards(tmp_path, number)
+    assert costs.index_bytes(number) == (tmp_path / INDEX_FILE).stat().st_size
+
+
+def test_what_does_not_fit_a_device_has_no_seconds(configured):
+    costs = {"large": Costs(configured("body.n_embd=8192", "body.n_layer=8", "train.batch_size=64"), VOCABULARY)}
+    ddp, sharded = bill.steps(costs, [64])
+    assert ddp[:5] == ["large", "64", "DDP", ddp[3], "does not fit 80 GB"]
+    assert float(sharded[3]) < bill.DEVICE / 1e9 < float(ddp[3])
+    assert [row[2] for row in bill.stored(costs, [64])] == ["FSDP2"]
+
+
+def test_a_step_of_one_rank_is_computing_alone(configured):
+    cost = Costs(configured(), VOCABULARY)
+    assert bill.step_seconds(cost, 1, sharded=False) == (cost.operations(1) / bill.FLOPS, 0, 0)
+    computing, sending, latency = bill.step_seconds(cost, 4, sharded=True)
+    assert computing == pytest.approx(cost.operations(1) / bill.FLOPS / 4)
+    assert sending == sum(cost.traffic(4, sharded=True)) / bill.LINK
+    assert latency == pytest.approx(2 * bill.HOP * (sum(cost.collectives(4, sharded=True)) - 1))
 
 
 def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe, tmp_path):
