@@ -40,7 +40,7 @@ Rows = Iterator[list[str]]
 
 
 def digits(number: float, unit: float = 1.0) -> str:
-    """Three significant digits, in full up to 100,000; a dash for nothing."""
+    """Three significant digits, or a whole number from 100 on; a dash for nothing."""
     number /= unit
     return "-" if not number else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
