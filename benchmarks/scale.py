@@ -1,11 +1,12 @@
 """What a run costs as it grows: the tables of docs/scale.md.
 
-    python -m benchmarks.scale [--config RECIPE ...] [--ranks 1,8,64] [--vocabulary N] [--no-measure]
+    python -m benchmarks.scale [--config RECIPE ...] [--ranks 1,8,64,1024] [--vocabulary N] [--no-measure]
 
 For each recipe, by the model in benchmarks/cost_model.py: parameters, operations and checkpoint; memory of a rank and bytes that
-it sends in a step, with DDP and with FSDP2. Then, unless --no-measure, what this machine takes: steps of small models (in CPU
-seconds of this process, which other processes hardly affect), writing a checkpoint, and reading metrics. Sizes are decimal
-(1 GB = 1e9 bytes); a GPU of 80 GB has 80 GiB, 85.9 GB, less what its driver and NCCL take.
+it sends in a step, with DDP and with FSDP2; what a step, a checkpoint and a start take at stated rates (benchmarks/bill.py).
+Then, unless --no-measure, what this machine takes: steps of small models (in CPU seconds of this process, which other processes
+hardly affect), writing a checkpoint, reading metrics, and the watchdog's heartbeats. Sizes are decimal (1 GB = 1e9 bytes); a GPU
+of 80 GB has 80 GiB, 85.9 GB, less what its driver and NCCL take.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.distributed import TCPStore
 
 from common.command import ArgumentParser, exit_status
 from common.errors import InputError
 from configs.load import load_config
 from configs.schema import RunConfig
 from optim.optimizers import build_optimizer
+from ranks.watchdog import MAX_SECONDS_BETWEEN_BEATS
 from record.rows import read_rows
 from training.build import build_model, prepare_model
 from training.memory import Shapes, micro_batches, shapes_of
 from training.saving import save_checkpoint
 
+from .bill import DISK, FLOPS, HOP, LINK, STEP, STORED, steps, stored
 from .cost_model import Costs
 from .paired import BLOCK, DEFAULT_RECIPE, loop_step, start_run
 from .turns import machine, take_turn
@@ -58,6 +63,8 @@ GROWTH: dict[str, list[tuple[int, list[str]]]] = {
 """Vocabularies and overrides of small models that differ in one thing."""
 REPEATS = 5
 """Timed steps of each small model; the fastest, which was disturbed least, counts."""
+EXCHANGES = 20
+"""Timed exchanges of heartbeats; the fastest counts."""
 READ_ROWS = 2000
 """Rows of the file whose reading is timed."""
 _LAYER = re.compile(r"\blayer_\d+\b")
@@ -69,7 +76,7 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = ArgumentParser(description="What a run costs as it grows.")
     parser.add_argument("--config", type=Path, nargs="+", default=RECIPES, help="recipes")
-    parser.add_argument("--ranks", default="1,8,64", help="numbers of processes, separated by commas")
+    parser.add_argument("--ranks", default="1,8,64,1024", help="numbers of processes, separated by commas")
     parser.add_argument("--vocabulary", type=int, help="tokens, where the recipe does not say how many")
     parser.add_argument("--no-measure", action="store_true", help="only the model of cost")
     arguments = parser.parse_args()
@@ -78,15 +85,21 @@ def main() -> None:
     costs = {c.name: Costs(c, vocabulary_of(c, arguments.vocabulary)) for c in configs}
     header = ["recipe", "parameters", "tokens/step", "GFLOP/token", "FLOP/step", "checkpoint GB"]
     header += [f"s at {disk / 1e6:,.0f} MB/s" for disk in DISKS]
-    header.append(f"GB a rank of {max(ranks)}, FSDP2")
+    header.append(f"GB a rank of {max(ranks):,}, FSDP2")
     print_table("Size, operations (forward and backward) and checkpoint", header, sizes(costs, max(ranks)))
     header = ["recipe", "ranks", "", "sequences x parts", "weights", "gradients", "moments", "telemetry", "DDP buckets"]
     header += ["gathered", "working", "total GB"]
     print_table("Memory of one rank at the worst moment of a step, GB", header, memory(costs, ranks))
     header = ["recipe", "ranks", "", "parameters", "gradients", "other", "total GB"]
     print_table("Sent by one rank in one step, GB", header, traffic(costs, ranks))
+    rates = (
+        f"{FLOPS / 1e12:.0f} TFLOP/s and {LINK / 1e9:.0f} GB/s a rank, {1e6 * HOP:.0f} us for each doubling of ranks"
+    )
+    print_table(f"A step of one rank, at {rates}", ["recipe", "ranks", "", *STEP], steps(costs, ranks))
+    title = f"A checkpoint and a start, at {DISK / 1e9:.0f} GB/s for all ranks together"
+    print_table(title, ["recipe", "ranks", "", *STORED], stored(costs, ranks))
     if not arguments.no_measure:
-        print_measured(costs)
+        print_measured(costs, max(ranks))
 
 
 def read_ranks(text: str) -> list[int]:
@@ -137,14 +150,14 @@ def memory(costs: dict[str, Costs], ranks: Sequence[int]) -> Rows:
     for name, cost, number, sharded in _launches(costs, ranks):
         m, (sequences, parts) = cost.memory(number, sharded), micro_batches(cost.config, number)
         held = (m.weights, m.gradients, m.moments, m.telemetry, m.buckets, m.gathered, m.working, m.total)
-        yield [name, str(number), "FSDP2" if sharded else "DDP", f"{sequences} x {parts}", *map(gigabytes, held)]
+        yield [name, f"{number:,}", "FSDP2" if sharded else "DDP", f"{sequences} x {parts}", *map(gigabytes, held)]
 
 
 def traffic(costs: dict[str, Costs], ranks: Sequence[int]) -> Rows:
     """Bytes that a rank sends, for each launch."""
     for name, cost, number, sharded in _launches(costs, ranks):
         sent = cost.traffic(number, sharded)
-        yield [name, str(number), "FSDP2" if sharded else "DDP", *map(gigabytes, (*sent, sum(sent)))]
+        yield [name, f"{number:,}", "FSDP2" if sharded else "DDP", *map(gigabytes, (*sent, sum(sent)))]
 
 
 def _launches(costs: dict[str, Costs], ranks: Sequence[int]) -> Iterator[tuple[str, Costs, int, bool]]:
@@ -226,8 +239,8 @@ def measure_step(overrides: Sequence[str], vocabulary: int, recipe: Path = DEFAU
     return shapes_of(model, shape[1]), x_BT.numel(), seconds
 
 
-def print_measured(costs: dict[str, Costs]) -> None:
-    """Measure this machine, and print the tables."""
+def print_measured(costs: dict[str, Costs], ranks: int) -> None:
+    """Measure this machine, and print the tables; the heartbeats are those of so many ranks."""
     print(f"Measured on: {machine(torch.device('cpu'))}")
     header = ["growing", "parameters", "tokens/step", "length", "vocabulary", "MFLOP/token", "CPU ms/step", "GFLOP/s"]
     print_table("A step of small models: forward, backward, update", header, growth())
@@ -237,8 +250,31 @@ def print_measured(costs: dict[str, Costs]) -> None:
         f"Checkpoint: {files.checkpoint_bytes / 1e6:.1f} MB in {files.checkpoint_seconds:.2f} s, "
         f"{1e3 * 1e6 / speed:.2f} ms per MB ({speed / 1e6:,.0f} MB/s), flushed to the disk\n"
     )
+    exchange = measure_exchange(ranks)
+    print(
+        f"Heartbeats: {ranks:,} ranks exchange theirs in {1e3 * exchange:.2f} ms each, in {ranks * exchange:.2g} s one after the "
+        f"other, every {MAX_SECONDS_BETWEEN_BEATS:g} s\n"
+    )
     header = ["recipe", "layers", "bytes/row", f"GB for {STEPS:,} steps", "minutes to read them back"]
     print_table("metrics.jsonl, everything on", [*header, "GB of memory for it"], volume(costs, files))
+
+
+def measure_exchange(ranks: int) -> float:
+    """Seconds in which one rank writes its heartbeat to the watchdog's store and reads those of all ``ranks``."""
+    wait = timedelta(seconds=60)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=wait)
+    everyone = [str(number) for number in range(ranks)]
+    heartbeat = json.dumps([STEPS, STEPS, STEPS, "forward and backward"])
+    for number in everyone:
+        store.set(number, heartbeat)
+    rank = TCPStore("localhost", store.port, is_master=False, timeout=wait)
+    seconds = []
+    for _ in range(EXCHANGES):
+        began = time.perf_counter()
+        rank.set(everyone[-1], heartbeat)
+        rank.multi_get(everyone)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def growth() -> Rows:

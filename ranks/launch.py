@@ -1,6 +1,7 @@
 """Start Accelerate, and refuse launches that would not do what they appear to."""
 
 import os
+import resource
 from datetime import timedelta
 
 import accelerate
@@ -18,13 +19,19 @@ from .launch_variables import check_launch_variables
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtype of matrix products by Accelerate's mixed_precision; parameters are always float32."""
+OWN_FILES, FILES_PER_RANK = 256, 4
+"""Files that a rank has open for itself, and connections of the first rank to each other one: torch's store, the watchdog's, the
+vote, and gloo or NCCL."""
 
 
 def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) -> accelerate.Accelerator:
     """Create the Accelerator for this launch. Raises InputError for launch variables that :mod:`ranks.launch_variables`
-    refuses, ranks that do not find each other, unsupported sharding, a device that cannot be used, and fp16 on a CPU."""
+    refuses, too few open files, ranks that do not find each other, unsupported sharding, a device that cannot be used, and
+    fp16 on a CPU."""
     check_launch_variables()
     keep_freed_memory()
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    allow_files(started)
     try:
         accelerator = accelerate.Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
@@ -40,7 +47,6 @@ def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) 
         if device is None:
             raise
         raise InputError(f"launch: ACCELERATE_TORCH_DEVICE={device} cannot be used here: {error}; unset it") from None
-    started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise InputError(
             f"launch: {started} processes were started but Accelerate works with {accelerator.num_processes}; "
@@ -55,6 +61,20 @@ def start_accelerator(precision: str, *, batch_size: int, stall_seconds: float) 
     if requested not in ("no", precision) and accelerator.is_main_process:
         note(f"launch: mixed_precision={requested} has no effect; the run's own is train.precision={precision}")
     return accelerator
+
+
+def allow_files(ranks: int) -> None:
+    """Raise this process's limit of open files to what so many ranks need. Raises InputError if it may not: the processes would
+    end with errors of the network, or wait for each other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = OWN_FILES + FILES_PER_RANK * ranks
+    if ranks == 1 or soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise InputError(
+            f"launch: {ranks} processes need {needed} open files each, and {hard} are allowed; raise that (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def connection_timeout(stall_seconds: float) -> timedelta:

@@ -129,11 +129,13 @@ class Memory:
     """Activations and the head's buffers."""
     update: int = 0
     """Copies and temporaries around the update, when the activations are gone."""
+    staging: int = 0
+    """The copy of the shards of a checkpoint while they are written, where the device is main memory."""
 
     @property
     def lasting(self) -> int:
         """What is held at all times and is known for certain."""
-        return self.weights + self.gradients + self.moments + self.telemetry + self.buckets
+        return self.weights + self.gradients + self.moments + self.telemetry + self.buckets + self.staging
 
     @property
     def total(self) -> int:
@@ -155,6 +157,12 @@ def state_memory(shapes: Shapes, ranks: int, sharded: bool, telemetry: bool, wor
         gathered=2 * FLOAT32 * whole if sharded else 0,
         working=working,
     )
+
+
+def staged(shapes: Shapes, ranks: int) -> int:
+    """Main memory of the first of ``ranks``, which has the most, to which FSDP2 copies weights, moments and step counts from its
+    first checkpoint on (record.shards.Staging)."""
+    return 3 * FLOAT32 * shapes.shard(ranks) + FLOAT32 * len(shapes.all)
 
 
 def update_memory(config: RunConfig, shapes: Shapes, ranks: int, sharded: bool) -> int:
@@ -219,7 +227,7 @@ class Need:
         if self.certain > self.free:
             raise InputError(
                 f"body: {self.parameters:,} parameters need {_size(self.certain)} of memory on each rank for weights, gradients, "
-                f"moments and telemetry alone, but {_size(self.free)} are free; make the body smaller or shard it (FSDP2)"
+                f"moments and copies of them alone, but {_size(self.free)} are free; make the body smaller or shard it (FSDP2)"
             )
         if self.loading > self.free_to_load:
             raise InputError(
@@ -247,7 +255,8 @@ def need_of(config: RunConfig, vocabulary: int, *, ranks: int, sharded: bool, de
     working = activations(config, shapes, micro_batches(config, ranks)[0], device.type)
     keeps = config.telemetry.measures("updates") or changes_updates(make_interventions(config.interventions))
     memory = state_memory(shapes, ranks, sharded, keeps, working)
-    memory = replace(memory, update=update_memory(config, shapes, ranks, sharded))
+    staging = staged(shapes, ranks) if sharded and device.type == "cpu" else 0
+    memory = replace(memory, update=update_memory(config, shapes, ranks, sharded), staging=staging)
     models = 1 if config.body.checkpoint is None else 2  # the new one, and the one that its body comes from
     loading = models * FLOAT32 * shapes.parameters
     return Need(shapes.parameters, memory, free_memory(device), loading, free_memory(torch.device("cpu")))

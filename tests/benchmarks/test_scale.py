@@ -1,5 +1,7 @@
 """The model of cost against what really happens in small cases: parameters, memory, collectives, files."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -17,17 +19,19 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import scale
+from benchmarks import bill, scale
 from benchmarks.cost_model import Costs
 from benchmarks.paired import loop_step, start_run
-from benchmarks.scale import measure_files, measure_step
+from benchmarks.scale import measure_exchange, measure_files, measure_step
 from benchmarks.simulate import micro_batch
 from common.command import exit_status
 from configs.load import load_config
 from optim.optimizers import build_optimizer
-from ranks.launch import autocast_sharded
+from ranks.launch import FILES_PER_RANK, autocast_sharded
+from ranks.watchdog import MAX_SECONDS_BETWEEN_BEATS
 from record.checkpoints import list_checkpoints
-from record.shards import Staging
+from record.shards import INDEX_FILE, Part, Staging, join_shards, write_shard
+from tests.distributed.ranks import Ranks
 from training.build import build_model, build_telemetry, prepare_model
 from training.memory import shapes_of
 from training.saving import save_checkpoint
@@ -122,18 +126,40 @@ def test_ddp_reduces_and_copies_all_gradients_once_a_step(configured, ranks):
     assert costs.traffic(RANKS, sharded=False).gradients == 2 * (RANKS - 1) / RANKS * bytes_of(sent)
 
 
-class Collectives(TorchDispatchMode):
-    """Sums up what FSDP2's collectives gather and scatter, whole."""
+@pytest.mark.parametrize("width", [32, 256, 768])
+def test_ddp_has_the_predicted_buckets(configured, ranks, width):
+    config = configured(f"body.n_embd={width}", "body.n_layer=3")
+    model = DistributedDataParallel(built(config))
+    sent = []
+
+    def hook(_, bucket):
+        sent.append(bucket.index())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    model.register_comm_hook(None, hook)
+    x_BT = torch.zeros(1, config.data.sequence_length, dtype=torch.long)
+    for _ in range(2):  # after the first pass the order in which gradients come is known
+        sent.clear()
+        model(input_ids=x_BT, shift_labels=x_BT, skip_logits=True, use_cache=False).loss.backward()
+    assert len(sent) == Costs(config, VOCABULARY).collectives(RANKS, sharded=False).gradients
+
+
+class Calls(TorchDispatchMode):
+    """Counts FSDP2's collectives, and sums up what they gather and scatter, whole."""
 
     def __init__(self):
         super().__init__()
-        self.gathered = self.scattered = 0
+        self.gathered = self.scattered = self.gathers = self.scatters = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "allgather_base" in str(func):
             self.gathered += bytes_of(args[:1])
+            self.gathers += 1
         if "reduce_scatter_base" in str(func):
             self.scattered += bytes_of(args[1:2])
+            self.scatters += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -160,7 +186,7 @@ def test_a_rank_of_fsdp2_as_accelerate_prepares_it_holds_and_sends_what_the_mode
     model = fsdp2_prepare_model(accelerator, built(config))
     autocast_sharded(accelerator, model)
     costs = Costs(config, VOCABULARY)
-    with Collectives() as collectives:
+    with Calls() as calls:
         optimizer, telemetry = trained(config, model, parts=2)
     memory, traffic = costs.memory(RANKS, sharded=True), costs.traffic(RANKS, sharded=True)
     assert memory.weights == bytes_of(model.parameters())
@@ -169,8 +195,9 @@ def test_a_rank_of_fsdp2_as_accelerate_prepares_it_holds_and_sends_what_the_mode
     assert memory.telemetry == bytes_of(telemetry.before)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     share = (RANKS - 1) / RANKS
-    assert traffic.parameters == share * collectives.gathered
-    assert traffic.gradients == share * collectives.scattered
+    assert traffic.parameters == share * calls.gathered
+    assert traffic.gradients == share * calls.scattered
+    assert costs.collectives(RANKS, sharded=True)[:2] == (calls.gathers, calls.scatters)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +248,106 @@ def test_operations_are_those_of_the_matrix_products(configured):
     assert Costs(config, VOCABULARY).shapes.flops_per_token() * x_BT.numel() == 3 * counted.get_total_flops()
 
 
+def test_checkpointing_computes_the_blocks_forward_pass_once_more_but_for_its_last_product(configured):
+    """Of each block: torch stops computing again when it has all that the backward pass needs."""
+    counts, costs = {}, {}
+    for again in ("false", "true"):
+        config = configured("head.kind=linear", "objective.kind=ce", f"train.gradient_checkpointing={again}")
+        model = build_model(config, VOCABULARY, 0)
+        model.set_attn_implementation("eager")
+        x_BT = torch.zeros(2, config.data.sequence_length, dtype=torch.long)
+        with FlopCounterMode(display=False) as counted:
+            prepare_model(config, model).model(input_ids=x_BT, use_cache=False).last_hidden_state.sum().backward()
+        counts[again], costs[again] = counted.get_total_flops(), Costs(config, VOCABULARY)
+    last = 2 * x_BT.numel() * config.body.n_layer * 4 * config.body.n_embd**2
+    share = config.train.batch_size / RANKS / len(x_BT)
+    more = costs["true"].operations(RANKS) - costs["false"].operations(RANKS)
+    assert more == pytest.approx(share * (counts["true"] - counts["false"] + last), rel=1e-12)
+    assert costs["false"].operations(RANKS) == share * costs["false"].shapes.flops_per_token() * x_BT.numel()
+
+
+COUNTED = """
+import json, os, sys
+from pathlib import Path
+import train_lm, training.loop
+from torch.utils._python_dispatch import TorchDispatchMode
+from common.command import exit_status
+
+class Count(TorchDispatchMode):
+    calls = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += "c10d" in str(func) and "wait" not in str(func) and "wrap" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+def step(run, number, usual=training.loop.training_step):
+    with Count() as count:
+        usual(run, number)
+    sockets = sum(path.is_socket() for path in Path("/proc/self/fd").iterdir())
+    print(json.dumps({"calls": count.calls, "sockets": sockets}) if run.accelerator.is_main_process else "", file=sys.stderr)
+
+training.loop.training_step = step
+raise SystemExit(exit_status(train_lm.main))
+"""
+
+
+def test_real_ranks_make_the_predicted_calls_and_connections(recipe, tmp_path):
+    """In whole steps of train_lm.py: two ranks of DDP, and three of FSDP2 that accumulate."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    sockets = {}
+    for number, sharded, overrides in [
+        (2, False, ["train.batch_size=6"]),
+        (3, True, ["train.batch_size=6", "train.micro_batch_size=1"]),
+    ]:
+        quick = ["optimizer.warmup_steps=1", "body.n_layer=1", "train.steps=3", f"name=of{number}", *overrides]
+        launched = Ranks(recipe, *quick, world_size=number, sharded=sharded, program=(tmp_path / "counted.py",))
+        try:
+            ended = launched.wait()
+        finally:
+            launched.kill()
+        assert [status for status, _ in ended] == [0] * number, ended
+        found = [json.loads(line) for line in re.findall(r"{.*}", ended[0][1])]
+        config = load_config(recipe["path"], [*recipe["overrides"], *quick])
+        expected = Costs(config, VOCABULARY).collectives(number, sharded)
+        # At the first two steps there are no moments yet, and DDP's ranks agree on the order of gradients.
+        assert found[-1]["calls"] == sum(expected) - expected.vote
+        sockets[number] = found[-1]["sockets"]
+    assert sockets[3] - sockets[2] == FILES_PER_RANK
+
+
+@pytest.mark.parametrize("number", [1, 4, 7, 40])
+def test_an_index_of_shards_has_the_predicted_bytes(configured, tmp_path, number):
+    """Of ranks that do not divide the width of 30, and of more ranks than rows."""
+    costs = Costs(configured("body.n_embd=30"), VOCABULARY)
+    for rank in range(number):
+        parts = {f"optimizer.{name}.step": Part([], 0, torch.zeros(())) for name in costs.names if rank == 0}
+        for name, shape in costs.names.items():
+            rows, first = Shard.local_shard_size_and_offset(shape[0], number, rank)
+            for stored in (
+                (f"model.{name}", f"optimizer.{name}.exp_avg", f"optimizer.{name}.exp_avg_sq") if rows else ()
+            ):
+                parts[stored] = Part([*shape], first, torch.zeros(rows, *shape[1:]))
+        write_shard(tmp_path, rank, parts)
+    join_shards(tmp_path, number)
+    assert costs.index_bytes(number) == (tmp_path / INDEX_FILE).stat().st_size
+
+
+def test_what_does_not_fit_a_device_has_no_seconds(configured):
+    costs = {"large": Costs(configured("body.n_embd=8192", "body.n_layer=8", "train.batch_size=64"), VOCABULARY)}
+    ddp, sharded = bill.steps(costs, [64])
+    assert ddp[:5] == ["large", "64", "DDP", ddp[3], "does not fit 80 GB"]
+    assert float(sharded[3]) < bill.DEVICE / 1e9 < float(ddp[3])
+    assert [row[2] for row in bill.stored(costs, [64])] == ["FSDP2"]
+
+
+def test_a_step_of_one_rank_is_computing_alone(configured):
+    cost = Costs(configured(), VOCABULARY)
+    assert bill.step_seconds(cost, 1, sharded=False) == (cost.operations(1) / bill.FLOPS, 0, 0)
+    computing, sending, latency = bill.step_seconds(cost, 4, sharded=True)
+    assert computing == pytest.approx(cost.operations(1) / bill.FLOPS / 4)
+    assert sending == sum(cost.traffic(4, sharded=True)) / bill.LINK
+    assert latency == pytest.approx(2 * bill.HOP * (sum(cost.collectives(4, sharded=True)) - 1))
+
+
 def test_a_checkpoint_has_the_predicted_bytes_within_the_stated_overhead(recipe, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     run = start_run(recipe["path"], recipe["overrides"], str(tmp_path), "written")
@@ -267,11 +394,16 @@ def test_the_tables_are_printed_for_launches_that_the_batch_can_be_dealt_out_to(
     costs = Costs(load_config(recipe["path"]), VOCABULARY)
     assert f"{costs.shapes.parameters:,}" in out
     launches = [line.split(" | ")[1:3] for line in out.splitlines() if line.startswith("| tiny | ")]
-    assert [launch for launch in launches if launch[1] in ("DDP", "FSDP2")] == 2 * [
+    assert [launch for launch in launches if launch[1] in ("DDP", "FSDP2")] == 4 * [
         ["1", "DDP"],
         ["8", "DDP"],
         ["8", "FSDP2"],
     ]
+    assert out.count("| tiny | 3 |  | 8 sequences do not divide over 3 ranks: train.batch_size=9 |") == 2
+
+
+def test_heartbeats_are_exchanged_over_a_real_store():
+    assert 0 < measure_exchange(3) < MAX_SECONDS_BETWEEN_BEATS
 
 
 def test_the_reference_shapes_are_ordinary_recipes_of_the_size_they_say():

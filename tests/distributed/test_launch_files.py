@@ -37,7 +37,7 @@ exit 0
 """
 # Stands where Python would: says how it was started, and returns the status of its rank.
 TRAIN = """#!/bin/bash
-echo "$RANK $WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $MASTER_PORT ${ACCELERATE_USE_FSDP:-ddp} $*" >> "$STARTED"
+echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT ${ACCELERATE_USE_FSDP:-ddp} $*" >> "$STARTED"
 statuses=($STATUSES)
 exit "${statuses[$RANK]}"
 """
@@ -53,6 +53,7 @@ def submit(tmp_path):
     def run(*arguments, **environment):
         (tmp_path / "calls").unlink(missing_ok=True)
         slurm = {"SLURM_JOB_ID": "71234", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+        slurm |= {"SLURM_NTASKS_PER_NODE": "2"}
         paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
         done = subprocess.run(
             ["bash", SCRIPT, *map(str, arguments)],
@@ -107,7 +108,7 @@ def test_each_process_is_told_its_place_and_gets_the_arguments_as_they_are(submi
     submit("--config", "a b.yaml", "data.paths=[x, y]", PYTHON="train", STATUSES="0 0")
     places = sorted((tmp_path / "started").read_text().splitlines())
     arguments = "train_lm.py --config a b.yaml data.paths=[x, y]"
-    assert places == [f"{rank} 2 {rank} 127.0.0.1 21234 ddp {arguments}" for rank in (0, 1)]
+    assert places == [f"{rank} 2 {rank} 2 127.0.0.1 21234 ddp {arguments}" for rank in (0, 1)]
 
 
 def test_a_signal_to_a_process_of_srun_reaches_the_program_and_no_shell_around_it(submit, tmp_path):

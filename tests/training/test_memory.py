@@ -108,6 +108,15 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said(recipe):
     assert "it may not fit" not in str(dataclasses.replace(need, free=need.memory.total))
 
 
+def test_the_copy_of_shards_counts_where_the_device_is_main_memory(recipe):
+    config = config_of(recipe)
+    one, three = (need_of(config, 500, ranks=ranks, sharded=True, device=CPU) for ranks in (1, 3))
+    assert one.memory.staging == 12 * one.parameters + 4 * len(list(skeleton(config, 500).parameters()))
+    assert three.memory.staging == pytest.approx(one.memory.staging / 3, rel=0.05)
+    assert three.certain - three.memory.update == three.memory.lasting > three.memory.staging
+    assert need_of(config, 500, ranks=3, sharded=False, device=CPU).memory.staging == 0
+
+
 def test_a_scalar_parameter_of_a_head_counts_and_is_refused_where_it_would_be_sharded(recipe, monkeypatch):
     class Scaled(LinearHead):
         def __init__(self, *arguments):
