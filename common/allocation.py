@@ -5,7 +5,9 @@ import os
 import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 1 << 30
+_LARGEST = (1 << 30, 1 << 25)
+"""Bytes up to which a block is kept: the first that is accepted. glibc before 2.35 takes no more than 32 MiB."""
+_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_"}
 
 
 def keep_freed_memory() -> bool:
@@ -18,10 +20,8 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or _chosen_by_user():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, -1))
+    return bool(mallopt(_TRIM_THRESHOLD, -1)) and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST)
 
 
 def _chosen_by_user() -> bool:
-    return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
-        name.startswith("MALLOC_") for name in os.environ
-    )
+    return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or not _VARIABLES.isdisjoint(os.environ)

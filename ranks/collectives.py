@@ -32,7 +32,6 @@ def all_reduce(values: Tensor, operation: str) -> None:
 @contextlib.contextmanager
 def only_looking(model: nn.Module) -> Iterator[None]:
     """Run forward passes that leave no trace in ``model``: no gradients, and gathered parameters are resharded afterwards.
-    A compiled body runs uncompiled: every other shape and mode than training's would be compiled for itself.
 
     After a forward pass FSDP2 keeps its last groups gathered for the backward pass that normally follows; until then the
     model's parameters are not those the optimizer holds. All ranks call it.
@@ -43,7 +42,7 @@ def only_looking(model: nn.Module) -> Iterator[None]:
             dist.broadcast(buffer, src=0)
     model.eval()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad():
             yield
     finally:
         model.train()

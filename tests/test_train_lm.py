@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from analysis.replay.__main__ import main as replay
 from common.command import EXIT_DIVERGED, EXIT_PREEMPTED
 from common.errors import InputError
 from configs.load import load_config
@@ -468,6 +469,7 @@ def test_compiled_training_agrees_with_eager(start):
         "train.eval_every=99",
         "train.eval_sequences=8",
         "telemetry.attention_every=2",
+        "checkpoint.every=5",
     ]
     eager, compiled = start("name=eager", *short)[1], start("name=compiled", *short, "train.compile=true")[1]
     for a, b in zip(rows_of(eager), rows_of(compiled), strict=True):
@@ -475,3 +477,7 @@ def test_compiled_training_agrees_with_eager(start):
         assert a["loss/nll"] == pytest.approx(b["loss/nll"], rel=1e-3)
         assert a["hidden_norm/pre_final/mean"] == pytest.approx(b["hidden_norm/pre_final/mean"], rel=1e-3)
     assert "attention/logit_max" in rows_of(compiled)[5]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    replay([str(compiled), "--step", "6", "--out", str(compiled / "replay")])
+    found = json.loads((compiled / "replay" / "explanation.json").read_text())
+    assert (found["reproduced"], found["steps_compared"]) == (True, 1)  # though it was looked at before it was compiled

@@ -78,7 +78,7 @@ def loop(run: Run) -> int:
         vote = Vote(connection_timeout(run.config.train.stall_seconds))
         alone = run.config.train.compile and run.accelerator.num_processes == 1
         while run.step < run.config.train.steps:
-            with compiling_alone() if alone else contextlib.nullcontext():
+            with compiling_alone(lambda: stop.signal is not None) if alone else contextlib.nullcontext():
                 training_step(run, run.step + 1)
             alone = False
             stops, *written = vote(stop.signal is not None, *run.background.votes())

@@ -27,6 +27,7 @@ from data.batches import Batches, batch_number, evaluation_batches
 from data.foreign import foreign_tokens
 from data.negatives import Negatives, negative_count
 from data.store import TokenStore, open_store
+from model.compiled import check_compiler
 from optim.optimizers import build_optimizer, make_optimizer
 from ranks.collectives import from_main
 from ranks.launch import autocast_sharded
@@ -307,6 +308,8 @@ def _trainable(
     """Model and optimizer as prepared for the launch, telemetry and vitals on them, the optimizer's settings, and the ``alive``
     flag."""
     model = load_weights(checkpoint, config) if checkpoint else build_model(config, store.vocab_size, store.eos_id)
+    if config.train.compile and accelerator.device.type == "cpu":
+        check_compiler()
     model = prepare_model(config, model)
     check_optimizer(config.optimizer, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))

@@ -98,9 +98,8 @@ def prepare_step(run: Run, step: int) -> dict[str, Any]:
 def seed_dropout(device: torch.device, seed: int) -> None:
     """Seed the generator that dropout draws from."""
     if device.type == "cpu":
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed looks for every other kind of device: a millisecond
+        # torch.manual_seed looks for every other kind of device, which takes a millisecond.
+        torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
 

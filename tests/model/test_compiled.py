@@ -1,16 +1,20 @@
-"""What is put in the place of activations that compile badly."""
+"""Compiling the body: what is put in the place of activations that compile badly, when it is compiled, and who waits for whom."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModel, GPT2Config
 from transformers.activations import ACT2FN
 
-from model.compiled import SigmoidGELU, compile_body
+from common.errors import InputError
+from model.compiled import SigmoidGELU, check_compiler, compile_body, compiling_alone
 
 SAME = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 
@@ -43,3 +47,46 @@ def test_only_those_are_replaced_in_a_body_that_is_to_be_compiled(name, replaced
     compile_body(body)
     activations: list[nn.Module] = [block.mlp.act for block in body.h]
     assert all(isinstance(act, SigmoidGELU) == replaced for act in activations)
+
+
+def test_only_training_runs_what_is_compiled():
+    body, graphs = (
+        AutoModel.from_config(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)),
+        CompileCounter(),
+    )
+    compile_body(body, backend=graphs)
+    for mode in (body.eval, body.train, body.eval):
+        mode()(torch.zeros(1, 4, dtype=torch.long))
+    assert graphs.frame_count == 1
+
+
+def test_a_process_waits_for_another_that_compiles_but_not_if_it_is_to_stop(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    free, asked = [], []
+    lock = FileLock(tmp_path / "compiling.lock", thread_local=False)
+
+    def stopped() -> bool:
+        asked.append(lock.release())
+        return False
+
+    with lock, compiling_alone(stopped):
+        free.append(not lock.is_locked)
+    assert free == [True] and len(asked) == 1
+    assert "waits for another run that compiles" in capsys.readouterr().err
+    with lock, compiling_alone(lambda: True):
+        assert lock.is_locked
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_what_compiling_needs_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    check_compiler()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        InputError, match=r"train\.compile: torch cannot keep what it compiles: .*; set TORCHINDUCTOR_CACHE_DIR"
+    ):
+        check_compiler()
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(InputError, match=r"train\.compile: there is no C\+\+ compiler"):
+        check_compiler()

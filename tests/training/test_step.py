@@ -12,9 +12,10 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.compiled import compile_body
 from training.evaluate import evaluate
 from training.run import go_to
-from training.step import training_step
+from training.step import seed_dropout, training_step
 
 from .built import built
 
@@ -113,9 +114,16 @@ def test_a_compiled_body_is_compiled_once_however_many_micro_batches_and_whateve
     """Beyond a limit of eight graphs torch gives up and runs the rest uncompiled."""
     looking = ("telemetry.attention_every=2", "telemetry.edge_every=2")
     run, graphs = built(recipe, "name=counted", "train.micro_batch_size=1", *looking), CompileCounter()
-    run.bare_model().model.compile(backend=graphs)
+    compile_body(run.bare_model().model, backend=graphs)
     for step in (1, 2):
         training_step(run, step)
         evaluate(run)
     assert graphs.frame_count == 1
     assert run.recorder.transfer().healthy == 2
+
+
+def test_dropout_draws_what_torchs_own_seed_gives():
+    seed_dropout(torch.device("cpu"), 1234567890123456789)
+    drawn = torch.rand(8)
+    torch.manual_seed(1234567890123456789)
+    assert torch.equal(drawn, torch.rand(8))
