@@ -48,20 +48,14 @@ def compile_body(body: nn.Module, backend: str | Callable[..., Any] = "inductor"
 
 
 def check_compiler() -> None:
-    """Raise InputError if nothing can be compiled for this machine's CPU, or not be kept."""
+    """Raise InputError if nothing can be compiled for this machine's CPU."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     try:
         get_cpp_compiler()
-        cache_dir()
     except InvalidCxxCompiler:
         raise InputError("train.compile: there is no C++ compiler; install g++, or name another in CXX") from None
-    except OSError as error:
-        raise InputError(
-            f"train.compile: torch cannot keep what it compiles: {error}; set TORCHINDUCTOR_CACHE_DIR to a folder of yours"
-        ) from None
 
 
 @contextlib.contextmanager
