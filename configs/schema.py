@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from common.section import MOST, Choice, Place, Section, Text
 from data.corpora import DataConfig
@@ -170,6 +170,13 @@ class TelemetryConfig(Section):
     another forward pass of its batch; null: never."""
     attention_sequences: int = Field(default=2, ge=1, le=MOST)
     """Validation sequences that this measurement uses; always the same ones, on every rank."""
+
+    @field_validator("families", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("is empty; telemetry.enabled=false measures none of them")
+        return value
 
     def measures(self, family: Family) -> bool:
         """Whether a family is measured."""

@@ -269,6 +269,11 @@ def _print_notes(run: Run) -> None:
     """Say what may not be expected of the model and the interventions, above the bar."""
     config, model = run.config, run.bare_model()
     with tqdm.external_write_mode(file=sys.stderr):
+        if config.train.compile:
+            note(
+                "train.compile: the first step, and a signal during it, waits for the compiler: seconds if torch has kept code for "
+                "this shape, else half a minute and more"
+            )
         for key, kind, part in (
             ("head", config.head.kind, model.lm_head),
             ("objective", config.objective.kind, model.objective),
