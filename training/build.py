@@ -13,7 +13,6 @@ from common.seeds import stream_seed
 from configs.body import body_config, skeleton_problems
 from configs.schema import RunConfig
 from model import SwapHeadConfig, attend_causally, blocks, final_norm, new_model, sigma_reparam
-from model.compiled import compile_body
 from model.modeling import build
 from model.negatives import negative_loss
 from model.registry import OBJECTIVES
@@ -21,6 +20,8 @@ from record.checkpoints import reparametrised_tensors
 from record.whole import load_checkpoint
 from stability.measure.norms import groups_of
 from stability.measure.telemetry import Telemetry
+
+from .compiled import compile_body
 
 UNUSABLE = (OSError, ValueError, KeyError, SafetensorError)
 """What loading a teacher raises; KeyError for a kind of a plug-in that is not imported."""

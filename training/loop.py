@@ -8,7 +8,6 @@ from pathlib import Path
 
 from common.command import EXIT_FINISHED, EXIT_RANK_LOST
 from configs.schema import RunConfig
-from model.compiled import compiling_alone
 from ranks.collectives import from_main
 from ranks.launch import connection_timeout, start_accelerator
 from ranks.stop import Vote, stop_signals
@@ -18,6 +17,7 @@ from record.lock import run_lock
 from record.trackers import refuse_unready
 
 from .branch import begin_branch
+from .compiled import compiling_alone
 from .due import due_after
 from .ends import diverged, finished, open_run_directory, preempted, storage_failed
 from .flush import flush

@@ -27,7 +27,6 @@ from data.batches import Batches, batch_number, evaluation_batches
 from data.foreign import foreign_tokens
 from data.negatives import Negatives, negative_count
 from data.store import TokenStore, open_store
-from model.compiled import check_compiler
 from optim.optimizers import build_optimizer, make_optimizer
 from ranks.collectives import from_main
 from ranks.launch import autocast_sharded
@@ -58,6 +57,7 @@ from .checks import (
     refuse_other_tokens,
     refuse_sharded_reparam,
 )
+from .compiled import check_compiler
 from .loss_kernel import check_loss_kernel
 from .memory import LEAST_VOCABULARY
 
@@ -271,8 +271,8 @@ def _print_notes(run: Run) -> None:
     with tqdm.external_write_mode(file=sys.stderr):
         if config.train.compile:
             note(
-                "train.compile: the first step, and a signal during it, waits for the compiler: seconds if torch has kept code for "
-                "this shape, else half a minute and more"
+                "train.compile: the first step, and a signal during it, waits for the compiler: seconds if torch has kept code "
+                "for this shape, else half a minute and more"
             )
         for key, kind, part in (
             ("head", config.head.kind, model.lm_head),

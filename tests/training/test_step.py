@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.compiled import compile_body
+from training.compiled import compile_body
 from training.evaluate import evaluate
 from training.run import go_to
 from training.step import seed_dropout, training_step

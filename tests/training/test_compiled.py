@@ -14,7 +14,7 @@ from transformers import AutoModel, GPT2Config
 from transformers.activations import ACT2FN
 
 from common.errors import InputError
-from model.compiled import SigmoidGELU, check_compiler, compile_body, compiling_alone
+from training.compiled import SigmoidGELU, check_compiler, compile_body, compiling_alone
 
 SAME = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 
