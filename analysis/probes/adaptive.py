@@ -159,7 +159,8 @@ def _binary_entropy(log_odds_N: Tensor) -> Tensor:
 def _dark_share(of_tfsd_NV: Tensor, of_ce_NV: Tensor) -> Tensor:
     """The part of one gradient that is orthogonal to the other, as a share of its length."""
     size_N1 = of_tfsd_NV.norm(dim=1, keepdim=True)
-    direction_NV = of_ce_NV / of_ce_NV.norm(dim=1, keepdim=True)
+    direction_NV = of_ce_NV / of_ce_NV.abs().amax(1, keepdim=True)  # squares of the smallest would have few digits left
+    direction_NV = direction_NV / direction_NV.norm(dim=1, keepdim=True)
     rest_NV = of_tfsd_NV - (of_tfsd_NV * direction_NV).sum(1, keepdim=True) * direction_NV
     return torch.where(size_N1 > NO_GRADIENT, rest_NV.norm(dim=1, keepdim=True) / size_N1, torch.nan)[:, 0]
 

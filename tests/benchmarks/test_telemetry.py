@@ -8,9 +8,9 @@ from common.command import exit_status
 
 def test_every_family_is_timed_against_none_and_all_against_their_parts(recipe, monkeypatch, capsys):
     for module in (paired, telemetry):
-        monkeypatch.setattr(module, "BLOCK", 5)
+        monkeypatch.setattr(module, "BLOCK", 2)
     monkeypatch.setattr(
-        "sys.argv", ["telemetry", "--families", "--config", str(recipe["path"]), "--steps", "30", *recipe["overrides"]]
+        "sys.argv", ["telemetry", "--families", "--config", str(recipe["path"]), "--steps", "12", *recipe["overrides"]]
     )
     assert not exit_status(telemetry.main)
     found = re.findall(r"(\S+(?: \S+)?) / (\S+(?: \S+)?), cpu +(\S+) \[", capsys.readouterr().out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from analysis.claims.dark_knowledge import ROUNDING
@@ -48,6 +48,7 @@ def test_each_number_is_that_of_its_definition(z, at):
         assert float(found[key]) == pytest.approx(value, rel=1e-7, abs=1e-12), key
 
 
+@example(z=[366.0, 0.0], at=0)
 @given(z=st.lists(st.floats(-2000, 2000), min_size=2, max_size=7), at=st.integers(0, 6))
 def test_any_logits_have_values_and_tfsd_no_dark_knowledge(z, at):
     """c alone may be below any number, and the share of dark knowledge may have no direction to be seen in."""
