@@ -17,10 +17,8 @@ otherwise the highest status of any run or analysis, where a signal counts as 12
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +39,7 @@ from suite.local import CommandChild, Local, threads_each
 from suite.report import results
 from suite.schedule import Interrupted, Starter, run_all, wait_for
 from suite.show import Progress, view
-from suite.warm import checked, environment, fork_server
+from suite.warm import checked, environment, fork_server, may_compile
 from suite.watch import watch
 
 LAST_LINES = 5
@@ -79,7 +77,8 @@ def main() -> int:
     places = options.jobs or 1
     _refuse_unwritable(job.out)
     of_analyses = environment()  # with all cores
-    context = fork_server(threads_each(places) if executor is None else None, compiles=_may_compile(job))
+    compiles = may_compile(job.recipe, [override for run in job.runs for override in run.overrides])
+    context = fork_server(threads_each(places) if executor is None else None, compiles)
     if not options.check:
         wait_until_free(job.out, [one.name for one in job.runs])
     print(f"checking the configurations of {len(job.runs)} runs", flush=True)
@@ -101,15 +100,6 @@ def main() -> int:
     if executor is not None:
         starter = Cluster(executor, job.recipe, job.logs, options.jobs)
     return run(job, found["prospects"], starter, of_analyses)
-
-
-def _may_compile(job: Job) -> bool:
-    """Whether a run of the suite seems to compile its body: only then is torch's compiler loaded beforehand, in some seconds.
-    What the recipe's base says is not looked at."""
-    said = [override for run in job.runs for override in run.overrides]
-    with contextlib.suppress(OSError):  # told by the check
-        said.append(job.recipe.read_text(encoding="utf-8", errors="replace"))
-    return any(re.search(r"\bcompile\b[\s:=\"']+(true|yes|on)\b", text, re.IGNORECASE) for text in said)
 
 
 def _parser() -> ArgumentParser:

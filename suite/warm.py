@@ -11,6 +11,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -44,6 +45,15 @@ def environment(threads: int | None = None) -> dict[str, str]:
     usual = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     usual |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return {**usual, **os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+
+
+def may_compile(recipe: Path, overrides: Sequence[str]) -> bool:
+    """Whether a run seems to compile its body: only then is torch's compiler loaded beforehand, in some seconds. What the
+    recipe's base says is not looked at."""
+    said = list(overrides)
+    with contextlib.suppress(OSError):  # told by the check
+        said.append(recipe.read_text(encoding="utf-8", errors="replace"))
+    return any(re.search(r"\bcompile\b[\s:=\"']+(true|yes|on)\b", text, re.IGNORECASE) for text in said)
 
 
 def fork_server(threads: int | None, compiles: bool = False) -> ForkServerContext:

@@ -13,7 +13,7 @@ from run_suite import main
 from suite.check import check
 from suite.expand import expand
 from suite.file import load_suite
-from suite.warm import gpu_of
+from suite.warm import gpu_of, may_compile
 from train_lm import train
 
 from ..conftest import ROOT, called, python, rows_of
@@ -267,3 +267,22 @@ def test_a_branch_of_a_run_that_diverged_before_it_is_a_result_too(workspace, tm
 )
 def test_runs_at_a_time_have_a_gpu_each(place, count, visible, gpu):
     assert gpu_of(place, count, visible) == gpu
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "compiles"),
+    [
+        ("train: {compile: true}", "", True),
+        ("train:\n  compile: yes", "", True),
+        ('{"train": {"compile": true}}', "", True),
+        ("train: {steps: 3}", "train.compile=true", True),
+        ("train: {compile: false}", "train.steps=3", False),
+        ("# compile: truely", "", False),
+        (None, "", False),
+    ],
+)
+def test_the_compiler_is_loaded_beforehand_only_where_a_run_seems_to_compile(recipe, override, compiles, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    if recipe is not None:
+        path.write_bytes(b"# caf\xe9\n" + recipe.encode())  # not UTF-8: the check says so, not this
+    assert may_compile(path, [override]) == compiles

@@ -50,10 +50,8 @@ def test_only_those_are_replaced_in_a_body_that_is_to_be_compiled(name, replaced
 
 
 def test_only_training_runs_what_is_compiled():
-    body, graphs = (
-        AutoModel.from_config(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)),
-        CompileCounter(),
-    )
+    config, graphs = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2), CompileCounter()
+    body = AutoModel.from_config(config)
     compile_body(body, backend=graphs)
     for mode in (body.eval, body.train, body.eval):
         mode()(torch.zeros(1, 4, dtype=torch.long))
